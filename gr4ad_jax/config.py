@@ -1,0 +1,326 @@
+"""Every setting of a run as frozen dataclasses, named presets, checks, and a JSON round trip."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+ConfigT = TypeVar("ConfigT")
+
+
+class ConfigError(ValueError):
+  """A setting that cannot work; the message names the field, the value and the rule."""
+
+
+def _require(ok: bool, field: str, value: Any, rule: str) -> None:
+  if not ok:
+    raise ConfigError(f"{field}={value!r}: {rule}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """Context processor and decoder. Source: paper 3.2; reference sections 2 and 10."""
+
+  decoder: Literal["lazy", "autoregressive"] = "lazy"
+  """LazyAR, or the ordinary autoregressive decoder that it is compared with."""
+  width: int = 128
+  """d, the width of every hidden state."""
+  num_heads: int = 4
+  """Attention heads; must divide the width."""
+  num_layers: int = 4
+  """L, decoder layers in all."""
+  num_lazy_layers: int = 2
+  """K, layers that run without the previous token, once per request (LazyAR only)."""
+  mlp_width: int = 0
+  """SwiGLU inner width; 0 takes 8/3 of the width rounded to a multiple of 64."""
+  kv_mode: Literal["lazy", "projected"] = "lazy"
+  """Cross-attention keys and values: the normalised context itself, or own projections per layer."""
+  norm: Literal["rms", "layer"] = "rms"
+  """Normalisation before each sub-layer."""
+  fuse_bos: bool = False
+  """Also fuse a zero token at position 1 (eq. 7 read literally; the figures bypass it)."""
+  copy_path: bool = False
+  """Mix in next codes copied from the user's own history (beyond the paper; off = paper)."""
+  dropout: float = 0.0
+  """Dropout rate on sub-layer outputs during training."""
+  compute_dtype: Literal["float32", "bfloat16"] = "float32"
+  """Type of activations; parameters, softmax, log-probs and losses stay float32."""
+
+  def __post_init__(self):
+    _require(self.width > 0 and self.num_heads > 0, "model.width", self.width, "must be positive")
+    _require(
+      self.width % self.num_heads == 0, "model.num_heads", self.num_heads,
+      f"must divide model.width={self.width}",
+    )
+    _require(self.num_layers >= 1, "model.num_layers", self.num_layers, "must be at least 1")
+    _require(
+      0 <= self.num_lazy_layers < self.num_layers, "model.num_lazy_layers", self.num_lazy_layers,
+      f"must lie in [0, model.num_layers={self.num_layers})",
+    )
+    _require(0.0 <= self.dropout < 1.0, "model.dropout", self.dropout, "must lie in [0, 1)")
+    _require(self.mlp_width >= 0, "model.mlp_width", self.mlp_width, "must not be negative")
+
+  @property
+  def feed_forward_width(self) -> int:
+    """Inner width of the feed-forward block."""
+    return self.mlp_width or max(64, 64 * round(self.width * 8 / 3 / 64))
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+  """Value-aware supervised learning. Source: paper 3.3, eq. 12-15; reference sections 3 and 10."""
+
+  ecpm_weight: float = 0.5
+  """lambda_e, weight of the eCPM-bucket loss."""
+  mtp_weight: float = 0.3
+  """lambda_mtp, weight of the auxiliary loss on the un-fused trunk (LazyAR only)."""
+  num_ecpm_bins: int = 32
+  """Equiprobable buckets of the training samples' eCPM (fewer where quantiles coincide)."""
+  impression_weight: float = 0.0
+  """w_behavior of an impression without engagement (0 leaves it out, as VSL logs do)."""
+  click_weight: float = 1.0
+  """w_behavior of a click."""
+  conversion_weight: float = 4.0
+  """w_behavior of a conversion."""
+  user_weight_range: tuple[float, float] = (0.5, 2.0)
+  """Bounds of w_user = log1p(trailing revenue) / its training mean."""
+
+  def __post_init__(self):
+    for name in ("ecpm_weight", "mtp_weight", "impression_weight", "click_weight",
+                 "conversion_weight"):
+      _require(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "must be >= 0")
+    _require(self.num_ecpm_bins >= 1, "loss.num_ecpm_bins", self.num_ecpm_bins, "must be >= 1")
+    low, high = self.user_weight_range
+    _require(0 <= low <= high, "loss.user_weight_range", (low, high), "needs 0 <= low <= high")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """Optimisation and its bookkeeping. Source: reference section 10."""
+
+  num_steps: int = 2000
+  """Optimizer steps in all."""
+  batch_size: int = 64
+  """Requests per step over all devices and hosts."""
+  learning_rate: float = 1e-3
+  """Peak, reached after the warm-up."""
+  warmup_share: float = 0.02
+  """Share of the steps spent warming up linearly."""
+  final_learning_rate_share: float = 0.1
+  """The cosine ends at this share of the peak."""
+  weight_decay: float = 0.1
+  """AdamW decay, on matrices only."""
+  clip_norm: float = 1.0
+  """Global gradient norm is clipped to this."""
+  seed: int = 0
+  """Seed of parameters, shuffling and dropout."""
+  log_every: int = 50
+  """Steps between log lines."""
+  eval_every: int = 1000
+  """Steps between validation losses (also the moments a 'best' checkpoint can be kept)."""
+  eval_batches: int = 40
+  """Validation batches per validation loss."""
+  checkpoint_every: int = 500
+  """Steps between checkpoints."""
+  data_parallel: int = 0
+  """Devices along the batch; 0 takes all that fsdp leaves."""
+  fsdp: int = 1
+  """Devices over which parameters and optimizer state are sharded."""
+  max_minutes: float = 0.0
+  """Stop at the first checkpoint after this many minutes; 0 = no limit. The schedule is unchanged."""
+
+  def __post_init__(self):
+    for name in ("num_steps", "batch_size", "log_every", "eval_every", "eval_batches",
+                 "checkpoint_every", "fsdp"):
+      _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
+    for name in ("learning_rate", "clip_norm"):
+      _require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be positive")
+    _require(0 <= self.warmup_share < 1, "train.warmup_share", self.warmup_share, "needs [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+  """Beam search over SID levels. Source: paper 4.2 (progressive widths)."""
+
+  widths: tuple[int, ...] = (64, 96, 128)
+  """Beams kept after each SID level."""
+  batch_size: int = 64
+  """Requests decoded per call."""
+  value_exponent: float = 0.0
+  """gamma: rank by log p(SID) + gamma * log(expected value); 0 = by probability alone."""
+
+  def __post_init__(self):
+    _require(
+      len(self.widths) > 0 and min(self.widths) >= 1, "search.widths", self.widths,
+      "needs one positive width per SID level",
+    )
+    _require(self.batch_size >= 1, "search.batch_size", self.batch_size, "must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """A whole run; saved as config.json in its folder."""
+
+  model: ModelConfig = ModelConfig()
+  loss: LossConfig = LossConfig()
+  train: TrainConfig = TrainConfig()
+  search: SearchConfig = SearchConfig()
+
+
+def _paper(width: int) -> Config:
+  return Config(
+    model=ModelConfig(
+      width=width, num_heads=width // 64, num_layers=9, num_lazy_layers=6,
+      compute_dtype="bfloat16",
+    ),
+    train=TrainConfig(num_steps=100_000, batch_size=1024, learning_rate=3e-4, eval_every=5000,
+                      checkpoint_every=1000),
+    search=SearchConfig(widths=(128, 256, 512)),
+  )
+
+
+PRESETS: dict[str, Config] = {
+  # Seconds on a laptop: tests and the notebook.
+  "tiny": Config(
+    model=ModelConfig(width=64, num_heads=2, num_layers=3, num_lazy_layers=2),
+    train=TrainConfig(num_steps=200, batch_size=32, learning_rate=3e-3, log_every=20,
+                      eval_every=100, eval_batches=8, checkpoint_every=100),
+    search=SearchConfig(widths=(32, 48, 64), batch_size=32),
+  ),
+  # Minutes on two CPU cores: the main demonstration.
+  "demo": Config(
+    model=ModelConfig(width=128, num_heads=4, num_layers=4, num_lazy_layers=2, copy_path=True),
+  ),
+  # Hours on a CPU, minutes on an accelerator.
+  "small": Config(
+    model=ModelConfig(width=256, num_heads=4, num_layers=9, num_lazy_layers=6, dropout=0.1),
+    train=TrainConfig(num_steps=20_000, batch_size=1024, eval_every=1000),
+    search=SearchConfig(widths=(128, 256, 512)),
+  ),
+  "base": _paper(512),
+  "paper-0.03B": _paper(384),
+  "paper-0.08B": _paper(704),
+  "paper-0.16B": _paper(1024),
+  "paper-0.32B": _paper(1472),
+}
+
+
+def preset(name: str) -> Config:
+  """The preset of this name.
+
+  Raises:
+    ConfigError: an unknown name; the message lists the nearest ones.
+  """
+  if name not in PRESETS:
+    raise ConfigError(f"preset={name!r}: unknown; {_nearest(name, PRESETS)}")
+  return PRESETS[name]
+
+
+def _nearest(name: str, options: typing.Iterable[str]) -> str:
+  options = list(options)
+  close = difflib.get_close_matches(name, options, n=1, cutoff=0.4)
+  return f"did you mean {close[0]!r}?" if close else f"one of {', '.join(options)}"
+
+
+def override(config: ConfigT, path: str, value: Any) -> ConfigT:
+  """A copy of `config` with the field at a dotted `path` replaced.
+
+  Args:
+    config: any nested frozen dataclass.
+    path: for example "model.width".
+    value: a value, or its text as typed on a command line.
+
+  Raises:
+    ConfigError: no such path (the nearest valid one is named), or a value of the wrong type.
+  """
+  valid = [p for p, _ in _leaves(config)]
+  if path not in valid:
+    raise ConfigError(f"unknown setting {path!r}; {_nearest(path, valid)}")
+  head, _, rest = path.partition(".")
+  if rest:
+    return dataclasses.replace(config, **{head: override(getattr(config, head), rest, value)})
+  hint = typing.get_type_hints(type(config))[head]
+  return dataclasses.replace(config, **{head: _parse(hint, value, path)})
+
+
+def _leaves(config: Any, prefix: str = "") -> list[tuple[str, Any]]:
+  leaves = []
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      leaves += _leaves(value, f"{prefix}{field.name}.")
+    else:
+      leaves.append((prefix + field.name, value))
+  return leaves
+
+
+def _parse(hint: Any, value: Any, path: str) -> Any:
+  """`value` as the type `hint`; text is read the way a command line writes it."""
+  origin, args = typing.get_origin(hint), typing.get_args(hint)
+  try:
+    if origin is Literal:
+      if value not in args:
+        raise ValueError
+      return value
+    if origin in (typing.Union, types.UnionType):
+      if value is None or value == "None":
+        return None
+      return _parse(next(a for a in args if a is not type(None)), value, path)
+    if origin is tuple:
+      parts = value.replace("(", "").replace(")", "").split(",") if isinstance(value, str) else value
+      parts = [p for p in parts if p != ""]
+      kinds = [args[0]] * len(parts) if len(args) == 2 and args[1] is Ellipsis else args
+      if len(kinds) != len(parts):
+        raise ValueError
+      return tuple(_parse(k, p, path) for k, p in zip(kinds, parts, strict=True))
+    if hint is bool:
+      return {"true": True, "false": False, "1": True, "0": False}[str(value).lower()]
+    if hint is int and isinstance(value, float):
+      raise ValueError
+    return hint(value)
+  except (ValueError, KeyError, TypeError):
+    kind = getattr(hint, "__name__", str(hint)).replace("typing.", "")
+    raise ConfigError(f"{path}={value!r}: must be {kind if not args else hint}") from None
+
+
+def to_json(config: Any) -> str:
+  """The config as indented JSON text."""
+  return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_dict(kind: type[ConfigT], values: dict[str, Any], prefix: str = "") -> ConfigT:
+  """A dataclass of type `kind` from plain JSON values; missing fields take their defaults.
+
+  Raises:
+    ConfigError: an unknown field, or a value of the wrong type.
+  """
+  hints = typing.get_type_hints(kind)
+  fields = {}
+  for name, value in values.items():
+    if name not in hints:
+      raise ConfigError(f"unknown setting {prefix + name!r}; {_nearest(name, hints)}")
+    if dataclasses.is_dataclass(hints[name]):
+      fields[name] = from_dict(hints[name], value, f"{prefix}{name}.")
+    else:
+      fields[name] = _parse(hints[name], value, prefix + name)
+  return kind(**fields)
+
+
+def read_json(kind: type[ConfigT], path: Path) -> ConfigT:
+  """The config stored at `path`.
+
+  Raises:
+    ConfigError: no such file, or its content is not a valid config.
+  """
+  try:
+    values = json.loads(path.read_text())
+  except FileNotFoundError:
+    raise ConfigError(f"{path}: no such file") from None
+  except json.JSONDecodeError as error:
+    raise ConfigError(f"{path}: not JSON ({error})") from None
+  return from_dict(kind, values)

@@ -1,0 +1,99 @@
+"""Public review sequences (Amazon product data 2014, 5-core) -> logs in which every item is an ad.
+
+A folder holds `interactions.parquet` (user_id, position with 0 = oldest, item_id) and
+`items.parquet` (item_id, brand, categories). Ids are names: nothing is read from their order, and
+the ASIN is never a feature, because both leak the order of the reviews.
+
+Source: J. McAuley's Amazon product data (2014); protocol of TIGER, arXiv 2305.05065.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gr4ad_jax.data.records import Logs
+from gr4ad_jax.data.schema import build_logs
+from gr4ad_jax.data.validation import LogError, RowChecks, require_columns
+
+DAY_S = 86_400
+UNKNOWN_BRAND = "unknown"
+
+CAVEATS = (
+  "Reviews, not ads: every item counts as an ad with its brand as the advertiser, every review as "
+  "a conversion of value 1.",
+  "Times hold only the order: a user's event number n stands at day n after 1970-01-01.",
+  "Text is brand and categories; titles and prices are not in these files, so it is weaker than "
+  "the text of published models.",
+)
+
+
+def read_amazon(folder: Path) -> Logs:
+  """Reads one data set of review sequences.
+
+  Args:
+    folder: holds interactions.parquet and items.parquet.
+
+  Returns:
+    The logs: an ad per item, each review a request of its own, `time_s` = position * 86,400.
+
+  Raises:
+    LogError: a file is not readable or breaks a rule.
+  """
+  folder = Path(folder)
+  items_file, interactions_file = folder / "items.parquet", folder / "interactions.parquet"
+  items = _read(items_file, ("item_id", "brand", "categories"))
+  interactions = _read(interactions_file, ("user_id", "position", "item_id"))
+  _check_positions(interactions, str(interactions_file))
+  brand = items["brand"].astype(object).where(items["brand"].notna(), "")
+  categories = items["categories"].astype(object).where(items["categories"].notna(), "")
+  separator = np.where((brand != "") & (categories != ""), ", ", "")
+  ads = pd.DataFrame({
+    "ad_id": items["item_id"],
+    "advertiser_id": brand.where(brand != "", UNKNOWN_BRAND),
+    "category": categories,
+    "text": brand + separator + categories,
+    "conversion_type": "review",
+  })
+  events = pd.DataFrame({
+    "user_id": interactions["user_id"],
+    "time": interactions["position"].astype(np.int64) * DAY_S,
+    "ad_id": interactions["item_id"],
+    "action": pd.Categorical.from_codes(np.zeros(len(interactions), np.int8), ["conversion"]),
+    "value": 1.0,
+  })
+  return build_logs(
+    ads=ads,
+    events=events,
+    files={
+      "ads": f"{items_file} (item_id as ad_id)",
+      "events": f"{interactions_file} (item_id as ad_id)",
+    },
+    source=f"Amazon reviews 2014, {folder.name}",
+    currency="interactions",
+    caveats=CAVEATS,
+    cleaning={"items: brand missing, advertiser 'unknown'": int((brand == "").sum())},
+  )
+
+
+def _read(file: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+  try:
+    parquet = pq.ParquetFile(file)
+    present = [column for column in columns if column in parquet.schema_arrow.names]
+    frame = parquet.read(columns=present).to_pandas(integer_object_nulls=True)
+  except (OSError, pa.ArrowException) as error:
+    raise LogError(f"{file}: not readable as parquet ({type(error).__name__})") from None
+  require_columns(frame, columns, str(file))
+  return frame
+
+
+def _check_positions(interactions: pd.DataFrame, file: str) -> None:
+  position_E = interactions["position"]
+  if not pd.api.types.is_integer_dtype(position_E.dtype):
+    raise LogError(f"{file}: column 'position' has dtype {position_E.dtype}: must be integers")
+  checks = RowChecks(file, interactions)
+  checks.reject((position_E < 0).to_numpy(), "position", "must be >= 0")
+  repeated_E = interactions.duplicated(["user_id", "position"]).to_numpy()
+  checks.reject(repeated_E, "position", "must differ within a user")

@@ -1,0 +1,174 @@
+"""Examples -> batches: grain shuffle, per-host slice, SID look-up, padding, resumable iterators."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+
+from gr4ad_jax.config import LossConfig
+from gr4ad_jax.data.batch import Batch, Context, Vocabulary
+from gr4ad_jax.data.sequences import (
+  NUM_AGE_BUCKETS,
+  NUM_COUNT_BUCKETS,
+  NUM_ORGANIC_BUCKETS,
+  Example,
+  SequenceConfig,
+)
+from gr4ad_jax.data.tfds_builder import to_example
+from gr4ad_jax.data.trending import NUM_TREND_BUCKETS, Trending
+from gr4ad_jax.data.value import ValueScale, sample_weight, value_bucket
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchMaker:
+  """Pads examples to one shape and replaces ads and contents by their codes.
+
+  Attributes:
+    sequence: history and target limits.
+    loss: value weights.
+    scale: value buckets and weight means.
+    codes_AL: int32 SID codes of every ad.
+    content_codes_OL: int32 codes of every organic content, -1 where it has none.
+    content_bucket_O: int32 hash bucket of every organic content id.
+    content_ad_O: int32 ad of the same product, -1 = none.
+    trending: current shares by day, or None.
+  """
+
+  sequence: SequenceConfig
+  loss: LossConfig
+  scale: ValueScale
+  codes_AL: np.ndarray
+  content_codes_OL: np.ndarray
+  content_bucket_O: np.ndarray
+  content_ad_O: np.ndarray
+  trending: Trending | None
+
+  def vocabulary(self, feature_sizes: Sequence[int], codebook_sizes: Sequence[int]) -> Vocabulary:
+    """Sizes that the model needs for these batches."""
+    return Vocabulary(
+      tuple(codebook_sizes), tuple(feature_sizes), self.scale.num_bins, NUM_COUNT_BUCKETS,
+      NUM_AGE_BUCKETS, NUM_TREND_BUCKETS, self.sequence.num_trending, NUM_ORGANIC_BUCKETS,
+    )
+
+  def context(self, examples: Sequence[Example]) -> Context:
+    """What the model reads of the requests, padded to the history limits."""
+    num_ads, num_organics = self.sequence.max_ad_history, self.sequence.max_organic_history
+    ad_BT = _pad([e.ad_T for e in examples], num_ads)
+    organic_BO = _pad([e.organic_O for e in examples], num_organics)
+    ad_trend_BT, organic_trend_BO, trend_BN, share_BN = self._trends(
+      np.array([e.time_s for e in examples]), ad_BT, organic_BO
+    )
+    return Context(
+      feature_BF=np.stack([e.feature_F for e in examples]).astype(np.int32),
+      ad_code_BTL=_look_up(self.codes_AL, ad_BT),
+      ad_count_BT=_pad([e.ad_count_T for e in examples], num_ads),
+      ad_age_BT=_pad([e.ad_age_T for e in examples], num_ads),
+      ad_trend_BT=ad_trend_BT,
+      organic_code_BOL=_look_up(self.content_codes_OL, organic_BO),
+      organic_id_BO=_look_up(self.content_bucket_O, organic_BO),
+      organic_count_BO=_pad([e.organic_count_O for e in examples], num_organics),
+      organic_age_BO=_pad([e.organic_age_O for e in examples], num_organics),
+      organic_trend_BO=organic_trend_BO,
+      trend_code_BNL=_look_up(self.codes_AL, trend_BN),
+      trend_share_BN=share_BN,
+    )
+
+  def _trends(
+    self, time_s_B: np.ndarray, ad_BT: np.ndarray, organic_BO: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Share buckets of both histories, and the trending ads with theirs."""
+    ad_trend_BT, organic_trend_BO = np.minimum(ad_BT, 0), np.minimum(organic_BO, 0)
+    trend_BN = np.full((len(time_s_B), self.sequence.num_trending), -1, np.int32)
+    share_BN = trend_BN.copy()
+    if self.trending is None:
+      return ad_trend_BT, organic_trend_BO, trend_BN, share_BN
+    organic_ad_BO = _look_up(self.content_ad_O, organic_BO)
+    width = min(trend_BN.shape[1], self.trending.ad_DN.shape[1])
+    for i, row in enumerate(self.trending.rows(time_s_B)):
+      ad_trend_BT[i] = np.where(ad_BT[i] < 0, -1, self.trending.bucket_of(row, ad_BT[i]))
+      organic_trend_BO[i] = np.where(
+        organic_BO[i] < 0, -1, self.trending.bucket_of(row, organic_ad_BO[i])
+      )
+      trend_BN[i, :width] = self.trending.ad_DN[row, :width]
+      share_BN[i, :width] = np.where(
+        trend_BN[i, :width] < 0, -1, self.trending.bucket_DN[row, :width]
+      )
+    return ad_trend_BT, organic_trend_BO, trend_BN, share_BN
+
+  def __call__(self, examples: Sequence[Example]) -> Batch:
+    """A training batch."""
+    num_targets = self.sequence.max_targets
+    target_BC = _pad([e.target_C for e in examples], num_targets)
+    bucket = [value_bucket(self.scale, e.value_C, e.ecpm_C) for e in examples]
+    weight = [
+      sample_weight(self.scale, self.loss, np.full(len(e.target_C), e.past_value), e.action_C)
+      for e in examples
+    ]
+    return Batch(
+      self.context(examples),
+      _look_up(self.codes_AL, target_BC),
+      _pad(bucket, num_targets),
+      _pad(weight, num_targets, fill=0.0, dtype=np.float32),
+    )
+
+
+def _pad(rows: list[np.ndarray], width: int, *, fill: float = -1, dtype=np.int32) -> np.ndarray:
+  padded = np.full((len(rows), width), fill, dtype)
+  for i, row in enumerate(rows):
+    padded[i, : len(row)] = row
+  return padded
+
+
+def _look_up(table: np.ndarray, index: np.ndarray) -> np.ndarray:
+  """table[index] with -1 where the index is -1."""
+  found = table[np.maximum(index, 0)]
+  padding = index < 0
+  return np.where(padding.reshape(padding.shape + (1,) * (found.ndim - index.ndim)), -1, found)
+
+
+def train_batches(
+  source,
+  make_batch: BatchMaker,
+  *,
+  batch_size: int,
+  seed: int,
+  host: int = 0,
+  num_hosts: int = 1,
+  read_threads: int = 2,
+) -> grain.DatasetIterator:
+  """An endless, seeded iterator of this host's share of every batch.
+
+  Its `get_state()` goes into the checkpoint and `set_state()` continues at the very next batch.
+
+  Args:
+    source: random-access records of the training split.
+    make_batch: padding and look-up.
+    batch_size: rows over all hosts.
+    seed: of the shuffle; each epoch has its own order.
+    host, num_hosts: which slice of the records this process reads.
+    read_threads: reading ahead; 0 reads in the calling thread.
+
+  Raises:
+    ValueError: the batch does not divide over the hosts, or a host has fewer records than rows.
+  """
+  if batch_size % num_hosts:
+    raise ValueError(f"train.batch_size={batch_size}: must be a multiple of the {num_hosts} hosts")
+  rows = batch_size // num_hosts
+  if len(source) // num_hosts < rows:
+    raise ValueError(
+      f"train.batch_size={batch_size}: larger than the {len(source)} training examples"
+    )
+  dataset = (
+    grain.MapDataset.source(source)
+    .seed(seed)
+    .shuffle()
+    .slice(slice(host, None, num_hosts))
+    .repeat()
+    .map(lambda record: to_example(record, 0))
+    .batch(rows, drop_remainder=True, batch_fn=make_batch)
+  )
+  options = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=4 * read_threads)
+  return iter(dataset.to_iter_dataset(options))

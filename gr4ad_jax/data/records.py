@@ -1,0 +1,116 @@
+"""What an ad log is: ads, organic contents, users and events as plain numpy records."""
+
+import enum
+from dataclasses import dataclass
+
+import numpy as np
+
+
+class Action(enum.IntEnum):
+  """What a user did with an ad or a content; a stronger action has a larger number."""
+
+  IMPRESSION = 0
+  CLICK = 1
+  CONVERSION = 2
+
+
+@dataclass(frozen=True)
+class AdTable:
+  """The ad catalogue; the row number is the ad index used everywhere else.
+
+  Attributes:
+    ad_id: [A] str objects, unique.
+    advertiser_id: [A] str objects.
+    category: [A] str objects, a path such as "Food > Snacks"; "" = unknown.
+    text: [A] str objects, the creative in words; "" = unknown.
+    price: [A] float32, currency units; NaN = unknown.
+    conversion_type: [A] str objects, what a conversion of this ad is; "" = unknown.
+    embedding_AD: [A, D] float32 given by the log's owner, or None.
+  """
+
+  ad_id: np.ndarray
+  advertiser_id: np.ndarray
+  category: np.ndarray
+  text: np.ndarray
+  price: np.ndarray
+  conversion_type: np.ndarray
+  embedding_AD: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class ContentTable:
+  """Organic contents (products, videos, posts) that events refer to.
+
+  Attributes:
+    content_id: [O] str objects, unique.
+    ad: [O] int32, index of the ad that promotes the same product; -1 = none.
+    category: [O] str objects, "" = unknown.
+    text: [O] str objects, "" = unknown.
+  """
+
+  content_id: np.ndarray
+  ad: np.ndarray
+  category: np.ndarray
+  text: np.ndarray
+
+
+@dataclass(frozen=True)
+class UserTable:
+  """Users with categorical features.
+
+  Attributes:
+    user_id: [U] str objects, unique.
+    features: name -> [U] str objects, "" = unknown.
+  """
+
+  user_id: np.ndarray
+  features: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class EventTable:
+  """What users did, sorted by user and time; equal times keep the order of the input.
+
+  Attributes:
+    user: [E] int32, row of the user table.
+    time_s: [E] int64, unix seconds.
+    ad: [E] int32, row of the ad table; -1 = an organic event.
+    content: [E] int32, row of the content table; -1 = an ad event.
+    request: [E] int32, numbered by first appearance in this order.
+    action: [E] int8, an Action.
+    value: [E] float32, currency units, >= 0.
+    ecpm: [E] float32, the log's own eCPM estimate in currency units; NaN = none.
+    features: name -> [E] str objects, request features, "" = unknown.
+  """
+
+  user: np.ndarray
+  time_s: np.ndarray
+  ad: np.ndarray
+  content: np.ndarray
+  request: np.ndarray
+  action: np.ndarray
+  value: np.ndarray
+  ecpm: np.ndarray
+  features: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Logs:
+  """One data set.
+
+  Attributes:
+    ads, contents, users, events: the tables.
+    source: where the logs come from, a few words.
+    currency: unit of price, value and eCPM.
+    caveats: what a reader of results must know about the data.
+    cleaning: rule -> rows it touched; every rule that was applied is here, zero counts too.
+  """
+
+  ads: AdTable
+  contents: ContentTable
+  users: UserTable
+  events: EventTable
+  source: str
+  currency: str
+  caveats: tuple[str, ...]
+  cleaning: dict[str, int]

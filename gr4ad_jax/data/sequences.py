@@ -1,0 +1,307 @@
+"""One user's events -> one example per request: distinct histories and the ads engaged with.
+
+Histories hold each ad (content) once, most recent first, with how often it was met and how long ago;
+only events strictly before the request count. Targets are the ads clicked or converted in a request;
+impressions alone are not targets (VSL logs prefer positive engagements, reference section 3).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Iterator
+from typing import Literal
+
+import numpy as np
+
+from gr4ad_jax.data.records import Action, Logs
+from gr4ad_jax.data.validation import LogError
+
+SPLITS = ("train", "validation", "test")
+NUM_COUNT_BUCKETS = 16
+NUM_AGE_BUCKETS = 32
+NUM_ORGANIC_BUCKETS = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceConfig:
+  """How logs become examples; stored beside them."""
+
+  split: Literal["time", "leave_one_out"] = "time"
+  """Cut by time, or per user: last request = test, the one before = validation."""
+  validation_start_s: float = 0.0
+  """Unix seconds (time split): requests from here on validate."""
+  test_start_s: float = 0.0
+  """Unix seconds (time split): requests from here on test."""
+  max_ad_history: int = 96
+  """Distinct ads kept, most recent first."""
+  max_organic_history: int = 96
+  """Distinct organic contents kept, most recent first."""
+  num_trending: int = 64
+  """Currently most engaged ads shown to every request; 0 = none (needs real times)."""
+  max_targets: int = 4
+  """Targets per example; a larger request gives several examples."""
+
+  def __post_init__(self):
+    for name in ("max_ad_history", "max_organic_history", "max_targets"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"sequences.{name}={getattr(self, name)}: must be at least 1")
+    if self.num_trending < 0:
+      raise ValueError(f"sequences.num_trending={self.num_trending}: must not be negative")
+    if self.num_trending and self.split == "leave_one_out":
+      raise ValueError(
+        f"sequences.num_trending={self.num_trending}: must be 0 with leave_one_out, where the "
+        "held-out items of other users would count"
+      )
+    if self.split == "time" and self.validation_start_s > self.test_start_s:
+      raise ValueError(
+        f"sequences.test_start_s={self.test_start_s}: must not lie before "
+        f"validation_start_s={self.validation_start_s}"
+      )
+
+
+def time_split(logs: Logs, *, validation_days: float, test_days: float) -> SequenceConfig:
+  """A time split that ends with `test_days` of test after `validation_days` of validation.
+
+  Raises:
+    LogError: the log is shorter than that.
+  """
+  end_s = int(logs.events.time_s.max()) + 1
+  begin_s = int(logs.events.time_s.min())
+  test_start_s = end_s - test_days * 86400
+  validation_start_s = test_start_s - validation_days * 86400
+  if validation_start_s <= begin_s:
+    span = datetime.timedelta(seconds=end_s - begin_s)
+    raise LogError(
+      f"{logs.source}: the log spans {span}; {validation_days:g} validation and {test_days:g} test "
+      "days leave nothing to train on"
+    )
+  return SequenceConfig(validation_start_s=validation_start_s, test_start_s=test_start_s)
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """One request (or a part of one with many targets); C <= max_targets, T and O as they come.
+
+  Attributes:
+    request, user: int, numbers in the logs.
+    split: 0 train, 1 validation, 2 test.
+    time_s: unix seconds of the request's first event.
+    past_value: currency, the user's ad revenue before the request.
+    feature_F: int32, user then request features, 0 = unknown.
+    ad_T, organic_O: int32 ad and content numbers, distinct, most recent first.
+    ad_count_T, ad_age_T, organic_count_O, organic_age_O: uint8 buckets.
+    target_C: int32 ad numbers, distinct.
+    action_C: int8, deepest Action of each target in this request.
+    value_C: float32 currency, summed over the request.
+    ecpm_C: float32 logged eCPM, NaN = none.
+    new_C: bool, the user met this ad's product never before, promoted or not.
+  """
+
+  request: int
+  user: int
+  split: int
+  time_s: int
+  past_value: float
+  feature_F: np.ndarray
+  ad_T: np.ndarray
+  ad_count_T: np.ndarray
+  ad_age_T: np.ndarray
+  organic_O: np.ndarray
+  organic_count_O: np.ndarray
+  organic_age_O: np.ndarray
+  target_C: np.ndarray
+  action_C: np.ndarray
+  value_C: np.ndarray
+  ecpm_C: np.ndarray
+  new_C: np.ndarray
+
+
+def count_bucket(count: np.ndarray) -> np.ndarray:
+  """Half-octave bucket of a count >= 1: 1, 2, 3, 4, 6, 8, 12, ... -> uint8 in 0..15."""
+  bucket = np.floor(2 * np.log2(np.maximum(count, 1)) + 1e-6)
+  return np.minimum(bucket, NUM_COUNT_BUCKETS - 1).astype(np.uint8)
+
+
+def age_bucket(age_s: np.ndarray) -> np.ndarray:
+  """Half-octave bucket of 1 + hours: an hour to five years -> uint8 in 0..31."""
+  bucket = np.floor(2 * np.log2(1 + np.maximum(age_s, 0) / 3600) + 1e-6)
+  return np.minimum(bucket, NUM_AGE_BUCKETS - 1).astype(np.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureVocabulary:
+  """Values of each categorical feature; number = position + 1, 0 = unknown or unseen in training."""
+
+  user: dict[str, list[str]]
+  request: dict[str, list[str]]
+
+  @property
+  def sizes(self) -> tuple[int, ...]:
+    """Values of each feature, the unknown included."""
+    return tuple(len(v) + 1 for group in (self.user, self.request) for v in group.values())
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """Feature names in the order of `feature_F`."""
+    return (*self.user, *self.request)
+
+
+def build_feature_vocabulary(logs: Logs, train_E: np.ndarray) -> FeatureVocabulary:
+  """Collects feature values: users from their table, requests from the training events `train_E`."""
+  def values(column: np.ndarray) -> list[str]:
+    return sorted(set(column.tolist()) - {""})
+
+  return FeatureVocabulary(
+    {name: values(column_U) for name, column_U in logs.users.features.items()},
+    {name: values(column_E[train_E]) for name, column_E in logs.events.features.items()},
+  )
+
+
+def _encode(column: np.ndarray, values: list[str]) -> np.ndarray:
+  number = {value: i + 1 for i, value in enumerate(values)}
+  return np.array([number.get(value, 0) for value in column.tolist()], np.int32)
+
+
+class ExampleMaker:
+  """Cuts logs into examples; holds the numbered features and split bounds."""
+
+  def __init__(self, logs: Logs, config: SequenceConfig):
+    """Prepares per-request facts.
+
+    Raises:
+      LogError: no engaged ad event, or a split without requests.
+    """
+    self.logs, self.config = logs, config
+    events = logs.events
+    self.engaged_E = (events.ad >= 0) & (events.action >= Action.CLICK)
+    if not self.engaged_E.any():
+      raise LogError(f"{logs.source}: no ad was clicked or converted; there is nothing to learn")
+    self.split_R = self._split_requests()
+    counts = np.bincount(self.split_R[np.unique(events.request[self.engaged_E])], minlength=3)
+    for name, count in zip(SPLITS, counts, strict=True):
+      if not count:
+        raise LogError(f"{logs.source}: the {name} split holds no request with an engaged ad")
+    self.vocabulary = build_feature_vocabulary(logs, self.split_R[events.request] == 0)
+    self._user_feature_UF = self._stack(
+      [_encode(c, v) for c, v in zip(logs.users.features.values(), self.vocabulary.user.values(),
+                                     strict=True)], len(logs.users.user_id))
+    self._request_feature_EF = self._stack(
+      [_encode(c, v) for c, v in zip(events.features.values(), self.vocabulary.request.values(),
+                                     strict=True)], len(events.user))
+    self.request_counts = dict(zip(SPLITS, counts.tolist(), strict=True))
+    self._user_bounds = np.searchsorted(events.user, np.arange(len(logs.users.user_id) + 1))
+
+  @staticmethod
+  def _stack(columns: list[np.ndarray], rows: int) -> np.ndarray:
+    return np.stack(columns, axis=1) if columns else np.zeros((rows, 0), np.int32)
+
+  def _split_requests(self) -> np.ndarray:
+    """[R] int8 split of every request; leave-one-out gives users with < 3 requests to training."""
+    events, config = self.logs.events, self.config
+    num_requests = int(events.request.max()) + 1
+    first_s_R = np.full(num_requests, np.iinfo(np.int64).max)
+    np.minimum.at(first_s_R, events.request, events.time_s)
+    self.first_s_R = first_s_R
+    if config.split == "time":
+      cuts = [config.validation_start_s, config.test_start_s]
+      return np.searchsorted(cuts, first_s_R, side="right").astype(np.int8)
+    user_R = np.zeros(num_requests, np.int32)
+    user_R[events.request] = events.user
+    request = np.unique(events.request[self.engaged_E])
+    request = request[np.lexsort((request, first_s_R[request], user_R[request]))]
+    user = user_R[request]
+    end = np.append(user[1:] != user[:-1], True)
+    split_R = np.zeros(num_requests, np.int8)
+    last = np.flatnonzero(end)
+    length = np.diff(np.append(-1, last))
+    split_R[request[last[length >= 3]]] = 2
+    split_R[request[last[length >= 3] - 1]] = 1
+    return split_R
+
+  def user_examples(self, user: int, split: int) -> Iterator[Example]:
+    """Examples of one user in one split (a number of SPLITS), in time order."""
+    logs, config = self.logs, self.config
+    rows = slice(self._user_bounds[user], self._user_bounds[user + 1])
+    events = logs.events
+    time_s_E, ad_E, content_E = events.time_s[rows], events.ad[rows], events.content[rows]
+    request_E = events.request[rows]
+    engaged_E = self.engaged_E[rows]
+    ad_rows, organic_rows = np.flatnonzero(engaged_E), np.flatnonzero(content_E >= 0)
+    if not ad_rows.size:
+      return
+    ad_time_s, organic_time_s = time_s_E[ad_rows], time_s_E[organic_rows]
+    ads, organics = ad_E[ad_rows], content_E[organic_rows]
+    seen, seen_s = _first_met(
+      np.append(ads, logs.contents.ad[organics]), np.append(ad_time_s, organic_time_s)
+    )
+    ad_value = events.value[rows][ad_rows].astype(np.float64)
+    past_value = np.append(0.0, np.cumsum(ad_value))
+    ad_requests = request_E[ad_rows]
+    requests = np.unique(ad_requests)
+    requests = requests[self.split_R[requests] == split]
+    for request in requests[np.argsort(self.first_s_R[requests], kind="stable")]:
+      now_s = int(self.first_s_R[request])
+      num_ads = int(np.searchsorted(ad_time_s, now_s))
+      num_organics = int(np.searchsorted(organic_time_s, now_s))
+      history = _distinct(ads[:num_ads], ad_time_s[:num_ads], now_s, config.max_ad_history)
+      organic = _distinct(
+        organics[:num_organics], organic_time_s[:num_organics], now_s, config.max_organic_history
+      )
+      mine = np.flatnonzero(ad_requests == request)
+      target, first, inverse = np.unique(ads[mine], return_index=True, return_inverse=True)
+      value = np.bincount(inverse, weights=ad_value[mine]).astype(np.float32)
+      action = np.zeros(len(target), np.int8)
+      np.maximum.at(action, inverse, events.action[rows][ad_rows[mine]])
+      ecpm = events.ecpm[rows][ad_rows[mine[first]]]
+      new = seen_s[np.searchsorted(seen, target)] >= now_s
+      feature_row = rows.start + ad_rows[mine[0]]
+      feature = np.append(self._user_feature_UF[user], self._request_feature_EF[feature_row])
+      for i in range(0, len(target), config.max_targets):
+        part = slice(i, i + config.max_targets)
+        yield Example(
+          int(request), user, split, now_s, float(past_value[num_ads]),
+          feature.astype(np.int32), *history, *organic, target[part].astype(np.int32),
+          action[part], value[part], ecpm[part], new[part],
+        )
+
+  def latest_context(self, user: int) -> Example:
+    """The context that a request after the last event of `user` would have; no targets."""
+    events = self.logs.events
+    rows = slice(self._user_bounds[user], self._user_bounds[user + 1])
+    time_s_E, engaged_E = events.time_s[rows], self.engaged_E[rows]
+    organic_E = events.content[rows] >= 0
+    now_s = int(time_s_E[-1]) + 1 if len(time_s_E) else int(events.time_s.max()) + 1
+    config = self.config
+    feature = np.append(
+      self._user_feature_UF[user],
+      self._request_feature_EF[rows.stop - 1] if len(time_s_E)
+      else np.zeros(self._request_feature_EF.shape[1]),
+    )
+    empty = np.zeros(0)
+    return Example(
+      -1, user, -1, now_s, float(events.value[rows][engaged_E].sum()), feature.astype(np.int32),
+      *_distinct(events.ad[rows][engaged_E], time_s_E[engaged_E], now_s, config.max_ad_history),
+      *_distinct(
+        events.content[rows][organic_E], time_s_E[organic_E], now_s, config.max_organic_history
+      ),
+      empty.astype(np.int32), empty.astype(np.int8), empty.astype(np.float32),
+      empty.astype(np.float32), empty.astype(bool),
+    )
+
+
+def _first_met(item: np.ndarray, time_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Distinct items in ascending order and the time each was met first."""
+  order = np.argsort(time_s, kind="stable")
+  unique, first = np.unique(item[order], return_index=True)
+  return unique, time_s[order[first]]
+
+
+def _distinct(
+  item: np.ndarray, time_s: np.ndarray, now_s: int, limit: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Distinct items of a time-sorted history, most recent first, with count and age buckets."""
+  unique, last, count = np.unique(item[::-1], return_index=True, return_counts=True)
+  order = np.argsort(last, kind="stable")[:limit]
+  age_s = now_s - time_s[::-1][last[order]]
+  return unique[order].astype(np.int32), count_bucket(count[order]), age_bucket(age_s)

@@ -1,0 +1,202 @@
+"""Logs -> ArrayRecord examples, as an ordinary TFDS builder (no TensorFlow).
+
+`prepare_examples(logs, folder, config)` writes
+
+    folder/ad_requests/1.0.0/*.array_record*   one record per Example, splits train/validation/test
+    folder/examples.json                       config, feature values, counts
+    folder/train_targets.npz                   what every training target was worth
+    folder/trending.npz                        current shares of engagement by day
+
+and `open_examples(folder)` gives random access to them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from gr4ad_jax import config as config_lib
+from gr4ad_jax.data.records import Logs
+from gr4ad_jax.data.sequences import SPLITS, Example, ExampleMaker, FeatureVocabulary, SequenceConfig
+from gr4ad_jax.data.trending import Trending, build_trending, load_trending, save_trending
+from gr4ad_jax.data.validation import LogError
+from gr4ad_jax.progress import track
+
+_ARRAYS = {
+  "feature_F": np.int32, "ad_T": np.int32, "ad_count_T": np.uint8, "ad_age_T": np.uint8,
+  "organic_O": np.int32, "organic_count_O": np.uint8, "organic_age_O": np.uint8,
+  "target_C": np.int32, "action_C": np.int8, "value_C": np.float32, "ecpm_C": np.float32,
+  "new_C": np.uint8,
+}
+_SCALARS = {"request": np.int32, "user": np.int32, "time_s": np.int64, "past_value": np.float32}
+
+
+class AdRequests(tfds.core.GeneratorBasedBuilder):
+  """One record per request with an engaged ad."""
+
+  VERSION = tfds.core.Version("1.0.0")
+
+  def __init__(self, *, maker: ExampleMaker | None = None, **kwargs):
+    """A builder that reads; with `maker` it can also write."""
+    self._maker = maker
+    super().__init__(file_format="array_record", **kwargs)
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    def array(dtype):
+      # Raw bytes: int lists of a protocol buffer take five times as long to read.
+      return tfds.features.Tensor(
+        shape=(None,), dtype=dtype, encoding=tfds.features.Encoding.BYTES
+      )
+
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description="Ad requests: user and request features, distinct histories, engaged ads.",
+      features=tfds.features.FeaturesDict(
+        _SCALARS | {name: array(dtype) for name, dtype in _ARRAYS.items()}
+      ),
+    )
+
+  def _split_generators(self, dl_manager):
+    del dl_manager
+    return {name: self._generate_examples(i) for i, name in enumerate(SPLITS)}
+
+  def _generate_examples(self, split: int) -> Iterator[tuple[str, dict]]:
+    users = range(len(self._maker.logs.users.user_id))
+    for user in track(users, f"examples ({SPLITS[split]}), users"):
+      for part, example in enumerate(self._maker.user_examples(user, split)):
+        record = {name: getattr(example, name) for name in (*_SCALARS, *_ARRAYS)}
+        record["new_C"] = example.new_C.astype(np.uint8)
+        yield f"{example.request}-{part}", record
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleSet:
+  """Prepared examples.
+
+  Attributes:
+    config: how they were made.
+    features: feature values.
+    counts: split -> (requests, examples).
+    sources: split -> random-access data source of dicts of numpy arrays.
+    train_value_N, train_ecpm_N, train_past_value_N: float32, of every training target.
+    train_action_N: int8.
+    trending: current shares by day; None where the config asks for none.
+  """
+
+  config: SequenceConfig
+  features: FeatureVocabulary
+  counts: dict[str, dict[str, int]]
+  sources: dict[str, object]
+  train_value_N: np.ndarray
+  train_ecpm_N: np.ndarray
+  train_past_value_N: np.ndarray
+  train_action_N: np.ndarray
+  trending: Trending | None
+
+
+def prepare_examples(logs: Logs, folder: Path, config: SequenceConfig) -> None:
+  """Writes all examples below `folder`, replacing what is there.
+
+  Raises:
+    LogError: the logs give no example for a split.
+  """
+  maker = ExampleMaker(logs, config)
+  shutil.rmtree(folder, ignore_errors=True)
+  folder.mkdir(parents=True)
+  builder = AdRequests(maker=maker, data_dir=str(folder))
+  with _quiet_tfds():
+    builder.download_and_prepare()
+  sources = {name: builder.as_data_source(split=name) for name in SPLITS}
+  counts = {
+    name: {"requests": maker.request_counts[name], "examples": len(sources[name])}
+    for name in SPLITS
+  }
+  if config.num_trending:
+    save_trending(build_trending(logs), folder / "trending.npz")
+  np.savez(folder / "train_targets.npz", **_train_targets(logs, maker))
+  (folder / "examples.json").write_text(
+    json.dumps(
+      {
+        "config": dataclasses.asdict(config),
+        "features": dataclasses.asdict(maker.vocabulary),
+        "counts": counts,
+      },
+      indent=2,
+    )
+  )
+
+
+def _train_targets(logs: Logs, maker: ExampleMaker) -> dict[str, np.ndarray]:
+  """Value, eCPM, action and the user's trailing revenue of every training engagement."""
+  events = logs.events
+  rows = np.flatnonzero(maker.engaged_E)
+  revenue = np.cumsum(events.value[rows].astype(np.float64))
+  before = np.append(0.0, revenue[:-1])
+  first_of_user = np.searchsorted(events.user[rows], np.arange(len(logs.users.user_id)))
+  start = np.append(0.0, revenue)[first_of_user]
+  past_value = before - start[events.user[rows]]
+  train = maker.split_R[events.request[rows]] == 0
+  return {
+    "value_N": events.value[rows][train], "ecpm_N": events.ecpm[rows][train],
+    "action_N": events.action[rows][train], "past_value_N": past_value[train].astype(np.float32),
+  }
+
+
+def open_examples(folder: Path) -> ExampleSet:
+  """Opens what `prepare_examples` wrote.
+
+  Raises:
+    LogError: the folder holds no prepared examples.
+  """
+  if not (folder / "examples.json").exists():
+    raise LogError(f"{folder}: no prepared examples here; run `gr4ad prepare` first")
+  about = json.loads((folder / "examples.json").read_text())
+  with _quiet_tfds():
+    builder = AdRequests(data_dir=str(folder))
+    sources = {name: builder.as_data_source(split=name) for name in SPLITS}
+  targets = np.load(folder / "train_targets.npz")
+  config = config_lib.from_dict(SequenceConfig, about["config"])
+  return ExampleSet(
+    config,
+    FeatureVocabulary(**about["features"]),
+    about["counts"],
+    sources,
+    targets["value_N"], targets["ecpm_N"], targets["past_value_N"], targets["action_N"],
+    load_trending(folder / "trending.npz") if config.num_trending else None,
+  )
+
+
+def read_split(examples: ExampleSet, split: str) -> list[Example]:
+  """All examples of a split in memory, ordered by user, time and request."""
+  number = SPLITS.index(split)
+  records = [to_example(r, number) for r in examples.sources[split]]
+  return sorted(records, key=lambda e: (e.user, e.time_s, e.request))
+
+
+def to_example(record: dict, split: int) -> Example:
+  """A stored record as an `Example`."""
+  scalars = {name: kind(record[name]).item() for name, kind in _SCALARS.items()}
+  arrays = {name: record[name] for name in _ARRAYS} | {"new_C": record["new_C"].astype(bool)}
+  return Example(split=split, **scalars, **arrays)
+
+
+@contextlib.contextmanager
+def _quiet_tfds():
+  """TFDS draws its own bars and log lines; ours replace them."""
+  tfds.disable_progress_bar()
+  logger = logging.getLogger("absl")
+  level = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    logger.setLevel(level)
+    tfds.enable_progress_bar()

@@ -1,0 +1,89 @@
+"""Which ads are engaged with right now: a real-time statistic of earlier days, known when serving.
+
+The paper's system learns online and so follows what is current; a model trained once does not. Each
+request therefore reads the ads with the largest share of all engagements, decayed by age, as context
+tokens, and every ad of its history with its share. Only days before the request's day count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from gr4ad_jax.data.records import Action, Logs
+
+DAY_S = 86400
+HALF_LIFE_DAYS = 3.0
+NUM_KEPT = 1024  # ads of a day whose share is known; others count as 0
+NUM_TREND_BUCKETS = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Trending:
+  """Ads by share of engagement, for every day of the log and the day after it.
+
+  Attributes:
+    first_day: days since 1970 of row 0.
+    ad_DN: int32 [days, N], best first, -1 where fewer ads were engaged with.
+    bucket_DN: uint8 [days, N], half-octave bucket of the share.
+  """
+
+  first_day: int
+  ad_DN: np.ndarray
+  bucket_DN: np.ndarray
+
+  def rows(self, time_s: np.ndarray) -> np.ndarray:
+    """Row of each request time; times outside the log take the nearest row."""
+    day = np.asarray(time_s) // DAY_S - self.first_day
+    return np.clip(day, 0, len(self.ad_DN) - 1)
+
+  def bucket_of(self, row: int, ad: np.ndarray) -> np.ndarray:
+    """Bucket of the share of each ad on one day, uint8; 0 where it is not among the day's ads."""
+    order = np.argsort(self.ad_DN[row])
+    sorted_N = self.ad_DN[row][order]
+    at = np.minimum(np.searchsorted(sorted_N, ad), len(sorted_N) - 1)
+    found = (sorted_N[at] == ad) & (ad >= 0)
+    return np.where(found, self.bucket_DN[row][order][at], 0).astype(np.uint8)
+
+
+def share_bucket(share: np.ndarray) -> np.ndarray:
+  """2^-16 and less -> 0, twice per octave up to a share of 1 -> uint8 in 0..31."""
+  bucket = np.floor(2 * np.log2(np.maximum(share, 2.0**-16) * 2**16) + 1e-6)
+  return np.clip(bucket, 0, NUM_TREND_BUCKETS - 1).astype(np.uint8)
+
+
+def build_trending(logs: Logs) -> Trending:
+  """Shares of clicks and conversions, decayed with a half-life of 3 days, day by day."""
+  events = logs.events
+  rows = (events.ad >= 0) & (events.action >= Action.CLICK)
+  ad_E, day_E = events.ad[rows], events.time_s[rows] // DAY_S
+  first_day, num_ads = int(day_E.min()), len(logs.ads.ad_id)
+  num_days = int(day_E.max()) - first_day + 2
+  order = np.argsort(day_E, kind="stable")
+  bounds = np.searchsorted(day_E[order], first_day + np.arange(num_days))
+  kept = min(NUM_KEPT, num_ads)
+  ad_DN = np.full((num_days, kept), -1, np.int32)
+  bucket_DN = np.zeros((num_days, kept), np.uint8)
+  score_A = np.zeros(num_ads)
+  for row in range(1, num_days):
+    yesterday = ad_E[order[bounds[row - 1] : bounds[row]]]
+    score_A = score_A * 0.5 ** (1 / HALF_LIFE_DAYS) + np.bincount(yesterday, minlength=num_ads)
+    best = np.argpartition(-score_A, kept - 1)[:kept]
+    best = best[np.lexsort((best, -score_A[best]))]
+    real = score_A[best] > 0
+    ad_DN[row] = np.where(real, best, -1)
+    bucket_DN[row] = np.where(real, share_bucket(score_A[best] / score_A.sum()), 0)
+  return Trending(first_day, ad_DN, bucket_DN)
+
+
+def save_trending(trending: Trending, path: Path) -> None:
+  """Writes one .npz file."""
+  np.savez_compressed(path, **dataclasses.asdict(trending))
+
+
+def load_trending(path: Path) -> Trending:
+  """Reads what `save_trending` wrote."""
+  with np.load(path) as arrays:
+    return Trending(int(arrays["first_day"]), arrays["ad_DN"], arrays["bucket_DN"])

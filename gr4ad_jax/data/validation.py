@@ -1,0 +1,302 @@
+"""Column and row checks for input tables; a fault is one line: where it is, and the rule."""
+
+from collections.abc import Hashable, Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+InvalidRows = Literal["error", "drop"]
+
+MAX_UNIX_SECONDS = 100_000_000_000  # year 5138; larger numbers are milliseconds or microseconds
+MAX_EXACT_FLOAT = 2.0**53  # floats above it no longer hold every integer
+
+
+class LogError(ValueError):
+  """Bad input logs; the message is one line that names file, row, column, value and rule."""
+
+
+def at_row(file: str, row: int, column: str, value: object, rule: str) -> LogError:
+  """The error for one cell.
+
+  Args:
+    file: name of the file or table the cell was read from.
+    row: data row, counted from 0 (a header line does not count).
+    column: column name.
+    value: the offending value.
+    rule: what a valid value is.
+
+  Returns:
+    A LogError whose message is one line.
+  """
+  value = value.item() if isinstance(value, np.generic) else value
+  shown = " ".join((str if isinstance(value, pd.Timestamp) else repr)(value).split())
+  shown = shown if len(shown) <= 60 else shown[:57] + "..."
+  return LogError(f"{file}: row {row}, column '{column}', value {shown}: {rule}")
+
+
+class RowChecks:
+  """Applies row rules to one table: stops at the first offender, or drops and counts offenders.
+
+  Attributes:
+    alive_E: [E] bool, rows that no rule has dropped.
+    dropped: rule -> rows dropped by it; a rule sees only the rows that earlier rules left.
+  """
+
+  def __init__(self, file: str, frame: pd.DataFrame, *, invalid_rows: InvalidRows = "error"):
+    if invalid_rows not in ("error", "drop"):
+      raise ValueError(f"invalid_rows is {invalid_rows!r}: must be 'error' or 'drop'")
+    self.alive_E = np.ones(len(frame), bool)
+    self.dropped: dict[str, int] = {}
+    self._file = file
+    self._frame = frame
+    self._drop = invalid_rows == "drop"
+
+  def reject(self, bad_E: np.ndarray, column: str, rule: str) -> None:
+    """Applies one rule.
+
+    Args:
+      bad_E: [E] bool, rows that break the rule.
+      column: column the rule is about.
+      rule: what a valid value is.
+
+    Raises:
+      LogError: a row breaks the rule and rows are not dropped.
+    """
+    bad_E = bad_E & self.alive_E
+    count = int(bad_E.sum())
+    if count and not self._drop:
+      row = int(bad_E.argmax())
+      others = f" ({count - 1:,} more such rows)" if count > 1 else ""
+      raise at_row(self._file, row, column, self._frame[column].iloc[row], rule + others)
+    key = f"dropped, {column}: {rule}"
+    self.dropped[key] = self.dropped.get(key, 0) + count
+    self.alive_E &= ~bad_E
+
+
+def require_columns(
+  frame: pd.DataFrame,
+  required: Sequence[str],
+  file: str,
+  *,
+  optional: Sequence[str] = (),
+  prefix: str | None = None,
+) -> None:
+  """Checks which columns a table has, and that it has rows.
+
+  Args:
+    frame: the table.
+    required: columns it must have.
+    file: name for messages.
+    optional: columns it may have.
+    prefix: further columns must begin with this; None allows no further columns, "" all.
+
+  Raises:
+    LogError: a column is missing, doubled or unknown (a misspelt optional column must not pass
+      for an absent one), or there are no rows.
+  """
+  present = [str(column) for column in frame.columns]
+  for column in required:
+    if column not in present:
+      have = ", ".join(present) or "none"
+      raise LogError(f"{file}: column '{column}' is missing: required; columns present: {have}")
+  for column in frame.columns[frame.columns.duplicated()]:
+    raise LogError(f"{file}: column '{column}' occurs twice: column names must be unique")
+  known = (*required, *optional)
+  for column in present:
+    if column not in known and (prefix is None or not column.startswith(prefix)):
+      further = f"; further columns begin with '{prefix}'" if prefix else ""
+      raise LogError(f"{file}: column '{column}' is unknown: must be {', '.join(known)}{further}")
+  if not len(frame):
+    raise LogError(f"{file}: the table is empty: at least one row is required")
+
+
+def _wrong_type(series: pd.Series, file: str, row: int, rule: str) -> LogError:
+  rule = f"{rule} (the column's dtype is {series.dtype})"
+  return at_row(file, row, str(series.name), series.iloc[row], rule)
+
+
+def _id_text(value: object) -> str | None:
+  """An id as a string; None where it is neither a string nor an exact integer."""
+  if isinstance(value, str):
+    return value
+  if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+    return str(int(value))
+  if isinstance(value, (float, np.floating)) and float(value).is_integer():
+    return str(int(value)) if abs(value) <= MAX_EXACT_FLOAT else None
+  return None
+
+
+def factorize_ids(series: pd.Series, file: str) -> tuple[np.ndarray, np.ndarray]:
+  """Turns a column of ids (integers or strings) into numbers and names.
+
+  Args:
+    series: [E] ids; null and "" are missing; 7, 7.0 and "7" are the same id.
+    file: name for messages.
+
+  Returns:
+    codes_E [E] int64 (-1 = missing) and names_N [N] str objects, in order of first appearance.
+
+  Raises:
+    LogError: a value is neither an integer nor a string.
+  """
+  rule = "must be an integer or a string"
+  try:
+    codes_E, unique_N = pd.factorize(series, use_na_sentinel=True)
+  except TypeError:  # lists and the like cannot be hashed
+    row = next(row for row, value in enumerate(series) if not isinstance(value, Hashable))
+    raise _wrong_type(series, file, row, rule) from None
+  names = [_id_text(value) for value in np.asarray(unique_N, dtype=object)]
+  if None in names:
+    raise _wrong_type(series, file, int((codes_E == names.index(None)).argmax()), rule)
+  name_codes_N, names_N = pd.factorize(np.array([n or None for n in names], dtype=object))
+  lookup = np.append(name_codes_N, -1)  # the sentinel -1 of codes_E reads the last entry
+  return lookup[codes_E], np.asarray(names_N, dtype=object)
+
+
+def category_column(series: pd.Series, file: str) -> np.ndarray:
+  """Reads a categorical column: strings, integers or booleans.
+
+  Args:
+    series: [N] values, null = unknown.
+    file: name for messages.
+
+  Returns:
+    values_N [N] str objects ("" = unknown).
+
+  Raises:
+    LogError: a value is of another type (fractions must be bucketed first).
+  """
+  if pd.api.types.infer_dtype(series, skipna=True) == "boolean":
+    series = series.astype(object).map({True: "true", False: "false"}).rename(series.name)
+  codes_N, names = factorize_ids(series, file)
+  return np.append(names, np.array([""], object))[codes_N]
+
+
+def text_column(series: pd.Series, file: str) -> np.ndarray:
+  """Reads a column of strings.
+
+  Args:
+    series: [N] strings, null = unknown.
+    file: name for messages.
+
+  Returns:
+    values_N [N] str objects ("" = unknown).
+
+  Raises:
+    LogError: a value is not a string.
+  """
+  null_N = series.isna().to_numpy()
+  values_N = series.astype(object).to_numpy(copy=True)
+  values_N[null_N] = ""
+  wrong_N = np.fromiter((not isinstance(v, str) for v in values_N), bool, len(values_N))
+  if wrong_N.any():
+    raise _wrong_type(series, file, int(wrong_N.argmax()), "must be a string")
+  return values_N
+
+
+def number_column(series: pd.Series, file: str) -> tuple[np.ndarray, np.ndarray]:
+  """Reads a numeric column.
+
+  Args:
+    series: [E] numbers; an object column may hold single cells that are not numbers.
+    file: name for messages.
+
+  Returns:
+    numbers_E [E] float64 (NaN = null or not a number) and not_a_number_E [E] bool, cells that hold
+    something else.
+
+  Raises:
+    LogError: the whole column is text, boolean or time.
+  """
+  empty_E = series.isna().to_numpy()
+  if empty_E.all():
+    return np.full(len(series), np.nan), np.zeros(len(series), bool)
+  kind = pd.api.types.infer_dtype(series, skipna=True)
+  if kind in ("integer", "floating", "mixed-integer-float", "decimal"):
+    numbers_E = pd.to_numeric(series).to_numpy(dtype=np.float64, na_value=np.nan)
+    return numbers_E, np.zeros(len(series), bool)
+  cells_E = series.astype(object).to_numpy()
+  is_number_E = np.fromiter(map(_is_number, cells_E), bool, len(cells_E)) & ~empty_E
+  wrong_E = ~is_number_E & ~empty_E
+  if not is_number_E.any():
+    raise _wrong_type(series, file, int(wrong_E.argmax()), "must be a number")
+  return np.where(is_number_E, cells_E, np.nan).astype(np.float64), wrong_E
+
+
+def _is_number(value: object) -> bool:
+  return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+
+
+def time_column(series: pd.Series, file: str) -> tuple[np.ndarray, np.ndarray]:
+  """Reads timestamps (without a zone: UTC), ISO 8601 strings or unix seconds.
+
+  Args:
+    series: [E] times.
+    file: name for messages.
+
+  Returns:
+    time_s_E [E] int64 unix seconds (0 where unreadable) and unreadable_E [E] bool.
+
+  Raises:
+    LogError: the whole column is of another type.
+  """
+  rule = "must be a timestamp or unix seconds"
+  given = series
+  if isinstance(series.dtype, pd.CategoricalDtype) or pd.api.types.is_string_dtype(series.dtype):
+    series = series.astype(object)
+  if series.dtype == object:
+    try:
+      numbers = pd.to_numeric(series, errors="coerce")
+      if 2 * int(numbers.notna().sum()) >= int(series.notna().sum()):
+        series = numbers
+      else:
+        series = pd.to_datetime(series, errors="coerce", utc=True, format="ISO8601")
+    except (TypeError, ValueError):
+      raise _wrong_type(given, file, 0, rule) from None
+  if pd.api.types.is_datetime64_any_dtype(series.dtype):
+    if isinstance(series.dtype, pd.DatetimeTZDtype):
+      series = series.dt.tz_convert("UTC").dt.tz_localize(None)
+    time_E = series.to_numpy().astype("datetime64[s]")
+    unreadable_E = np.isnat(time_E)
+    seconds_E = np.where(unreadable_E, 0, time_E.astype(np.int64))
+  elif pd.api.types.is_numeric_dtype(series.dtype) and not pd.api.types.is_bool_dtype(series.dtype):
+    numbers_E = series.to_numpy(dtype=np.float64, na_value=np.nan)
+    unreadable_E = ~np.isfinite(numbers_E)
+    numbers_E = np.where(unreadable_E, 0, numbers_E).clip(-1, MAX_UNIX_SECONDS)
+    seconds_E = np.floor(numbers_E).astype(np.int64)
+  else:
+    raise _wrong_type(given, file, 0, rule)
+  return seconds_E, unreadable_E | (seconds_E < 0) | (seconds_E >= MAX_UNIX_SECONDS)
+
+
+def embedding_column(series: pd.Series, file: str) -> np.ndarray:
+  """Reads a column of equally long lists of finite numbers.
+
+  Args:
+    series: [A] lists or arrays of D numbers.
+    file: name for messages.
+
+  Returns:
+    embedding_AD [A, D] float32.
+
+  Raises:
+    LogError: a list is missing, not as long as the first, or holds a number that is not finite.
+  """
+  cells = list(series)
+  lengths = (len(c) if isinstance(c, (list, tuple, np.ndarray)) else -1 for c in cells)
+  length_A = np.fromiter(lengths, int, len(cells))
+  wrong_A = (length_A != length_A[0]) | (length_A < 1)
+  if wrong_A.any():
+    row = int(wrong_A.argmax())
+    rule = f"embeddings must be lists of the same length, row 0 has {max(length_A[0], 0)} numbers"
+    raise at_row(file, row, str(series.name), cells[row], rule)
+  try:
+    embedding_AD = np.stack([np.asarray(c, dtype=np.float32) for c in cells])
+  except (TypeError, ValueError):
+    raise _wrong_type(series, file, 0, "embeddings must be lists of numbers") from None
+  bad_A = ~np.isfinite(embedding_AD).all(axis=1)
+  if bad_A.any():
+    row = int(bad_A.argmax())
+    raise at_row(file, row, str(series.name), cells[row], "embeddings must be finite")
+  return embedding_AD

@@ -1,0 +1,93 @@
+"""What a logged engagement is worth: eCPM buckets and sample weights of VSL.
+
+Source: paper 3.3; reference section 3. Where a log has no eCPM at all, the logged value (currency)
+of the engagement takes its place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from gr4ad_jax.config import LossConfig
+from gr4ad_jax.data.records import Action
+from gr4ad_jax.data.tfds_builder import ExampleSet
+
+
+@dataclasses.dataclass(frozen=True)
+class ValueScale:
+  """Fixed numbers, from training data only, that turn value into buckets and weights.
+
+  Attributes:
+    uses_ecpm: whether buckets hold logged eCPM (else the logged value).
+    bin_edges: ascending inner edges; bucket = number of edges <= x.
+    bin_means: mean of the training samples of each bucket, in the same unit.
+    mean_log_past_value: training mean of log1p(user's trailing revenue).
+    mean_weight: training mean of w_user * w_behavior, by which weights are divided.
+  """
+
+  uses_ecpm: bool
+  bin_edges: tuple[float, ...]
+  bin_means: tuple[float, ...]
+  mean_log_past_value: float
+  mean_weight: float
+
+  @property
+  def num_bins(self) -> int:
+    """Buckets left after equal quantiles were merged."""
+    return len(self.bin_means)
+
+
+def fit_value_scale(examples: ExampleSet, config: LossConfig) -> ValueScale:
+  """Equiprobable buckets and weight means of the training targets."""
+  uses_ecpm = bool(np.isfinite(examples.train_ecpm_N).any())
+  value_N = examples.train_ecpm_N if uses_ecpm else examples.train_value_N
+  value_N = value_N[np.isfinite(value_N)].astype(np.float64)
+  quantiles = np.arange(1, config.num_ecpm_bins) / config.num_ecpm_bins
+  edges = np.unique(np.quantile(value_N, quantiles, method="higher"))
+  edges = edges[edges > value_N.min()].astype(np.float32)
+  bucket_N = np.searchsorted(edges, value_N.astype(np.float32), side="right")
+  sums = np.bincount(bucket_N, weights=value_N, minlength=len(edges) + 1)
+  counts = np.bincount(bucket_N, minlength=len(edges) + 1)
+  scale = ValueScale(
+    uses_ecpm, tuple(edges.tolist()), tuple((sums / np.maximum(counts, 1)).tolist()),
+    float(np.log1p(examples.train_past_value_N).mean()), 1.0,
+  )
+  weight_N = sample_weight(
+    scale, config, examples.train_past_value_N, examples.train_action_N
+  )
+  return dataclasses.replace(scale, mean_weight=float(weight_N.mean()))
+
+
+def sample_weight(
+  scale: ValueScale, config: LossConfig, past_value_N: np.ndarray, action_N: np.ndarray
+) -> np.ndarray:
+  """w_user * w_behavior / training mean, float32.
+
+  Args:
+    scale: from `fit_value_scale`.
+    config: bounds and behaviour weights.
+    past_value_N: currency, the user's ad revenue before the sample.
+    action_N: Action of each sample.
+  """
+  mean = max(scale.mean_log_past_value, 1e-9)
+  user_N = np.clip(np.log1p(past_value_N) / mean, *config.user_weight_range)
+  behaviour = np.zeros(len(Action))
+  behaviour[Action.CLICK] = config.click_weight
+  behaviour[Action.CONVERSION] = config.conversion_weight
+  return (user_N * behaviour[action_N] / scale.mean_weight).astype(np.float32)
+
+
+def value_bucket(scale: ValueScale, value_N: np.ndarray, ecpm_N: np.ndarray) -> np.ndarray:
+  """Bucket of each sample, int32; -1 where the log has eCPM but not for this sample."""
+  x_N = ecpm_N if scale.uses_ecpm else value_N
+  bucket_N = np.searchsorted(np.array(scale.bin_edges, np.float32), x_N, side="right")
+  return np.where(np.isfinite(x_N), bucket_N, -1).astype(np.int32)
+
+
+def write_value_scale(scale: ValueScale, path: Path) -> None:
+  """Stores the scale as JSON."""
+  path.write_text(json.dumps(dataclasses.asdict(scale), indent=2))

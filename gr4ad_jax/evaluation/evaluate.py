@@ -1,0 +1,287 @@
+"""Searches a split for every request and writes what a report needs.
+
+    metrics.json     flat name -> number
+    about.json       the data and how it was cut
+    sid_health.json  tokenizer health
+    samples.json     a few users with history, generated ads and what they then bought
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gr4ad_jax.data.records import Action, Logs
+from gr4ad_jax.data.sequences import Example
+from gr4ad_jax.data.tfds_builder import read_split
+from gr4ad_jax.evaluation import baselines
+from gr4ad_jax.evaluation.ranking import EvalRequests, paired_difference, ranking_metrics
+from gr4ad_jax.progress import track
+from gr4ad_jax.run import Inputs, RunFile, open_inputs, open_recommender, read_run, write_json
+from gr4ad_jax.search.recommender import Recommendations, Recommender, concatenate
+from gr4ad_jax.tokenizer import semantic_id
+from gr4ad_jax.training.metric_log import read_log
+
+DEPTH = 50
+NUM_SAMPLES = 6
+
+
+def group_requests(examples: Sequence[Example]) -> list[list[Example]]:
+  """Examples of one request (its targets may be split over several), in order of appearance."""
+  groups: dict[int, list[Example]] = {}
+  for example in examples:
+    groups.setdefault(example.request, []).append(example)
+  return list(groups.values())
+
+
+def eval_requests(groups: Sequence[Sequence[Example]]) -> EvalRequests:
+  """Targets of every request as padded arrays."""
+  def joined(name: str) -> list[np.ndarray]:
+    return [np.concatenate([getattr(e, name) for e in group]) for group in groups]
+
+  targets, values, news = joined("target_C"), joined("value_C"), joined("new_C")
+  width = max(len(t) for t in targets)
+
+  def pad(rows: list[np.ndarray], fill, dtype) -> np.ndarray:
+    out = np.full((len(rows), width), fill, dtype)
+    for i, row in enumerate(rows):
+      out[i, : len(row)] = row
+    return out
+
+  return EvalRequests(
+    np.array([g[0].user for g in groups], np.int32),
+    np.array([g[0].time_s for g in groups], np.int64),
+    pad(targets, -1, np.int32), pad(values, 0, np.float32), pad(news, False, bool),
+  )
+
+
+def interactions(logs: Logs) -> baselines.Interactions:
+  """Engagements with products of the catalogue, promoted or organic, for the baselines."""
+  events = logs.events
+  organic_ad_E = np.where(events.content >= 0, logs.contents.ad[events.content], -1)
+  ad_E = np.where(events.ad >= 0, events.ad, organic_ad_E)
+  rows = (ad_E >= 0) & ((events.ad < 0) | (events.action >= Action.CLICK))
+  return baselines.Interactions(
+    events.user[rows], ad_E[rows].astype(np.int32), events.time_s[rows], events.ad[rows] >= 0
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchResult:
+  """Recommendations for the requests of a split, and how fast they came."""
+
+  recommendations: Recommendations
+  requests_per_second: float
+  """After the first (compiling) batch; look-up, search and expansion included."""
+
+
+def search_split(
+  recommender: Recommender, inputs: Inputs, groups: Sequence[Sequence[Example]], batch_size: int
+) -> SearchResult:
+  """The DEPTH best ads for every request."""
+  parts, seconds, counted = [], 0.0, 0
+  starts = range(0, len(groups), batch_size)
+  recommender(inputs.make_batch.context([groups[0][0]]), DEPTH)  # compiles
+  for start in track(starts, "search, requests", len(groups), step=batch_size):
+    begin = time.monotonic()
+    examples = [group[0] for group in groups[start : start + batch_size]]
+    parts.append(recommender(inputs.make_batch.context(examples), DEPTH))
+    seconds += time.monotonic() - begin
+    counted += len(examples)
+  return SearchResult(concatenate(parts), counted / seconds)
+
+
+def invalid_rate(result: Recommendations, codes_AL: np.ndarray) -> float:
+  """Share of generated SIDs that no ad has, by a look-up independent of the search's tree."""
+  existing = {tuple(row) for row in codes_AL.tolist()}
+  found_RKL = result.code_RKL[result.ad_RK >= 0]
+  if not len(found_RKL):
+    return 0.0
+  return float(np.mean([tuple(row) not in existing for row in found_RKL.tolist()]))
+
+
+def evaluate(workdir: Path, *, split: str = "test", bootstrap: int = 1000) -> dict[str, float]:
+  """Evaluates a run against the simple baselines and writes the files above.
+
+  Baselines are tuned on the validation split, so `split="validation"` flatters them.
+
+  Args:
+    workdir: a trained run.
+    split: "validation" or "test".
+    bootstrap: resamples of users for the intervals.
+
+  Returns:
+    The metrics.
+
+  Raises:
+    ConfigError: no run or no checkpoint there.
+  """
+  run = read_run(workdir)
+  inputs = open_inputs(run)
+  recommender, num_params, step = open_recommender(run, workdir, inputs, with_value=False)
+  groups = group_requests(read_split(inputs.examples, split))
+  requests = eval_requests(groups)
+  advertisers, advertiser_A = np.unique(inputs.logs.ads.advertiser_id, return_inverse=True)
+
+  result = search_split(recommender, inputs, groups, run.config.search.batch_size)
+  ranked = {"": result.recommendations.ad_RK}
+  settings, lists = _baseline_lists(inputs, requests)
+  ranked |= {f"baseline/{name}/": list_RK for name, list_RK in lists.items()}
+  metrics: dict[str, float] = {}
+  for prefix, ranked_RK in track(ranked.items(), "metrics and intervals, lists", len(ranked)):
+    values = ranking_metrics(
+      ranked_RK, requests, advertiser_A=advertiser_A, ks=(10, DEPTH), bootstrap=bootstrap
+    )
+    metrics |= {prefix + name: value for name, value in values.items()}
+  for name, list_RK in lists.items():
+    difference = paired_difference(
+      ranked[""], list_RK, requests=requests, k=DEPTH, bootstrap=bootstrap
+    )
+    metrics |= {f"difference/{name}/{key}": value for key, value in difference.items()}
+
+  events = inputs.logs.events
+  paid = events.ad >= 0
+  health = semantic_id.health(
+    inputs.sids,
+    events_A=np.bincount(events.ad[paid], minlength=len(advertiser_A)).astype(np.float64),
+    value_A=np.bincount(
+      events.ad[paid], weights=events.value[paid], minlength=len(advertiser_A)
+    ),
+  )
+  rates = [row["examples_per_second"] for row in read_log(workdir) if "examples_per_second" in row]
+  metrics |= {
+    "invalid_sid_rate": invalid_rate(result.recommendations, inputs.sids.codes_AL),
+    "decode_requests_per_second": result.requests_per_second,
+    "train_examples_per_second": float(np.median(rates)) if rates else float("nan"),
+    "num_params": num_params,
+    "sid_collision_rate": health["sid_collision_rate"],
+    "num_requests": len(groups),
+    "num_users": len(np.unique(requests.user_R)),
+    "num_ads": len(advertiser_A),
+    "checkpoint_step": step,
+  }
+  metrics = {name: float(value) for name, value in metrics.items()}
+  # JSON has no NaN: what cannot be measured (no new targets, no value) is left out.
+  metrics = {name: value for name, value in metrics.items() if np.isfinite(value)}
+  write_json(workdir / "about.json", _about(inputs, advertisers, settings, split))
+  write_json(workdir / "sid_health.json", health)
+  samples = _samples(run, workdir, inputs, groups)
+  write_json(workdir / "samples.json", samples)
+  write_json(workdir / "metrics.json", metrics)
+  return metrics
+
+
+def _baseline_lists(inputs: Inputs, requests: EvalRequests) -> tuple[Any, dict[str, np.ndarray]]:
+  """Tunes the baselines on validation requests, then ranks."""
+  history = interactions(inputs.logs)
+  validation = eval_requests(group_requests(read_split(inputs.examples, "validation")))
+  num_ads = len(inputs.logs.ads.ad_id)
+  config = inputs.examples.config
+  train_end_s = config.validation_start_s if config.split == "time" else None
+  settings = baselines.tune_baselines(
+    history, validation, num_ads=num_ads, k=DEPTH, train_end_s=train_end_s
+  )
+  lists = baselines.rank_all(
+    history, requests, settings, num_ads=num_ads, k=DEPTH, train_end_s=train_end_s
+  )
+  return settings, lists
+
+
+def _about(inputs: Inputs, advertisers: np.ndarray, settings: Any, split: str) -> dict[str, Any]:
+  logs = inputs.logs
+  return {
+    "source": logs.source, "currency": logs.currency, "caveats": list(logs.caveats),
+    "cleaning": logs.cleaning, "counts": inputs.examples.counts,
+    "num_users": len(logs.users.user_id), "num_ads": len(logs.ads.ad_id),
+    "num_advertisers": len(advertisers), "num_events": len(logs.events.user),
+    "split": inputs.examples.config.split, "evaluated_split": split,
+    "baseline_settings": dataclasses.asdict(settings),
+  }
+
+
+def _samples(
+  run: RunFile, workdir: Path, inputs: Inputs, groups: Sequence[Sequence[Example]]
+) -> list[dict[str, Any]]:
+  """Users spread over the split, one request each, with expected values."""
+  recommender, _, _ = open_recommender(run, workdir, inputs, with_value=True)
+  first_of_user = {group[0].user: group for group in reversed(groups)}
+  users = sorted(first_of_user)
+  chosen = [users[i] for i in np.linspace(0, len(users) - 1, NUM_SAMPLES).astype(int)]
+  chosen = list(dict.fromkeys(chosen))
+  groups = [first_of_user[user] for user in chosen]
+  size = run.config.search.batch_size
+  found = concatenate([
+    recommender(inputs.make_batch.context([g[0] for g in groups[i : i + size]]), DEPTH)
+    for i in range(0, len(groups), size)
+  ])
+  return [_sample(inputs, group, found, row) for row, group in enumerate(groups)]
+
+
+def _sample(
+  inputs: Inputs, group: Sequence[Example], found: Recommendations, row: int
+) -> dict[str, Any]:
+  logs, ads = inputs.logs, inputs.logs.ads
+  first = group[0]
+  target_C = np.concatenate([e.target_C for e in group])
+  ranked = found.ad_RK[row].tolist()
+  values = dict(zip(inputs.examples.features.names, first.feature_F.tolist(), strict=True))
+  vocabulary = inputs.examples.features.user | inputs.examples.features.request
+  return {
+    "user_id": logs.users.user_id[first.user],
+    "features": {n: vocabulary[n][v - 1] for n, v in values.items() if v > 0},
+    "history": describe_history(logs, first, limit=12),
+    "generated": [
+      {
+        "rank": k + 1, "ad_id": ads.ad_id[ad], "advertiser_id": ads.advertiser_id[ad],
+        "text": ads.text[ad], "category": ads.category[ad],
+        "sid": found.code_RKL[row, k].tolist(), "logp": float(found.logp_RK[row, k]),
+        "expected_value": float(found.expected_value_RK[row, k]),
+        "hit": ad in target_C, "in_history": ad in first.ad_T,
+      }
+      for k, ad in enumerate(ranked[:10]) if ad >= 0
+    ],
+    "targets": [
+      {
+        "ad_id": ads.ad_id[ad], "text": ads.text[ad], "advertiser": ads.advertiser_id[ad],
+        "value": float(value), "new": bool(new),
+        "rank": ranked.index(ad) + 1 if ad in ranked else None,
+      }
+      for e in group
+      for ad, value, new in zip(e.target_C.tolist(), e.value_C, e.new_C, strict=True)
+    ],
+  }
+
+
+def describe_history(logs: Logs, example: Example, *, limit: int) -> list[dict[str, Any]]:
+  """The most recent ads and organic contents of a request's history, in words."""
+  from_ads = [
+    {"kind": "ad", "id": logs.ads.ad_id[ad], "text": logs.ads.text[ad],
+     "advertiser": logs.ads.advertiser_id[ad], "count": count, "age_days": age}
+    for ad, count, age in zip(
+      example.ad_T.tolist(), _lower_counts(example.ad_count_T), _ages(example.ad_age_T),
+      strict=True)
+  ]
+  from_organic = [
+    {"kind": "organic", "id": logs.contents.content_id[content],
+     "text": logs.contents.text[content], "advertiser": "", "count": count, "age_days": age}
+    for content, count, age in zip(
+      example.organic_O.tolist(), _lower_counts(example.organic_count_O),
+      _ages(example.organic_age_O), strict=True)
+  ]
+  merged = sorted(from_ads + from_organic, key=lambda item: item["age_days"])
+  return merged[:limit]
+
+
+def _lower_counts(bucket_T: np.ndarray) -> list[int]:
+  """The smallest count of each bucket."""
+  return np.ceil(2 ** (bucket_T / 2) - 1e-6).astype(int).tolist()
+
+
+def _ages(bucket_T: np.ndarray) -> list[float]:
+  """The smallest age of each bucket, in days."""
+  return np.round((2 ** (bucket_T / 2) - 1) / 24, 2).tolist()

@@ -1,0 +1,186 @@
+"""Who engaged with which ad when, and counts over the past: of ads, of histories, of pairs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+
+
+@dataclass(frozen=True)
+class Interactions:
+  """Engagements with the products of the catalogue, sorted by user, then time.
+
+  Organic events count where their content is the product of an ad. Events of one user at one time
+  form a basket.
+
+  Raises:
+    ValueError: lengths that differ, events out of order, a negative index.
+  """
+
+  user_E: np.ndarray  # int32, user index
+  ad_E: np.ndarray  # int32, ad index
+  time_s_E: np.ndarray  # int64, unix s
+  is_ad_E: np.ndarray  # bool, False = organic event with the product of the ad
+
+  def __post_init__(self):
+    num = len(self.user_E)
+    for name in ("ad_E", "time_s_E", "is_ad_E"):
+      if getattr(self, name).shape != (num,):
+        raise ValueError(f"{name} has shape {getattr(self, name).shape}, not ({num},) like user_E")
+    if min(self.user_E.min(initial=0), self.ad_E.min(initial=0)) < 0:
+      raise ValueError("user_E and ad_E are indices and must not be negative")
+    step = np.diff(self.user_E.astype(np.int64))
+    wrong = (step < 0) | ((step == 0) & (np.diff(self.time_s_E) < 0))
+    if wrong.any():
+      raise ValueError(f"event {np.argmax(wrong) + 1} is out of order; sort by user, then time")
+
+
+@dataclass(frozen=True)
+class PairCounts:
+  """How often users engage with ad j around ad i."""
+
+  pairs_AA: sp.csr_matrix  # float32, [i, j]
+  source_A: np.ndarray  # float32, baskets that hold i
+  target_A: np.ndarray  # float32, baskets that hold j
+
+
+def count_ads(
+  interactions: Interactions,
+  *,
+  num_ads: int,
+  end_s_U: np.ndarray,
+  half_life_s: float | None,
+  organic_weight: float,
+) -> np.ndarray:
+  """Events of every ad.
+
+  Args:
+    interactions: engagements of all users.
+    num_ads: ads of the catalogue.
+    end_s_U: int64 unix s, events of a user from then on do not count.
+    half_life_s: an event counts 0.5 ** (age at the end / half-life); None = 1.
+    organic_weight: what an organic event counts beside 1 for an ad event.
+
+  Returns:
+    count_A: float64.
+  """
+  past = interactions.time_s_E < end_s_U[interactions.user_E]
+  end_s_E = end_s_U[interactions.user_E[past]]
+  weight_E = np.where(interactions.is_ad_E[past], 1, organic_weight)
+  weight_E = weight_E * _decay(end_s_E, interactions.time_s_E[past], half_life_s)
+  return np.bincount(interactions.ad_E[past], weight_E, num_ads)
+
+
+def count_histories(
+  interactions: Interactions,
+  *,
+  user_R: np.ndarray,
+  time_s_R: np.ndarray,
+  num_ads: int,
+  half_life_s: float | None,
+  organic_weight: float,
+) -> sp.csr_matrix:
+  """Events of every ad in the past of a user, strictly before a time.
+
+  Args:
+    interactions: engagements of all users.
+    user_R: int32, user index.
+    time_s_R: int64, unix s.
+    num_ads: ads of the catalogue.
+    half_life_s: an event counts 0.5 ** (age at that time / half-life); None = 1.
+    organic_weight: what an organic event counts beside 1 for an ad event.
+
+  Returns:
+    history_RA: float32, sparse.
+  """
+  # (user, time) as one number, in the order of the events.
+  origin = min(interactions.time_s_E.min(initial=0), time_s_R.min(initial=0))
+  span = np.int64(1 + max(interactions.time_s_E.max(initial=0), time_s_R.max(initial=0)) - origin)
+  key_E = interactions.user_E * span + (interactions.time_s_E - origin)
+  start_R = np.searchsorted(interactions.user_E, user_R)
+  stop_R = np.searchsorted(key_E, user_R * span + (time_s_R - origin))
+  length_R = stop_R - start_R
+  row_N = np.repeat(np.arange(len(user_R)), length_R)
+  event_N = np.arange(len(row_N)) + np.repeat(stop_R - np.cumsum(length_R), length_R)
+  weight_N = np.where(interactions.is_ad_E[event_N], 1, organic_weight)
+  weight_N = weight_N * _decay(time_s_R[row_N], interactions.time_s_E[event_N], half_life_s)
+  cells = (row_N, interactions.ad_E[event_N])
+  return sp.csr_matrix((weight_N.astype(np.float32), cells), (len(user_R), num_ads))
+
+
+def count_pairs(
+  interactions: Interactions,
+  *,
+  num_ads: int,
+  end_s_U: np.ndarray,
+  half_life_s: float | None,
+  organic_weight: float,
+  window: int,
+  backward_weight: float,
+) -> PairCounts:
+  """Pairs of ads in baskets of one user, at most `window` steps apart in the user's sequence.
+
+  A pair [i, j] with i in the earlier basket counts 1, with i in the later one backward_weight,
+  with both in the same basket 1 (i != j: an ad follows from itself in another basket only).
+
+  Args:
+    interactions: engagements of all users.
+    num_ads: ads of the catalogue.
+    end_s_U: int64 unix s, events of a user from then on do not count.
+    half_life_s: a pair counts times 0.5 ** (age of its later basket at the end / half-life), a
+      basket likewise; None = 1.
+    organic_weight: a pair, and a basket of target_A, counts times this where j is organic only.
+    window: steps; 0 = the same basket only.
+    backward_weight: weight of pairs whose j came first.
+
+  Returns:
+    PairCounts over num_ads.
+  """
+  past = interactions.time_s_E < end_s_U[interactions.user_E]
+  user_E, time_s_E = interactions.user_E[past], interactions.time_s_E[past]
+  first_E = np.ones(len(user_E), bool)
+  first_E[1:] = (np.diff(user_E) != 0) | (np.diff(time_s_E) != 0)
+  user_B, time_s_B = user_E[first_E], time_s_E[first_E]
+  aged_B = _decay(end_s_U[user_B], time_s_B, half_life_s).astype(np.float32)
+
+  cell_E = (np.cumsum(first_E) - 1) * np.int64(num_ads) + interactions.ad_E[past]
+  cell_N, of_E = np.unique(cell_E, return_inverse=True)
+  promoted_N = np.bincount(of_E, interactions.is_ad_E[past], len(cell_N)) > 0
+  weight_N = np.where(promoted_N, 1, organic_weight).astype(np.float32)
+  cells, shape = divmod(cell_N, num_ads), (len(user_B), num_ads)
+  source_BA = sp.csr_matrix((np.ones_like(weight_N), cells), shape)
+  target_BA = sp.csr_matrix((weight_N, cells), shape)
+  target_BA.eliminate_zeros()
+
+  pairs_AA = (source_BA.T @ _scale_rows(target_BA, aged_B)).tocsr()
+  pairs_AA.setdiag(0)
+  earlier_P, later_P = _pairs_of_baskets(user_B, window)
+  aged_P = aged_B[later_P]
+  pairs_AA += source_BA[earlier_P].T @ _scale_rows(target_BA[later_P], aged_P)
+  if backward_weight:
+    back_P = np.float32(backward_weight) * aged_P
+    pairs_AA += source_BA[later_P].T @ _scale_rows(target_BA[earlier_P], back_P)
+  pairs_AA = pairs_AA.tocsr()
+  pairs_AA.eliminate_zeros()
+  return PairCounts(pairs_AA, source_BA.T @ aged_B, target_BA.T @ aged_B)
+
+
+def _decay(now_s: np.ndarray, time_s: np.ndarray, half_life_s: float | None) -> np.ndarray | float:
+  return 1.0 if half_life_s is None else np.exp2((time_s - now_s) / half_life_s)
+
+
+def _pairs_of_baskets(user_B: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
+  """Earlier and later basket of every pair of one user, 1 to `window` steps apart."""
+  earlier, later = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+  for step in range(1, window + 1):
+    same_B = np.flatnonzero(user_B[step:] == user_B[:-step])
+    earlier.append(same_B)
+    later.append(same_B + step)
+  return np.concatenate(earlier), np.concatenate(later)
+
+
+def _scale_rows(matrix: sp.csr_matrix, factor: np.ndarray) -> sp.csr_matrix:
+  data = matrix.data * np.repeat(factor, np.diff(matrix.indptr))
+  return sp.csr_matrix((data, matrix.indices, matrix.indptr), matrix.shape)

@@ -1,0 +1,1 @@
+"""Objectives: pure losses with one number per row."""

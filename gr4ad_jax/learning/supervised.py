@@ -1,0 +1,58 @@
+"""VSL: value-aware supervised learning. Source: paper 3.3, eq. 12-15; reference section 3."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gr4ad_jax.config import LossConfig
+
+
+class VslTerms(NamedTuple):
+  """The parts of the loss, float32 [B, C]; 0 with zero gradient where the row is masked."""
+
+  sid_BC: jax.Array  # L_SID, nats summed over levels
+  ecpm_BC: jax.Array  # L_eCPM, nats
+  mtp_BC: jax.Array  # L_MTP, nats summed over levels 2..L
+  total_BC: jax.Array  # L_SID + lambda_e L_eCPM + lambda_mtp L_MTP, not weighted
+
+
+def vsl_loss(
+  sid_log_prob_BCL: jax.Array,
+  ecpm_log_prob_BCV: jax.Array,
+  mtp_log_prob_BCL: jax.Array | None,
+  *,
+  ecpm_bin_BC: jax.Array,
+  where_BC: jax.Array,
+  config: LossConfig,
+) -> VslTerms:
+  """L_NTP + lambda_mtp L_MTP per target.
+
+      L_SID  = - sum_t log p(s_t | s_<t, X)          (12)
+      L_eCPM = - log p(v | y, X)                     (13)
+      L_NTP  = L_SID + lambda_e L_eCPM               (14)
+      L_VSL  = E[w (L_NTP + lambda_mtp L_MTP)]       (15)  the caller applies w and the mean
+
+  The first column of the un-fused pass equals the main one and is left out of L_MTP.
+
+  Args:
+    sid_log_prob_BCL: float32, of the target codes.
+    ecpm_log_prob_BCV: float32, over value buckets.
+    mtp_log_prob_BCL: float32, of the target codes without token input; None = no L_MTP.
+    ecpm_bin_BC: int32, the target bucket; -1 drops the eCPM term of that row.
+    where_BC: bool, False = padding.
+    config: lambda_e and lambda_mtp.
+  """
+  sid_BC = -jnp.sum(sid_log_prob_BCL, axis=-1)
+  picked_BC = jnp.take_along_axis(
+    ecpm_log_prob_BCV, jnp.maximum(ecpm_bin_BC, 0)[..., None], axis=-1
+  )[..., 0]
+  ecpm_BC = jnp.where(ecpm_bin_BC >= 0, -picked_BC, 0.0)
+  mtp_BC = jnp.zeros_like(sid_BC)
+  if mtp_log_prob_BCL is not None:
+    mtp_BC = -jnp.sum(mtp_log_prob_BCL[..., 1:], axis=-1)
+  sid_BC, ecpm_BC, mtp_BC = (jnp.where(where_BC, x, 0.0) for x in (sid_BC, ecpm_BC, mtp_BC))
+  total_BC = sid_BC + config.ecpm_weight * ecpm_BC + config.mtp_weight * mtp_BC
+  return VslTerms(sid_BC, ecpm_BC, mtp_BC, total_BC)

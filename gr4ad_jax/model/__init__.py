@@ -1,0 +1,1 @@
+"""Flax modules: context processor, LazyAR and the ordinary autoregressive decoder."""

@@ -1,0 +1,105 @@
+"""The lightweight context processor: token groups, one Linear each, concatenated.
+
+Features, ad history and organic history are the paper's three groups; the currently trending ads are
+a fourth, ours (see data/trending.py), and empty where the data was prepared without.
+
+Source: paper 3.2 (Fig. 1); reference 2.1. A learned constant token stands before the features, so
+that a user without history or features still gives attention something to read.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gr4ad_jax.config import ModelConfig
+from gr4ad_jax.data.batch import Context, Vocabulary
+from gr4ad_jax.model.layers import Linear, Norm
+from gr4ad_jax.model.tokens import TokenTables
+
+
+class EncodedContext(NamedTuple):
+  """X of the paper: S = 1 + F + T + O + N tokens, normalised."""
+
+  token_BSD: jax.Array
+  mask_BS: jax.Array  # bool, True = a real token
+  code_BSL: jax.Array  # int32 SID of each token, -1 where it has none
+
+
+class ContextProcessor(nn.Module):
+  """Structured features, ad history and cross-domain (organic) history -> context tokens."""
+
+  config: ModelConfig
+  vocabulary: Vocabulary
+  tables: TokenTables
+
+  @nn.compact
+  def __call__(self, context: Context) -> EncodedContext:
+    width, vocabulary = self.config.width, self.vocabulary
+    dtype = jnp.dtype(self.config.compute_dtype)
+    num_rows = context.feature_BF.shape[0]
+
+    def table(name: str, size: int, index: jax.Array) -> jax.Array:
+      table_VD = self.param(name, nn.initializers.normal(1.0), (size, width)).astype(dtype)
+      return jnp.where((index >= 0)[..., None], table_VD[jnp.maximum(index, 0)], 0)
+
+    constant_11D = self.param("constant", nn.initializers.normal(1.0), (1, 1, width)).astype(dtype)
+    features_BFD = jnp.broadcast_to(constant_11D, (num_rows, 1, width))
+    if vocabulary.feature_sizes:
+      offsets_F = jnp.cumsum(jnp.array((0, *vocabulary.feature_sizes[:-1])))
+      index_BF = context.feature_BF + offsets_F
+      value_BFD = table("features", sum(vocabulary.feature_sizes), index_BF)
+      features_BFD = jnp.concatenate([features_BFD, value_BFD], axis=1)
+    features_BFD = Linear(width, name="feature_projection")(features_BFD)
+
+    def history(group: str, code: jax.Array, count: jax.Array, age: jax.Array, trend: jax.Array):
+      return (
+        self.tables.embed_all(code)
+        + table(f"{group}_count", vocabulary.num_count_buckets, count)
+        + table(f"{group}_age", vocabulary.num_age_buckets, age)
+        + table(f"{group}_trend", vocabulary.num_trend_buckets, trend)
+      )
+
+    ad_BTD = history(
+      "ad", context.ad_code_BTL, context.ad_count_BT, context.ad_age_BT, context.ad_trend_BT
+    )
+    ad_BTD = Linear(width, name="ad_projection")(ad_BTD)
+    organic_BOD = history(
+      "organic", context.organic_code_BOL, context.organic_count_BO, context.organic_age_BO,
+      context.organic_trend_BO,
+    )
+    organic_BOD += table("organic_id", vocabulary.num_organic_buckets, context.organic_id_BO)
+    organic_BOD = Linear(width, name="organic_projection")(organic_BOD)
+    groups_BSD = [features_BFD, ad_BTD, organic_BOD]
+    if vocabulary.num_trending:
+      rank_BN = jnp.arange(vocabulary.num_trending)[None]
+      trend_BND = self.tables.embed_all(context.trend_code_BNL)
+      trend_BND += table("trend_rank", vocabulary.num_trending, rank_BN)
+      trend_BND += table("trend_share", vocabulary.num_trend_buckets, context.trend_share_BN)
+      groups_BSD.append(Linear(width, name="trend_projection")(trend_BND))
+
+    num_features = features_BFD.shape[1]
+    no_code_BFL = jnp.full((num_rows, num_features, vocabulary.num_levels), -1, jnp.int32)
+    return EncodedContext(
+      Norm(self.config.norm, name="norm")(
+        jnp.concatenate(groups_BSD, axis=1)
+      ),
+      jnp.concatenate(
+        [
+          jnp.ones((num_rows, num_features), bool),
+          context.ad_count_BT >= 0,
+          context.organic_count_BO >= 0,
+          context.trend_share_BN >= 0,
+        ],
+        axis=1,
+      ),
+      jnp.concatenate(
+        [
+          no_code_BFL, context.ad_code_BTL, context.organic_code_BOL, context.trend_code_BNL
+        ],
+        axis=1,
+      ),
+    )

@@ -1,0 +1,249 @@
+"""A run folder and the prepared data it was trained on, opened for training, search and reports.
+
+    runs/x/run.json        where the data is, and every setting
+    runs/x/value_scale.json  value buckets and weight means
+    runs/x/checkpoints/    orbax steps
+    runs/x/train_log.jsonl, tb/
+    runs/x/metrics.json, report.html   after `gr4ad evaluate` and `gr4ad report`
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gr4ad_jax import config as config_lib
+from gr4ad_jax import sharding
+from gr4ad_jax.config import Config, ConfigError, LossConfig
+from gr4ad_jax.data.batch import Vocabulary
+from gr4ad_jax.data.pipeline import BatchMaker, train_batches
+from gr4ad_jax.data.records import Logs
+from gr4ad_jax.data.schema import read_logs
+from gr4ad_jax.data.sequences import NUM_ORGANIC_BUCKETS
+from gr4ad_jax.data.tfds_builder import ExampleSet, open_examples, read_split, to_example
+from gr4ad_jax.data.value import ValueScale, fit_value_scale, write_value_scale
+from gr4ad_jax.learning.vsl_task import vsl_task
+from gr4ad_jax.model.build import Decoder, build_decoder
+from gr4ad_jax.search.recommender import Recommender
+from gr4ad_jax.tokenizer import semantic_id
+from gr4ad_jax.tokenizer.ad_index import AdIndex, build_ad_index
+from gr4ad_jax.training.checkpoint import Checkpoints
+from gr4ad_jax.training.train_loop import train
+from gr4ad_jax.training.train_step import TrainState, abstract_state
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFile:
+  """What run.json holds."""
+
+  data: str
+  """Folder that `gr4ad prepare` wrote."""
+  sids: str
+  """Folder that `gr4ad tokenize` wrote."""
+  config: Config = Config()
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+  """Everything that model, search and evaluation read.
+
+  Attributes:
+    logs: the cleaned logs.
+    examples: prepared requests.
+    sids: codes of ads and contents.
+    index: SID <-> ads; ads of one SID ordered by engagements in training.
+    make_batch: examples -> padded batches.
+    scale: value buckets.
+    vocabulary: sizes for the model.
+  """
+
+  logs: Logs
+  examples: ExampleSet
+  sids: semantic_id.SemanticIds
+  index: AdIndex
+  make_batch: BatchMaker
+  scale: ValueScale
+  vocabulary: Vocabulary
+
+
+def open_inputs(run: RunFile) -> Inputs:
+  """Reads data and semantic IDs.
+
+  Raises:
+    LogError: a folder is missing, or the semantic IDs are not of these logs.
+  """
+  data = Path(run.data)
+  examples = open_examples(data / "examples")
+  logs = read_logs(data / "logs")
+  sids = semantic_id.load(Path(run.sids))
+  if len(sids.codes_AL) != len(logs.ads.ad_id):
+    raise ConfigError(
+      f"{run.sids}: holds {len(sids.codes_AL)} ads, {data / 'logs'} has {len(logs.ads.ad_id)}; "
+      "run `gr4ad tokenize` on these logs"
+    )
+  if not 2 <= len(sids.codebook_sizes):
+    raise ConfigError(f"{run.sids}: {len(sids.codebook_sizes)} SID level; needs at least 2")
+  scale = fit_value_scale(examples, run.config.loss)
+  make_batch = BatchMaker(
+    examples.config, run.config.loss, scale, sids.codes_AL, sids.content_codes_OL,
+    content_buckets(logs), logs.contents.ad, examples.trending,
+  )
+  index = build_ad_index(sids.codes_AL, training_engagements(logs, examples).astype(np.float64))
+  vocabulary = make_batch.vocabulary(examples.features.sizes, sids.codebook_sizes)
+  return Inputs(logs, examples, sids, index, make_batch, scale, vocabulary)
+
+
+def content_buckets(logs: Logs) -> np.ndarray:
+  """int32 [O] hash bucket of every content id, the same on every machine."""
+  return np.array(
+    [
+      int.from_bytes(hashlib.blake2b(c.encode(), digest_size=4).digest()) % NUM_ORGANIC_BUCKETS
+      for c in logs.contents.content_id.tolist()
+    ],
+    np.int32,
+  )
+
+
+def training_engagements(logs: Logs, examples: ExampleSet) -> np.ndarray:
+  """int64 [A] clicks and conversions of every ad in the training requests."""
+  events = logs.events
+  rows = (events.ad >= 0) & (events.action > 0)
+  if examples.config.split == "time":
+    rows &= events.time_s < examples.config.validation_start_s
+  else:  # leave-one-out: all but each user's two last requests
+    held_out = np.zeros(int(events.request.max()) + 1, bool)
+    for split in ("validation", "test"):
+      held_out[[e.request for e in read_split(examples, split)]] = True
+    rows &= ~held_out[events.request]
+  return np.bincount(events.ad[rows], minlength=len(logs.ads.ad_id))
+
+
+def read_run(workdir: Path) -> RunFile:
+  """The settings of a run.
+
+  Raises:
+    ConfigError: the folder holds no run.
+  """
+  if not (workdir / "run.json").exists():
+    raise ConfigError(f"{workdir}: holds no run; `gr4ad train --workdir {workdir}` makes one")
+  return config_lib.read_json(RunFile, workdir / "run.json")
+
+
+def check_widths(config: Config, vocabulary: Vocabulary) -> None:
+  """Raises ConfigError unless there is one beam width per SID level."""
+  if len(config.search.widths) != vocabulary.num_levels:
+    raise ConfigError(
+      f"search.widths={config.search.widths}: the SIDs have {vocabulary.num_levels} levels; "
+      "one width for each"
+    )
+
+
+def train_run(run: RunFile, workdir: Path, *, resume: bool = False) -> TrainState:
+  """Trains in `workdir`.
+
+  Args:
+    run: data and settings.
+    workdir: a new folder, or with `resume` that of an earlier run with the same settings.
+    resume: continue an earlier run (a new run where there is none).
+
+  Raises:
+    ConfigError: the folder is taken, or its settings differ.
+    DivergedError: see `train_loop.train`.
+  """
+  if (workdir / "run.json").exists():
+    if not resume:
+      raise ConfigError(f"{workdir}: holds a run already; pass --resume or another --workdir")
+    differing = differences(read_run(workdir), run)
+    if differing:
+      raise ConfigError(f"{workdir}: the run there has other settings ({', '.join(differing)})")
+  inputs = open_inputs(run)
+  check_widths(run.config, inputs.vocabulary)
+  config = run.config.train
+  hosts, host = jax.process_count(), jax.process_index()
+  mesh = sharding.build_mesh(data_parallel=config.data_parallel, fsdp=config.fsdp)
+  if config.batch_size % mesh.size:
+    raise ConfigError(
+      f"train.batch_size={config.batch_size}: must be a multiple of the {mesh.size} devices"
+    )
+  batches = train_batches(
+    inputs.examples.sources["train"], inputs.make_batch, batch_size=config.batch_size,
+    seed=config.seed, host=host, num_hosts=hosts,
+  )
+  if host == 0:
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "run.json").write_text(config_lib.to_json(run))
+    write_value_scale(inputs.scale, workdir / "value_scale.json")
+  return train(
+    vsl_task(build_decoder(run.config.model, inputs.vocabulary), run.config.loss), config,
+    batches=batches, validation=validation_batches(inputs, config, host, hosts), folder=workdir,
+    mesh=mesh,
+  )
+
+
+def validation_batches(inputs: Inputs, config, host: int, hosts: int) -> list[Any]:
+  """The first batches of the validation split in its stored (shuffled) order."""
+  source = inputs.examples.sources["validation"]
+  rows = min(config.batch_size, len(source)) // hosts
+  count = max(1, min(config.eval_batches, len(source) // (rows * hosts)))
+  batches = []
+  for i in range(count):
+    first = (i * hosts + host) * rows
+    records = [source[j] for j in range(first, first + rows)]
+    batches.append(inputs.make_batch([to_example(r, 1) for r in records]))
+  return batches
+
+
+def differences(old: RunFile, new: RunFile) -> list[str]:
+  """Settings in which two runs differ, as "path: old -> new"."""
+  def flat(values: dict, prefix: str = "") -> dict[str, Any]:
+    out = {}
+    for name, value in values.items():
+      if isinstance(value, dict):
+        out |= flat(value, f"{prefix}{name}.")
+      else:
+        out[prefix + name] = value
+    return out
+
+  a, b = flat(dataclasses.asdict(old)), flat(dataclasses.asdict(new))
+  return [f"{name}: {a.get(name)} -> {b[name]}" for name in b if a.get(name) != b[name]]
+
+
+def load_params(run: RunFile, workdir: Path, vocabulary: Vocabulary) -> tuple[Decoder, Any, int]:
+  """The decoder, the parameters with the best validation loss, and their step.
+
+  Raises:
+    ConfigError: no checkpoint.
+  """
+  decoder = build_decoder(run.config.model, vocabulary)
+  mesh = sharding.build_mesh(data_parallel=1)
+  abstract = abstract_state(vsl_task(decoder, run.config.loss), run.config.train, mesh)
+  with Checkpoints(workdir / "checkpoints") as checkpoints:
+    step = checkpoints.best_step
+    if step is None:
+      raise ConfigError(f"{workdir}: no checkpoint yet; run `gr4ad train` first")
+    return decoder, checkpoints.restore_params(abstract, step), step
+
+
+def open_recommender(
+  run: RunFile, workdir: Path, inputs: Inputs, *, with_value: bool = False
+) -> tuple[Recommender, int, int]:
+  """The recommender of a trained run, its number of parameters, and the checkpoint's step."""
+  decoder, params, step = load_params(run, workdir, inputs.vocabulary)
+  recommender = Recommender(
+    decoder, params, index=inputs.index, config=run.config.search,
+    bin_means=inputs.scale.bin_means, with_value=with_value,
+  )
+  return recommender, sum(x.size for x in jax.tree.leaves(params)), step
+
+
+def write_json(path: Path, values: Any) -> None:
+  """Writes JSON in one piece: a reader sees the old file or the new one."""
+  temporary = path.with_name(f".{path.name}.tmp")
+  temporary.write_text(json.dumps(values, indent=2) + "\n")
+  temporary.replace(path)

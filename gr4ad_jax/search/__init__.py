@@ -1,0 +1,1 @@
+"""Beam search over semantic IDs, constrained to those that exist."""

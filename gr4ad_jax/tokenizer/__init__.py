@@ -1,0 +1,1 @@
+"""From ads to semantic IDs: text embeddings, residual codes, feature hash, SID index."""

