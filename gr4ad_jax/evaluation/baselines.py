@@ -7,8 +7,7 @@ scores, zero included, follow in the order of popularity.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
@@ -20,18 +19,10 @@ from gr4ad_jax.evaluation.interactions import (
   count_histories,
   count_pairs,
 )
-from gr4ad_jax.evaluation.ranking import EvalRequests, recall_per_request
-from gr4ad_jax.progress import track
+from gr4ad_jax.evaluation.ranking import EvalRequests
 
 _DAY_S = 86_400
 _MAX_CELLS = 1 << 23  # scores held at once, requests x ads
-_NEVER_S = np.iinfo(np.int64).max
-
-# What `tune_baselines` tries, in this order.
-_ORGANIC_WEIGHTS = (0.3, 0.0, 1.0)
-_POWERS = ((1.0, 0.25), (1.0, 0.0), (1.0, 0.4), (0.5, 0.5), (0.0, 0.5))
-_WINDOWS = (4, 1)
-_NUM_PERIODS = 6
 
 
 @dataclass(frozen=True)
@@ -80,7 +71,7 @@ class CooccurrenceSettings:
 
 @dataclass(frozen=True)
 class BaselineSettings:
-  """Settings of the three baselines; `tune_baselines` chooses them."""
+  """Settings of the three baselines; `baseline_tuning.tune_baselines` chooses them."""
 
   popularity: PopularitySettings = PopularitySettings()
   cooccurrence: CooccurrenceSettings = CooccurrenceSettings()
@@ -114,8 +105,8 @@ def popularity(
   Raises:
     ValueError: an ad outside the catalogue, a request before train_end_s.
   """
-  end_s_U = _end_s_of_users(interactions, requests, num_ads, train_end_s)
-  popular_A = _popular_ads(interactions, num_ads, end_s_U, settings.popularity)
+  end_s_U = end_s_of_users(interactions, requests, train_end_s)
+  popular_A = popular_ads(interactions, num_ads, end_s_U=end_s_U, settings=settings.popularity)
   ranked_RK = np.full((len(requests.user_R), k), -1, np.int32)
   ranked_RK[:, :num_ads] = popular_A[:k]
   return ranked_RK
@@ -134,13 +125,13 @@ def own_history(
 
   Args, Returns, Raises: as `popularity`. The history ends at the request, not at train_end_s.
   """
-  end_s_U = _end_s_of_users(interactions, requests, num_ads, train_end_s)
-  popular_A = _popular_ads(interactions, num_ads, end_s_U, settings.popularity)
+  end_s_U = end_s_of_users(interactions, requests, train_end_s)
+  popular_A = popular_ads(interactions, num_ads, end_s_U=end_s_U, settings=settings.popularity)
   own = settings.own_history
-  unchanged_AA = sp.eye_array(num_ads, dtype=np.float32, format="csr")
-  return _rank_histories(
-    interactions, requests, own.half_life_s, own.organic_weight, unchanged_AA, popular_A, k
-  )
+  return rank_by_similarity(
+    interactions, requests, similar_AA=sp.eye(num_ads, dtype=np.float32, format="csr"),
+    half_life_s=own.half_life_s, organic_weight=own.organic_weight, popular_A=popular_A, k=k,
+  )  # fmt: skip
 
 
 def cooccurrence(
@@ -159,16 +150,17 @@ def cooccurrence(
 
   Args, Returns, Raises: as `popularity`. The history ends at the request, not at train_end_s.
   """
-  end_s_U = _end_s_of_users(interactions, requests, num_ads, train_end_s)
-  popular_A = _popular_ads(interactions, num_ads, end_s_U, settings.popularity)
+  end_s_U = end_s_of_users(interactions, requests, train_end_s)
+  popular_A = popular_ads(interactions, num_ads, end_s_U=end_s_U, settings=settings.popularity)
   rule = settings.cooccurrence
   counts = count_pairs(
     interactions, num_ads=num_ads, end_s_U=end_s_U, half_life_s=rule.count_half_life_s,
     organic_weight=rule.organic_weight, window=rule.window, backward_weight=rule.backward_weight,
   )  # fmt: skip
-  return _rank_histories(
-    interactions, requests, rule.history_half_life_s, rule.organic_weight,
-    _similar_ads(counts, rule), popular_A, k,
+  return rank_by_similarity(
+    interactions, requests, similar_AA=similar_ads(counts, rule),
+    half_life_s=rule.history_half_life_s, organic_weight=rule.organic_weight,
+    popular_A=popular_A, k=k,
   )  # fmt: skip
 
 
@@ -186,51 +178,108 @@ def rank_all(
     baseline.__name__: baseline(
       interactions, requests, settings=settings, num_ads=num_ads, k=k, train_end_s=train_end_s
     )
-    for baseline in track((popularity, cooccurrence, own_history), "baselines")
+    for baseline in (popularity, cooccurrence, own_history)
   }
 
 
-def tune_baselines(
+def end_s_of_users(
+  interactions: Interactions, requests: EvalRequests, train_end_s: float | np.ndarray | None
+) -> np.ndarray:
+  """int64 [users]: when each user's events stop to count, from train_end_s as in `popularity`.
+
+  Raises:
+    ValueError: a user without an end, a request before its user's end.
+  """
+  num_users = 1 + int(max(interactions.user_E.max(initial=-1), requests.user_R.max()))
+  if train_end_s is None:
+    log_end_s = 1 + max(interactions.time_s_E.max(initial=0), requests.time_s_R.max())
+    end_s_U = np.full(num_users, log_end_s, np.int64)
+    np.minimum.at(end_s_U, requests.user_R, requests.time_s_R)
+  elif np.ndim(train_end_s) == 0:
+    end_s_U = np.full(num_users, np.ceil(train_end_s), np.int64)
+  else:
+    end_s_U = np.asarray(train_end_s, np.int64)
+    if len(end_s_U) < num_users:
+      raise ValueError(f"train_end_s has {len(end_s_U)} entries for {num_users} users")
+  early_R = requests.time_s_R < end_s_U[requests.user_R]
+  if early_R.any():
+    raise ValueError(
+      f"request {np.argmax(early_R)} is earlier than train_end_s: its future would be counted"
+    )
+  return end_s_U
+
+
+def popular_ads(
+  interactions: Interactions,
+  num_ads: int,
+  *,
+  end_s_U: np.ndarray,
+  settings: PopularitySettings,
+) -> np.ndarray:
+  """int64 [num_ads]: every ad, the most popular first, equal ones by index."""
+  count_A = count_ads(
+    interactions, num_ads=num_ads, end_s_U=end_s_U, half_life_s=settings.half_life_s,
+    organic_weight=settings.organic_weight,
+  )  # fmt: skip
+  return np.argsort(-count_A, kind="stable")
+
+
+def similar_ads(counts: PairCounts, settings: CooccurrenceSettings) -> sp.csr_matrix:
+  """float32 [num_ads, num_ads]: the largest pairs_ij / norm_ij of every ad i."""
+  source_power, target_power = settings.powers
+  source_A = (counts.source_A + settings.shrinkage) ** source_power
+  target_A = (counts.target_A + settings.shrinkage) ** target_power
+  similar_AA = counts.pairs_AA.copy()
+  similar_AA.data /= np.repeat(source_A, np.diff(similar_AA.indptr)) * target_A[similar_AA.indices]
+  keep = settings.neighbours
+  for ad in np.flatnonzero(np.diff(similar_AA.indptr) > keep):
+    row = similar_AA.data[similar_AA.indptr[ad] : similar_AA.indptr[ad + 1]]
+    row[np.argpartition(row, -keep)[:-keep]] = 0
+  similar_AA.eliminate_zeros()
+  return similar_AA
+
+
+def rank_by_similarity(
   interactions: Interactions,
   requests: EvalRequests,
   *,
-  num_ads: int,
+  similar_AA: sp.csr_matrix,
+  half_life_s: float | None,
+  organic_weight: float,
+  popular_A: np.ndarray,
   k: int,
-  train_end_s: float | np.ndarray | None,
-  horizon_s: float | None = None,
-  max_requests: int = 1000,
-  seed: int = 0,
-) -> BaselineSettings:
-  """Settings with the best mean recall@k on validation requests; nothing later is looked at.
-
-  One pass over one setting after the other keeps what helps. What sells in one period says little
-  of the next, so popularity is judged on several periods that end with the validation requests.
+) -> np.ndarray:
+  """Ranks ads by history @ similar; equal scores, zero included, by popularity.
 
   Args:
-    interactions: engagements of all users; those of the future may be among them.
-    requests: validation requests.
-    num_ads: ads of the catalogue.
+    interactions: engagements of all users.
+    requests: R requests; the history is what the user did strictly before.
+    similar_AA: float32 >= 0, [i, j]: what i in the history says for j.
+    half_life_s: of an event's weight in the history; None = no ageing.
+    organic_weight: of organic events in the history.
+    popular_A: int64, every ad, the most popular first.
     k: length of the lists.
-    train_end_s: as in `popularity`. Unless it is one time for all, times are taken for the order
-      inside a user only, and counts over users do not age.
-    horizon_s: how long counts stay as they are in the end, the length of the test split; None = the
-      length of the validation split.
-    max_requests: that many are drawn for co-occurrence and own history.
-    seed: of that draw.
 
   Returns:
-    The settings.
-
-  Raises:
-    ValueError: as `popularity`.
+    ranked_RK: int32 ad indices, best first; -1 beyond the catalogue.
   """
-  end_s_U = _end_s_of_users(interactions, requests, num_ads, train_end_s)
-  last_s = int(requests.time_s_R.max())
-  clock = train_end_s is not None and np.ndim(train_end_s) == 0
-  if horizon_s is None and clock:
-    horizon_s = last_s + 1 - train_end_s
-  count_half_lives = (horizon_s, horizon_s / 2, 2 * horizon_s, None) if clock else (None,)
-  organic_weights = (1.0,) if interactions.is_ad_E.all() else _ORGANIC_WEIGHTS
-  step_s = _basket_step_s(interactions, end_s_U)
-
-  popular = _tune_popularity(...)
+  num_ads = len(popular_A)
+  depth = min(k, num_ads)
+  # One sortable number per score: the bits of a float32 >= 0 rise with it; below them the place in
+  # the order of popularity, so that nothing is equal.
+  tie_A = np.empty(num_ads, np.int64)
+  tie_A[popular_A] = np.arange(num_ads)[::-1]
+  ranked_RK = np.full((len(requests.user_R), k), -1, np.int32)
+  step = max(1, _MAX_CELLS // num_ads)
+  for at in range(0, len(ranked_RK), step):
+    rows = slice(at, at + step)
+    history_RA = count_histories(
+      interactions, user_R=requests.user_R[rows], time_s_R=requests.time_s_R[rows],
+      num_ads=num_ads, half_life_s=half_life_s, organic_weight=organic_weight,
+    )  # fmt: skip
+    score_RA = (history_RA @ similar_AA).toarray()
+    key_RA = (score_RA.view(np.int32).astype(np.int64) << 32) | tie_A
+    top_RK = np.argpartition(key_RA, num_ads - depth, axis=1)[:, num_ads - depth :]
+    order_RK = np.argsort(-np.take_along_axis(key_RA, top_RK, axis=1), axis=1)
+    ranked_RK[rows, :depth] = np.take_along_axis(top_RK, order_RK, axis=1)
+  return ranked_RK

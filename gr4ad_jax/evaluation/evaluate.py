@@ -21,10 +21,10 @@ from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.data.tfds_builder import read_split
 from gr4ad_jax.evaluation import baselines
 from gr4ad_jax.evaluation.ranking import EvalRequests, paired_difference, ranking_metrics
+from gr4ad_jax.prepare import health as tokenizer_health
 from gr4ad_jax.progress import track
 from gr4ad_jax.run import Inputs, RunFile, open_inputs, open_recommender, read_run, write_json
 from gr4ad_jax.search.recommender import Recommendations, Recommender, concatenate
-from gr4ad_jax.tokenizer import semantic_id
 from gr4ad_jax.training.metric_log import read_log
 
 DEPTH = 50
@@ -144,15 +144,7 @@ def evaluate(workdir: Path, *, split: str = "test", bootstrap: int = 1000) -> di
     )
     metrics |= {f"difference/{name}/{key}": value for key, value in difference.items()}
 
-  events = inputs.logs.events
-  paid = events.ad >= 0
-  health = semantic_id.health(
-    inputs.sids,
-    events_A=np.bincount(events.ad[paid], minlength=len(advertiser_A)).astype(np.float64),
-    value_A=np.bincount(
-      events.ad[paid], weights=events.value[paid], minlength=len(advertiser_A)
-    ),
-  )
+  health = tokenizer_health(inputs.logs, inputs.sids)
   rates = [row["examples_per_second"] for row in read_log(workdir) if "examples_per_second" in row]
   metrics |= {
     "invalid_sid_rate": invalid_rate(result.recommendations, inputs.sids.codes_AL),

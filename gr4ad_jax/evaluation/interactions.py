@@ -65,7 +65,11 @@ def count_ads(
 
   Returns:
     count_A: float64.
+
+  Raises:
+    ValueError: an ad outside the catalogue.
   """
+  _check_catalogue(interactions, num_ads)
   past = interactions.time_s_E < end_s_U[interactions.user_E]
   end_s_E = end_s_U[interactions.user_E[past]]
   weight_E = np.where(interactions.is_ad_E[past], 1, organic_weight)
@@ -94,7 +98,11 @@ def count_histories(
 
   Returns:
     history_RA: float32, sparse.
+
+  Raises:
+    ValueError: an ad outside the catalogue.
   """
+  _check_catalogue(interactions, num_ads)
   # (user, time) as one number, in the order of the events.
   origin = min(interactions.time_s_E.min(initial=0), time_s_R.min(initial=0))
   span = np.int64(1 + max(interactions.time_s_E.max(initial=0), time_s_R.max(initial=0)) - origin)
@@ -137,7 +145,11 @@ def count_pairs(
 
   Returns:
     PairCounts over num_ads.
+
+  Raises:
+    ValueError: an ad outside the catalogue.
   """
+  _check_catalogue(interactions, num_ads)
   past = interactions.time_s_E < end_s_U[interactions.user_E]
   user_E, time_s_E = interactions.user_E[past], interactions.time_s_E[past]
   first_E = np.ones(len(user_E), bool)
@@ -167,8 +179,15 @@ def count_pairs(
   return PairCounts(pairs_AA, source_BA.T @ aged_B, target_BA.T @ aged_B)
 
 
-def _decay(now_s: np.ndarray, time_s: np.ndarray, half_life_s: float | None) -> np.ndarray | float:
-  return 1.0 if half_life_s is None else np.exp2((time_s - now_s) / half_life_s)
+def _check_catalogue(interactions: Interactions, num_ads: int) -> None:
+  if interactions.ad_E.max(initial=-1) >= num_ads:
+    raise ValueError(f"ad_E holds {interactions.ad_E.max()}, but the catalogue has {num_ads} ads")
+
+
+def _decay(now_s: np.ndarray, time_s: np.ndarray, half_life_s: float | None) -> np.ndarray:
+  if half_life_s is None:
+    return np.ones(time_s.shape)
+  return np.exp2((time_s - now_s) / half_life_s)
 
 
 def _pairs_of_baskets(user_B: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:

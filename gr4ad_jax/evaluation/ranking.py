@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _MAX_CELLS = 1 << 22  # cells of one block of targets x ranks, or resamples x users
+_NOT_FOUND = 1 << 31  # rank of a target that the list does not hold
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class EvalRequests:
     for name in ("target_RC", "value_RC", "new_RC"):
       shape = getattr(self, name).shape
       if len(shape) != 2 or shape[0] != num or shape != self.target_RC.shape:
-        raise ValueError(f"{name} has shape {shape}; target_RC, value_RC, new_RC are all [{num}, C]")
+        raise ValueError(f"{name} has shape {shape}; target, value and new are all [{num}, C]")
     real_RC = self.target_RC >= 0
     if not real_RC.any(axis=1).all():
       raise ValueError(f"request {np.argmin(real_RC.any(axis=1))} has no target")
@@ -43,8 +44,9 @@ class EvalRequests:
     if twice_R.any():
       raise ValueError(f"request {np.argmax(twice_R)} has the same target twice")
     value = self.value_RC[real_RC]
-    if not (np.isfinite(value) & (value >= 0)).all():
-      raise ValueError(f"value_RC holds {value[~(value >= 0)][:1]}; values are finite and >= 0")
+    wrong = ~(np.isfinite(value) & (value >= 0))
+    if wrong.any():
+      raise ValueError(f"value_RC holds {value[wrong][0]}; values are finite and >= 0")
 
 
 def recall_per_request(ranked_RK: np.ndarray, requests: EvalRequests, *, k: int) -> np.ndarray:
@@ -58,9 +60,8 @@ def recall_per_request(ranked_RK: np.ndarray, requests: EvalRequests, *, k: int)
   Returns:
     recall_R: float64 in [0, 1].
   """
-  real_RC = requests.target_RC >= 0
   hit_RC = _rank_of_targets(ranked_RK, requests) < k
-  return hit_RC.sum(axis=1) / real_RC.sum(axis=1)
+  return hit_RC.sum(axis=1) / (requests.target_RC >= 0).sum(axis=1)
 
 
 def ranking_metrics(
@@ -105,30 +106,21 @@ def ranking_metrics(
   if max(ranked_RK.max(initial=-1), requests.target_RC.max()) >= len(advertiser_A):
     raise ValueError(f"an ad index is outside the catalogue of {len(advertiser_A)} ads")
   rank_RC = _rank_of_targets(ranked_RK, requests)
-  real_RC = requests.target_RC >= 0
   depth = max(ks)
   metrics = {}
-  for prefix, target_RC in (("", real_RC), ("new/", real_RC & requests.new_RC)):
+  for prefix, target_RC in _target_sets(requests):
     keep_R = target_RC.any(axis=1)
-    num_R = target_RC.sum(axis=1)
     for k in ks:
       hit_RC = target_RC & (rank_RC < k)
-      gain_RC = np.where(hit_RC, 1 / np.log2(rank_RC + 2.0), 0)
-      ideal_R = np.cumsum(1 / np.log2(np.arange(k) + 2.0))[np.minimum(k, np.maximum(num_R, 1)) - 1]
-      metrics[f"{prefix}recall@{k}"] = _mean(hit_RC.sum(axis=1)[keep_R] / num_R[keep_R])
-      metrics[f"{prefix}ndcg@{k}"] = _mean((gain_RC.sum(axis=1) / ideal_R)[keep_R])
-    found_R, captured_R, held_out_R = _request_sums(rank_RC, requests, target_RC, depth)
-    metrics[f"{prefix}value_recall@{depth}"] = _ratio(captured_R.sum(), held_out_R.sum())
+      recall_R = hit_RC.sum(axis=1)[keep_R] / target_RC.sum(axis=1)[keep_R]
+      metrics[f"{prefix}recall@{k}"] = _mean(recall_R)
+      metrics[f"{prefix}ndcg@{k}"] = _mean(_ndcg(rank_RC, target_RC, k)[keep_R])
     shown = ranked_RK[keep_R, :depth]
     shown = np.unique(advertiser_A[shown[shown >= 0]])
     metrics[f"{prefix}advertiser_coverage@{depth}"] = len(shown) / len(np.unique(advertiser_A))
-    user_sums = _sum_by_user(
-      requests.user_R[keep_R], found_R[keep_R], keep_R[keep_R], captured_R[keep_R],
-      held_out_R[keep_R],
-    )  # fmt: skip
-    found_X, requests_X, captured_X, held_out_X = _resample(user_sums, bootstrap, seed)
-    metrics |= _interval(f"{prefix}recall@{depth}", _ratio(found_X, requests_X))
-    metrics |= _interval(f"{prefix}value_recall@{depth}", _ratio(captured_X, held_out_X))
+    sums_NU = _user_sums(requests, target_RC, *_found(rank_RC, requests, target_RC, depth))
+    intervals = _ratios_with_intervals(sums_NU, depth, bootstrap, seed)
+    metrics |= {prefix + name: value for name, value in intervals.items()}
   return metrics
 
 
@@ -162,59 +154,81 @@ def paired_difference(
     raise ValueError(f"k = {k} and bootstrap = {bootstrap} must be at least 1")
   rank_a_RC = _rank_of_targets(ranked_a_RK, requests)
   rank_b_RC = _rank_of_targets(ranked_b_RK, requests)
-  real_RC = requests.target_RC >= 0
   differences = {}
-  for prefix, target_RC in (("", real_RC), ("new/", real_RC & requests.new_RC)):
-    keep_R = target_RC.any(axis=1)
-    found_a_R, captured_a_R, held_out_R = _request_sums(rank_a_RC, requests, target_RC, k)
-    found_b_R, captured_b_R, _ = _request_sums(rank_b_RC, requests, target_RC, k)
-    user_sums = _sum_by_user(
-      requests.user_R[keep_R], (found_a_R - found_b_R)[keep_R], keep_R[keep_R],
-      (captured_a_R - captured_b_R)[keep_R], held_out_R[keep_R],
-    )  # fmt: skip
-    found, num, captured, held_out = user_sums.sum(axis=1)
-    found_X, num_X, captured_X, held_out_X = _resample(user_sums, bootstrap, seed)
-    differences[f"{prefix}recall@{k}"] = _ratio(found, num)
-    differences |= _interval(f"{prefix}recall@{k}", _ratio(found_X, num_X))
-    differences[f"{prefix}value_recall@{k}"] = _ratio(captured, held_out)
-    differences |= _interval(f"{prefix}value_recall@{k}", _ratio(captured_X, held_out_X))
+  for prefix, target_RC in _target_sets(requests):
+    recall_a_R, captured_a_R = _found(rank_a_RC, requests, target_RC, k)
+    recall_b_R, captured_b_R = _found(rank_b_RC, requests, target_RC, k)
+    sums_NU = _user_sums(requests, target_RC, recall_a_R - recall_b_R, captured_a_R - captured_b_R)
+    intervals = _ratios_with_intervals(sums_NU, k, bootstrap, seed)
+    differences |= {prefix + name: value for name, value in intervals.items()}
   return differences
 
 
+def _target_sets(requests: EvalRequests) -> tuple[tuple[str, np.ndarray], ...]:
+  """Prefix of the metrics and bool [R, C] of the targets that count."""
+  real_RC = requests.target_RC >= 0
+  return ("", real_RC), ("new/", real_RC & requests.new_RC)
+
+
 def _rank_of_targets(ranked_RK: np.ndarray, requests: EvalRequests) -> np.ndarray:
-  """int64 [R, C]: place of each target's first occurrence in its list, 0 = top; K = not in it."""
+  """int64 [R, C]: place of each target's first occurrence in its list, 0 = top."""
   target_RC = requests.target_RC
   if ranked_RK.ndim != 2 or len(ranked_RK) != len(target_RC):
     raise ValueError(f"ranked lists of shape {ranked_RK.shape} for {len(target_RC)} requests")
-  far = np.iinfo(np.int32).max
-  rank_RC = np.full(target_RC.shape, far, np.int64)
-  if ranked_RK.shape[1] == 0:
-    return rank_RC
-  step = max(1, _MAX_CELLS // (target_RC.shape[1] * ranked_RK.shape[1]))
-  for at in range(0, len(target_RC), step):
+  rank_RC = np.full(target_RC.shape, _NOT_FOUND, np.int64)
+  step = max(1, _MAX_CELLS // max(1, target_RC.shape[1] * ranked_RK.shape[1]))
+  for at in range(0, len(target_RC) if ranked_RK.shape[1] else 0, step):
     rows = slice(at, at + step)
     match_RCK = target_RC[rows, :, None] == ranked_RK[rows, None, :]
     found_RC = match_RCK.any(axis=2) & (target_RC[rows] >= 0)
-    rank_RC[rows] = np.where(found_RC, match_RCK.argmax(axis=2), far)
+    rank_RC[rows] = np.where(found_RC, match_RCK.argmax(axis=2), _NOT_FOUND)
   return rank_RC
 
 
-def _request_sums(rank_RC, requests, target_RC, k):
-  """Recall, captured value and held-out value of every request (0 where it has no target)."""
+def _ndcg(rank_RC: np.ndarray, target_RC: np.ndarray, k: int) -> np.ndarray:
+  """float64 [R]; 0 where a request has no target."""
+  gain_RC = np.where(target_RC & (rank_RC < k), 1 / np.log2(rank_RC + 2.0), 0)
+  best_K = np.cumsum(1 / np.log2(np.arange(k) + 2.0))
+  return gain_RC.sum(axis=1) / best_K[np.clip(target_RC.sum(axis=1), 1, k) - 1]
+
+
+def _found(
+  rank_RC: np.ndarray, requests: EvalRequests, target_RC: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """float64 [R], [R]: recall and value of the targets within the first k; 0 without targets."""
   hit_RC = target_RC & (rank_RC < k)
-  value_RC = np.where(target_RC, requests.value_RC, 0).astype(np.float64)
   recall_R = hit_RC.sum(axis=1) / np.maximum(target_RC.sum(axis=1), 1)
-  return recall_R, (value_RC * hit_RC).sum(axis=1), value_RC.sum(axis=1)
+  return recall_R, np.where(hit_RC, requests.value_RC, 0).sum(axis=1, dtype=np.float64)
 
 
-def _sum_by_user(user_R, *columns_R) -> np.ndarray:
-  """float64 [columns, users with a request]."""
-  users, user_R = np.unique(user_R, return_inverse=True)
-  return np.stack([np.bincount(user_R, column_R, len(users)) for column_R in columns_R])
+def _user_sums(
+  requests: EvalRequests, target_RC: np.ndarray, recall_R: np.ndarray, captured_R: np.ndarray
+) -> np.ndarray:
+  """float64 [4, U]: recall, requests, captured and held-out value of users with a target."""
+  keep_R = target_RC.any(axis=1)
+  held_out_R = np.where(target_RC, requests.value_RC, 0).sum(axis=1, dtype=np.float64)
+  users, user_R = np.unique(requests.user_R[keep_R], return_inverse=True)
+  columns = (recall_R, keep_R, captured_R, held_out_R)
+  return np.stack([np.bincount(user_R, column[keep_R], len(users)) for column in columns])
+
+
+def _ratios_with_intervals(
+  sums_NU: np.ndarray, k: int, bootstrap: int, seed: int
+) -> dict[str, float]:
+  """recall@k and value_recall@k of `_user_sums`, and their intervals over resampled users."""
+  sums_NX = _resample(sums_NU, bootstrap, seed)
+  metrics = {}
+  for row, name in ((0, f"recall@{k}"), (2, f"value_recall@{k}")):
+    metrics[name] = float(_ratio(*sums_NU[row : row + 2].sum(axis=1)))
+    values_X = _ratio(*sums_NX[row : row + 2])
+    values_X = values_X[np.isfinite(values_X)]
+    low, high = np.percentile(values_X, (2.5, 97.5)) if len(values_X) else (np.nan, np.nan)
+    metrics |= {f"{name}/ci_low": float(low), f"{name}/ci_high": float(high)}
+  return metrics
 
 
 def _resample(sums_NU: np.ndarray, bootstrap: int, seed: int) -> np.ndarray:
-  """float64 [columns, bootstrap]: the sums over users drawn with replacement."""
+  """float64 [N, X]: sums over as many users as there are, drawn with replacement, X times."""
   num_users = sums_NU.shape[1]
   if num_users == 0:
     return np.zeros((len(sums_NU), bootstrap))
@@ -223,7 +237,7 @@ def _resample(sums_NU: np.ndarray, bootstrap: int, seed: int) -> np.ndarray:
   parts = []
   for at in range(0, bootstrap, step):
     rows = min(step, bootstrap - at)
-    # Times each user is drawn: multinomial, and faster than rng.multinomial.
+    # How often each user is drawn: multinomial, and faster than rng.multinomial.
     drawn = rng.integers(num_users, size=(rows, num_users)) + num_users * np.arange(rows)[:, None]
     count_XU = np.bincount(drawn.ravel(), minlength=rows * num_users).reshape(rows, num_users)
     parts.append(sums_NU @ count_XU.T)
@@ -234,16 +248,7 @@ def _mean(values: np.ndarray) -> float:
   return float(values.mean()) if len(values) else float("nan")
 
 
-def _ratio(numerator, denominator):
-  """numerator / denominator, NaN where the denominator is 0."""
-  denominator = np.asarray(denominator, np.float64)
-  ratio = np.divide(
-    numerator, denominator, out=np.full(denominator.shape, np.nan), where=denominator != 0
-  )
-  return ratio if ratio.ndim else float(ratio)
-
-
-def _interval(name: str, values_X: np.ndarray) -> dict[str, float]:
-  values_X = values_X[np.isfinite(values_X)]
-  low, high = np.percentile(values_X, (2.5, 97.5)) if len(values_X) else (np.nan, np.nan)
-  return {f"{name}/ci_low": float(low), f"{name}/ci_high": float(high)}
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+  """NaN where the denominator is 0."""
+  out = np.full(np.shape(denominator), np.nan)
+  return np.divide(numerator, denominator, out=out, where=np.asarray(denominator) != 0)

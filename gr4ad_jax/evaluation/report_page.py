@@ -52,7 +52,7 @@ def table(
   """A table that scrolls sideways on its own where the screen is narrow.
 
   Args:
-    head: names of the columns.
+    head: names of the columns; empty = no header.
     rows: cells as text or `Html`; a cell made with `tag("td", ...)` is taken as it is. The first
       cell of each row is its header.
     class_: of the table.
@@ -61,9 +61,15 @@ def table(
   for first, *cells in rows:
     cells = [c if str(c).startswith("<td") and isinstance(c, Html) else tag("td", c) for c in cells]
     body.append(tag("tr", tag("th", first, scope="row"), *cells))
-  header = tag("tr", *(tag("th", name, scope="col") for name in head))
-  content = tag("table", tag("thead", header), tag("tbody", *body), class_=class_)
+  names = tag("tr", *(tag("th", name, scope="col") for name in head))
+  header = tag("thead", names) if head else None
+  content = tag("table", header, tag("tbody", *body), class_=class_)
   return tag("div", content, class_="scroll")
+
+
+def numeric(*children: object) -> Html:
+  """A cell of a table that holds a number: to the right, on one line."""
+  return tag("td", *children, class_="num")
 
 
 def details(summary: object, *children: object, open_: bool = False) -> Html:
@@ -98,14 +104,25 @@ def page(title: str, sections: Sequence[object], *, navigation: dict[str, str]) 
   return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"
 
 
+def _known(value: float | None) -> bool:
+  return value is not None and math.isfinite(value)
+
+
 def integer(value: float | None) -> str:
   """1,234,567."""
-  return MISSING if value is None else f"{value:,.0f}"
+  return f"{value:,.0f}" if _known(value) else MISSING
+
+
+def compact(value: float | None) -> str:
+  """Large counts in millions or billions: 98,304, 2.43M, 1.20B."""
+  if not _known(value) or value < 1e6:
+    return integer(value)
+  return f"{number(value / 1e6)}M" if value < 1e9 else f"{number(value / 1e9)}B"
 
 
 def number(value: float | None, digits: int = 3) -> str:
   """Three significant digits, thousands separated: 0.0175, 12.3, 1,523."""
-  if value is None or not math.isfinite(value):
+  if not _known(value):
     return MISSING
   if value == 0:
     return "0"
@@ -117,19 +134,21 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def percent(value: float | None) -> str:
   """A share as 34.8%; small ones keep two digits, and only an exact 0 is written as 0%."""
-  if value is None or not math.isfinite(value):
+  if not _known(value):
     return MISSING
   if value == 0:
     return "0%"
   size = abs(100 * value)
+  if value == 1:
+    return "100%"
   if size < 0.0001:
     return "<0.0001%"
-  return f"{100 * value:.1f}%" if size >= 1 else f"{number(100 * value, 2)}%"
+  return f"{100 * value:.1f}%" if size >= 0.95 else f"{number(100 * value, 2)}%"
 
 
 def amount(value: float | None, currency: str) -> str:
   """Money: USD 3.42."""
-  return MISSING if value is None else f"{currency} {value:,.2f}".strip()
+  return f"{currency} {value:,.2f}".strip() if _known(value) else MISSING
 
 
 def duration(seconds: float) -> str:
@@ -149,18 +168,19 @@ def listing(names: Sequence[str]) -> str:
 
 
 _STYLE = """
-:root{color-scheme:light dark;--ink:#1b1f23;--soft:#59636e;--line:#d5dade;--paper:#fff;--tint:#f3f5f7;
---ours:#1a5fb4;--other:#6b7580;--second:#b85000;--good:#17713a;--fair:#805b00;--poor:#b3261e}
-@media (prefers-color-scheme:dark){:root{--ink:#e3e6e9;--soft:#9ba5ae;--line:#384047;--paper:#15181b;
---tint:#1f2429;--ours:#7db1f0;--other:#98a2ac;--second:#f0a35c;--good:#70cf90;--fair:#e0b64c;
---poor:#f48c84}}
+:root{color-scheme:light dark;--ink:#1b1f23;--soft:#59636e;--line:#d5dade;--paper:#fff;
+  --tint:#f3f5f7;--ours:#1a5fb4;--other:#6b7580;--second:#b85000;--good:#17713a;--fair:#805b00;
+  --poor:#b3261e}
+@media (prefers-color-scheme:dark){:root{--ink:#e3e6e9;--soft:#9ba5ae;--line:#384047;
+  --paper:#15181b;--tint:#1f2429;--ours:#7db1f0;--other:#98a2ac;--second:#f0a35c;--good:#70cf90;
+  --fair:#e0b64c;--poor:#f48c84}}
 *{box-sizing:border-box}
 html{scroll-padding-top:3.2rem;-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,-apple-system,
-"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;overflow-wrap:anywhere}
+  "Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;overflow-wrap:anywhere}
 nav{position:sticky;top:0;z-index:2;background:var(--paper);border-bottom:1px solid var(--line);
-padding:.5rem max(1rem,calc(50% - 33rem));display:flex;gap:1.1rem;overflow-x:auto;white-space:nowrap;
-font-size:.9rem}
+  padding:.5rem max(1rem,calc(50% - 33rem));display:flex;gap:.9rem;overflow-x:auto;
+  white-space:nowrap;font-size:.9rem}
 a{color:var(--ours);text-decoration:none}
 a:hover{text-decoration:underline}
 main{max-width:68rem;margin:0 auto;padding:1rem}
@@ -170,39 +190,40 @@ h3{font-size:1rem;margin:1.3rem 0 .3rem}
 p{margin:.4rem 0 .7rem;max-width:46rem}
 .soft,small,figcaption{color:var(--soft)}
 small,figcaption{font-size:.84rem}
-.verdict{border-left:4px solid var(--other);background:var(--tint);padding:.7rem 1rem;max-width:none;
-font-size:1.08rem;margin:1rem 0}
-.verdict.good{border-color:var(--good)}
-.verdict.fair{border-color:var(--fair)}
-.verdict.poor{border-color:var(--poor)}
+.verdict{border-left:4px solid var(--other);background:var(--tint);padding:.7rem 1rem;
+  max-width:none;font-size:1.08rem;margin:1rem 0}
 .good{color:var(--good)}
 .fair{color:var(--fair)}
 .poor{color:var(--poor)}
-.verdict{color:var(--ink)!important}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(8.2rem,1fr));gap:.6rem;margin:1rem 0}
+.verdict.good,.verdict.fair,.verdict.poor{border-color:currentColor}
+.verdict span{color:var(--ink)}
+.verdict small{display:block;margin-top:.3rem}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(11rem,44%),1fr));
+  gap:.6rem;margin:1rem 0}
 .tiles div{background:var(--tint);border-radius:6px;padding:.5rem .7rem}
 .tiles b{display:block;font-size:1.2rem;font-variant-numeric:tabular-nums}
 .tiles span{color:var(--soft);font-size:.84rem}
 .scroll{overflow-x:auto;margin:.6rem 0}
 table{border-collapse:collapse;font-size:.92rem;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:.36rem .9rem .36rem 0;border-bottom:1px solid var(--line);
-vertical-align:top;font-weight:400}
+  vertical-align:top;font-weight:400}
 thead th{color:var(--soft);font-size:.84rem;vertical-align:bottom}
 td small{display:block}
-.wide{width:100%}
+.num{text-align:right;white-space:nowrap;padding-right:.4rem}
+th small{display:block}
 .metrics td,.metrics th{white-space:nowrap}
-.metrics thead th{white-space:normal;min-width:4.6rem}
-.metrics th[scope=row],.metrics thead th:first-child{position:sticky;left:0;background:var(--paper);
-padding-right:.8rem}
-.metrics tbody tr:first-child th{color:var(--ours);font-weight:600}
+.metrics thead th{white-space:normal;min-width:4.6rem;overflow-wrap:normal}
+.metrics th[scope=row],.metrics thead th:first-child{position:sticky;left:0;
+  background:var(--paper);padding-right:.8rem}
+.ours tbody tr:first-child th{color:var(--ours);font-weight:600}
 .best{font-weight:700}
 .best small{font-weight:400}
-.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,19rem),1fr));gap:1rem 1.6rem;
-margin:.8rem 0}
-figure{margin:0;max-width:34rem}
+.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));
+  gap:1rem 1.6rem;margin:.8rem 0}
+figure{margin:0;max-width:30rem}
 figcaption b{color:var(--ink)}
-svg{display:block;width:100%;height:auto;font:12px system-ui,-apple-system,"Segoe UI",Roboto,Arial,
-sans-serif}
+svg{display:block;width:100%;height:auto;font:12px system-ui,-apple-system,
+  "Segoe UI",Roboto,Arial,sans-serif}
 svg text{fill:var(--soft)}
 svg .name{fill:var(--ink)}
 .grid{stroke:var(--line)}
@@ -215,23 +236,27 @@ svg .name{fill:var(--ink)}
 details{border:1px solid var(--line);border-radius:6px;padding:.5rem .8rem;margin:.6rem 0}
 summary{cursor:pointer;font-weight:600}
 details[open]>summary{margin-bottom:.4rem}
-dl{margin:.6rem 0}
-dt{font-weight:600;margin-top:.5rem}
-dd{margin:0;max-width:46rem}
+dl{margin:.4rem 0}
+dt{font-weight:600}
+dd{margin:0}
 ul{padding-left:1.2rem;max-width:48rem}
 .chips span{display:inline-block;background:var(--tint);border-radius:4px;padding:0 .45rem;
-margin:0 .35rem .3rem 0;font-size:.84rem}
+  margin:0 .35rem .3rem 0;font-size:.84rem}
 .chips i{color:var(--soft);font-style:normal}
-.columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,18rem),1fr));gap:.4rem 1.8rem}
+.columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,18rem),1fr));
+  gap:.4rem 1.8rem}
+.samples{grid-template-columns:repeat(auto-fit,minmax(min(100%,16rem),1fr))}
+@media (min-width:60rem){.samples{grid-template-columns:1fr 1.3fr .9fr}}
 .items{list-style:none;padding:0;margin:.3rem 0;font-size:.92rem}
-.items li{padding:.32rem 0 .32rem 1.9rem;border-bottom:1px solid var(--line);position:relative;
-line-height:1.35;unicode-bidi:isolate}
+.items li{padding:.32rem .3rem .32rem 1.9rem;border-bottom:1px solid var(--line);position:relative;
+  line-height:1.35;unicode-bidi:isolate}
 .items small{display:block}
-.items .place{position:absolute;left:0;color:var(--soft);font-variant-numeric:tabular-nums}
+.items .place{position:absolute;left:.3rem;color:var(--soft);font-variant-numeric:tabular-nums}
 .items li.hit{background:color-mix(in srgb,var(--good) 12%,transparent)}
 .items li.hit .place{color:var(--good);font-weight:700}
 .items.plain li{padding-left:0}
+.columns h3{margin-top:.4rem}
 code{font:.9em ui-monospace,Menlo,Consolas,monospace;background:var(--tint);border-radius:3px;
-padding:0 .25em}
+  padding:0 .25em}
 @media print{nav{display:none}}
 """

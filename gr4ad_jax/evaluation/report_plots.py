@@ -14,7 +14,7 @@ from gr4ad_jax.evaluation.report_page import Html, number, percent, tag
 
 _WIDTH = 400
 _ROW = 34
-_LEFT, _RIGHT, _BOTTOM = 46, 12, 34
+_LEFT, _RIGHT, _BOTTOM = 56, 12, 34
 _PLOT_HEIGHT = 210
 
 
@@ -46,6 +46,13 @@ def ticks(low: float, high: float, *, count: int = 5) -> list[float]:
   step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
   first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
   return [i * step for i in range(first, last + 1)]
+
+
+def tick_label(tick: float, all_ticks: Sequence[float]) -> str:
+  """With the decimals that tell these ticks apart: 2.8, 3.0, 3.2."""
+  step = all_ticks[1] - all_ticks[0] if len(all_ticks) > 1 else abs(tick) or 1.0
+  decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+  return f"{tick:,.{decimals}f}" if decimals <= 5 else f"{tick:.1e}"
 
 
 def interval_plot(
@@ -111,7 +118,7 @@ def line_plot(lines: Sequence[Line], *, title: str, mark_x: float | None = None)
     title: read out by screen readers.
     mark_x: a dashed vertical line there.
   """
-  xs = [x for line in lines for x in line.x]
+  xs = [x for line in lines for x in line.x] + ([] if mark_x is None else [mark_x])
   ys = [y for line in lines for y in line.y]
   low_x, high_x, low_y, high_y = min(0, *xs), max(xs), min(ys), max(ys)
   room = 0.05 * (high_y - low_y) or 0.05 * abs(high_y) or 1.0
@@ -125,16 +132,19 @@ def line_plot(lines: Sequence[Line], *, title: str, mark_x: float | None = None)
     return 6 + (height - 6) * (high_y - y) / (high_y - low_y)
 
   parts = []
-  for tick in ticks(low_y, high_y):
+  levels = ticks(low_y, high_y)
+  for tick in levels:
     y = f"{y_of(tick):.1f}"
     parts.append(tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y, class_="grid"))
-    label = f"{tick:,.6g}"
+    label = tick_label(tick, levels)
     parts.append(tag("text", label, x=_LEFT - 6, y=y, dy="0.35em", text_anchor="end"))
   for tick in ticks(low_x, high_x, count=4):
+    if tick % 1:
+      continue
     anchor = "end" if x_of(tick) > _WIDTH - 30 else "middle"
     x = _WIDTH if anchor == "end" else f"{x_of(tick):.1f}"
     parts.append(tag("text", f"{tick:,.0f}", x=x, y=height + 16, text_anchor=anchor))
-  parts.append(tag("text", "step", x=_LEFT, y=height + 31))
+  parts.append(tag("text", "step", x=_LEFT + width / 2, y=height + 31, text_anchor="middle"))
   if mark_x is not None:
     x = f"{x_of(mark_x):.1f}"
     parts.append(tag("line", x1=x, x2=x, y1=6, y2=height, class_="mark"))

@@ -94,13 +94,10 @@ def _outcome(ours: Interval, theirs: Interval, difference: Interval) -> Outcome:
   return Outcome.UNDECIDED
 
 
-_WORDS = {
-  Outcome.ABOVE: "clearly above",
-  Outcome.ABOVE_PAIRED: "above, in the paired comparison only,",
-  Outcome.UNDECIDED: "not clearly different from",
-  Outcome.BELOW_PAIRED: "below, in the paired comparison only,",
-  Outcome.BELOW: "clearly below",
-}
+CLEARLY = (
+  "Clearly: the 95% intervals do not overlap. Slightly: they do, but the interval of the "
+  "difference, with the same resampled users for both, excludes 0."
+)
 
 
 def verdict(comparisons: Sequence[Comparison]) -> tuple[str, str]:
@@ -110,43 +107,51 @@ def verdict(comparisons: Sequence[Comparison]) -> tuple[str, str]:
     comparisons: from `compare_with_baselines`.
 
   Returns:
-    The sentence, and "good" (above every baseline everywhere, all intervals apart), "poor" (clearly
-    below some baseline) or "fair" (anything else).
+    The sentence, and "good" (above every baseline everywhere, all intervals apart), "poor" (above
+    none anywhere) or "fair" (between the two).
   """
   if not comparisons:
     return "There is no baseline to compare with in these metrics.", "fair"
-  outcomes = {c.outcome for c in comparisons}
   scopes = [scope for scope in SCOPES if any(c.scope == scope for c in comparisons)]
+  measures = [m.replace("_", " ") for m in METRICS if any(c.metric == m for c in comparisons)]
+  outcomes = {c.outcome for c in comparisons}
   if outcomes == {Outcome.ABOVE}:
     names = list(dict.fromkeys(baseline_label(c.baseline) for c in comparisons))
-    where = " and ".join(SCOPES[scope] for scope in scopes)
     sentence = (
-      f"GR4AD is above every baseline ({listing(names)}) in recall@50 and value recall@50, {where}; "
-      "the 95% intervals do not overlap."
+      f"GR4AD is clearly above every baseline ({listing(names)}) in {listing(measures)}, "
+      f"{listing([SCOPES[scope] for scope in scopes])}."
     )
   else:
-    clauses = [f"{SCOPES[scope]} it is {_standing(comparisons, scope)}" for scope in scopes]
-    sentence = "; ".join(clauses).replace(" it is ", " GR4AD is ", 1) + "."
-    sentence = sentence[0].upper() + sentence[1:]
+    clauses = [f"{SCOPES[scope]}, {_standing(comparisons, scope)}" for scope in scopes]
+    sentence = f"In {listing(measures)}, GR4AD is, {'; '.join(clauses)}."
   missing = [words for scope, words in SCOPES.items() if scope not in scopes]
   if missing:
-    sentence += f" Nothing was measured {' and '.join(missing)}."
-  lowest = min(outcomes)
-  return sentence, "good" if lowest == Outcome.ABOVE else "poor" if lowest < 0 else "fair"
+    sentence += f" Nothing was measured {listing(missing)}."
+  if outcomes == {Outcome.ABOVE}:
+    return sentence, "good"
+  return sentence, "fair" if max(outcomes) > 0 else "poor"
 
 
 def _standing(comparisons: Sequence[Comparison], scope: str) -> str:
-  """Baselines grouped by how ours stands to them in both metrics, best news first."""
-  groups: dict[Outcome, list[str]] = {}
-  mixed = []
+  """Baselines grouped by how ours stands to them, best news first."""
+  groups: dict[tuple[int, str], list[str]] = {}
   for name in dict.fromkeys(c.baseline for c in comparisons if c.scope == scope):
     mine = {c.metric: c.outcome for c in comparisons if (c.scope, c.baseline) == (scope, name)}
-    label = baseline_label(name)
-    if len(set(mine.values())) == 1:
-      groups.setdefault(next(iter(mine.values())), []).append(label)
-    else:
-      parts = [f"{_WORDS[outcome]} {label} in {metric.replace('_', ' ')}"
-               for metric, outcome in mine.items()]
-      mixed.append(" but ".join(parts))
-  clauses = [f"{_WORDS[outcome]} {listing(groups[outcome])}" for outcome in sorted(groups)[::-1]]
-  return ", ".join(clauses + mixed)
+    words = _direction(mine)
+    groups.setdefault((-sum(mine.values()), words), []).append(baseline_label(name))
+  return ", ".join(words.format(listing(names)) for (_, words), names in sorted(groups.items()))
+
+
+def _direction(outcomes: Mapping[str, Outcome]) -> str:
+  """How ours stands to one baseline over all measures; {} takes its name."""
+  low, high = min(outcomes.values()), max(outcomes.values())
+  if low > 0 or high < 0:
+    clearly = "clearly" if min(abs(low), abs(high)) == 2 else "slightly"
+    return f"{clearly} {'above' if low > 0 else 'below'} {{}}"
+  if low == high == 0:
+    return "not clearly different from {}"
+  parts = [
+    f"{'above' if outcome > 0 else 'below'} {{}} in {metric.replace('_', ' ')}"
+    for metric, outcome in outcomes.items() if outcome != 0
+  ]
+  return parts[0] + " only" if len(parts) == 1 else f"{parts[0]} but {parts[1].replace(' {}', '')}"

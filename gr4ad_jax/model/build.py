@@ -36,7 +36,7 @@ def init_params(decoder: Decoder, key: jax.Array) -> Any:
     organic_trend_BO=one,
     trend_code_BNL=jnp.zeros((*trending.shape, levels), jnp.int32), trend_share_BN=trending,
   )
-  return decoder.init(key, context, codes)["params"]
+  return jax.jit(decoder.init)(key, context, codes)["params"]
 
 
 def count_params(params: Any) -> int:

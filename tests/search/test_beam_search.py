@@ -1,0 +1,179 @@
+"""Beam search against enumeration and against a plain Python beam."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gr4ad_jax.config import ModelConfig, SearchConfig
+from gr4ad_jax.model.build import build_decoder, init_params, start_fn, step_fn
+from gr4ad_jax.search.beam_search import NEG_INF, beam_search, compile_search
+from gr4ad_jax.search.legal_prefixes import build_prefix_tree
+from gr4ad_jax.search.recommender import Recommender
+from gr4ad_jax.tokenizer.ad_index import build_ad_index
+from tests.support import VOCABULARY, random_context
+
+SIZES = VOCABULARY.codebook_sizes
+ROWS = 3
+
+
+def random_sids(rng, count: int) -> np.ndarray:
+  flat = rng.choice(np.prod(SIZES), count, replace=False)
+  return np.stack(np.unravel_index(np.sort(flat), SIZES), axis=1).astype(np.int32)
+
+
+class TableModel:
+  """log p(s_l | prefix) read from a table per level; the state is the prefix's flat number."""
+
+  def __init__(self, rng):
+    cells = [int(np.prod(SIZES[:level])) for level in range(3)]
+    logits = [rng.normal(size=(ROWS, n, v)) for n, v in zip(cells, SIZES, strict=True)]
+    self.logp = [np.asarray(jax.nn.log_softmax(x, axis=-1), np.float32) for x in logits]
+    widest = max(SIZES)
+    self.padded = jnp.stack([
+      jnp.pad(x, ((0, 0), (0, max(cells) - x.shape[1]), (0, widest - x.shape[2])),
+              constant_values=NEG_INF)
+      for x in self.logp
+    ])
+
+  def start(self, context):
+    del context
+    return None, jnp.zeros((ROWS, 1), jnp.int32), jnp.asarray(self.logp[0])
+
+  def step(self, shared, state, code_BW, level):
+    del shared
+    state = state * jnp.array(SIZES)[level - 1] + code_BW
+    rows = jnp.arange(ROWS)[:, None]
+    return state, self.padded[level][rows, state]
+
+  def score(self, row: int, sid) -> float:
+    prefix = (0, sid[0], sid[0] * SIZES[1] + sid[1])
+    return float(sum(self.logp[level][row, prefix[level], sid[level]] for level in range(3)))
+
+
+def plain_beam(model: TableModel, row: int, sids: np.ndarray, widths) -> list[tuple]:
+  """A beam kept as a Python list of prefixes."""
+  legal = [tuple(s) for s in sids.tolist()]
+  beam = [((), 0.0)]
+  for level, width in enumerate(widths):
+    grown = []
+    for prefix, score in beam:
+      number = 0
+      for i, code in enumerate(prefix):
+        number = number * SIZES[i] + code
+      for code in sorted({s[level] for s in legal if s[:level] == prefix}):
+        grown.append(((*prefix, code), score + float(model.logp[level][row, number, code])))
+    beam = sorted(grown, key=lambda item: -item[1])[:width]
+  return beam
+
+
+@pytest.mark.parametrize("widths", [(6, 30, 50), (50, 50, 50), (4, 9, 12), (5, 5, 5), (9, 3, 4)])
+@pytest.mark.parametrize("count", [3, 40])
+def test_equals_plain_beam_and_enumeration(widths, count):
+  for seed in range(2):
+    rng = np.random.default_rng(100 * count + seed)
+    sids, model = random_sids(rng, count), TableModel(rng)
+    tree = build_prefix_tree(sids)
+    beams = jax.jit(
+      lambda arrays, tree=tree, model=model: beam_search(
+        None, arrays, tree=tree, widths=widths, start=model.start, step=model.step
+      )
+    )(tree.arrays)
+    for row in range(ROWS):
+      expected = plain_beam(model, row, sids, widths)
+      found = int((beams.sid_BW[row] >= 0).sum())
+      assert [tuple(c) for c in beams.code_BWL[row, :found].tolist()] == [p for p, _ in expected]
+      np.testing.assert_allclose(beams.logp_BW[row, :found], [s for _, s in expected], atol=1e-5)
+      np.testing.assert_array_equal(sids[beams.sid_BW[row, :found]], beams.code_BWL[row, :found])
+      assert (beams.code_BWL[row, found:] == -1).all()
+      assert (beams.logp_BW[row, found:] == NEG_INF).all()
+      if min(widths) >= count:  # nothing was pruned: this is the exact ranking
+        exact = sorted(sids.tolist(), key=lambda s, row=row: -model.score(row, s))
+        assert beams.code_BWL[row, :found].tolist() == exact
+
+
+def test_one_width_per_level():
+  rng = np.random.default_rng(0)
+  model, tree = TableModel(rng), build_prefix_tree(random_sids(rng, 5))
+  with pytest.raises(ValueError, match="3 levels"):
+    beam_search(None, tree.arrays, tree=tree, widths=(4, 4), start=model.start, step=model.step)
+
+
+@pytest.fixture(scope="module", params=["lazy", "autoregressive"])
+def trained_like(request):
+  config = ModelConfig(
+    decoder=request.param, width=16, num_heads=2, num_layers=2, num_lazy_layers=1, copy_path=True
+  )
+  decoder = build_decoder(config, VOCABULARY)
+  params = init_params(decoder, jax.random.key(0))
+  return decoder, params, random_context(np.random.default_rng(0), ROWS)
+
+
+def test_search_finds_the_decoders_most_probable_sids(trained_like):
+  """The whole catalogue scored by teacher forcing gives the same ranking and log-probs."""
+  decoder, params, context = trained_like
+  sids = random_sids(np.random.default_rng(1), 30)
+  tree = build_prefix_tree(sids)
+  search = compile_search(start_fn(decoder), step_fn(decoder), tree, (30, 30, 30))
+  bin_means = jnp.array([1.0, 2.0, 3.0, 5.0])
+  beams = search(params, context, tree.arrays, bin_means)
+  every = np.broadcast_to(sids, (ROWS, *sids.shape))
+  forced = jax.jit(lambda p, every: decoder.apply({"params": p}, context, every))(params, every)
+  logp = np.asarray(forced.sid_BCL.sum(axis=-1))
+  value = np.exp(np.asarray(forced.ecpm_BCV)) @ np.asarray(bin_means)
+  for row in range(ROWS):
+    order = np.argsort(-logp[row])
+    np.testing.assert_allclose(beams.logp_BW[row], logp[row][order], atol=1e-4)
+    at = np.asarray(beams.sid_BW[row])
+    assert sorted(at.tolist()) == list(range(30))
+    np.testing.assert_allclose(beams.logp_BW[row], logp[row][at], atol=1e-4)
+    np.testing.assert_allclose(beams.expected_value_BW[row], value[row][at], atol=1e-4)
+
+
+def test_a_new_set_of_sids_of_equal_shape_needs_no_recompilation(trained_like):
+  decoder, params, context = trained_like
+  trees = []
+  for last in (3, 4):  # the same branching, other codes
+    sids = np.array([[0, 1, last], [2, 0, 1], [2, 3, 0]], np.int32)
+    trees.append(build_prefix_tree(sids))
+  assert trees[0].branching_L == trees[1].branching_L
+  search = compile_search(start_fn(decoder), step_fn(decoder), trees[0], (3, 3, 3))
+  first = search(params, context, trees[0].arrays)
+  second = search(params, context, trees[1].arrays)
+  assert search._cache_size() == 1
+  assert [0, 1, 3] in first.code_BWL[0].tolist()
+  assert [0, 1, 4] in second.code_BWL[0].tolist()
+
+
+def test_recommender_expands_and_reranks_by_value(trained_like):
+  decoder, params, context = trained_like
+  sids = random_sids(np.random.default_rng(2), 20)
+  codes_AL = np.concatenate([sids, sids[:5]])  # five SIDs hold two ads
+  index = build_ad_index(codes_AL, np.arange(25, dtype=np.float64))
+  bins = (1.0, 4.0, 9.0, 16.0)
+
+  def recommend(gamma: float):
+    return Recommender(
+      decoder, params, index=index, bin_means=bins, with_value=True,
+      config=SearchConfig(widths=(20, 20, 20), batch_size=4, value_exponent=gamma),
+    )(context, 30)
+
+  plain = recommend(0.0)
+  for row in range(ROWS):
+    ads = plain.ad_RK[row][:25]
+    assert sorted(ads.tolist()) == list(range(25))
+    assert (plain.ad_RK[row][25:] == -1).all()
+    np.testing.assert_array_equal(codes_AL[ads], plain.code_RKL[row, :25])
+    assert (np.diff(plain.logp_RK[row, :25]) <= 1e-6).all()
+    for ad in range(5):  # of two ads on one SID the one with the higher priority comes first
+      assert ads.tolist().index(ad + 20) + 1 == ads.tolist().index(ad)
+  by_value = recommend(3.0)
+  score = plain.logp_RK + 3 * np.log(plain.expected_value_RK)
+  for row in range(ROWS):
+    best = plain.ad_RK[row, np.argmax(score[row, :25])]
+    np.testing.assert_array_equal(codes_AL[by_value.ad_RK[row, 0]], codes_AL[best])
+  with pytest.raises(ValueError, match="batch_size"):
+    Recommender(
+      decoder, params, index=index, bin_means=bins,
+      config=SearchConfig(widths=(20, 20, 20), batch_size=2),
+    )(context, 5)

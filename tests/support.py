@@ -1,0 +1,29 @@
+"""Small random model inputs that several tests share."""
+
+import numpy as np
+
+from gr4ad_jax.data.batch import Context, Vocabulary
+
+VOCABULARY = Vocabulary(
+  codebook_sizes=(7, 5, 6), feature_sizes=(3, 4), num_ecpm_bins=4, num_count_buckets=16,
+  num_age_buckets=32, num_trend_buckets=32, num_trending=3, num_organic_buckets=8192,
+)
+
+
+def random_codes(rng, *shape) -> np.ndarray:
+  return np.stack([rng.integers(0, v, shape) for v in VOCABULARY.codebook_sizes], axis=-1)
+
+
+def random_context(rng, rows: int, history: int = 5, organic: int = 4) -> Context:
+  def buckets(width, size=8):
+    return rng.integers(0, size, (rows, width)).astype(np.int32)
+
+  return Context(
+    feature_BF=np.stack([rng.integers(0, n, rows) for n in (3, 4)], axis=1).astype(np.int32),
+    ad_code_BTL=random_codes(rng, rows, history).astype(np.int32),
+    ad_count_BT=buckets(history), ad_age_BT=buckets(history), ad_trend_BT=buckets(history),
+    organic_code_BOL=random_codes(rng, rows, organic).astype(np.int32),
+    organic_id_BO=buckets(organic, 8192), organic_count_BO=buckets(organic),
+    organic_age_BO=buckets(organic), organic_trend_BO=buckets(organic),
+    trend_code_BNL=random_codes(rng, rows, 3).astype(np.int32), trend_share_BN=buckets(3),
+  )
