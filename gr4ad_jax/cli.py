@@ -63,6 +63,8 @@ class Amazon:
 
   folder: Path
   """Holds interactions.parquet and items.parquet."""
+  users: int | None = None
+  """Keep only this many users (a quick try)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,7 +279,8 @@ def _prepare(command: Prepare) -> None:
       )
     case Amazon() as source:
       summary = prepare.prepare_amazon(
-        command.out, source.folder, limits=limits, overwrite=command.overwrite
+        command.out, source.folder, users=source.users, limits=limits,
+        overwrite=command.overwrite,
       )
   print_summary(summary, title=f"prepared {command.out} in {time.monotonic() - start:.0f} s")
 
@@ -349,7 +352,7 @@ def print_metrics(metrics: dict[str, float], *, title: str) -> None:
   table = Table(title=title, title_justify="left")
   table.add_column("")
   for column in COLUMNS:
-    table.add_column(column, justify="right")
+    table.add_column(column.replace("_", "\n").replace("/", "\n"), justify="right")
   for name, prefix in ROWS.items():
     if prefix + "recall@50" not in metrics:
       continue
@@ -358,7 +361,7 @@ def print_metrics(metrics: dict[str, float], *, title: str) -> None:
       value = metrics.get(prefix + column)
       low = metrics.get(f"{prefix}{column}/ci_low")
       high = metrics.get(f"{prefix}{column}/ci_high")
-      interval = "" if low is None or high is None else f"\n{low:.3f}-{high:.3f}"
+      interval = "" if low is None or high is None else f"\n{low:.3f}\n{high:.3f}"
       cells.append("-" if value is None else f"{value:.3f}{interval}")
     table.add_row(name, *cells)
   console.print(table)
@@ -374,9 +377,13 @@ def _recommend(command: Recommend) -> None:
 
   rows, currency, known = recommend_for_user(command.workdir, command.user, command.k)
   console.print(f"user {command.user}: {known}")
-  table = Table()
-  for name in ("#", "ad", "advertiser", "text", "SID", "log-prob", f"expected value\n({currency})"):
-    table.add_column(name, justify="left" if name in ("ad", "advertiser", "text") else "right")
+  table = Table(expand=True)
+  for name in ("#", "ad", "adver-\ntiser", "text", "SID", "log-\nprob", f"exp. value\n({currency})"):
+    words = name in ("ad", "text")
+    table.add_column(
+      name, justify="left" if words else "right", no_wrap=True, overflow="ellipsis",
+      ratio=1 if name == "text" else None,
+    )
   for row in rows:
     table.add_row(*row)
   console.print(table)

@@ -33,7 +33,7 @@ def run_demo(
   workdir: Path,
   *,
   size: Size = "cpu",
-  minutes: float = 9.5,
+  minutes: float | None = 9.5,
   fresh: bool = False,
   config: Config | None = None,
 ) -> dict[str, float]:
@@ -45,9 +45,9 @@ def run_demo(
   Args:
     workdir: folder of the run; data/ is made below it.
     size: "cpu" for the demonstration, "tiny" for a check on few households and steps.
-    minutes: for all stages together ("cpu" only).
+    minutes: for all stages together ("cpu" only); None plans nothing, num_steps is as configured.
     fresh: remove `workdir` first.
-    config: settings instead of the preset's; their num_steps is kept as given.
+    config: settings instead of the preset's.
 
   Returns:
     The metrics.
@@ -76,7 +76,7 @@ def run_demo(
   else:
     chosen = config or config_lib.preset("tiny" if size == "tiny" else "demo")
     run = RunFile(str(data.resolve()), str((data / "sids").resolve()), chosen)
-    if config is None and size == "cpu":
+    if minutes is not None and size == "cpu":
       _say("3/5 train: measuring the speed of this machine")
       seconds = minutes * 60 - (time.monotonic() - start) - EVALUATION_SECONDS
       run = plan_steps(run, seconds)

@@ -84,7 +84,12 @@ def prepare_parquet(
 
 
 def prepare_amazon(
-  out: Path, folder: Path, *, limits: Limits | None = None, overwrite: bool = False
+  out: Path,
+  folder: Path,
+  *,
+  users: int | None = None,
+  limits: Limits | None = None,
+  overwrite: bool = False,
 ) -> dict[str, int]:
   """Public review sequences under the leave-one-out protocol.
 
@@ -93,7 +98,7 @@ def prepare_amazon(
     ConfigError: `out` holds data already.
   """
   _check_free(out, overwrite)
-  logs = amazon.read_amazon(folder)
+  logs = amazon.read_amazon(folder, max_users=users)
   return _write(logs, out, SequenceConfig(split="leave_one_out", num_trending=0), limits)
 
 

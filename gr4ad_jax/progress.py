@@ -82,7 +82,7 @@ def _track_lines(items, description, total, step, completed):
   done = 0
   for item in items:
     yield item
-    done += step
+    done = min(done + step, total - completed) if total is not None else done + step
     now = time.monotonic()
     if now - last >= _SECONDS_BETWEEN_LINES:
       last = now

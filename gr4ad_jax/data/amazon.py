@@ -30,23 +30,30 @@ CAVEATS = (
 )
 
 
-def read_amazon(folder: Path) -> Logs:
+def read_amazon(folder: Path, *, max_users: int | None = None) -> Logs:
   """Reads one data set of review sequences.
 
   Args:
     folder: holds interactions.parquet and items.parquet.
+    max_users: keep only the users with the lowest numbers; every item stays.
 
   Returns:
     The logs: an ad per item, each review a request of its own, `time_s` = position * 86,400.
 
   Raises:
     LogError: a file is not readable or breaks a rule.
+    ValueError: max_users is below 1.
   """
+  if max_users is not None and max_users < 1:
+    raise ValueError(f"max_users {max_users}: must be >= 1")
   folder = Path(folder)
   items_file, interactions_file = folder / "items.parquet", folder / "interactions.parquet"
   items = _read(items_file, ("item_id", "brand", "categories"))
   interactions = _read(interactions_file, ("user_id", "position", "item_id"))
   _check_positions(interactions, str(interactions_file))
+  if max_users is not None:
+    kept = np.unique(interactions["user_id"].to_numpy())[:max_users]
+    interactions = interactions[interactions["user_id"].isin(kept)].reset_index(drop=True)
   brand = items["brand"].astype(object).where(items["brand"].notna(), "")
   categories = items["categories"].astype(object).where(items["categories"].notna(), "")
   separator = np.where((brand != "") & (categories != ""), ", ", "")

@@ -178,7 +178,7 @@ def read_split(examples: ExampleSet, split: str) -> list[Example]:
   """All examples of a split in memory, ordered by user, time and request."""
   number = SPLITS.index(split)
   records = [to_example(r, number) for r in examples.sources[split]]
-  return sorted(records, key=lambda e: (e.user, e.time_s, e.request))
+  return sorted(records, key=lambda e: (e.user, e.time_s, e.request, e.target_C[0]))
 
 
 def to_example(record: dict, split: int) -> Example:

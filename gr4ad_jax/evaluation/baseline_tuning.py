@@ -63,8 +63,10 @@ def tune_baselines(
     The settings.
 
   Raises:
-    ValueError: as `baselines.popularity`.
+    ValueError: as `baselines.popularity`; a horizon that is not positive.
   """
+  if horizon_s is not None and not horizon_s > 0:
+    raise ValueError(f"horizon_s = {horizon_s} must be positive")
   end_s_U = end_s_of_users(interactions, requests, train_end_s)
   drawn = _draw(requests, max_requests, seed)
   count_ages, periods = [None], [(end_s_U, drawn)]

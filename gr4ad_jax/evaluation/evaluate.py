@@ -19,10 +19,12 @@ import numpy as np
 from gr4ad_jax.data.records import Action, Logs
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.data.tfds_builder import read_split
-from gr4ad_jax.evaluation import baselines
+from gr4ad_jax.evaluation.baseline_tuning import tune_baselines
+from gr4ad_jax.evaluation.baselines import BaselineSettings, rank_all
+from gr4ad_jax.evaluation.interactions import Interactions
 from gr4ad_jax.evaluation.ranking import EvalRequests, paired_difference, ranking_metrics
 from gr4ad_jax.prepare import health as tokenizer_health
-from gr4ad_jax.progress import track
+from gr4ad_jax.progress import console, track
 from gr4ad_jax.run import Inputs, RunFile, open_inputs, open_recommender, read_run, write_json
 from gr4ad_jax.search.recommender import Recommendations, Recommender, concatenate
 from gr4ad_jax.training.metric_log import read_log
@@ -60,13 +62,13 @@ def eval_requests(groups: Sequence[Sequence[Example]]) -> EvalRequests:
   )
 
 
-def interactions(logs: Logs) -> baselines.Interactions:
+def interactions(logs: Logs) -> Interactions:
   """Engagements with products of the catalogue, promoted or organic, for the baselines."""
   events = logs.events
   organic_ad_E = np.where(events.content >= 0, logs.contents.ad[events.content], -1)
   ad_E = np.where(events.ad >= 0, events.ad, organic_ad_E)
   rows = (ad_E >= 0) & ((events.ad < 0) | (events.action >= Action.CLICK))
-  return baselines.Interactions(
+  return Interactions(
     events.user[rows], ad_E[rows].astype(np.int32), events.time_s[rows], events.ad[rows] >= 0
   )
 
@@ -168,23 +170,39 @@ def evaluate(workdir: Path, *, split: str = "test", bootstrap: int = 1000) -> di
   return metrics
 
 
-def _baseline_lists(inputs: Inputs, requests: EvalRequests) -> tuple[Any, dict[str, np.ndarray]]:
-  """Tunes the baselines on validation requests, then ranks."""
+def _baseline_lists(
+  inputs: Inputs, requests: EvalRequests
+) -> tuple[BaselineSettings, dict[str, np.ndarray]]:
+  """Tunes the baselines on validation requests, then ranks; trending ads are a fourth.
+
+  Counts over users come from the training period, as the model's parameters do; a user's own
+  history, as the model's context, goes up to the request.
+  """
   history = interactions(inputs.logs)
   validation = eval_requests(group_requests(read_split(inputs.examples, "validation")))
-  num_ads = len(inputs.logs.ads.ad_id)
   config = inputs.examples.config
-  train_end_s = config.validation_start_s if config.split == "time" else None
-  settings = baselines.tune_baselines(
-    history, validation, num_ads=num_ads, k=DEPTH, train_end_s=train_end_s
-  )
-  lists = baselines.rank_all(
-    history, requests, settings, num_ads=num_ads, k=DEPTH, train_end_s=train_end_s
-  )
+  by_time = config.split == "time"
+  common = {
+    "num_ads": len(inputs.logs.ads.ad_id), "k": DEPTH,
+    "train_end_s": config.validation_start_s if by_time else None,
+  }
+  log_end_s = int(inputs.logs.events.time_s.max()) + 1
+  horizon_s = log_end_s - config.test_start_s if by_time else None
+  console.print("baselines: choosing their settings on validation requests")
+  settings = tune_baselines(history, validation, horizon_s=horizon_s, **common)
+  lists = rank_all(history, requests, settings=settings, **common)
+  if inputs.examples.trending is not None:
+    trending = inputs.examples.trending
+    ranked_RK = np.full((len(requests.user_R), DEPTH), -1, np.int32)
+    best_RN = trending.ad_DN[trending.rows(requests.time_s_R)][:, :DEPTH]
+    ranked_RK[:, : best_RN.shape[1]] = best_RN
+    lists["trending"] = ranked_RK
   return settings, lists
 
 
-def _about(inputs: Inputs, advertisers: np.ndarray, settings: Any, split: str) -> dict[str, Any]:
+def _about(
+  inputs: Inputs, advertisers: np.ndarray, settings: BaselineSettings, split: str
+) -> dict[str, Any]:
   logs = inputs.logs
   return {
     "source": logs.source, "currency": logs.currency, "caveats": list(logs.caveats),

@@ -17,6 +17,7 @@ from gr4ad_jax.evaluation.baselines import (
   own_history,
   popularity,
   rank_all,
+  similar_ads,
 )
 from gr4ad_jax.evaluation.interactions import Interactions, count_pairs
 from gr4ad_jax.evaluation.ranking import EvalRequests, ranking_metrics, recall_per_request
@@ -188,6 +189,16 @@ def test_only_the_closest_neighbours_are_kept():
   assert lists == {1: [1, 0, 2], 2: [1, 2, 0]}  # without a score ad 0 is more popular than ad 2
 
 
+def test_counted_pairs_can_be_used_again():
+  counts = count_pairs(
+    events(random_rows(0)), num_ads=7, end_s_U=np.full(6, 15 * DAY), half_life_s=None,
+    organic_weight=1.0, window=1, backward_weight=1.0,
+  )  # fmt: skip
+  rule = CooccurrenceSettings(neighbours=2)
+  first, again = similar_ads(counts, rule).toarray(), similar_ads(counts, rule).toarray()
+  np.testing.assert_array_equal(first, again)
+
+
 @BASELINES
 @pytest.mark.parametrize("seed", range(3))
 def test_the_future_changes_nothing(baseline, seed):
@@ -319,6 +330,8 @@ def test_tuning_of_a_short_log():
   logs = events(random_rows(0))
   tuned = tune_baselines(logs, ask([(0, 17, 3), (1, 18, 2)]), num_ads=7, k=2, train_end_s=16 * DAY)
   assert tuned.popularity.half_life_s is not None
+  with pytest.raises(ValueError, match="horizon_s = -5"):
+    tune_baselines(logs, ask([(0, 17, 3)]), num_ads=7, k=2, train_end_s=16 * DAY, horizon_s=-5)
 
 
 def test_tuning_of_leave_one_out_does_not_age_counts():

@@ -1,0 +1,1 @@
+"""One file = one table or figure of a paper; `python -m experiments.run NAME` runs it."""

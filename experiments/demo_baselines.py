@@ -1,0 +1,125 @@
+"""GR4AD against popularity, co-occurrence and own history on real household logs.
+
+    python -m experiments.run demo_baselines --workdir runs/demo_baselines
+    python -m experiments.run demo_baselines --workdir runs/demo_baselines_full --size full
+
+Complete Journey, weeks 50-53. Size cpu is `make demo`: training takes what the other stages leave
+of 9.5 minutes. Size full trains for FULL_STEPS steps. `--set` changes the preset "demo"; with one
+of the settings in PLANNED, size cpu plans nothing and takes train.num_steps as it is.
+
+EXPECTED NUMBERS: see README
+Run time on two CPU cores: cpu 10 minutes; full: training_minutes in the README's table, and about 3
+minutes for the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from gr4ad_jax import demo
+from gr4ad_jax.config import override, preset
+from gr4ad_jax.evaluation.report_verdict import (
+  SCOPES,
+  baseline_label,
+  baseline_names,
+  compare_with_baselines,
+  interval_of,
+  verdict,
+)
+from gr4ad_jax.run import read_run
+from gr4ad_jax.training.metric_log import read_log
+
+CPU_MINUTES = 9.5
+FULL_STEPS = 12_000
+PLANNED = {"train.num_steps", "train.eval_every", "train.checkpoint_every"}
+COLUMNS = ("recall@10", "ndcg@50", "recall@50", "value_recall@50", "new/recall@50",
+           "new/value_recall@50")
+PLOTTED = {"recall@50": "Recall@50", "value_recall@50": "Value recall@50"}
+
+
+def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
+  """metrics.json of the demo and `training_minutes`."""
+  config = preset("demo")
+  if size == "full":
+    config = override(config, "train.num_steps", FULL_STEPS)
+  for path, value in overrides.items():
+    config = override(config, path, value)
+  planned = size == "cpu" and not PLANNED & overrides.keys()
+  metrics = demo.run_demo(workdir, config=config, minutes=CPU_MINUTES if planned else None)
+  minutes = training_minutes(read_log(workdir), read_run(workdir).config.train.batch_size)
+  return metrics | {"training_minutes": minutes}
+
+
+def training_minutes(rows: Sequence[Mapping], batch_size: int) -> float:
+  """Minutes spent in optimizer steps, without compilation, validation and checkpoints.
+
+  Args:
+    rows: of the training log.
+    batch_size: examples per step.
+  """
+  seconds, last_step = 0.0, 0
+  for row in rows:
+    if "examples_per_second" in row:
+      seconds += (row["step"] - last_step) * batch_size / row["examples_per_second"]
+      last_step = row["step"]
+  return seconds / 60
+
+
+def lists(results: Mapping[str, float]) -> dict[str, str]:
+  """Label -> prefix of the metrics, ours first."""
+  return {"GR4AD": ""} | {
+    baseline_label(name): f"baseline/{name}/" for name in baseline_names(results)
+  }
+
+
+def table(results: Mapping[str, float]) -> str:
+  """Metrics with their 95% intervals, and what they say in one sentence."""
+  lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * len(COLUMNS) + "|"]
+  for label, prefix in lists(results).items():
+    cells = [_cell(results, prefix + column) for column in COLUMNS]
+    lines.append(f"| {label} | " + " | ".join(cells) + " |")
+  sentence, _ = verdict(compare_with_baselines(results))
+  return "\n".join(lines) + (
+    f"\n\n{sentence}\n\n{results['training_minutes']:.1f} minutes of training, checkpoint of step "
+    f"{results['checkpoint_step']:,.0f}; {results['num_requests']:,.0f} test requests of "
+    f"{results['num_users']:,.0f} users, {results['num_ads']:,.0f} ads. Intervals: bootstrap over "
+    "users, 95%. new: targets that the user never bought before."
+  )
+
+
+def _cell(results: Mapping[str, float], key: str) -> str:
+  estimate = interval_of(results, key)
+  if estimate is None:
+    return "-"
+  if estimate.low is None or estimate.high is None:
+    return f"{estimate.value:.3f}"
+  return f"{estimate.value:.3f} ({estimate.low:.3f}-{estimate.high:.3f})"
+
+
+def plots(results: Mapping[str, float]) -> dict[str, Figure]:
+  """recall@50 and value_recall@50 of every list, over all and over new targets."""
+  labels = lists(results)
+  figure = Figure(figsize=(9, 0.6 * len(labels) + 1.6), layout="constrained")
+  axes = figure.subplots(1, len(PLOTTED), sharey=True)
+  looks = (("tab:blue", "o", -0.12), ("tab:orange", "D", 0.12))
+  for ax, (metric, title) in zip(axes, PLOTTED.items(), strict=True):
+    for (scope, words), (colour, marker, shift) in zip(SCOPES.items(), looks, strict=True):
+      for row, prefix in enumerate(labels.values()):
+        estimate = interval_of(results, prefix + scope + metric)
+        if estimate is None:
+          continue
+        ax.plot(estimate.value, row + shift, marker, color=colour, label=words if not row else None)
+        if estimate.low is not None and estimate.high is not None:
+          ax.hlines(row + shift, estimate.low, estimate.high, colors=colour)
+    ax.set_title(title, loc="left")
+    ax.set_xlim(left=0)
+    ax.grid(axis="x", alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+  axes[0].set_yticks(range(len(labels)), labels)
+  axes[0].invert_yaxis()
+  figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2,
+                frameon=False)
+  return {"recall": figure}

@@ -1,0 +1,156 @@
+"""Stored examples, batches, value buckets and weights, resumable iterators."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from gr4ad_jax.config import LossConfig
+from gr4ad_jax.data.pipeline import train_batches
+from gr4ad_jax.data.sequences import ExampleMaker
+from gr4ad_jax.data.tfds_builder import open_examples, read_split
+from gr4ad_jax.data.validation import LogError
+from gr4ad_jax.data.value import fit_value_scale, sample_weight, value_bucket
+from gr4ad_jax.run import RunFile, open_inputs
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny_data):
+  return open_inputs(RunFile(str(tiny_data), str(tiny_data / "sids")))
+
+
+def test_stored_examples_equal_the_made_ones(inputs):
+  maker = ExampleMaker(inputs.logs, inputs.examples.config)
+  for number, split in enumerate(("train", "validation", "test")):
+    made = [e for user in range(60) for e in maker.user_examples(user, number)]
+    stored = read_split(inputs.examples, split)
+    assert len(made) == len(stored) == inputs.examples.counts[split]["examples"]
+    for a, b in zip(made, stored, strict=True):
+      for field in dataclasses.fields(a):
+        np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name))
+
+
+def test_batches_hold_codes_and_padding(inputs):
+  examples = read_split(inputs.examples, "test")[:5]
+  batch = inputs.make_batch(examples)
+  codes_AL = inputs.sids.codes_AL
+  for row, example in enumerate(examples):
+    count = len(example.target_C)
+    np.testing.assert_array_equal(batch.target_BCL[row, :count], codes_AL[example.target_C])
+    assert (batch.target_BCL[row, count:] == -1).all()
+    assert (batch.weight_BC[row, :count] > 0).all() and (batch.weight_BC[row, count:] == 0).all()
+    seen = len(example.ad_T)
+    np.testing.assert_array_equal(batch.context.ad_code_BTL[row, :seen], codes_AL[example.ad_T])
+    assert (batch.context.ad_count_BT[row, seen:] == -1).all()
+    # An organic content with an ad of the same product carries that ad's codes.
+    for place, content in enumerate(example.organic_O.tolist()):
+      ad = inputs.logs.contents.ad[content]
+      if ad >= 0:
+        np.testing.assert_array_equal(
+          batch.context.organic_code_BOL[row, place], codes_AL[ad]
+        )
+
+
+def take(batches, count):
+  return [next(batches) for _ in range(count)]
+
+
+def flat(batch) -> np.ndarray:
+  return np.concatenate([np.ravel(x).astype(np.float64) for x in (*batch.context, *batch[1:])])
+
+
+def test_iterator_state_continues_at_the_next_batch(inputs):
+  def fresh(threads):
+    return train_batches(
+      inputs.examples.sources["train"], inputs.make_batch, batch_size=32, seed=3,
+      read_threads=threads,
+    )
+
+  whole = fresh(2)
+  take(whole, 5)
+  state = whole.get_state()
+  expected = take(whole, 30)  # past the end of an epoch
+  resumed = fresh(0)
+  resumed.set_state(state)
+  for a, b in zip(expected, take(resumed, 30), strict=True):
+    np.testing.assert_array_equal(flat(a), flat(b))
+
+
+def test_seed_decides_the_order_and_every_epoch_is_whole(inputs):
+  source = inputs.examples.sources["train"]
+
+  def weights(seed, batches):
+    data = train_batches(source, inputs.make_batch, batch_size=16, seed=seed)
+    return np.concatenate([b.context.feature_BF[:, 0] for b in take(data, batches)])
+
+  per_epoch = len(source) // 16
+  assert not np.array_equal(weights(0, per_epoch), weights(1, per_epoch))
+  counts = np.bincount(weights(0, per_epoch))
+  everyone = np.bincount([r["feature_F"][0] for r in source])
+  assert (np.abs(counts - everyone) < 16).all()
+
+
+def test_hosts_read_disjoint_shares(inputs):
+  def requests(host):
+    data = train_batches(
+      inputs.examples.sources["train"], lambda examples: [e.request for e in examples],
+      batch_size=16, seed=0, host=host, num_hosts=2,
+    )
+    return set(np.concatenate(take(data, 10)).tolist())
+
+  parts = requests(0), requests(1)
+  examples = sum(len(p) for p in parts)
+  assert examples > 100 and len(parts[0] & parts[1]) < 0.2 * examples  # requests may be split
+
+
+@pytest.mark.parametrize(("batch", "hosts"), [(33, 2), (10**6, 1)])
+def test_impossible_batches_are_refused(inputs, batch, hosts):
+  with pytest.raises(ValueError, match="batch_size"):
+    train_batches(
+      inputs.examples.sources["train"], inputs.make_batch, batch_size=batch, seed=0,
+      num_hosts=hosts,
+    )
+
+
+def test_buckets_are_equiprobable_and_weights_average_to_one(inputs):
+  examples = inputs.examples
+  rng = np.random.default_rng(0)
+  many = dataclasses.replace(
+    examples, train_value_N=rng.lognormal(size=len(examples.train_value_N)).astype(np.float32)
+  )
+  scale = fit_value_scale(many, LossConfig(num_ecpm_bins=8))
+  bucket_N = value_bucket(scale, many.train_value_N, many.train_ecpm_N)
+  shares = np.bincount(bucket_N, minlength=8) / len(bucket_N)
+  np.testing.assert_allclose(shares, 1 / 8, atol=0.01)
+  means = [many.train_value_N[bucket_N == b].mean() for b in range(8)]
+  np.testing.assert_allclose(scale.bin_means, means, rtol=1e-4)
+  weight_N = sample_weight(
+    scale, LossConfig(), many.train_past_value_N, many.train_action_N
+  )
+  assert weight_N.mean() == pytest.approx(1, abs=1e-3)
+
+
+def test_equal_quantiles_are_merged_and_ecpm_comes_first(inputs):
+  examples = inputs.examples
+  ones = dataclasses.replace(examples, train_value_N=np.ones_like(examples.train_value_N))
+  assert fit_value_scale(ones, LossConfig()).num_bins == 1
+  ecpm_N = np.full_like(examples.train_ecpm_N, np.nan)
+  ecpm_N[:4] = [1, 2, 3, 4]
+  scale = fit_value_scale(
+    dataclasses.replace(examples, train_ecpm_N=ecpm_N), LossConfig(num_ecpm_bins=2)
+  )
+  assert scale.uses_ecpm and scale.num_bins == 2
+  assert value_bucket(scale, np.zeros(3), np.array([1, 4, np.nan])).tolist() == [0, 1, -1]
+
+
+def test_user_weight_by_hand(inputs):
+  config = LossConfig(click_weight=1, conversion_weight=4, user_weight_range=(0.5, 2))
+  scale = dataclasses.replace(inputs.scale, mean_log_past_value=np.log(2), mean_weight=1.0)
+  past = np.array([0.0, 1.0, 1.0, 1e9])  # log1p / log 2: 0, 1, 1, far above
+  action = np.array([2, 2, 1, 1])
+  np.testing.assert_allclose(sample_weight(scale, config, past, action), [2, 4, 1, 2])
+
+
+def test_a_folder_without_examples_is_refused(tmp_path):
+  with pytest.raises(LogError, match="gr4ad prepare"):
+    open_examples(tmp_path)

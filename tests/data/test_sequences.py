@@ -1,0 +1,160 @@
+"""Examples of one hand-written user, and both kinds of split."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gr4ad_jax.data.schema import build_logs
+from gr4ad_jax.data.sequences import (
+  ExampleMaker,
+  SequenceConfig,
+  age_bucket,
+  count_bucket,
+  time_split,
+)
+from gr4ad_jax.data.validation import LogError
+
+HOUR = 3600
+CONVERSION, CLICK, IMPRESSION = "conversion", "click", "impression"
+
+
+def logs_of(events, num_ads: int = 4):
+  names = ["user_id", "time", "ad_id", "content_id", "request_id", "action", "value"]
+  ads = pd.DataFrame({
+    "ad_id": [f"a{i}" for i in range(num_ads)], "advertiser_id": "x", "category": "c", "text": "t"
+  })
+  contents = pd.DataFrame({
+    "content_id": ["c0", "c1"], "ad_id": ["a3", None], "category": "", "text": ""
+  })
+  frame = pd.DataFrame(events, columns=names)
+  frame["feature_scene"] = [f"s{i % 2}" for i in range(len(frame))]
+  return build_logs(ads=ads, events=frame, contents=contents, source="hand", currency="EUR")
+
+
+@pytest.fixture(scope="module")
+def hand_logs():
+  return logs_of([
+    ("u", 0 * HOUR, "a0", None, "r0", CONVERSION, 2.0),
+    ("u", 0 * HOUR, "a1", None, "r0", CLICK, 0.0),
+    ("u", 1 * HOUR, None, "c0", "r1", CONVERSION, 5.0),
+    ("u", 2 * HOUR, "a0", None, "r2", CONVERSION, 3.0),
+    ("u", 2 * HOUR, "a2", None, "r2", IMPRESSION, 0.0),
+    ("u", 5 * HOUR, "a3", None, "r3", CONVERSION, 1.0),
+    ("u", 5 * HOUR, "a2", None, "r3", CONVERSION, 4.0),
+    ("u", 5 * HOUR, "a2", None, "r3", CLICK, 0.5),
+    ("u", 9 * HOUR, "a1", None, "r4", CONVERSION, 7.0),
+  ])
+
+
+@pytest.fixture(scope="module")
+def hand_maker(hand_logs):
+  config = SequenceConfig(validation_start_s=4 * HOUR, test_start_s=8 * HOUR, num_trending=0)
+  return ExampleMaker(hand_logs, config)
+
+
+def test_history_holds_distinct_items_before_the_request(hand_maker):
+  first, second = hand_maker.user_examples(0, 0)
+  assert first.ad_T.tolist() == [] and first.organic_O.tolist() == []
+  assert second.target_C.tolist() == [0]  # the impression of a2 is no target
+  assert second.ad_T.tolist() == [1, 0]  # equal times: the later row counts as more recent
+  assert second.organic_O.tolist() == [0]
+  assert second.past_value == 2.0
+  (third,) = hand_maker.user_examples(0, 1)
+  assert third.ad_T.tolist() == [0, 1]  # a0 was met again at hour 2; a2 was only shown
+  assert third.ad_count_T.tolist() == count_bucket(np.array([2, 1])).tolist()
+  assert third.ad_age_T.tolist() == age_bucket(np.array([3, 5]) * HOUR).tolist()
+  assert third.past_value == 5.0
+
+
+def test_targets_are_merged_and_marked_new(hand_maker):
+  (third,) = hand_maker.user_examples(0, 1)
+  assert third.target_C.tolist() == [2, 3]
+  assert third.value_C.tolist() == [4.5, 1.0]
+  assert third.action_C.tolist() == [2, 2]
+  assert third.new_C.tolist() == [True, False]  # a3's product was met as content c0
+  (fourth,) = hand_maker.user_examples(0, 2)
+  assert fourth.target_C.tolist() == [1] and fourth.new_C.tolist() == [False]
+
+
+def test_later_events_change_nothing(hand_logs, hand_maker):
+  cut = logs_of([
+    ("u", 0 * HOUR, "a0", None, "r0", CONVERSION, 2.0),
+    ("u", 0 * HOUR, "a1", None, "r0", CLICK, 0.0),
+    ("u", 1 * HOUR, None, "c0", "r1", CONVERSION, 5.0),
+    ("u", 2 * HOUR, "a0", None, "r2", CONVERSION, 3.0),
+    ("u", 6 * HOUR, "a1", None, "r3", CONVERSION, 9.0),
+    ("u", 9 * HOUR, "a2", None, "r4", CONVERSION, 9.0),
+  ])
+  shorter = ExampleMaker(cut, hand_maker.config)
+  for a, b in zip(shorter.user_examples(0, 0), hand_maker.user_examples(0, 0), strict=True):
+    for name in ("ad_T", "ad_count_T", "ad_age_T", "organic_O", "target_C", "value_C", "new_C"):
+      np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+def test_limits_cut_histories_and_split_targets(hand_logs):
+  config = SequenceConfig(
+    validation_start_s=4 * HOUR, test_start_s=8 * HOUR, num_trending=0, max_ad_history=1,
+    max_targets=1,
+  )
+  first, second = ExampleMaker(hand_logs, config).user_examples(0, 1)
+  assert (first.target_C.tolist(), second.target_C.tolist()) == ([2], [3])
+  assert first.request == second.request and first.ad_T.tolist() == [0]
+
+
+def test_latest_context_sees_everything(hand_maker):
+  example = hand_maker.latest_context(0)
+  assert example.ad_T.tolist() == [1, 2, 3, 0]
+  assert example.past_value == 17.5
+  assert example.target_C.size == 0
+
+
+def test_leave_one_out_holds_out_the_last_two_requests():
+  events = [("u", h * HOUR, f"a{h}", None, f"r{h}", CONVERSION, 1.0) for h in range(4)]
+  events += [("v", h * HOUR, f"a{h}", None, f"q{h}", CONVERSION, 1.0) for h in range(2)]
+  config = SequenceConfig(split="leave_one_out", num_trending=0)
+  maker = ExampleMaker(logs_of(events), config)
+  targets = {
+    (user, split): [e.target_C.tolist() for e in maker.user_examples(user, split)]
+    for user in range(2) for split in range(3)
+  }
+  assert targets == {
+    (0, 0): [[0], [1]], (0, 1): [[2]], (0, 2): [[3]],
+    (1, 0): [[0], [1]], (1, 1): [], (1, 2): [],  # too short to hold anything out
+  }
+
+
+def test_unseen_request_features_are_unknown(tiny_logs):
+  config = time_split(tiny_logs, validation_days=10, test_days=10)
+  maker = ExampleMaker(tiny_logs, config)
+  assert maker.vocabulary.names == ("city", "scene")
+  assert maker.vocabulary.sizes == (4, 3)
+  values = np.stack([e.feature_F for u in range(60) for e in maker.user_examples(u, 0)])
+  assert values.min() >= 1 and values.max(axis=0).tolist() == [3, 2]
+
+
+@pytest.mark.parametrize(
+  ("call", "rule"),
+  [
+    (lambda logs: time_split(logs, validation_days=40, test_days=40), "nothing to train on"),
+    (lambda logs: SequenceConfig(split="leave_one_out"), "num_trending"),
+    (lambda logs: SequenceConfig(max_targets=0), "max_targets"),
+    (lambda logs: SequenceConfig(validation_start_s=2, test_start_s=1), "test_start_s"),
+    (lambda logs: ExampleMaker(logs, SequenceConfig(test_start_s=9e9, validation_start_s=9e9)),
+     "holds no request"),
+  ],
+)
+def test_impossible_settings_are_refused(tiny_logs, call, rule):
+  with pytest.raises(ValueError, match=rule):
+    call(tiny_logs)
+
+
+def test_a_log_without_engagement_is_refused():
+  logs = logs_of([("u", h * HOUR, "a0", None, f"r{h}", IMPRESSION, 0.0) for h in range(4)])
+  with pytest.raises(LogError, match="clicked or converted"):
+    ExampleMaker(logs, SequenceConfig(split="leave_one_out", num_trending=0))
+
+
+def test_buckets_are_half_octaves():
+  assert count_bucket(np.array([1, 2, 3, 4, 6, 8, 10**9])).tolist() == [0, 2, 3, 4, 5, 6, 15]
+  hours = np.array([0, 1, 3, 7, 10**9])
+  assert age_bucket(hours * HOUR).tolist() == [0, 2, 4, 6, 31]

@@ -1,0 +1,50 @@
+"""Trending ads by hand; no request sees its own day."""
+
+import dataclasses
+
+import numpy as np
+
+from gr4ad_jax.data.trending import build_trending, load_trending, save_trending, share_bucket
+
+
+def test_shares_decay_and_leave_out_the_day_itself(tiny_logs):
+  trending = build_trending(tiny_logs)
+  events = tiny_logs.events
+  ads = events.ad >= 0
+  day_E = events.time_s[ads] // 86400
+  for row in (1, 17, len(trending.ad_DN) - 1):
+    age = trending.first_day + row - 1 - day_E
+    weight = np.where(age >= 0, 0.5 ** (np.maximum(age, 0) / 3.0), 0)
+    score_A = np.bincount(events.ad[ads], weights=weight, minlength=40)
+    kept = trending.ad_DN[row][trending.ad_DN[row] >= 0]
+    assert set(kept.tolist()) == set(np.flatnonzero(score_A).tolist())
+    assert (np.diff(score_A[kept]) <= 1e-9).all()
+    np.testing.assert_array_equal(
+      trending.bucket_of(row, np.arange(40)),
+      np.where(score_A > 0, share_bucket(score_A / score_A.sum()), 0),
+    )
+
+
+def test_the_future_does_not_leak(tiny_logs):
+  events = tiny_logs.events
+  cut_s = int(np.median(events.time_s)) // 86400 * 86400
+  past = events.time_s < cut_s
+  shorter = dataclasses.replace(tiny_logs, events=dataclasses.replace(
+    events, features={}, **{
+      f.name: getattr(events, f.name)[past] for f in dataclasses.fields(events)
+      if f.name != "features"
+    }))
+  a, b = build_trending(shorter), build_trending(tiny_logs)
+  rows = len(a.ad_DN)
+  np.testing.assert_array_equal(a.ad_DN, b.ad_DN[:rows])
+  np.testing.assert_array_equal(a.bucket_DN, b.bucket_DN[:rows])
+
+
+def test_times_outside_the_log_take_the_nearest_day(tiny_logs, tmp_path):
+  trending = build_trending(tiny_logs)
+  save_trending(trending, tmp_path / "t.npz")
+  again = load_trending(tmp_path / "t.npz")
+  np.testing.assert_array_equal(again.ad_DN, trending.ad_DN)
+  last = len(trending.ad_DN) - 1
+  assert again.rows(np.array([0, 10**12])).tolist() == [0, last]
+  assert share_bucket(np.array([0, 2.0**-16, 0.5, 1])).tolist() == [0, 0, 30, 31]
