@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from gr4ad_jax import config as config_lib
+from gr4ad_jax import terminal
 from gr4ad_jax.config import LossConfig, ModelConfig, SearchConfig, TrainConfig
-
-console = Console()
 
 
 def _one_line(text: str) -> str:
@@ -40,7 +38,7 @@ class Parquet:
   ads: Path
   """ad_id, advertiser_id, category, text; optional price, conversion_type, embedding."""
   events: Path
-  """user_id, time, ad_id, content_id, action; optional request_id, value, ecpm, feature_*."""
+  """user_id, time, action, ad_id and/or content_id; optional request_id, value, ecpm, feature_*."""
   users: Path | None = None
   """user_id and any categorical columns."""
   contents: Path | None = None
@@ -250,7 +248,7 @@ def _run(command: Command) -> None:
     case Report():
       from gr4ad_jax.evaluation.report import write_report
 
-      console.print(f"report: {write_report(command.workdir).resolve().as_uri()}")
+      terminal.console.print(f"report: {write_report(command.workdir).resolve().as_uri()}")
     case Demo():
       from gr4ad_jax import demo
 
@@ -282,21 +280,8 @@ def _prepare(command: Prepare) -> None:
         command.out, source.folder, users=source.users, limits=limits,
         overwrite=command.overwrite,
       )
-  print_summary(summary, title=f"prepared {command.out} in {time.monotonic() - start:.0f} s")
-
-
-def print_summary(summary: dict[str, int], *, title: str) -> None:
-  """A table of counts; cleaning rules that touched nothing are summed up in one row."""
-  table = Table(title=title, title_justify="left", show_header=False)
-  table.add_column(overflow="fold")
-  table.add_column(justify="right")
-  for name, count in summary.items():
-    if count:
-      table.add_row(name, f"{count:,}")
-  zero = sum(not count for count in summary.values())
-  if zero:
-    table.add_row("cleaning rules that touched no row", f"{zero:,}")
-  console.print(table)
+  seconds = time.monotonic() - start
+  terminal.print_summary(summary, title=f"prepared {command.out} in {seconds:.0f} s")
 
 
 def _tokenize(command: Tokenize) -> None:
@@ -309,18 +294,7 @@ def _tokenize(command: Tokenize) -> None:
     hash_columns=command.hash_columns, seed=command.seed,
   )
   sizes, health = prepare.tokenize(command.data, out, config)
-  print_health(sizes, health, title=f"semantic IDs in {out}")
-
-
-def print_health(sizes: tuple[int, ...], health: dict[str, float], *, title: str) -> None:
-  """Tokenizer health as a table."""
-  table = Table(title=title, title_justify="left", show_header=False)
-  table.add_column()
-  table.add_column(justify="right")
-  table.add_row("codebook sizes", " x ".join(map(str, sizes)))
-  for name, value in health.items():
-    table.add_row(name, f"{value:,.0f}" if value == int(value) else f"{value:.4g}")
-  console.print(table)
+  terminal.print_health(sizes, health, title=f"semantic IDs in {out}")
 
 
 def _train(command: Train) -> None:
@@ -330,45 +304,15 @@ def _train(command: Train) -> None:
   sids = command.sids or command.data / "sids"
   run = RunFile(str(command.data.resolve()), str(sids.resolve()), config)
   state = train_run(run, command.workdir, resume=command.resume)
-  console.print(f"trained {int(state.step):,} steps in {command.workdir}")
+  terminal.console.print(f"trained {int(state.step):,} steps in {command.workdir}")
 
 
 def _evaluate(command: Evaluate) -> None:
   from gr4ad_jax.evaluation.evaluate import evaluate
 
   metrics = evaluate(command.workdir, split=command.split)
-  print_metrics(metrics, title=f"{command.split} split, written to {command.workdir}/metrics.json")
-
-
-ROWS = {"GR4AD": "", "own history": "baseline/own_history/",
-        "co-occurrence": "baseline/cooccurrence/", "popularity": "baseline/popularity/",
-        "trending": "baseline/trending/"}
-COLUMNS = ("recall@10", "recall@50", "ndcg@50", "value_recall@50", "new/recall@50",
-           "new/value_recall@50")
-
-
-def print_metrics(metrics: dict[str, float], *, title: str) -> None:
-  """GR4AD beside the baselines."""
-  table = Table(title=title, title_justify="left")
-  table.add_column("")
-  for column in COLUMNS:
-    table.add_column(column.replace("_", "\n").replace("/", "\n"), justify="right")
-  for name, prefix in ROWS.items():
-    if prefix + "recall@50" not in metrics:
-      continue
-    cells = []
-    for column in COLUMNS:
-      value = metrics.get(prefix + column)
-      low = metrics.get(f"{prefix}{column}/ci_low")
-      high = metrics.get(f"{prefix}{column}/ci_high")
-      interval = "" if low is None or high is None else f"\n{low:.3f}\n{high:.3f}"
-      cells.append("-" if value is None else f"{value:.3f}{interval}")
-    table.add_row(name, *cells)
-  console.print(table)
-  console.print(
-    f"invalid SIDs {metrics['invalid_sid_rate']:.2%}, "
-    f"decoding {metrics['decode_requests_per_second']:.0f} requests/s, "
-    f"{metrics['num_params']:,.0f} parameters, checkpoint of step {metrics['checkpoint_step']:,.0f}"
+  terminal.print_metrics(
+    metrics, title=f"{command.split} split, written to {command.workdir}/metrics.json"
   )
 
 
@@ -376,9 +320,10 @@ def _recommend(command: Recommend) -> None:
   from gr4ad_jax.recommend import recommend_for_user
 
   rows, currency, known = recommend_for_user(command.workdir, command.user, command.k)
-  console.print(f"user {command.user}: {known}")
+  terminal.console.print(f"user {command.user}: {known}")
   table = Table(expand=True)
-  for name in ("#", "ad", "adver-\ntiser", "text", "SID", "log-\nprob", f"exp. value\n({currency})"):
+  value = f"exp. value\n({currency})"
+  for name in ("#", "ad", "adver-\ntiser", "text", "SID", "log-\nprob", value):
     words = name in ("ad", "text")
     table.add_column(
       name, justify="left" if words else "right", no_wrap=True, overflow="ellipsis",
@@ -386,7 +331,7 @@ def _recommend(command: Recommend) -> None:
     )
   for row in rows:
     table.add_row(*row)
-  console.print(table)
+  terminal.console.print(table)
 
 
 if __name__ == "__main__":

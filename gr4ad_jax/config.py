@@ -39,13 +39,14 @@ class ModelConfig:
   mlp_width: int = 0
   """SwiGLU inner width; 0 takes 8/3 of the width rounded to a multiple of 64."""
   kv_mode: Literal["lazy", "projected"] = "lazy"
-  """Cross-attention keys and values: the normalised context itself, or own projections per layer."""
+  """Cross-attention keys and values: the normalised context itself, or projections per layer."""
   norm: Literal["rms", "layer"] = "rms"
   """Normalisation before each sub-layer."""
   fuse_bos: bool = False
   """Also fuse a learned BOS token at position 1 (eq. 7 read literally; the figures bypass it)."""
   copy_path: bool = False
-  """Mix in next codes copied from the user's own history (beyond the paper; off = paper)."""
+  """Mix in next codes copied from ads in the context: the user's history and what is trending
+  (beyond the paper; off = paper)."""
   dropout: float = 0.0
   """Dropout rate on sub-layer outputs during training."""
   compute_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -82,7 +83,7 @@ class LossConfig:
   num_ecpm_bins: int = 32
   """Equiprobable buckets of the training samples' eCPM (fewer where quantiles coincide)."""
   click_weight: float = 1.0
-  """w_behavior of a click."""
+  """w_behavior of a click; 0 leaves clicks out."""
   conversion_weight: float = 4.0
   """w_behavior of a conversion."""
   user_weight_range: tuple[float, float] = (0.5, 2.0)
@@ -91,6 +92,10 @@ class LossConfig:
   def __post_init__(self):
     for name in ("ecpm_weight", "mtp_weight", "click_weight", "conversion_weight"):
       _require(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "must be >= 0")
+    _require(
+      self.click_weight + self.conversion_weight > 0, "loss.conversion_weight",
+      self.conversion_weight, "must be positive where loss.click_weight is 0",
+    )
     _require(self.num_ecpm_bins >= 1, "loss.num_ecpm_bins", self.num_ecpm_bins, "must be >= 1")
     low, high = self.user_weight_range
     _require(0 <= low <= high, "loss.user_weight_range", (low, high), "needs 0 <= low <= high")
@@ -148,6 +153,9 @@ class SearchConfig:
   """Requests decoded per call."""
   value_exponent: float = 0.0
   """gamma: rank by log p(SID) + gamma * log(expected value); 0 = by probability alone."""
+  new_ad_bonus: float = 0.0
+  """Added to the score (nats) of SIDs that the user's shown history does not hold: prospecting at
+  the expense of repetition; 0 = by probability alone."""
 
   def __post_init__(self):
     _require(
@@ -159,7 +167,7 @@ class SearchConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """A whole run; saved as config.json in its folder."""
+  """All settings of a run; saved in its folder's run.json."""
 
   model: ModelConfig = ModelConfig()
   loss: LossConfig = LossConfig()
@@ -267,7 +275,7 @@ def _parse(hint: Any, value: Any, path: str) -> Any:
         return None
       return _parse(next(a for a in args if a is not type(None)), value, path)
     if origin is tuple:
-      parts = value.replace("(", "").replace(")", "").split(",") if isinstance(value, str) else value
+      parts = value.strip("()").split(",") if isinstance(value, str) else value
       parts = [p for p in parts if p != ""]
       kinds = [args[0]] * len(parts) if len(args) == 2 and args[1] is Ellipsis else args
       if len(kinds) != len(parts):

@@ -10,8 +10,8 @@ from typing import Literal
 
 import jax
 
-from gr4ad_jax import cli, prepare, sharding
 from gr4ad_jax import config as config_lib
+from gr4ad_jax import prepare, sharding, terminal
 from gr4ad_jax.config import Config
 from gr4ad_jax.data.pipeline import train_batches
 from gr4ad_jax.evaluation.evaluate import evaluate
@@ -66,11 +66,11 @@ def run_demo(
     _say("1/5 prepare: real household logs -> ads, users, events -> examples")
     households = TINY_HOUSEHOLDS if size == "tiny" else None
     counts = prepare.prepare_completejourney(data, households=households)
-    cli.print_summary(counts, title="prepared")
+    terminal.print_summary(counts, title="prepared")
   if not (data / "sids" / "config.json").exists():
     _say("2/5 tokenize: ads -> semantic IDs")
     sizes, health = prepare.tokenize(data, data / "sids", TokenizerConfig())
-    cli.print_health(sizes, health, title="semantic IDs")
+    terminal.print_health(sizes, health, title="semantic IDs")
   if (workdir / "run.json").exists():
     run = read_run(workdir)
   else:
@@ -86,7 +86,7 @@ def run_demo(
   metrics = evaluate(workdir)
   _say("5/5 report")
   report = write_report(workdir)
-  cli.print_metrics(metrics, title="test split, recall over the full catalogue")
+  terminal.print_metrics(metrics, title="test split, recall over the full catalogue")
   console.print(f"metrics: {workdir / 'metrics.json'}")
   console.print(f"report:  {report.resolve().as_uri()}")
   return metrics

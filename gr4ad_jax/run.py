@@ -1,7 +1,6 @@
 """A run folder and the prepared data it was trained on, opened for training, search and reports.
 
     runs/x/run.json        where the data is, and every setting
-    runs/x/value_scale.json  value buckets and weight means
     runs/x/checkpoints/    orbax steps
     runs/x/train_log.jsonl, tb/
     runs/x/metrics.json, report.html   after `gr4ad evaluate` and `gr4ad report`
@@ -20,14 +19,14 @@ import numpy as np
 
 from gr4ad_jax import config as config_lib
 from gr4ad_jax import sharding
-from gr4ad_jax.config import Config, ConfigError, LossConfig
+from gr4ad_jax.config import Config, ConfigError
 from gr4ad_jax.data.batch import Vocabulary
 from gr4ad_jax.data.pipeline import BatchMaker, train_batches
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.schema import read_logs
 from gr4ad_jax.data.sequences import NUM_ORGANIC_BUCKETS
 from gr4ad_jax.data.tfds_builder import ExampleSet, open_examples, read_split, to_example
-from gr4ad_jax.data.value import ValueScale, fit_value_scale, write_value_scale
+from gr4ad_jax.data.value import ValueScale, fit_value_scale
 from gr4ad_jax.learning.vsl_task import vsl_task
 from gr4ad_jax.model.build import Decoder, build_decoder
 from gr4ad_jax.search.recommender import Recommender
@@ -47,6 +46,8 @@ class RunFile:
   sids: str
   """Folder that `gr4ad tokenize` wrote."""
   config: Config = Config()
+  fingerprint: str = ""
+  """Of examples and semantic IDs; a run is only ever opened with those it was trained on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Inputs:
     make_batch: examples -> padded batches.
     scale: value buckets.
     vocabulary: sizes for the model.
+    fingerprint: of examples and semantic IDs.
   """
 
   logs: Logs
@@ -70,6 +72,7 @@ class Inputs:
   make_batch: BatchMaker
   scale: ValueScale
   vocabulary: Vocabulary
+  fingerprint: str
 
 
 def open_inputs(run: RunFile) -> Inputs:
@@ -89,6 +92,11 @@ def open_inputs(run: RunFile) -> Inputs:
     )
   if not 2 <= len(sids.codebook_sizes):
     raise ConfigError(f"{run.sids}: {len(sids.codebook_sizes)} SID level; needs at least 2")
+  fingerprint = _fingerprint(data / "examples" / "examples.json", sids)
+  if run.fingerprint and run.fingerprint != fingerprint:
+    raise ConfigError(
+      f"{run.data}, {run.sids}: changed since the run was trained on them; train again"
+    )
   scale = fit_value_scale(examples, run.config.loss)
   make_batch = BatchMaker(
     examples.config, run.config.loss, scale, sids.codes_AL, sids.content_codes_OL,
@@ -96,7 +104,14 @@ def open_inputs(run: RunFile) -> Inputs:
   )
   index = build_ad_index(sids.codes_AL, training_engagements(logs, examples).astype(np.float64))
   vocabulary = make_batch.vocabulary(examples.features.sizes, sids.codebook_sizes)
-  return Inputs(logs, examples, sids, index, make_batch, scale, vocabulary)
+  return Inputs(logs, examples, sids, index, make_batch, scale, vocabulary, fingerprint)
+
+
+def _fingerprint(examples: Path, sids: semantic_id.SemanticIds) -> str:
+  digest = hashlib.blake2b(examples.read_bytes(), digest_size=8)
+  for codes in (sids.codes_AL, sids.content_codes_OL):
+    digest.update(np.ascontiguousarray(codes).tobytes())
+  return digest.hexdigest()
 
 
 def content_buckets(logs: Logs) -> np.ndarray:
@@ -156,13 +171,13 @@ def train_run(run: RunFile, workdir: Path, *, resume: bool = False) -> TrainStat
     ConfigError: the folder is taken, or its settings differ.
     DivergedError: see `train_loop.train`.
   """
-  if (workdir / "run.json").exists():
-    if not resume:
-      raise ConfigError(f"{workdir}: holds a run already; pass --resume or another --workdir")
-    differing = differences(read_run(workdir), run)
-    if differing:
-      raise ConfigError(f"{workdir}: the run there has other settings ({', '.join(differing)})")
+  taken = (workdir / "run.json").exists()
+  if taken and not resume:
+    raise ConfigError(f"{workdir}: holds a run already; pass --resume or another --workdir")
   inputs = open_inputs(run)
+  run = dataclasses.replace(run, fingerprint=inputs.fingerprint)
+  if taken and (differing := differences(read_run(workdir), run)):
+    raise ConfigError(f"{workdir}: the run there has other settings ({', '.join(differing)})")
   check_widths(run.config, inputs.vocabulary)
   config = run.config.train
   hosts, host = jax.process_count(), jax.process_index()
@@ -178,7 +193,6 @@ def train_run(run: RunFile, workdir: Path, *, resume: bool = False) -> TrainStat
   if host == 0:
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "run.json").write_text(config_lib.to_json(run))
-    write_value_scale(inputs.scale, workdir / "value_scale.json")
   return train(
     vsl_task(build_decoder(run.config.model, inputs.vocabulary), run.config.loss), config,
     batches=batches, validation=validation_batches(inputs, config, host, hosts), folder=workdir,

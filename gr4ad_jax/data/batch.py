@@ -1,4 +1,4 @@
-"""What crosses from the data pipeline to the model: plain records of arrays with documented shapes."""
+"""What crosses from the data pipeline to the model: plain records of arrays."""
 
 from __future__ import annotations
 

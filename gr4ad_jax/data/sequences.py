@@ -1,8 +1,8 @@
 """One user's events -> one example per request: distinct histories and the ads engaged with.
 
-Histories hold each ad (content) once, most recent first, with how often it was met and how long ago;
-only events strictly before the request count. Targets are the ads clicked or converted in a request;
-impressions alone are not targets (VSL logs prefer positive engagements, reference section 3).
+Histories hold each ad (content) once, most recent first, with how often it was met and how long
+ago; only events strictly before the request count. Targets are the ads clicked or converted in a
+request; impressions alone are not (VSL logs prefer positive engagements, reference section 3).
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ class SequenceConfig:
 
   split: Literal["time", "leave_one_out"] = "time"
   """Cut by time, or per user: last request = test, the one before = validation."""
+  train_start_s: float = 0.0
+  """Unix seconds (time split): earlier requests are only history, nothing is learned from them."""
   validation_start_s: float = 0.0
   """Unix seconds (time split): requests from here on validate."""
   test_start_s: float = 0.0
@@ -53,10 +55,11 @@ class SequenceConfig:
         f"sequences.num_trending={self.num_trending}: must be 0 with leave_one_out, where the "
         "held-out items of other users would count"
       )
-    if self.split == "time" and self.validation_start_s > self.test_start_s:
+    starts = (self.train_start_s, self.validation_start_s, self.test_start_s)
+    if self.split == "time" and sorted(starts) != list(starts):
       raise ValueError(
-        f"sequences.test_start_s={self.test_start_s}: must not lie before "
-        f"validation_start_s={self.validation_start_s}"
+        f"sequences.test_start_s={self.test_start_s}: needs train_start_s <= validation_start_s "
+        f"<= test_start_s, has {starts}"
       )
 
 
@@ -94,7 +97,7 @@ class Example:
     target_C: int32 ad numbers, distinct.
     action_C: int8, deepest Action of each target in this request.
     value_C: float32 currency, summed over the request.
-    ecpm_C: float32 logged eCPM, NaN = none.
+    ecpm_C: float32 logged eCPM, the largest of the request, NaN = none.
     new_C: bool, the user met this ad's product never before, promoted or not.
   """
 
@@ -131,7 +134,7 @@ def age_bucket(age_s: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class FeatureVocabulary:
-  """Values of each categorical feature; number = position + 1, 0 = unknown or unseen in training."""
+  """Values of each categorical feature; number = position + 1, 0 = unknown or not in training."""
 
   user: dict[str, list[str]]
   request: dict[str, list[str]]
@@ -148,7 +151,7 @@ class FeatureVocabulary:
 
 
 def build_feature_vocabulary(logs: Logs, train_E: np.ndarray) -> FeatureVocabulary:
-  """Collects feature values: users from their table, requests from the training events `train_E`."""
+  """Feature values: of users from their table, of requests from the training events `train_E`."""
   def values(column: np.ndarray) -> list[str]:
     return sorted(set(column.tolist()) - {""})
 
@@ -178,7 +181,8 @@ class ExampleMaker:
     if not self.engaged_E.any():
       raise LogError(f"{logs.source}: no ad was clicked or converted; there is nothing to learn")
     self.split_R = self._split_requests()
-    counts = np.bincount(self.split_R[np.unique(events.request[self.engaged_E])], minlength=3)
+    split = self.split_R[np.unique(events.request[self.engaged_E])]
+    counts = np.bincount(split[split >= 0], minlength=3)
     for name, count in zip(SPLITS, counts, strict=True):
       if not count:
         raise LogError(f"{logs.source}: the {name} split holds no request with an engaged ad")
@@ -197,15 +201,18 @@ class ExampleMaker:
     return np.stack(columns, axis=1) if columns else np.zeros((rows, 0), np.int32)
 
   def _split_requests(self) -> np.ndarray:
-    """[R] int8 split of every request; leave-one-out gives users with < 3 requests to training."""
+    """[R] int8 split of every request, -1 = only history.
+
+    Leave-one-out gives users with fewer than 3 requests to training.
+    """
     events, config = self.logs.events, self.config
     num_requests = int(events.request.max()) + 1
     first_s_R = np.full(num_requests, np.iinfo(np.int64).max)
     np.minimum.at(first_s_R, events.request, events.time_s)
     self.first_s_R = first_s_R
     if config.split == "time":
-      cuts = [config.validation_start_s, config.test_start_s]
-      return np.searchsorted(cuts, first_s_R, side="right").astype(np.int8)
+      cuts = [config.train_start_s, config.validation_start_s, config.test_start_s]
+      return np.searchsorted(cuts, first_s_R, side="right").astype(np.int8) - 1
     user_R = np.zeros(num_requests, np.int32)
     user_R[events.request] = events.user
     request = np.unique(events.request[self.engaged_E])
@@ -249,11 +256,12 @@ class ExampleMaker:
         organics[:num_organics], organic_time_s[:num_organics], now_s, config.max_organic_history
       )
       mine = np.flatnonzero(ad_requests == request)
-      target, first, inverse = np.unique(ads[mine], return_index=True, return_inverse=True)
+      target, inverse = np.unique(ads[mine], return_inverse=True)
       value = np.bincount(inverse, weights=ad_value[mine]).astype(np.float32)
       action = np.zeros(len(target), np.int8)
       np.maximum.at(action, inverse, events.action[rows][ad_rows[mine]])
-      ecpm = events.ecpm[rows][ad_rows[mine[first]]]
+      ecpm = np.full(len(target), np.nan, np.float32)
+      np.fmax.at(ecpm, inverse, events.ecpm[rows][ad_rows[mine]])
       new = seen_s[np.searchsorted(seen, target)] >= now_s
       feature_row = rows.start + ad_rows[mine[0]]
       feature = np.append(self._user_feature_UF[user], self._request_feature_EF[feature_row])

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import logging
 import shutil
@@ -25,7 +26,13 @@ import tensorflow_datasets as tfds
 
 from gr4ad_jax import config as config_lib
 from gr4ad_jax.data.records import Logs
-from gr4ad_jax.data.sequences import SPLITS, Example, ExampleMaker, FeatureVocabulary, SequenceConfig
+from gr4ad_jax.data.sequences import (
+  SPLITS,
+  Example,
+  ExampleMaker,
+  FeatureVocabulary,
+  SequenceConfig,
+)
 from gr4ad_jax.data.trending import Trending, build_trending, load_trending, save_trending
 from gr4ad_jax.data.validation import LogError
 from gr4ad_jax.progress import track
@@ -36,6 +43,7 @@ _ARRAYS = {
   "target_C": np.int32, "action_C": np.int8, "value_C": np.float32, "ecpm_C": np.float32,
   "new_C": np.uint8,
 }
+_TARGET_COLUMNS = ("value_N", "ecpm_N", "action_N", "past_value_N")
 _SCALARS = {"request": np.int32, "user": np.int32, "time_s": np.int64, "past_value": np.float32}
 
 
@@ -47,6 +55,7 @@ class AdRequests(tfds.core.GeneratorBasedBuilder):
   def __init__(self, *, maker: ExampleMaker | None = None, **kwargs):
     """A builder that reads; with `maker` it can also write."""
     self._maker = maker
+    self.train_targets: list[tuple[np.ndarray, ...]] = []  # filled while writing
     super().__init__(file_format="array_record", **kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -72,6 +81,11 @@ class AdRequests(tfds.core.GeneratorBasedBuilder):
     users = range(len(self._maker.logs.users.user_id))
     for user in track(users, f"examples ({SPLITS[split]}), users"):
       for part, example in enumerate(self._maker.user_examples(user, split)):
+        if SPLITS[split] == "train":
+          self.train_targets.append(
+            (example.value_C, example.ecpm_C, example.action_C,
+             np.full(len(example.target_C), example.past_value, np.float32))
+          )
         record = {name: getattr(example, name) for name in (*_SCALARS, *_ARRAYS)}
         record["new_C"] = example.new_C.astype(np.uint8)
         yield f"{example.request}-{part}", record
@@ -121,7 +135,8 @@ def prepare_examples(logs: Logs, folder: Path, config: SequenceConfig) -> None:
   }
   if config.num_trending:
     save_trending(build_trending(logs), folder / "trending.npz")
-  np.savez(folder / "train_targets.npz", **_train_targets(logs, maker))
+  columns = [np.concatenate(column) for column in zip(*builder.train_targets, strict=True)]
+  np.savez(folder / "train_targets.npz", **dict(zip(_TARGET_COLUMNS, columns, strict=True)))
   (folder / "examples.json").write_text(
     json.dumps(
       {
@@ -132,22 +147,6 @@ def prepare_examples(logs: Logs, folder: Path, config: SequenceConfig) -> None:
       indent=2,
     )
   )
-
-
-def _train_targets(logs: Logs, maker: ExampleMaker) -> dict[str, np.ndarray]:
-  """Value, eCPM, action and the user's trailing revenue of every training engagement."""
-  events = logs.events
-  rows = np.flatnonzero(maker.engaged_E)
-  revenue = np.cumsum(events.value[rows].astype(np.float64))
-  before = np.append(0.0, revenue[:-1])
-  first_of_user = np.searchsorted(events.user[rows], np.arange(len(logs.users.user_id)))
-  start = np.append(0.0, revenue)[first_of_user]
-  past_value = before - start[events.user[rows]]
-  train = maker.split_R[events.request[rows]] == 0
-  return {
-    "value_N": events.value[rows][train], "ecpm_N": events.ecpm[rows][train],
-    "action_N": events.action[rows][train], "past_value_N": past_value[train].astype(np.float32),
-  }
 
 
 def open_examples(folder: Path) -> ExampleSet:
@@ -190,13 +189,14 @@ def to_example(record: dict, split: int) -> Example:
 
 @contextlib.contextmanager
 def _quiet_tfds():
-  """TFDS draws its own bars and log lines; ours replace them."""
+  """TFDS draws its own bars, prints and logs; ours replace them."""
   tfds.disable_progress_bar()
   logger = logging.getLogger("absl")
   level = logger.level
   logger.setLevel(logging.ERROR)
   try:
-    yield
+    with contextlib.redirect_stdout(io.StringIO()):
+      yield
   finally:
     logger.setLevel(level)
     tfds.enable_progress_bar()

@@ -1,8 +1,9 @@
 """Which ads are engaged with right now: a real-time statistic of earlier days, known when serving.
 
-The paper's system learns online and so follows what is current; a model trained once does not. Each
-request therefore reads the ads with the largest share of all engagements, decayed by age, as context
-tokens, and every ad of its history with its share. Only days before the request's day count.
+The paper's system learns online and so follows what is current; a model trained once does not.
+Each request therefore reads the ads with the largest share of all engagements, decayed by age, as
+context tokens, and every ad of its history with its share. Only days before the request's day
+count.
 """
 
 from __future__ import annotations

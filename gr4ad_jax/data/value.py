@@ -7,8 +7,6 @@ of the engagement takes its place.
 from __future__ import annotations
 
 import dataclasses
-import json
-from pathlib import Path
 
 import numpy as np
 
@@ -86,8 +84,3 @@ def value_bucket(scale: ValueScale, value_N: np.ndarray, ecpm_N: np.ndarray) -> 
   x_N = ecpm_N if scale.uses_ecpm else value_N
   bucket_N = np.searchsorted(np.array(scale.bin_edges, np.float32), x_N, side="right")
   return np.where(np.isfinite(x_N), bucket_N, -1).astype(np.int32)
-
-
-def write_value_scale(scale: ValueScale, path: Path) -> None:
-  """Stores the scale as JSON."""
-  path.write_text(json.dumps(dataclasses.asdict(scale), indent=2))

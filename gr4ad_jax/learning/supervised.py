@@ -35,7 +35,7 @@ def vsl_loss(
       L_NTP  = L_SID + lambda_e L_eCPM               (14)
       L_VSL  = E[w (L_NTP + lambda_mtp L_MTP)]       (15)  the caller applies w and the mean
 
-  The first column of the un-fused pass equals the main one and is left out of L_MTP.
+  Level 1 is left out of L_MTP: where position 1 bypasses Fuse, its un-fused pass is the main one.
 
   Args:
     sid_log_prob_BCL: float32, of the target codes.

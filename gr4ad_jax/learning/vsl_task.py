@@ -15,7 +15,7 @@ from gr4ad_jax.model.build import Decoder, init_params
 
 
 def vsl_task(decoder: Decoder, config: LossConfig) -> Task:
-  """Minimises sum(w L) / sum(w) over the targets of a batch (eq. 15)."""
+  """Minimises the mean of w L over the targets of a batch (eq. 15); w has training mean 1."""
 
   def loss(params: Any, batch: Batch, key: jax.Array | None) -> Metrics:
     log_probs = decoder.apply(
@@ -30,7 +30,7 @@ def vsl_task(decoder: Decoder, config: LossConfig) -> Task:
     targets = jnp.sum(where_BC).astype(jnp.float32)
     with_ecpm = jnp.sum(where_BC & (batch.ecpm_bin_BC >= 0)).astype(jnp.float32)
     return {
-      "loss": (jnp.sum(terms.total_BC * batch.weight_BC), jnp.sum(batch.weight_BC)),
+      "loss": (jnp.sum(terms.total_BC * batch.weight_BC), targets),
       "sid_loss": (jnp.sum(terms.sid_BC), targets),
       "ecpm_loss": (jnp.sum(terms.ecpm_BC), with_ecpm),
       "mtp_loss": (jnp.sum(terms.mtp_BC), targets),

@@ -48,7 +48,9 @@ class AutoregressiveDecoder(nn.Module):
     """Teacher forcing, as `LazyDecoder.__call__`; `mtp_BCL` is None."""
     num_levels = self.vocabulary.num_levels
     encoded = self.context_processor(context)
-    source = self.output.copy_source(encoded.token_BSD, encoded.code_BSL)
+    source = self.output.copy_source(
+      encoded.token_BSD, encoded.code_BSL, encoded.copy_bias_BS
+    )
     dtype = encoded.token_BSD.dtype
     token_BCLD = jnp.stack(
       [self.tables.embed(target_BCL[..., level], level) for level in range(num_levels)], axis=2
@@ -71,7 +73,9 @@ class AutoregressiveDecoder(nn.Module):
       jnp.broadcast_to(positions_PD, (encoded.token_BSD.shape[0], *positions_PD.shape)),
       tuple(layer.keys_values(encoded.token_BSD) for layer in self.layers),
       encoded.mask_BS,
-      self.output.copy_source(encoded.token_BSD, encoded.code_BSL),
+      self.output.copy_source(
+      encoded.token_BSD, encoded.code_BSL, encoded.copy_bias_BS
+    ),
     )
     state = empty_beam_state(self.config, shared, len(self.layers))
     first_B1D = shared.start_BPD[:, :1] + self.bos_D.astype(dtype)

@@ -1,7 +1,7 @@
 """The lightweight context processor: token groups, one Linear each, concatenated.
 
-Features, ad history and organic history are the paper's three groups; the currently trending ads are
-a fourth, ours (see data/trending.py), and empty where the data was prepared without.
+Features, ad history and organic history are the paper's three groups; the currently trending ads
+are a fourth, ours (see data/trending.py), and empty where the data was prepared without.
 
 Source: paper 3.2 (Fig. 1); reference 2.1. A learned constant token stands before the features, so
 that a user without history or features still gives attention something to read.
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gr4ad_jax.config import ModelConfig
 from gr4ad_jax.data.batch import Context, Vocabulary
@@ -27,6 +28,7 @@ class EncodedContext(NamedTuple):
   token_BSD: jax.Array
   mask_BS: jax.Array  # bool, True = a real token
   code_BSL: jax.Array  # int32 SID of each token, -1 where it has none
+  copy_bias_BS: jax.Array | None  # float32, see `copy_bias`; None where the copy path is off
 
 
 class ContextProcessor(nn.Module):
@@ -102,4 +104,50 @@ class ContextProcessor(nn.Module):
         ],
         axis=1,
       ),
+      CopyBias(vocabulary, num_features, name="copy_bias")(context)
+      if self.config.copy_path
+      else None,
     )
+
+
+class CopyBias(nn.Module):
+  """How much each context token is copied from before the decoder's state has a say.
+
+  A sum of one learned number per bucket, so that copying can weigh ads by frequency x recency x
+  current share, as simple rules do; it starts at such a rule: proportional to the count, halved
+  every HALF_LIFE_DAYS, and a trending ad with a share of EQUAL_SHARE like one met once just now.
+  """
+
+  vocabulary: Vocabulary
+  num_features: int
+
+  HALF_LIFE_DAYS = 112.0
+  EQUAL_SHARE = 0.01
+  # Parameters are the biases divided by this: AdamW moves each by about the learning rate a step.
+  STEP = 8.0
+
+  @nn.compact
+  def __call__(self, context: Context) -> jax.Array:
+    vocabulary = self.vocabulary
+
+    def bias(name: str, start: np.ndarray, index: jax.Array) -> jax.Array:
+      table_V = self.param(name, lambda _: jnp.asarray(start / self.STEP, jnp.float32)) * self.STEP
+      return jnp.where(index >= 0, table_V[jnp.maximum(index, 0)], 0.0)
+
+    counts = np.log(2) / 2 * np.arange(vocabulary.num_count_buckets)
+    hours = 2 ** (np.arange(vocabulary.num_age_buckets) / 2) - 1
+    ages = -np.log(2) * np.minimum(hours / 24, 730) / self.HALF_LIFE_DAYS
+    shares = np.log(2) * (np.arange(vocabulary.num_trend_buckets) / 2 - 16)
+    shares -= np.log(self.EQUAL_SHARE)
+    none = np.zeros(vocabulary.num_trend_buckets)
+    groups = [
+      jnp.zeros((context.feature_BF.shape[0], self.num_features)),
+      bias("ad_count", counts, context.ad_count_BT)
+      + bias("ad_age", ages, context.ad_age_BT)
+      + bias("ad_trend", none, context.ad_trend_BT),
+      bias("organic_count", counts, context.organic_count_BO)
+      + bias("organic_age", ages, context.organic_age_BO)
+      + bias("organic_trend", none, context.organic_trend_BO),
+      bias("trend_share", shares, context.trend_share_BN),
+    ]
+    return jnp.concatenate(groups, axis=1)

@@ -32,15 +32,17 @@ class LayerCache(NamedTuple):
 
 
 class Linear(nn.Module):
-  """y = x W over the last axis, without bias; W ~ N(0, 1/fan_in), float32, cast at use."""
+  """y = x W over the last axis, without bias; W ~ N(0, scale^2/fan_in), float32, cast at use."""
 
   features: int | tuple[int, ...]
+  scale: float = 1.0
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     out = self.features if isinstance(self.features, tuple) else (self.features,)
     fan_in = x.shape[-1]
-    kernel = self.param("kernel", nn.initializers.normal(fan_in**-0.5), (fan_in, *out))
+    init = nn.initializers.normal(self.scale * fan_in**-0.5)
+    kernel = self.param("kernel", init, (fan_in, *out))
     return jnp.tensordot(x, kernel.astype(x.dtype), axes=1)
 
 

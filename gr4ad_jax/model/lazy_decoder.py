@@ -86,7 +86,9 @@ class LazyDecoder(nn.Module):
     """
     num_levels = self.vocabulary.num_levels
     encoded = self.context_processor(context)
-    source = self.output.copy_source(encoded.token_BSD, encoded.code_BSL)
+    source = self.output.copy_source(
+      encoded.token_BSD, encoded.code_BSL, encoded.copy_bias_BS
+    )
     trunk_B1PD = self._trunk(encoded.token_BSD, encoded.mask_BS, deterministic)
     token_BCLD = jnp.stack(
       [self.tables.embed(target_BCL[..., level], level) for level in range(num_levels)], axis=2
@@ -122,7 +124,9 @@ class LazyDecoder(nn.Module):
       trunk_BPD,
       tuple(layer.keys_values(encoded.token_BSD) for layer in self.layers),
       encoded.mask_BS,
-      self.output.copy_source(encoded.token_BSD, encoded.code_BSL),
+      self.output.copy_source(
+      encoded.token_BSD, encoded.code_BSL, encoded.copy_bias_BS
+    ),
     )
     state = empty_beam_state(self.config, shared, len(self.layers))
     return shared, *self._decode(shared, state, self._first(trunk_BPD[:, :1]), 0)

@@ -1,4 +1,4 @@
-"""SID code tables, output heads, and the path that copies codes from the user's own history."""
+"""SID code tables, output heads, and the path that copies codes from ads in the context."""
 
 from __future__ import annotations
 
@@ -62,6 +62,7 @@ class CopySource(NamedTuple):
 
   key_BSD: jax.Array
   code_BSL: jax.Array  # int32, -1 = the token has no SID
+  bias_BS: jax.Array  # float32, how much is copied from a token whatever the decoder's state
 
 
 class CopyTerms(NamedTuple):
@@ -78,16 +79,19 @@ class CopyTerms(NamedTuple):
 class CopyPath(nn.Module):
   """Attention from the decoder's last state over context tokens that share the decoded prefix.
 
-  p(s_t | s_<t, X) = (1 - g) softmax(W_t h_t) + g sum_{i: SID_i starts with s_<t} a_i 1[s_t(i) = s_t]
-  with a = softmax(q(h_t) k(x_i)) over the matching tokens and a gate g = sigmoid(w_t h_t + b_t)
-  that closes where none matches. Beyond the paper: a pointer mixture as in See et al. 2017.
+      p(s_t | s_<t, X) = (1 - g) softmax(W_t h_t) + g sum_i a_i 1[s_t(i) = s_t]
+
+  over the tokens i whose SID starts with s_<t, with a = softmax(q(h_t) k(x_i) + bias_i) over them
+  and a gate g = sigmoid(w_t h_t + b_t) that closes where there are none. The query starts at zero,
+  so that at first ads are copied by frequency, recency and current share (`context.CopyBias`).
+  Beyond the paper: a pointer mixture as in See et al. 2017.
   """
 
   config: ModelConfig
   num_levels: int
 
   def setup(self):
-    self.query = Linear(self.config.width)
+    self.query = Linear(self.config.width, scale=0.0)
     self.key = Linear(self.config.width)
     self.gate = self.param(
       "gate", nn.initializers.zeros, (self.num_levels, self.config.width + 1)
@@ -98,20 +102,21 @@ class CopyPath(nn.Module):
     return self.key(context_BSD)
 
   def __call__(
-    self, h: jax.Array, key_BSD: jax.Array, match: jax.Array, gate: jax.Array
+    self, h: jax.Array, source: CopySource, match: jax.Array, gate: jax.Array
   ) -> CopyTerms:
     """How much each context token is copied from.
 
     Args:
       h: [B, ..., D] last decoder states.
-      key_BSD: from `keys`.
+      source: keys and biases of the context tokens.
       match: bool [B, ..., S], tokens whose SID starts with the decoded prefix.
       gate: float32 [..., D + 1], gate weights and bias (a row of `self.gate`, or all rows).
     """
     score = jnp.einsum(
-      "B...D,BSD->B...S", self.query(h) * self.config.width**-0.5, key_BSD,
+      "B...D,BSD->B...S", self.query(h) * self.config.width**-0.5, source.key_BSD,
       preferred_element_type=jnp.float32,
     )
+    score += jnp.expand_dims(source.bias_BS, tuple(range(1, score.ndim - 1)))
     some = jnp.any(match, axis=-1)
     attention = jax.nn.softmax(jnp.where(match, score, NEG_INF), axis=-1)
     logit = jnp.sum(h.astype(jnp.float32) * gate[..., :-1], axis=-1) + gate[..., -1]
@@ -134,11 +139,13 @@ class TokenOutput(nn.Module):
     if self.config.copy_path:
       self.copy = CopyPath(self.config, self.vocabulary.num_levels)
 
-  def copy_source(self, context_BSD: jax.Array, code_BSL: jax.Array) -> CopySource | None:
+  def copy_source(
+    self, context_BSD: jax.Array, code_BSL: jax.Array, bias_BS: jax.Array | None
+  ) -> CopySource | None:
     """What the copy path needs of the context; None where it is off."""
-    if not self.config.copy_path:
+    if bias_BS is None:
       return None
-    return CopySource(self.copy.keys(context_BSD), code_BSL)
+    return CopySource(self.copy.keys(context_BSD), code_BSL, bias_BS)
 
   def target_log_probs(
     self, h_BRLD: jax.Array, target_BCL: jax.Array, source: CopySource | None
@@ -167,7 +174,7 @@ class TokenOutput(nn.Module):
     match = [with_sid_BC1S]  # level l may copy from tokens that share levels < l
     for level in range(self.vocabulary.num_levels - 1):
       match.append(match[-1] & same_BCLS[:, :, level : level + 1])
-    terms = self.copy(h_BRLD, source.key_BSD, jnp.concatenate(match, axis=2), self.copy.gate)
+    terms = self.copy(h_BRLD, source, jnp.concatenate(match, axis=2), self.copy.gate)
     copied_BCL = jnp.sum(jnp.where(same_BCLS, terms.attention, 0.0), axis=-1)
     return jnp.logaddexp(terms.log_rest + log_prob_BCL, terms.log_gate + _safe_log(copied_BCL))
 
@@ -202,7 +209,7 @@ class TokenOutput(nn.Module):
     log_prob_BCV = jax.nn.log_softmax(self.tables.logits(h_BCD, level), axis=-1)
     if source is None:
       return log_prob_BCV
-    terms = self.copy(h_BCD, source.key_BSD, match_BCS, self.copy.gate[level])
+    terms = self.copy(h_BCD, source, match_BCS, self.copy.gate[level])
     one_hot_BSV = jax.nn.one_hot(source.code_BSL[..., level], log_prob_BCV.shape[-1])
     copied_BCV = jnp.einsum("BCS,BSV->BCV", terms.attention, one_hot_BSV)
     return jnp.logaddexp(
@@ -212,7 +219,7 @@ class TokenOutput(nn.Module):
 
   def ecpm_log_probs(self, h_BCD: jax.Array) -> jax.Array:
     """log p(bucket | SID, X), float32 [B, C, bins]. Source: eq. 13."""
-    return jax.nn.log_softmax(self.ecpm_head(h_BCD).astype(jnp.float32), axis=-1)
+    return jax.nn.log_softmax(self.ecpm_head(h_BCD.astype(jnp.float32)), axis=-1)
 
 
 def _pick_log_softmax(logits_BRV: jax.Array, index_BC: jax.Array) -> jax.Array:

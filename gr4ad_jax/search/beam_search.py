@@ -1,8 +1,8 @@
 """Beam search over SID levels, constrained to existing SIDs, compiled as lax.scan.
 
-The model enters as two functions, so the search knows nothing of any decoder. Levels of equal width
-run as one `lax.scan`; where the schedule changes width a new scan begins, so narrow levels never pay
-for wide ones. Source: paper 4.2; reference 2.5 and 8.
+The model enters as two functions, so the search knows nothing of any decoder. Levels of equal
+width run as one `lax.scan`; where the schedule changes width a level stands alone, so that narrow
+levels never pay for wide ones. Source: paper 4.2; reference 2.5 and 8.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The set of existing SIDs as a prefix tree of plain arrays, linear in the number of SIDs.
 
-Nodes of one depth are numbered in lexicographic order, so the children of node n at depth l are the
-consecutive nodes start[l, n] .. start[l, n + 1] - 1 of depth l + 1, and a node of depth L is the row
-of its SID in the sorted table. A beam that carries its node can never leave the tree.
+Nodes of one depth are numbered in lexicographic order, so the children of node n at depth l are
+the consecutive nodes start[l, n] .. start[l, n + 1] - 1 of depth l + 1, and a node of depth L is
+the row of its SID in the sorted table. A beam that carries its node can never leave the tree.
 """
 
 from __future__ import annotations

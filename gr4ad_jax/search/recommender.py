@@ -60,7 +60,8 @@ class Recommender:
   def __call__(self, context: Context, k: int) -> Recommendations:
     """The k best ads of each request; any number of rows up to the batch size.
 
-    Ranked by log p(SID | X) + gamma log(expected value) (reference section 3).
+    Ranked by log p(SID | X) + gamma log(expected value) (reference section 3), and a bonus for SIDs
+    that are new to the user.
     """
     num_rows = len(context.feature_BF)
     size = self._config.batch_size
@@ -73,9 +74,12 @@ class Recommender:
     value_RW = np.full_like(score_RW, np.nan)
     if beams.expected_value_BW is not None:
       value_RW = beams.expected_value_BW
+    bonus_RW = np.zeros_like(score_RW)
     if self._config.value_exponent:
-      value = np.log(np.maximum(value_RW, 1e-6))
-      score_RW = np.where(beams.sid_BW >= 0, score_RW + self._config.value_exponent * value, NEG_INF)
+      bonus_RW += self._config.value_exponent * np.log(np.maximum(value_RW, 1e-6))
+    if self._config.new_ad_bonus:
+      bonus_RW += self._config.new_ad_bonus * ~_in_history(beams.code_BWL, context)
+    score_RW = np.where(beams.sid_BW >= 0, score_RW + bonus_RW, NEG_INF)
     order_RW = np.argsort(-score_RW, axis=1, kind="stable")
 
     def in_order(x: np.ndarray) -> np.ndarray:
@@ -94,6 +98,15 @@ class Recommender:
       np.where(empty_RK, NEG_INF, np.take_along_axis(in_order(beams.logp_BW), beam_RK, axis=1)),
       np.where(empty_RK, np.nan, np.take_along_axis(in_order(value_RW), beam_RK, axis=1)),
     )
+
+
+def _in_history(code_RWL: np.ndarray, context: Context) -> np.ndarray:
+  """bool [R, W]: the SID is one of an ad or content in the request's history."""
+  met_RTL = np.concatenate([context.ad_code_BTL, context.organic_code_BOL], axis=1)
+  sizes = 1 + np.maximum(code_RWL.max(axis=(0, 1)), met_RTL.max(axis=(0, 1))).astype(np.int64)
+  weight_L = np.append(np.cumprod(sizes[:0:-1])[::-1], 1)
+  flat_RW, flat_RT = code_RWL @ weight_L, met_RTL @ weight_L
+  return (flat_RW[:, :, None] == flat_RT[:, None, :]).any(axis=-1)
 
 
 def _repeat_last(x: np.ndarray, rows: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from gr4ad_jax.config import TrainConfig
 from gr4ad_jax.learning.task import Task
 from gr4ad_jax.progress import track
 from gr4ad_jax.training.checkpoint import Checkpoints
-from gr4ad_jax.training.metric_log import MeanMetrics, MetricLog
+from gr4ad_jax.training.metric_log import MeanMetrics, MetricLog, read_log
 from gr4ad_jax.training.train_step import (
   TrainState,
   abstract_state,
@@ -40,7 +40,7 @@ def train(
   folder: Path,
   mesh: Mesh | None = None,
 ) -> TrainState:
-  """Trains to `config.num_steps`, continuing from the newest checkpoint in `folder` if there is one.
+  """Trains to `config.num_steps`, continuing from the newest checkpoint in `folder`, if any.
 
   A run that is killed at any moment and started again ends with the same bits as one that is not:
   the state, the input position and the dropout keys all follow from the checkpoint.
@@ -78,17 +78,17 @@ def train(
       return _run(
         state, step_fn, lambda params: _validate(loss_fn, params, validation, to_devices),
         config=config, batches=batches, to_devices=to_devices, checkpoints=checkpoints, log=log,
-        first_step=first_step,
+        first_step=first_step, folder=folder,
       )
     finally:
       log.close()
 
 
 def _run(
-  state, step_fn, validate, *, config, batches, to_devices, checkpoints, log, first_step
+  state, step_fn, validate, *, config, batches, to_devices, checkpoints, log, first_step, folder
 ) -> TrainState:
   window = MeanMetrics()
-  first_loss = None
+  first_loss = next((row["loss"] for row in read_log(folder) if row["kind"] == "train"), None)
   last_saved = first_step or None
   clock, rows = time.monotonic(), 0
   steps = range(first_step + 1, config.num_steps + 1)
@@ -124,7 +124,7 @@ def _run(
 def _check(means: dict[str, float], step: int, first_loss: float, last_saved: int | None) -> None:
   """A checkpoint is only ever written after this has passed, so the last one is good."""
   kept = f"the last good checkpoint is step {last_saved}" if last_saved else "no checkpoint yet"
-  advice = "lower train.learning_rate or train.clip_norm and start again with --resume"
+  advice = "start a new run with a lower train.learning_rate or train.clip_norm"
   for name in ("loss", "grad_norm"):
     if not math.isfinite(means[name]):
       raise DivergedError(f"step {step}: {name} is {means[name]}; {kept}; {advice}")

@@ -170,12 +170,13 @@ def test_copy_path_mixture_by_hand():
     ad_code_BTL=np.array([[[2, 4, 1], [2, 4, 3], [2, 0, 5], [1, 4, 1], [0, 0, 0]]], np.int32),
     organic_code_BOL=np.full((1, 4, 3), -1, np.int32),
     trend_code_BNL=np.full((1, 3, 3), -1, np.int32),
+    ad_count_BT=np.array([[2, 2, 2, 0, 0]], np.int32),  # a count of 2 each
+    ad_age_BT=np.zeros((1, 5), np.int32), ad_trend_BT=np.zeros((1, 5), np.int32),
   )
   open_gate = jax.tree.map(jnp.array, params)
   gate = open_gate["output"]["copy"]["gate"]
-  query = open_gate["output"]["copy"]["query"]["kernel"]
   open_gate["output"]["copy"]["gate"] = gate.at[:, -1].set(1.0)  # logit 1 on every level
-  open_gate["output"]["copy"]["query"]["kernel"] = query * 0  # uniform over matching tokens
+  assert not np.any(params["output"]["copy"]["query"]["kernel"])  # biases alone decide at start
   closed = jax.tree.map(jnp.array, open_gate)
   closed["output"]["copy"]["gate"] = gate.at[:, -1].set(-1e9)
 

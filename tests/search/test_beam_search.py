@@ -152,10 +152,15 @@ def test_recommender_expands_and_reranks_by_value(trained_like):
   index = build_ad_index(codes_AL, np.arange(25, dtype=np.float64))
   bins = (1.0, 4.0, 9.0, 16.0)
 
-  def recommend(gamma: float):
+  # One SID of the catalogue is in every history.
+  context = context._replace(ad_code_BTL=context.ad_code_BTL.copy())
+  context.ad_code_BTL[:, 0] = sids[7]
+
+  def recommend(gamma: float, bonus: float = 0.0):
     return Recommender(
       decoder, params, index=index, bin_means=bins, with_value=True,
-      config=SearchConfig(widths=(20, 20, 20), batch_size=4, value_exponent=gamma),
+      config=SearchConfig(widths=(20, 20, 20), batch_size=4, value_exponent=gamma,
+                          new_ad_bonus=bonus),
     )(context, 30)
 
   plain = recommend(0.0)
@@ -172,6 +177,13 @@ def test_recommender_expands_and_reranks_by_value(trained_like):
   for row in range(ROWS):
     best = plain.ad_RK[row, np.argmax(score[row, :25])]
     np.testing.assert_array_equal(codes_AL[by_value.ad_RK[row, 0]], codes_AL[best])
+  new_first = recommend(0.0, bonus=100.0)
+  for row in range(ROWS):
+    met = {tuple(c) for name in ("ad_code_BTL", "organic_code_BOL")
+           for c in getattr(context, name)[row].tolist()}
+    known = [tuple(c) in met for c in new_first.code_RKL[row, :25].tolist()]
+    assert known == sorted(known)  # what is in the history comes last, nothing is lost
+    assert sorted(new_first.ad_RK[row, :25]) == list(range(25))
   with pytest.raises(ValueError, match="batch_size"):
     Recommender(
       decoder, params, index=index, bin_means=bins,

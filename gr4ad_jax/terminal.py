@@ -1,0 +1,65 @@
+"""Results as tables on the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+console = Console()
+
+
+def print_summary(summary: dict[str, int], *, title: str) -> None:
+  """A table of counts; cleaning rules that touched nothing are summed up in one row."""
+  table = Table(title=title, title_justify="left", show_header=False)
+  table.add_column(overflow="fold")
+  table.add_column(justify="right")
+  for name, count in summary.items():
+    if count:
+      table.add_row(name, f"{count:,}")
+  zero = sum(not count for count in summary.values())
+  if zero:
+    table.add_row("cleaning rules that touched no row", f"{zero:,}")
+  console.print(table)
+
+
+def print_health(sizes: tuple[int, ...], health: dict[str, float], *, title: str) -> None:
+  """Tokenizer health as a table."""
+  table = Table(title=title, title_justify="left", show_header=False)
+  table.add_column()
+  table.add_column(justify="right")
+  table.add_row("codebook sizes", " x ".join(map(str, sizes)))
+  for name, value in health.items():
+    table.add_row(name, f"{value:,.0f}" if value == int(value) else f"{value:.4g}")
+  console.print(table)
+
+
+ROWS = {"GR4AD": "", "own history": "baseline/own_history/",
+        "co-occurrence": "baseline/cooccurrence/", "popularity": "baseline/popularity/",
+        "trending": "baseline/trending/"}
+COLUMNS = ("recall@10", "recall@50", "ndcg@50", "value_recall@50", "new/recall@50",
+           "new/value_recall@50")
+
+
+def print_metrics(metrics: dict[str, float], *, title: str) -> None:
+  """GR4AD beside the baselines."""
+  table = Table(title=title, title_justify="left")
+  table.add_column("")
+  for column in COLUMNS:
+    table.add_column(column.replace("_", "\n").replace("/", "\n"), justify="right")
+  for name, prefix in ROWS.items():
+    if prefix + "recall@50" not in metrics:
+      continue
+    cells = []
+    for column in COLUMNS:
+      value = metrics.get(prefix + column)
+      low = metrics.get(f"{prefix}{column}/ci_low")
+      high = metrics.get(f"{prefix}{column}/ci_high")
+      interval = "" if low is None or high is None else f"\n{low:.3f}\n{high:.3f}"
+      cells.append("-" if value is None else f"{value:.3f}{interval}")
+    table.add_row(name, *cells)
+  console.print(table)
+  console.print(
+    f"invalid SIDs {metrics['invalid_sid_rate']:.2%}, "
+    f"decoding {metrics['decode_requests_per_second']:.0f} requests/s, "
+    f"{metrics['num_params']:,.0f} parameters, checkpoint of step {metrics['checkpoint_step']:,.0f}"
+  )
