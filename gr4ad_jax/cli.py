@@ -27,6 +27,8 @@ class CompleteJourney:
 
   min_ad_events: int = 5
   """Promoted purchases that a product needs in the training weeks to be in the catalogue."""
+  train_weeks: int = 20
+  """Last training weeks to learn from; all 47 give the catalogue and histories."""
   households: int | None = None
   """Keep only this many households (a quick try)."""
 
@@ -51,6 +53,8 @@ class Parquet:
   """Days before the test days that validate (time split)."""
   test_days: float = 7.0
   """Last days of the log that test (time split)."""
+  train_days: float | None = None
+  """Days before those that are learned from (time split); default all. Earlier ones are history."""
   invalid_rows: Literal["error", "drop"] = "error"
   """Stop at the first invalid event, or drop and count invalid ones."""
 
@@ -165,7 +169,7 @@ class Demo:
   """Folder of the run; finished stages in it are reused."""
   size: Literal["cpu", "tiny"] = "cpu"
   """The demonstration, or a small end-to-end check of a minute or two."""
-  minutes: float = 9.5
+  minutes: float = 10.0
   """Time for all stages; training gets what the others leave (only when training is planned)."""
   fresh: bool = False
   """Start over: removes WORKDIR first."""
@@ -268,7 +272,8 @@ def _prepare(command: Prepare) -> None:
   match command.source:
     case CompleteJourney() as source:
       summary = prepare.prepare_completejourney(
-        command.out, min_ad_events=source.min_ad_events, households=source.households,
+        command.out, min_ad_events=source.min_ad_events, train_weeks=source.train_weeks,
+        households=source.households,
         limits=limits, overwrite=command.overwrite,
       )
     case Parquet() as source:

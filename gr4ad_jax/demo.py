@@ -25,7 +25,7 @@ from gr4ad_jax.training.train_step import abstract_state, compile_init, compile_
 
 Size = Literal["cpu", "tiny"]
 TINY_HOUSEHOLDS = 250
-EVALUATION_SECONDS = 100.0  # search, baselines and report, measured on two CPU cores
+EVALUATION_SECONDS = 90.0  # search, baselines and report, measured on two CPU cores
 MIN_STEPS, MAX_STEPS = 300, 6000
 
 
@@ -33,7 +33,7 @@ def run_demo(
   workdir: Path,
   *,
   size: Size = "cpu",
-  minutes: float | None = 9.5,
+  minutes: float | None = 10.0,
   fresh: bool = False,
   config: Config | None = None,
 ) -> dict[str, float]:

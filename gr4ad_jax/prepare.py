@@ -27,11 +27,15 @@ def prepare_completejourney(
   out: Path,
   *,
   min_ad_events: int = 5,
+  train_weeks: int = 20,
   households: int | None = None,
   limits: Limits | None = None,
   overwrite: bool = False,
 ) -> dict[str, int]:
   """Complete Journey: weeks 1-47 train, 48-49 validate, 50-53 test.
+
+  The catalogue and all histories come from every training week; requests of the last `train_weeks`
+  of them are learned from. What is promoted changes, and a year-old request teaches little of it.
 
   Returns:
     Counts of everything, cleaning rules included.
@@ -41,10 +45,16 @@ def prepare_completejourney(
     ConfigError: `out` holds data already.
   """
   _check_free(out, overwrite)
+  first_week = completejourney.VALIDATION_WEEK - train_weeks
+  if not 1 <= first_week < completejourney.VALIDATION_WEEK:
+    raise ConfigError(
+      f"train_weeks={train_weeks}: must be 1 to {completejourney.VALIDATION_WEEK - 1}"
+    )
   logs = completejourney.read_completejourney(
     min_ad_events=min_ad_events, max_households=households, progress=track
   )
   config = SequenceConfig(
+    train_start_s=completejourney.week_start_s(first_week),
     validation_start_s=completejourney.week_start_s(completejourney.VALIDATION_WEEK),
     test_start_s=completejourney.week_start_s(completejourney.TEST_WEEK),
   )
@@ -62,6 +72,7 @@ def prepare_parquet(
   split: Literal["time", "leave_one_out"] = "time",
   validation_days: float = 7.0,
   test_days: float = 7.0,
+  train_days: float | None = None,
   invalid_rows: InvalidRows = "error",
   limits: Limits | None = None,
   overwrite: bool = False,
@@ -77,7 +88,9 @@ def prepare_parquet(
     ads, events, users=users, contents=contents, currency=currency, invalid_rows=invalid_rows
   )
   if split == "time":
-    config = time_split(logs, validation_days=validation_days, test_days=test_days)
+    config = time_split(
+      logs, validation_days=validation_days, test_days=test_days, train_days=train_days
+    )
   else:
     config = SequenceConfig(split="leave_one_out", num_trending=0)
   return _write(logs, out, config, limits)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from gr4ad_jax.evaluation.report_verdict import methods
+
 console = Console()
 
 
@@ -33,9 +35,6 @@ def print_health(sizes: tuple[int, ...], health: dict[str, float], *, title: str
   console.print(table)
 
 
-ROWS = {"GR4AD": "", "own history": "baseline/own_history/",
-        "co-occurrence": "baseline/cooccurrence/", "popularity": "baseline/popularity/",
-        "trending": "baseline/trending/"}
 COLUMNS = ("recall@10", "recall@50", "ndcg@50", "value_recall@50", "new/recall@50",
            "new/value_recall@50")
 
@@ -46,9 +45,7 @@ def print_metrics(metrics: dict[str, float], *, title: str) -> None:
   table.add_column("")
   for column in COLUMNS:
     table.add_column(column.replace("_", "\n").replace("/", "\n"), justify="right")
-  for name, prefix in ROWS.items():
-    if prefix + "recall@50" not in metrics:
-      continue
+  for name, prefix in methods(metrics).items():
     cells = []
     for column in COLUMNS:
       value = metrics.get(prefix + column)

@@ -63,8 +63,12 @@ class SequenceConfig:
       )
 
 
-def time_split(logs: Logs, *, validation_days: float, test_days: float) -> SequenceConfig:
+def time_split(
+  logs: Logs, *, validation_days: float, test_days: float, train_days: float | None = None
+) -> SequenceConfig:
   """A time split that ends with `test_days` of test after `validation_days` of validation.
+
+  With `train_days`, only that many days before them are learned from; earlier ones are history.
 
   Raises:
     LogError: the log is shorter than that.
@@ -79,7 +83,11 @@ def time_split(logs: Logs, *, validation_days: float, test_days: float) -> Seque
       f"{logs.source}: the log spans {span}; {validation_days:g} validation and {test_days:g} test "
       "days leave nothing to train on"
     )
-  return SequenceConfig(validation_start_s=validation_start_s, test_start_s=test_start_s)
+  train_start_s = validation_start_s - train_days * 86400 if train_days else 0.0
+  return SequenceConfig(
+    train_start_s=max(0.0, train_start_s), validation_start_s=validation_start_s,
+    test_start_s=test_start_s,
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from gr4ad_jax.config import SearchConfig
 from gr4ad_jax.data.records import Action, Logs
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.data.tfds_builder import read_split
@@ -78,24 +79,34 @@ class SearchResult:
   """Recommendations for the requests of a split, and how fast they came."""
 
   recommendations: Recommendations
+  by_probability: Recommendations
+  """The same beams ranked by log p(SID | X) alone."""
   requests_per_second: float
   """After the first (compiling) batch; look-up, search and expansion included."""
 
 
 def search_split(
-  recommender: Recommender, inputs: Inputs, groups: Sequence[Sequence[Example]], batch_size: int
+  recommender: Recommender,
+  inputs: Inputs,
+  groups: Sequence[Sequence[Example]],
+  config: SearchConfig,
 ) -> SearchResult:
   """The DEPTH best ads for every request."""
-  parts, seconds, counted = [], 0.0, 0
+  plain = dataclasses.replace(config, value_exponent=0.0, new_ad_bonus=0.0)
+  batch_size = config.batch_size
+  parts, plain_parts, seconds, counted = [], [], 0.0, 0
   starts = range(0, len(groups), batch_size)
   recommender(inputs.make_batch.context([groups[0][0]]), DEPTH)  # compiles
   for start in track(starts, "search, requests", len(groups), step=batch_size):
     begin = time.monotonic()
     examples = [group[0] for group in groups[start : start + batch_size]]
-    parts.append(recommender(inputs.make_batch.context(examples), DEPTH))
+    context = inputs.make_batch.context(examples)
+    beams = recommender.search(context)
+    parts.append(recommender.rank(beams, context, DEPTH, config=config))
     seconds += time.monotonic() - begin
     counted += len(examples)
-  return SearchResult(concatenate(parts), counted / seconds)
+    plain_parts.append(recommender.rank(beams, context, DEPTH, config=plain))
+  return SearchResult(concatenate(parts), concatenate(plain_parts), counted / seconds)
 
 
 def invalid_rate(result: Recommendations, codes_AL: np.ndarray) -> float:
@@ -130,8 +141,10 @@ def evaluate(workdir: Path, *, split: str = "test", bootstrap: int = 1000) -> di
   requests = eval_requests(groups)
   advertisers, advertiser_A = np.unique(inputs.logs.ads.advertiser_id, return_inverse=True)
 
-  result = search_split(recommender, inputs, groups, run.config.search.batch_size)
+  result = search_split(recommender, inputs, groups, run.config.search)
   ranked = {"": result.recommendations.ad_RK}
+  if run.config.search.value_exponent or run.config.search.new_ad_bonus:
+    ranked["by_probability/"] = result.by_probability.ad_RK
   settings, lists = _baseline_lists(inputs, requests)
   ranked |= {f"baseline/{name}/": list_RK for name, list_RK in lists.items()}
   metrics: dict[str, float] = {}

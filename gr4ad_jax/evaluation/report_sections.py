@@ -28,6 +28,7 @@ from gr4ad_jax.evaluation.report_verdict import (
   baseline_label,
   baseline_names,
   interval_of,
+  methods,
 )
 
 # Metric -> (column, one sentence); what the verdict rests on comes first.
@@ -82,20 +83,25 @@ def metrics_section(metrics: Mapping[str, float], comparisons: Sequence[Comparis
     comparisons: of these metrics.
   """
   names = baseline_names(metrics)
-  methods = [("GR4AD", "")] + [(baseline_label(n).capitalize(), f"baseline/{n}/") for n in names]
+  rows = [(label[0].upper() + label[1:], prefix) for label, prefix in methods(metrics).items()]
   parts = [
     tag("p", "Every method ranks the whole catalogue for the same held-out requests. The best of a "
         "column is bold; the small range is its 95% interval, from resampled users."),
   ]
   for scope, words in SCOPES.items():
-    content = _metric_table(metrics, methods, scope)
+    content = _metric_table(metrics, rows, scope)
     if content:
       parts += [tag("h3", words.removeprefix("over ").capitalize()), content]
+  if "by_probability/recall@50" in metrics:
+    parts.append(tag(
+      "p", "GR4AD ranks by probability, expected value and a bonus for ads that are new to the "
+      "user, as set for this run; by probability alone, the same beams repeat more of what the "
+      "user bought.", class_="soft"))
   if "own_history" in names:
     parts.append(tag(
       "p", "Own history ranks the ads that the user already engaged with. Among targets new to the "
       "user it can only be right by the popular ads that fill up its list.", class_="soft"))
-  parts += [_comparison_table(comparisons), _interval_plots(metrics, methods)]
+  parts += [_comparison_table(comparisons), _interval_plots(metrics, rows)]
   shown = [m for m in _METRICS if m in metrics]
   meanings = [tag("div", tag("dt", _METRICS[m][0]), tag("dd", _METRICS[m][1])) for m in shown]
   parts += [tag("h3", "What the metrics mean"), tag("dl", *meanings, class_="columns")]

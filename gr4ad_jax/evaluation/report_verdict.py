@@ -51,6 +51,16 @@ def baseline_label(name: str) -> str:
   return _NAMES.get(name, name.replace("_", " "))
 
 
+def methods(metrics: Mapping[str, float]) -> dict[str, str]:
+  """Label -> prefix of every ranked list that was measured, ours first."""
+  ours = {"GR4AD": ""}
+  if "by_probability/recall@50" in metrics:
+    ours["GR4AD, by probability alone"] = "by_probability/"
+  return ours | {
+    baseline_label(name): f"baseline/{name}/" for name in baseline_names(metrics)
+  }
+
+
 def interval_of(metrics: Mapping[str, float], key: str) -> Interval | None:
   """The metric with its interval, None where it was not measured."""
   if key not in metrics:

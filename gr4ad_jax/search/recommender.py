@@ -11,7 +11,7 @@ import numpy as np
 from gr4ad_jax.config import SearchConfig
 from gr4ad_jax.data.batch import Context
 from gr4ad_jax.model.build import Decoder, start_fn, step_fn
-from gr4ad_jax.search.beam_search import NEG_INF, compile_search
+from gr4ad_jax.search.beam_search import NEG_INF, Beams, compile_search
 from gr4ad_jax.search.legal_prefixes import build_prefix_tree
 from gr4ad_jax.tokenizer.ad_index import AdIndex, expand
 
@@ -58,28 +58,41 @@ class Recommender:
     self._search = compile_search(start_fn(decoder), step_fn(decoder), tree, config.widths)
 
   def __call__(self, context: Context, k: int) -> Recommendations:
-    """The k best ads of each request; any number of rows up to the batch size.
+    """The k best ads of each request; any number of rows up to the batch size."""
+    return self.rank(self.search(context), context, k, config=self._config)
 
-    Ranked by log p(SID | X) + gamma log(expected value) (reference section 3), and a bonus for SIDs
-    that are new to the user.
-    """
-    num_rows = len(context.feature_BF)
-    size = self._config.batch_size
+  def search(self, context: Context) -> Beams:
+    """The most probable SIDs of each request, best first."""
+    num_rows, size = len(context.feature_BF), self._config.batch_size
     if num_rows > size:
       raise ValueError(f"{num_rows} requests in one call; search.batch_size={size} is the limit")
     padded = Context(*(_repeat_last(np.asarray(x), size) for x in context))
     beams = self._search(self._params, padded, self._prefixes, self._bin_means)
-    beams = jax.tree.map(lambda x: np.asarray(x)[:num_rows], beams)
-    score_RW = beams.logp_BW
-    value_RW = np.full_like(score_RW, np.nan)
+    return jax.tree.map(lambda x: np.asarray(x)[:num_rows], beams)
+
+  def rank(
+    self, beams: Beams, context: Context, k: int, *, config: SearchConfig
+  ) -> Recommendations:
+    """The k best ads among found SIDs.
+
+    Ranked by log p(SID | X) + gamma log(expected value) (reference section 3), and a bonus for SIDs
+    that are new to the user.
+
+    Args:
+      beams: from `search`.
+      context: of the same requests.
+      k: ads wanted.
+      config: gamma and bonus (other fields are not read).
+    """
+    value_RW = np.full_like(beams.logp_BW, np.nan)
     if beams.expected_value_BW is not None:
       value_RW = beams.expected_value_BW
-    bonus_RW = np.zeros_like(score_RW)
-    if self._config.value_exponent:
-      bonus_RW += self._config.value_exponent * np.log(np.maximum(value_RW, 1e-6))
-    if self._config.new_ad_bonus:
-      bonus_RW += self._config.new_ad_bonus * ~_in_history(beams.code_BWL, context)
-    score_RW = np.where(beams.sid_BW >= 0, score_RW + bonus_RW, NEG_INF)
+    score_RW = beams.logp_BW
+    if config.value_exponent:
+      score_RW = score_RW + config.value_exponent * np.log(np.maximum(value_RW, 1e-6))
+    if config.new_ad_bonus:
+      score_RW = score_RW + config.new_ad_bonus * ~_in_history(beams.code_BWL, context)
+    score_RW = np.where(beams.sid_BW >= 0, score_RW, NEG_INF)
     order_RW = np.argsort(-score_RW, axis=1, kind="stable")
 
     def in_order(x: np.ndarray) -> np.ndarray:
