@@ -123,7 +123,9 @@ def _pad(rows: list[np.ndarray], width: int, *, fill: float = -1, dtype=np.int32
 
 
 def _look_up(table: np.ndarray, index: np.ndarray) -> np.ndarray:
-  """table[index] with -1 where the index is -1."""
+  """table[index] with -1 where the index is -1; the table may have no rows."""
+  if not len(table):
+    return np.full((*index.shape, *table.shape[1:]), -1, np.int32)
   found = table[np.maximum(index, 0)]
   padding = index < 0
   return np.where(padding.reshape(padding.shape + (1,) * (found.ndim - index.ndim)), -1, found)

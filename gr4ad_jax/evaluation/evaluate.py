@@ -66,11 +66,12 @@ def eval_requests(groups: Sequence[Sequence[Example]]) -> EvalRequests:
 def interactions(logs: Logs) -> Interactions:
   """Engagements with products of the catalogue, promoted or organic, for the baselines."""
   events = logs.events
-  organic_ad_E = np.where(events.content >= 0, logs.contents.ad[events.content], -1)
-  ad_E = np.where(events.ad >= 0, events.ad, organic_ad_E)
+  ad_E = events.ad.copy()
+  organic = events.content >= 0
+  ad_E[organic] = logs.contents.ad[events.content[organic]]
   rows = (ad_E >= 0) & ((events.ad < 0) | (events.action >= Action.CLICK))
   return Interactions(
-    events.user[rows], ad_E[rows].astype(np.int32), events.time_s[rows], events.ad[rows] >= 0
+    events.user[rows], ad_E[rows], events.time_s[rows], events.ad[rows] >= 0
   )
 
 
