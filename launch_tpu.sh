@@ -21,10 +21,11 @@ hosts at once; fails when COMMAND fails. Needs the gcloud CLI, logged in.
   --help             print this text
 
 Without COMMAND, --create and --delete only create or delete. COMMAND runs in the copied checkout;
-what it writes there stays on its host, so give it a folder that all hosts share.
+what it writes there stays on its host, so give it a folder that all hosts share. `gr4ad train` uses
+all chips of one host so far: give it a slice with one host, for example v6e-8.
 
 examples:
-  ./launch_tpu.sh --name ads --zone us-east5-b --create --type v6e-16 --spot
+  ./launch_tpu.sh --name ads --zone us-east5-b --create --type v6e-8 --spot
   ./launch_tpu.sh --name ads --zone us-east5-b -- \
     gr4ad train --preset base --data /mnt/shared/data --workdir /mnt/shared/run --resume
   ./launch_tpu.sh --name ads --zone us-east5-b --delete

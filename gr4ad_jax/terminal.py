@@ -44,7 +44,7 @@ def print_metrics(metrics: dict[str, float], *, title: str) -> None:
   table = Table(title=title, title_justify="left")
   table.add_column("")
   for column in COLUMNS:
-    table.add_column(column.replace("_", "\n").replace("/", "\n"), justify="right")
+    table.add_column(column.replace("_", "\n").replace("/", "\n").replace("@", "\n@"), justify="right")
   for name, prefix in methods(metrics).items():
     cells = []
     for column in COLUMNS:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,8 +81,8 @@ class SearchResult:
   """Recommendations for the requests of a split, and how fast they came."""
 
   recommendations: Recommendations
-  by_probability: Recommendations
-  """The same beams ranked by log p(SID | X) alone."""
+  without_bonus: Recommendations
+  """The same beams ranked without the bonus for ads that are new to the user."""
   requests_per_second: float
   """After the first (compiling) batch; look-up, search and expansion included."""
 
@@ -93,7 +94,7 @@ def search_split(
   config: SearchConfig,
 ) -> SearchResult:
   """The DEPTH best ads for every request."""
-  plain = dataclasses.replace(config, value_exponent=0.0, new_ad_bonus=0.0)
+  plain = dataclasses.replace(config, new_ad_bonus=0.0)
   batch_size = config.batch_size
   parts, plain_parts, seconds, counted = [], [], 0.0, 0
   starts = range(0, len(groups), batch_size)
@@ -144,8 +145,8 @@ def evaluate(workdir: Path, *, split: str = "test", bootstrap: int = 1000) -> di
 
   result = search_split(recommender, inputs, groups, run.config.search)
   ranked = {"": result.recommendations.ad_RK}
-  if run.config.search.value_exponent or run.config.search.new_ad_bonus:
-    ranked["by_probability/"] = result.by_probability.ad_RK
+  if run.config.search.new_ad_bonus:
+    ranked["without_bonus/"] = result.without_bonus.ad_RK
   settings, lists = _baseline_lists(inputs, requests)
   ranked |= {f"baseline/{name}/": list_RK for name, list_RK in lists.items()}
   metrics: dict[str, float] = {}
@@ -154,11 +155,12 @@ def evaluate(workdir: Path, *, split: str = "test", bootstrap: int = 1000) -> di
       ranked_RK, requests, advertiser_A=advertiser_A, ks=(10, DEPTH), bootstrap=bootstrap
     )
     metrics |= {prefix + name: value for name, value in values.items()}
-  for name, list_RK in lists.items():
+  ours = [prefix for prefix in ranked if not prefix.startswith("baseline/")]
+  for prefix, (name, list_RK) in itertools.product(ours, lists.items()):
     difference = paired_difference(
-      ranked[""], list_RK, requests=requests, k=DEPTH, bootstrap=bootstrap
+      ranked[prefix], list_RK, requests=requests, k=DEPTH, bootstrap=bootstrap
     )
-    metrics |= {f"difference/{name}/{key}": value for key, value in difference.items()}
+    metrics |= {f"{prefix}difference/{name}/{key}": value for key, value in difference.items()}
 
   health = tokenizer_health(inputs.logs, inputs.sids)
   rates = [row["examples_per_second"] for row in read_log(workdir) if "examples_per_second" in row]

@@ -92,11 +92,10 @@ def metrics_section(metrics: Mapping[str, float], comparisons: Sequence[Comparis
     content = _metric_table(metrics, rows, scope)
     if content:
       parts += [tag("h3", words.removeprefix("over ").capitalize()), content]
-  if "by_probability/recall@50" in metrics:
+  if "without_bonus/recall@50" in metrics:
     parts.append(tag(
-      "p", "GR4AD ranks by probability, expected value and a bonus for ads that are new to the "
-      "user, as set for this run; by probability alone, the same beams repeat more of what the "
-      "user bought.", class_="soft"))
+      "p", "This run is set to prefer ads that are new to the user (search.new_ad_bonus); without "
+      "that bonus, the same beams repeat more of what the user bought.", class_="soft"))
   if "own_history" in names:
     parts.append(tag(
       "p", "Own history ranks the ads that the user already engaged with. Among targets new to the "
