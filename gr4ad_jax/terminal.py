@@ -44,7 +44,8 @@ def print_metrics(metrics: dict[str, float], *, title: str) -> None:
   table = Table(title=title, title_justify="left")
   table.add_column("")
   for column in COLUMNS:
-    table.add_column(column.replace("_", "\n").replace("/", "\n").replace("@", "\n@"), justify="right")
+    header = column.replace("_", "\n").replace("/", "\n").replace("@", "\n@")
+    table.add_column(header, justify="right")
   for name, prefix in methods(metrics).items():
     cells = []
     for column in COLUMNS:

@@ -94,7 +94,7 @@ class BatchMaker:
       )
       trend_BN[i, :width] = self.trending.ad_DN[row, :width]
       share_BN[i, :width] = np.where(
-        trend_BN[i, :width] < 0, -1, self.trending.bucket_DN[row, :width]
+        trend_BN[i, :width] < 0, -1, self.trending.bucket_DN[row, :width].astype(np.int32)
       )
     return ad_trend_BT, organic_trend_BO, trend_BN, share_BN
 

@@ -41,12 +41,12 @@ class Trending:
     return np.clip(day, 0, len(self.ad_DN) - 1)
 
   def bucket_of(self, row: int, ad: np.ndarray) -> np.ndarray:
-    """Bucket of the share of each ad on one day, uint8; 0 where it is not among the day's ads."""
+    """Bucket of the share of each ad on one day, int32; 0 where it is not among the day's ads."""
     order = np.argsort(self.ad_DN[row])
     sorted_N = self.ad_DN[row][order]
     at = np.minimum(np.searchsorted(sorted_N, ad), len(sorted_N) - 1)
     found = (sorted_N[at] == ad) & (ad >= 0)
-    return np.where(found, self.bucket_DN[row][order][at], 0).astype(np.uint8)
+    return np.where(found, self.bucket_DN[row][order][at].astype(np.int32), 0)
 
 
 def share_bucket(share: np.ndarray) -> np.ndarray:

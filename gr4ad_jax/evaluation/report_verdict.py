@@ -55,7 +55,7 @@ def methods(metrics: Mapping[str, float]) -> dict[str, str]:
   """Label -> prefix of every ranked list that was measured, ours first."""
   ours = {"GR4AD": ""}
   if "without_bonus/recall@50" in metrics:
-    ours["GR4AD without new-ad bonus"] = "without_bonus/"
+    ours["GR4AD, no bonus"] = "without_bonus/"
   return ours | {
     baseline_label(name): f"baseline/{name}/" for name in baseline_names(metrics)
   }
