@@ -9,8 +9,8 @@ of the settings in PLANNED, size cpu plans nothing and takes train.num_steps as 
 
 Expected numbers, size cpu on two CPU cores (1,500 steps): recall@50 .352, value_recall@50 .326,
 new/recall@50 .108; without the bonus .389, .371, .071; own history .371, .355, .005.
-Run time on two CPU cores: cpu 10 minutes; full: training_minutes in the README's table, and about 3
-minutes for the rest.
+Run time on two CPU cores: cpu 10 minutes; full: four steps a second, so about 25 minutes (its
+result has not been measured yet).
 """
 
 from __future__ import annotations
