@@ -28,7 +28,7 @@ from gr4ad_jax.data.sequences import NUM_ORGANIC_BUCKETS
 from gr4ad_jax.data.tfds_builder import ExampleSet, open_examples, read_split, to_example
 from gr4ad_jax.data.value import ValueScale, fit_value_scale
 from gr4ad_jax.learning.vsl_task import vsl_task
-from gr4ad_jax.model.build import Decoder, build_decoder
+from gr4ad_jax.model.build import Decoder, build_decoder, count_params
 from gr4ad_jax.search.recommender import Recommender
 from gr4ad_jax.tokenizer import semantic_id
 from gr4ad_jax.tokenizer.ad_index import AdIndex, build_ad_index
@@ -253,7 +253,7 @@ def open_recommender(
     decoder, params, index=inputs.index, config=run.config.search,
     bin_means=inputs.scale.bin_means, with_value=with_value,
   )
-  return recommender, sum(x.size for x in jax.tree.leaves(params)), step
+  return recommender, count_params(params), step
 
 
 def write_json(path: Path, values: Any) -> None:

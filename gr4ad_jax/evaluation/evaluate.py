@@ -138,7 +138,7 @@ def evaluate(workdir: Path, *, split: str = "test", bootstrap: int = 1000) -> di
   """
   run = read_run(workdir)
   inputs = open_inputs(run)
-  recommender, num_params, step = open_recommender(run, workdir, inputs, with_value=False)
+  recommender, num_params, step = open_recommender(run, workdir, inputs)
   groups = group_requests(read_split(inputs.examples, split))
   requests = eval_requests(groups)
   advertisers, advertiser_A = np.unique(inputs.logs.ads.advertiser_id, return_inverse=True)

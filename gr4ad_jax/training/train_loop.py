@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +140,3 @@ def _validate(loss_fn, params, validation, to_devices) -> dict[str, float]:
   for batch in validation:
     total.add(loss_fn(params, to_devices(batch)))
   return total.means()
-
-
-def fixed_batches(batches: Iterator[Any], count: int) -> list[Any]:
-  """The first `count` batches, kept in memory."""
-  return [batch for _, batch in zip(range(count), batches, strict=False)]
