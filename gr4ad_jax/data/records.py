@@ -5,6 +5,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# Kinds of ads, one for each instruction template of GR4AD (arXiv 2602.22732, UA-SID).
+AD_TYPES = (
+  "product",  # structured text of goods, services, entertainment
+  "livestream",
+  "image_sequence",
+  "virtual",  # goods and contents without a body: short drama, game, app
+  "lead_in_video",  # leads into a livestream, or sells directly
+  "product_video",  # of a physical product
+)
+DEFAULT_AD_TYPE = "product"
+
 
 class Action(enum.IntEnum):
   """What a user did with an ad or a content; a stronger action has a larger number."""
@@ -25,6 +36,9 @@ class AdTable:
     text: [A] str objects, the creative in words; "" = unknown.
     price: [A] float32, currency units; NaN = unknown.
     conversion_type: [A] str objects, what a conversion of this ad is; "" = unknown.
+    ad_type: [A] str objects, each one of AD_TYPES.
+    account_id: [A] str objects, the account that runs the ad; "" = unknown.
+    campaign_id: [A] str objects; "" = unknown.
     embedding_AD: [A, D] float32 given by the log's owner, or None.
   """
 
@@ -34,6 +48,9 @@ class AdTable:
   text: np.ndarray
   price: np.ndarray
   conversion_type: np.ndarray
+  ad_type: np.ndarray
+  account_id: np.ndarray
+  campaign_id: np.ndarray
   embedding_AD: np.ndarray | None
 
 

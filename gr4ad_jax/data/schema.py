@@ -13,7 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gr4ad_jax.data import tables
-from gr4ad_jax.data.records import Action, AdTable, ContentTable, EventTable, Logs, UserTable
+from gr4ad_jax.data.records import (
+  DEFAULT_AD_TYPE,
+  Action,
+  AdTable,
+  ContentTable,
+  EventTable,
+  Logs,
+  UserTable,
+)
 from gr4ad_jax.data.tables import FEATURE_PREFIX
 from gr4ad_jax.data.validation import InvalidRows, LogError
 
@@ -32,6 +40,8 @@ __all__ = [
 ]
 
 FORMAT = 1  # of the stored folder
+# Columns that stored logs may lack, being younger than the format, and what they then hold.
+LATER_COLUMNS = {"ad_type": DEFAULT_AD_TYPE, "account_id": "", "campaign_id": ""}
 TABLES = {"ads": AdTable, "contents": ContentTable, "users": UserTable, "events": EventTable}
 
 
@@ -51,7 +61,8 @@ def build_logs(
   """Validates tables and packs them into records. Ids are integers or strings, stored as strings.
 
   Args:
-    ads: ad_id, advertiser_id, category, text; optional price, conversion_type, embedding.
+    ads: ad_id, advertiser_id, category, text; optional price, conversion_type, ad_type ("product"
+      where absent), account_id, campaign_id, embedding.
     events: user_id, time, ad_id, action; optional content_id, request_id, value (0 where the
       column is absent), ecpm, feature_*. A row has exactly one of ad_id and content_id. Organic
       rows may lack a request_id and are then requests of their own; so is every row where the
@@ -150,7 +161,7 @@ def read_logs(folder: Path) -> Logs:
     folder: the folder given to write_logs.
 
   Returns:
-    The same logs.
+    The same logs; logs of an earlier version get the defaults of the columns they lack.
 
   Raises:
     LogError: the folder holds no logs, is incomplete, or is of another format version.
@@ -207,6 +218,8 @@ def _from_arrow(table: pa.Table, record: type) -> AdTable | ContentTable | UserT
       }
     elif field.name == "embedding_AD" and "embedding_AD" not in table.column_names:
       fields["embedding_AD"] = None
+    elif field.name in LATER_COLUMNS and field.name not in table.column_names:
+      fields[field.name] = np.full(table.num_rows, LATER_COLUMNS[field.name], object)
     else:
       fields[field.name] = _numpy(table[field.name])
   return record(**fields)

@@ -6,7 +6,15 @@ import numpy as np
 import pandas as pd
 
 from gr4ad_jax.data import validation
-from gr4ad_jax.data.records import Action, AdTable, ContentTable, EventTable, UserTable
+from gr4ad_jax.data.records import (
+  AD_TYPES,
+  DEFAULT_AD_TYPE,
+  Action,
+  AdTable,
+  ContentTable,
+  EventTable,
+  UserTable,
+)
 from gr4ad_jax.data.validation import InvalidRows, LogError, RowChecks
 
 FEATURE_PREFIX = "feature_"
@@ -16,7 +24,8 @@ def ad_table(frame: pd.DataFrame, file: str, counts: dict[str, int]) -> AdTable:
   """Reads the ad catalogue.
 
   Args:
-    frame: ad_id, advertiser_id, category, text; optional price, conversion_type, embedding.
+    frame: ad_id, advertiser_id, category, text; optional price, conversion_type, ad_type,
+      account_id, campaign_id, embedding.
     file: name for messages.
     counts: cleaning counts, added to.
 
@@ -26,7 +35,7 @@ def ad_table(frame: pd.DataFrame, file: str, counts: dict[str, int]) -> AdTable:
   Raises:
     LogError: a rule is broken.
   """
-  optional = ("price", "conversion_type", "embedding")
+  optional = ("price", "conversion_type", "ad_type", "account_id", "campaign_id", "embedding")
   validation.require_columns(
     frame, ("ad_id", "advertiser_id", "category", "text"), file, optional=optional
   )
@@ -51,6 +60,9 @@ def ad_table(frame: pd.DataFrame, file: str, counts: dict[str, int]) -> AdTable:
     text=_names(frame, "text", file, "ads", counts),
     price=price_A,
     conversion_type=conversion_type_A,
+    ad_type=_ad_types(frame, file, checks, counts),
+    account_id=_optional_ids(frame, "account_id", file, counts),
+    campaign_id=_optional_ids(frame, "campaign_id", file, counts),
     embedding_AD=embedding_AD,
   )
 
@@ -265,6 +277,30 @@ def _names(
   values_N = read(frame[column], file)
   counts[f"{table}: {column} missing, kept as unknown"] = int((values_N == "").sum())
   return values_N
+
+
+def _ad_types(
+  frame: pd.DataFrame, file: str, checks: RowChecks, counts: dict[str, int]
+) -> np.ndarray:
+  """Ad kinds in lower case [A]; null, and an absent column, is the default kind."""
+  if "ad_type" not in frame.columns:
+    return np.full(len(frame), DEFAULT_AD_TYPE, object)
+  codes_A, names_N = validation.factorize_ids(frame["ad_type"], file)
+  known_N = np.append([name.lower() in AD_TYPES for name in names_N], True).astype(bool)
+  checks.reject(~known_N[codes_A], "ad_type", f"must be one of {', '.join(AD_TYPES)}, or null")
+  counts[f"ads: ad_type missing, kept as {DEFAULT_AD_TYPE}"] = int((codes_A < 0).sum())
+  return np.array([*(name.lower() for name in names_N), DEFAULT_AD_TYPE], object)[codes_A]
+
+
+def _optional_ids(
+  frame: pd.DataFrame, column: str, file: str, counts: dict[str, int]
+) -> np.ndarray:
+  """Ids of the ads [A]; null, and an absent column, is ""."""
+  if column not in frame.columns:
+    return np.full(len(frame), "", object)
+  codes_A, names_N = validation.factorize_ids(frame[column], file)
+  counts[f"ads: {column} missing, kept as unknown"] = int((codes_A < 0).sum())
+  return np.append(names_N, np.array([""], object))[codes_A]
 
 
 def _money(

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
+from gr4ad_jax.data.records import AD_TYPES
 from gr4ad_jax.data.schema import Action, LogError, build_logs, read_logs, write_logs
 
 FILES = {"ads": "ads.csv", "events": "events.csv", "users": "users.csv", "contents": "contents.csv"}
@@ -114,6 +116,33 @@ def test_optional_columns_may_be_absent():
   assert len(logs.contents.content_id) == 0
   assert logs.events.value.tolist() == [0.0, 0.0]
   assert np.isnan(logs.events.ecpm).all()
+
+
+def test_ads_without_type_account_and_campaign_are_products_of_unknown_ones():
+  logs = build()
+  assert logs.ads.ad_type.tolist() == ["product"] * 3
+  assert logs.ads.account_id.tolist() == logs.ads.campaign_id.tolist() == [""] * 3
+  assert not [rule for rule in logs.cleaning if "ad_type" in rule or "account_id" in rule]
+
+
+def test_ad_types_are_read_in_any_case_and_null_is_product():
+  logs = build(ads=ads(ad_type=["LiveStream", None, "virtual"]))
+  assert logs.ads.ad_type.tolist() == ["livestream", "product", "virtual"]
+  assert logs.cleaning["ads: ad_type missing, kept as product"] == 1
+  assert build(ads=ads(ad_type=[None] * 3)).ads.ad_type.tolist() == ["product"] * 3
+
+
+@pytest.mark.parametrize("ad_type", AD_TYPES)
+def test_every_kind_of_ad_is_accepted(ad_type):
+  assert build(ads=ads(ad_type=ad_type.upper())).ads.ad_type.tolist() == [ad_type] * 3
+
+
+def test_accounts_and_campaigns_are_ids_that_may_be_missing():
+  logs = build(ads=ads(account_id=[7.0, None, 9.0], campaign_id=["x", "x", None]))
+  assert logs.ads.account_id.tolist() == ["7", "", "9"]
+  assert logs.ads.campaign_id.tolist() == ["x", "x", ""]
+  assert logs.cleaning["ads: account_id missing, kept as unknown"] == 1
+  assert logs.cleaning["ads: campaign_id missing, kept as unknown"] == 1
 
 
 @pytest.mark.parametrize(
@@ -269,6 +298,18 @@ BAD_TABLES = {
   "category is a fraction": (
     {"ads": ads(category=[0.5, 1.0, 2.0])}, "row 0, column 'category', value 0.5: must be an int"
   ),
+  "unknown ad type": (
+    {"ads": ads(ad_type=["product", "banner", None])},
+    "ads.csv: row 1, column 'ad_type', value 'banner': must be one of product, livestream, "
+    "image_sequence, virtual, lead_in_video, product_video, or null",
+  ),
+  "ad type is a number": ({"ads": ads(ad_type=[0, 1, 2])}, "row 0, column 'ad_type', value 0"),
+  "account is a fraction": (
+    {"ads": ads(account_id=[1.0, 1.5, None])}, "row 1, column 'account_id', value 1.5: must be an"
+  ),
+  "campaign is a boolean": (
+    {"ads": ads(campaign_id=True)}, "row 0, column 'campaign_id', value True: must be an integer"
+  ),
   "fraction as user feature": (
     {"users": users(age=[1.0, 0.25])}, "users.csv: row 1, column 'age', value 0.25: must be an int"
   ),
@@ -335,14 +376,34 @@ def assert_same(a, b):
     assert getattr(a, name) == getattr(b, name)
 
 
-@pytest.mark.parametrize("embedding", [None, [[1, 2], [3, 4], [5, 6]]], ids=["plain", "embedding"])
-def test_logs_survive_the_disk(tmp_path, embedding):
-  table = ads() if embedding is None else ads(embedding=embedding)
+ADS = {
+  "plain": ads(),
+  "embedding": ads(embedding=[[1, 2], [3, 4], [5, 6]]),
+  "types and accounts": ads(
+    ad_type=["livestream", None, "virtual"], account_id=[1, 2, 3], campaign_id=[None, "x", None]
+  ),
+}
+
+
+@pytest.mark.parametrize("table", ADS.values(), ids=ADS.keys())
+def test_logs_survive_the_disk(tmp_path, table):
   logs = build_logs(
     ads=table, events=events(), users=users(), source="s", currency="EUR", caveats=("one", "two")
   )
   write_logs(logs, tmp_path / "data" / "logs")
   assert_same(read_logs(tmp_path / "data" / "logs"), logs)
+
+
+def test_logs_written_before_ads_had_types_and_accounts_are_readable(tmp_path):
+  logs = build()
+  write_logs(logs, tmp_path / "logs")
+  file = tmp_path / "logs" / "ads.parquet"
+  old = pq.ParquetFile(file).read().drop_columns(["ad_type", "account_id", "campaign_id"])
+  pq.write_table(old, file)
+  assert_same(read_logs(tmp_path / "logs"), logs)
+  pq.write_table(old.drop_columns(["advertiser_id"]), file)
+  with pytest.raises(LogError, match="ads.parquet: not readable"):
+    read_logs(tmp_path / "logs")
 
 
 def test_writing_again_replaces_the_folder_and_leaves_nothing_beside_it(tmp_path):
