@@ -1,6 +1,7 @@
 """Index between semantic IDs and ads: an SID may hold several ads, an ad has one SID."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,8 +13,9 @@ class AdIndex:
   Attributes:
     sids_SL: [S, L] int32, the distinct SIDs in lexicographic order; a row number names an SID.
     ads_start: [S + 1] int64; the ads of SID s are ads_A[ads_start[s] : ads_start[s + 1]].
-    ads_A: [A] int32, ad indices grouped by SID, inside one SID by descending priority, then index.
-    sid_of_ad_A: [A] int32, row number of each ad's SID.
+    ads_A: [A] int32, ad indices grouped by SID, inside one SID by descending priority, then index;
+      shorter where ads are retired.
+    sid_of_ad_A: [A] int32, row number of each ad's SID; -1 = a retired ad, which holds none.
   """
 
   sids_SL: np.ndarray
@@ -88,3 +90,95 @@ def expand(index: AdIndex, sid_RW: np.ndarray, k: int) -> np.ndarray:
     start_RW.reshape(-1)[beam_E] + within_E
   ]
   return ads_RK
+
+
+def pack_codes(codes_NL: np.ndarray, codebook_sizes: Sequence[int]) -> np.ndarray:
+  """SIDs as single numbers, in the SIDs' lexicographic order.
+
+  Args:
+    codes_NL: [..., L] int.
+    codebook_sizes: L sizes; their product is below 2^63.
+
+  Returns:
+    [...] int64.
+
+  Raises:
+    ValueError: a code outside its codebook.
+  """
+  return np.ravel_multi_index(tuple(np.moveaxis(codes_NL, -1, 0)), tuple(codebook_sizes))
+
+
+def find_keys(keys_S: np.ndarray, keys_N: np.ndarray) -> np.ndarray:
+  """[...] int32 places of keys [...] in the ascending `keys_S`, -1 = not there."""
+  if not len(keys_S):
+    return np.full(np.shape(keys_N), -1, np.int32)
+  at_N = np.minimum(np.searchsorted(keys_S, keys_N), len(keys_S) - 1)
+  return np.where(keys_S[at_N] == keys_N, at_N, -1).astype(np.int32)
+
+
+def move_ads(
+  index: AdIndex,
+  *,
+  keys_S: np.ndarray,
+  codebook_sizes: Sequence[int],
+  priority_A: np.ndarray,
+  leaving_M: np.ndarray,
+  coming_N: np.ndarray,
+  keys_N: np.ndarray,
+) -> AdIndex:
+  """A new index in which some ads have left their SIDs, and then some have entered others.
+
+  It equals `build_ad_index` of the resulting ads, but costs copies of the arrays and no sort of
+  them: O(A + N log A).
+
+  Args:
+    index: of the ads before; it is left as it is.
+    keys_S: [S] int64, `pack_codes` of `index.sids_SL`.
+    codebook_sizes: L sizes.
+    priority_A: [A'] float of all ads after the move, new ones at the end. It may differ from that
+      of before for the `coming_N` only.
+    leaving_M: [M] int, distinct ads that hold an SID.
+    coming_N: [N] int, distinct ads that hold none, or that are leaving theirs.
+    keys_N: [N] int64, the SIDs that they enter.
+  """
+  leaves_A = np.zeros(len(index.sid_of_ad_A), bool)
+  leaves_A[leaving_M] = True
+  kept_E = index.ads_A[~leaves_A[index.ads_A]]
+  count_S = np.diff(index.ads_start)
+  count_S -= np.bincount(index.sid_of_ad_A[leaving_M], minlength=len(count_S))
+
+  # From here on S counts the SIDs of before and after, those without ads included.
+  fresh_U = np.unique(keys_N)
+  fresh_U = fresh_U[find_keys(keys_S, fresh_U) < 0]
+  at_U = np.searchsorted(keys_S, fresh_U)
+  keys_S, count_S = np.insert(keys_S, at_U, fresh_U), np.insert(count_S, at_U, 0)
+  sid_N = np.searchsorted(keys_S, keys_N)
+  order_N = np.lexsort((coming_N, -priority_A[coming_N], sid_N))
+  coming_N, sid_N = coming_N[order_N], sid_N[order_N]
+  end_S = np.cumsum(count_S)
+  place_N = _places(kept_E, priority_A, coming_N, (end_S - count_S)[sid_N], end_S[sid_N])
+  ads_A = np.insert(kept_E, place_N, coming_N)
+
+  count_S += np.bincount(sid_N, minlength=len(count_S))
+  used_S = count_S > 0
+  keys_S, count_S = keys_S[used_S], count_S[used_S]
+  sids_SL = np.empty((len(keys_S), len(codebook_sizes)), np.int32)
+  for level, codes_S in enumerate(np.unravel_index(keys_S, tuple(codebook_sizes))):
+    sids_SL[:, level] = codes_S
+  sid_of_ad_A = np.full(len(priority_A), -1, np.int32)
+  sid_of_ad_A[ads_A] = np.repeat(np.arange(len(keys_S), dtype=np.int32), count_S)
+  return AdIndex(sids_SL, np.concatenate([[0], np.cumsum(count_S)]), ads_A, sid_of_ad_A)
+
+
+def _places(ads_E, priority_A, coming_N, low_N, high_N):
+  """Where ads enter ads_E[low : high], by descending priority, then index: N binary searches."""
+  priority_N = priority_A[coming_N]
+  while (open_N := low_N < high_N).any():
+    middle_N = np.where(open_N, (low_N + high_N) // 2, 0)
+    there_N = ads_E[middle_N]
+    after_N = (priority_A[there_N] > priority_N) | (
+      (priority_A[there_N] == priority_N) & (there_N < coming_N)
+    )
+    low_N = np.where(open_N & after_N, middle_N + 1, low_N)
+    high_N = np.where(open_N & ~after_N, middle_N, high_N)
+  return low_N

@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr4ad_jax.tokenizer.ad_index import build_ad_index, expand
+from gr4ad_jax.tokenizer.ad_index import (
+  build_ad_index,
+  expand,
+  find_keys,
+  move_ads,
+  pack_codes,
+)
 
 CODES = np.array([[1, 0], [0, 2], [1, 0], [0, 1], [1, 0]])
 PRIORITY = np.array([1.0, 5.0, 3.0, 0.0, 3.0])
@@ -88,3 +94,32 @@ def test_expand_checks_its_arguments():
     expand(index, np.array([[0]]), 0)
   with pytest.raises(ValueError, match="allowed -1 to 2"):
     expand(index, np.array([[3]]), 1)
+
+
+def test_keys_keep_the_order_of_sids():
+  sids = np.array([[0, 0, 2], [0, 1, 0], [1, 0, 0], [1, 3, 2]])
+  keys = pack_codes(sids, (2, 4, 3))
+  assert keys.tolist() == [2, 3, 12, 23]  # (code 1 * 4 + code 2) * 3 + code 3
+  assert find_keys(keys, np.array([[12, 4], [23, 99]])).tolist() == [[2, -1], [3, -1]]
+  assert find_keys(keys[:0], keys).tolist() == [-1, -1, -1, -1]
+  with pytest.raises(ValueError):
+    pack_codes(np.array([[0, 4, 0]]), (2, 4, 3))
+
+
+def test_moving_ads_by_hand():
+  """Ad 1 goes, ad 2 leaves (1, 0) for (0, 1), and the new ad 5 enters (1, 0) between 4 and 0."""
+  index = build_ad_index(CODES, PRIORITY)
+  moved = move_ads(
+    index,
+    keys_S=pack_codes(index.sids_SL, (2, 3)),
+    codebook_sizes=(2, 3),
+    priority_A=np.append(PRIORITY, 2.0),
+    leaving_M=np.array([1, 2]),
+    coming_N=np.array([2, 5]),
+    keys_N=pack_codes(np.array([[0, 1], [1, 0]]), (2, 3)),
+  )
+  assert moved.sids_SL.tolist() == [[0, 1], [1, 0]]
+  assert moved.ads_start.tolist() == [0, 2, 5]
+  assert moved.ads_A.tolist() == [2, 3, 4, 5, 0]
+  assert moved.sid_of_ad_A.tolist() == [1, -1, 0, 0, 1, 1]
+  assert index.ads_A.tolist() == [3, 1, 2, 4, 0]  # as before
