@@ -1,0 +1,103 @@
+"""Rows of embeddings at the border of the tokenizer: checks, and which of them are distinct."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+ROWS_PER_CHECK = 65_536  # rows looked at together, so that checks need no second copy of the table
+
+
+def check_embeddings(
+  embedding_ND: np.ndarray,
+  codebook_sizes: Sequence[int] = (),
+  *,
+  width: int | None = None,
+) -> None:
+  """Refuses embeddings that no quantizer can work with.
+
+  Args:
+    embedding_ND: [N, D] float.
+    codebook_sizes: codes of each level that is to be fitted on these rows.
+    width: D that is expected (of a fitted quantizer); None takes any.
+
+  Raises:
+    ValueError: not a table of numbers, a value that is not finite (with its row), another width,
+      a size below 1, or fewer rows than codes (with the remedy).
+  """
+  if embedding_ND.ndim != 2 or not embedding_ND.size:
+    raise ValueError(f"embedding_ND: shape {embedding_ND.shape}, expected [N > 0, D > 0]")
+  if not np.issubdtype(embedding_ND.dtype, np.floating):
+    raise ValueError(f"embedding_ND: dtype {embedding_ND.dtype}, expected floating-point numbers")
+  if width is not None and embedding_ND.shape[1] != width:
+    raise ValueError(
+      f"embedding_ND: {embedding_ND.shape[1]} columns, but the codebooks have {width}; embed with"
+      " the encoder that they were fitted on"
+    )
+  bad_row = first_bad_row(embedding_ND)
+  if bad_row is not None:
+    raise ValueError(f"embedding_ND: row {bad_row} holds a value that is not finite")
+  for level, size in enumerate(codebook_sizes, start=1):
+    if size < 1:
+      raise ValueError(f"codebook_sizes: {tuple(codebook_sizes)}, each must be >= 1")
+    if size > len(embedding_ND):
+      raise ValueError(
+        f"codebook_sizes: level {level} has {size} codes for {len(embedding_ND)} rows; give at most"
+        f" {len(embedding_ND)} codes a level, or more rows"
+      )
+
+
+def first_bad_row(embedding_ND: np.ndarray, *, nonzero: bool = False) -> int | None:
+  """The first row with a value that is not finite; with `nonzero` also one without direction."""
+  for start in range(0, len(embedding_ND), ROWS_PER_CHECK):
+    chunk_ND = embedding_ND[start : start + ROWS_PER_CHECK]
+    bad_N = ~np.isfinite(chunk_ND).all(-1)
+    if nonzero:
+      bad_N |= ~chunk_ND.any(-1)
+    if bad_N.any():
+      return start + int(np.argmax(bad_N))
+  return None
+
+
+class DistinctRows(NamedTuple):
+  """Which rows of a table are the same; the order of the U distinct ones is by content alone."""
+
+  first_U: np.ndarray  # int64, a row of the table for each distinct one
+  of_N: np.ndarray  # int64, number of the distinct row that each row equals
+
+
+def distinct_rows(x_ND: np.ndarray) -> DistinctRows:
+  """Finds equal rows (bit by bit, but -0 equals 0) without a sorted copy of the table.
+
+  Args:
+    x_ND: [N, D] float32.
+  """
+  hash_N = np.concatenate(
+    [_row_hash(x_ND[s : s + ROWS_PER_CHECK]) for s in range(0, len(x_ND), ROWS_PER_CHECK)]
+  )
+  _, first_U, of_N = np.unique(hash_N, return_index=True, return_inverse=True)
+  of_N = of_N.reshape(-1)
+  if len(first_U) == len(x_ND):
+    return DistinctRows(first_U, of_N)
+  for start in range(0, len(x_ND), ROWS_PER_CHECK):
+    rows = slice(start, start + ROWS_PER_CHECK)
+    if not np.array_equal(x_ND[rows], x_ND[first_U[of_N[rows]]]):
+      # Two different rows with one 64-bit hash: not to be expected, and still not to be merged.
+      _, first_U, of_N = np.unique(x_ND, axis=0, return_index=True, return_inverse=True)
+      return DistinctRows(first_U, of_N.reshape(-1))
+  return DistinctRows(first_U, of_N)
+
+
+def _row_hash(x_ND: np.ndarray) -> np.ndarray:
+  """uint64 [N]: the bits of a row times fixed odd numbers, mixed; wraps around."""
+  bits_ND = (np.asarray(x_ND, np.float32) + np.float32(0)).view(np.uint32)
+  factors_D = np.random.default_rng(0).integers(1, 2**63, x_ND.shape[1], np.uint64) * 2 + 1
+  hash_N = np.zeros(len(x_ND), np.uint64)
+  for d, factor in enumerate(factors_D):  # a column at a time: no table of 64-bit products
+    value_N = bits_ND[:, d].astype(np.uint64) + np.uint64(1)
+    value_N *= factor
+    hash_N ^= (value_N ^ (value_N >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    hash_N = (hash_N << np.uint64(7)) | (hash_N >> np.uint64(57))
+  return hash_N
