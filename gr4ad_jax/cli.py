@@ -101,14 +101,28 @@ class Tokenize:
   """Folder that `prepare` wrote."""
   out: Path | None = None
   """Folder to write; default DATA/sids."""
-  encoder: Literal["wordllama", "minilm", "given"] = "wordllama"
-  """Text encoder, or the embedding column of the ads."""
+  encoder: Literal["wordllama", "minilm", "uae", "given"] = "wordllama"
+  """Text encoder (uae = MiniLM fine-tuned on these logs), or your own embeddings."""
+  embeddings: Path | None = None
+  """Your own embeddings, .npy [num_ads, D] in the order of the ads table (with --encoder given);
+  default the embedding column of the ads."""
+  quantizer: Literal["balanced_kmeans", "kmeans", "rq_vae", "rq_kmeans_plus", "fsq"] = (
+    "balanced_kmeans"
+  )
+  """How embeddings become codes."""
   codebook_sizes: tuple[int, ...] = ()
-  """Codes per level, the last one hashed; default by catalogue size."""
+  """Codes per level; default by catalogue size."""
+  last_level: Literal["hash", "suffix", "quantised"] = "hash"
+  """What the last level holds: a hash of --hash-columns, a number that tells apart ads with the
+  same codes, or one more quantised code."""
   hash_columns: tuple[str, ...] = ("ad_id",)
-  """Ad columns hashed into the last level; the paper's are advertiser_id conversion_type."""
+  """Ad columns hashed into the last level; the paper's are account_id conversion_type."""
   seed: int = 0
-  """Seed of k-means and of the hash."""
+  """Seed of the quantizer, of fine-tuning and of the hash."""
+  kmeans_iterations: int = 20
+  """k-means iterations a level."""
+  report: bool = False
+  """Judge the semantic IDs line by line, and draw OUT/report.html."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,11 +309,21 @@ def _tokenize(command: Tokenize) -> None:
 
   out = command.out or command.data / "sids"
   config = TokenizerConfig(
-    encoder=command.encoder, codebook_sizes=command.codebook_sizes,
-    hash_columns=command.hash_columns, seed=command.seed,
+    encoder=command.encoder, quantizer=command.quantizer, codebook_sizes=command.codebook_sizes,
+    last_level=command.last_level, hash_columns=command.hash_columns, seed=command.seed,
+    kmeans_iterations=command.kmeans_iterations,
   )
-  sizes, health = prepare.tokenize(command.data, out, config)
-  terminal.print_health(sizes, health, title=f"semantic IDs in {out}")
+  result = prepare.tokenize(
+    command.data, out, config, embeddings=command.embeddings, with_report=command.report
+  )
+  title = f"semantic IDs in {out}"
+  if command.report:
+    from gr4ad_jax.evaluation.tokenizer_report import health_table
+
+    terminal.console.print(health_table(result.lines, title=title))
+    terminal.console.print(f"report: {(out / 'report.html').resolve().as_uri()}")
+  else:
+    terminal.print_health(result.codebook_sizes, result.health, title=title)
 
 
 def _train(command: Train) -> None:

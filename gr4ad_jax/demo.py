@@ -69,8 +69,8 @@ def run_demo(
     terminal.print_summary(counts, title="prepared")
   if not (data / "sids" / "config.json").exists():
     _say("2/5 tokenize: ads -> semantic IDs")
-    sizes, health = prepare.tokenize(data, data / "sids", TokenizerConfig())
-    terminal.print_health(sizes, health, title="semantic IDs")
+    made = prepare.tokenize(data, data / "sids", TokenizerConfig())
+    terminal.print_health(made.codebook_sizes, made.health, title="semantic IDs")
   if (workdir / "run.json").exists():
     run = read_run(workdir)
   else:

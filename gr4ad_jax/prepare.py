@@ -5,19 +5,29 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
+from gr4ad_jax import sharding
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data import amazon, completejourney, parquet_logs
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.schema import read_logs, write_logs
 from gr4ad_jax.data.sequences import SequenceConfig, time_split
-from gr4ad_jax.data.tfds_builder import open_examples, prepare_examples
+from gr4ad_jax.data.tfds_builder import open_examples, prepare_examples, training_events
 from gr4ad_jax.data.validation import InvalidRows
+from gr4ad_jax.evaluation.tokenizer_report import write_tokenizer_report
 from gr4ad_jax.progress import track
+from gr4ad_jax.run import write_json
 from gr4ad_jax.tokenizer import semantic_id
+from gr4ad_jax.tokenizer.embeddings import LogEmbeddings, embed
+from gr4ad_jax.tokenizer.groups import NUM_GROUPS
+from gr4ad_jax.tokenizer.health import measure
+from gr4ad_jax.tokenizer.health_line import HealthLine, Made
+from gr4ad_jax.tokenizer.health_verdicts import as_record, verdicts
+
+PRODUCT = "advertiser and category"  # what stands for "the same product" in a log
 
 Limits = Mapping[str, int | None]
 """Overrides of SequenceConfig fields; None keeps the default."""
@@ -143,34 +153,84 @@ def summary(logs: Logs, out: Path) -> dict[str, int]:
   return counts | logs.cleaning
 
 
+class Tokenized(NamedTuple):
+  """What `tokenize` has made and found."""
+
+  codebook_sizes: tuple[int, ...]
+  health: dict[str, float]
+  lines: list[HealthLine]
+
+
 def tokenize(
-  data: Path, out: Path, config: semantic_id.TokenizerConfig
-) -> tuple[tuple[int, ...], dict[str, float]]:
-  """Assigns and stores semantic IDs.
+  data: Path,
+  out: Path,
+  config: semantic_id.TokenizerConfig,
+  *,
+  embeddings: Path | None = None,
+  with_report: bool = False,
+) -> Tokenized:
+  """Assigns and stores semantic IDs with their health (health.json beside them).
+
+  Embeddings are kept in DATA/embeddings, and a fit that was interrupted goes on.
 
   Args:
     data: folder of prepared data.
     out: folder to write.
-    config: encoder, codebooks, hash.
-
-  Returns:
-    Codebook sizes and the health report.
+    config: encoder, quantizer, codebooks, last level.
+    embeddings: .npy file [num_ads, D] for encoder "given"; None = the ads' column.
+    with_report: also write report.html.
 
   Raises:
     LogError, ValueError: no logs there, or settings that do not fit them.
   """
   logs = read_logs(data / "logs")
-  sids = semantic_id.assign_semantic_ids(logs, config, progress=track)
+  embedded = embed(
+    logs, config.encoder, file=embeddings, folder=data / "embeddings",
+    train_E=training_events(logs, open_examples(data / "examples")), seed=config.seed,
+    progress=track,
+  )
+  sids = semantic_id.assign_semantic_ids(
+    logs, embedded, config, mesh=sharding.data_mesh(NUM_GROUPS),
+    resume_path=out.with_name(f".{out.name}.resume.npz"), progress=track,
+  )
+  metrics = health(logs, sids, embedded)
+  made = Made(config.last_level, config.hash_columns, config.quantizer, config.encoder)
+  lines = verdicts(metrics, made=made, label_name=PRODUCT)
   semantic_id.save(sids, out)
-  return sids.codebook_sizes, health(logs, sids)
+  write_json(out / "health.json", as_record(metrics, lines))
+  if with_report:
+    write_tokenizer_report(
+      out, title=logs.source, metrics=metrics, lines=lines, codes_AL=sids.codes_AL,
+      codebook_sizes=sids.codebook_sizes, embedding_AD=embedded.ad_AD,
+      group_A=np.array([path.split(" > ")[0] for path in logs.ads.category], object),
+    )
+  return Tokenized(sids.codebook_sizes, metrics, lines)
 
 
-def health(logs: Logs, sids: semantic_id.SemanticIds) -> dict[str, float]:
-  """Tokenizer health, weighted by ad events and their value."""
+def health(
+  logs: Logs, sids: semantic_id.SemanticIds, embedded: LogEmbeddings | None = None
+) -> dict[str, float]:
+  """Tokenizer health, weighted by ad events and their value.
+
+  Args:
+    logs: of the semantic IDs.
+    sids: codes of the ads.
+    embedded: what was quantised; adds reconstruction and retrieval of ads with the same advertiser
+      and category, which stand for the same product.
+  """
   events, num_ads = logs.events, len(logs.ads.ad_id)
   paid = events.ad >= 0
-  return semantic_id.health(
-    sids,
+  of_embedding = {}
+  if embedded is not None:
+    pairs = zip(logs.ads.advertiser_id, logs.ads.category, strict=True)
+    of_embedding = {
+      "embedding_AD": embedded.ad_AD, "reconstruction_AD": sids.reconstruct(),
+      "product_A": np.array(["\0".join(pair) for pair in pairs], object),
+    }
+  return measure(
+    sids.codes_AL, sids.codebook_sizes, num_quantised=sids.num_quantised,
+    content_codes_OL=sids.content_codes_OL,
     events_A=np.bincount(events.ad[paid], minlength=num_ads).astype(np.float64),
     value_A=np.bincount(events.ad[paid], weights=events.value[paid], minlength=num_ads),
+    **of_embedding,
   )

@@ -25,7 +25,7 @@ from gr4ad_jax.data.pipeline import BatchMaker, train_batches
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.schema import read_logs
 from gr4ad_jax.data.sequences import NUM_ORGANIC_BUCKETS
-from gr4ad_jax.data.tfds_builder import ExampleSet, open_examples, read_split, to_example
+from gr4ad_jax.data.tfds_builder import ExampleSet, open_examples, to_example, training_events
 from gr4ad_jax.data.value import ValueScale, fit_value_scale
 from gr4ad_jax.learning.vsl_task import vsl_task
 from gr4ad_jax.model.build import Decoder, build_decoder, count_params
@@ -128,14 +128,7 @@ def content_buckets(logs: Logs) -> np.ndarray:
 def training_engagements(logs: Logs, examples: ExampleSet) -> np.ndarray:
   """int64 [A] clicks and conversions of every ad in the training requests."""
   events = logs.events
-  rows = (events.ad >= 0) & (events.action > 0)
-  if examples.config.split == "time":
-    rows &= events.time_s < examples.config.validation_start_s
-  else:  # leave-one-out: all but each user's two last requests
-    held_out = np.zeros(int(events.request.max()) + 1, bool)
-    for split in ("validation", "test"):
-      held_out[[e.request for e in read_split(examples, split)]] = True
-    rows &= ~held_out[events.request]
+  rows = (events.ad >= 0) & (events.action > 0) & training_events(logs, examples)
   return np.bincount(events.ad[rows], minlength=len(logs.ads.ad_id))
 
 

@@ -6,6 +6,7 @@ dimensions (and its optimizer state) along its largest divisible dimension.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,6 +35,12 @@ def build_mesh(
     )
   grid = np.array(devices[: data * fsdp]).reshape(data, fsdp)
   return Mesh(grid, (DATA, FSDP), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def data_mesh(divides: int) -> Mesh:
+  """A mesh that splits rows over as many of this host's devices as divide a number of parts."""
+  devices = jax.local_devices()
+  return build_mesh(data_parallel=math.gcd(divides, len(devices)), devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -180,6 +180,22 @@ def read_split(examples: ExampleSet, split: str) -> list[Example]:
   return sorted(records, key=lambda e: (e.user, e.time_s, e.request, e.target_C[0]))
 
 
+def training_events(logs: Logs, examples: ExampleSet) -> np.ndarray:
+  """bool [E], the events that may be learned from: none of a held-out request, or later.
+
+  Args:
+    logs: the logs that the examples were cut from.
+    examples: tell how they were split.
+  """
+  events = logs.events
+  if examples.config.split == "time":
+    return events.time_s < examples.config.validation_start_s
+  held_out = np.zeros(int(events.request.max()) + 1, bool)  # each user's two last requests
+  for split in ("validation", "test"):
+    held_out[[e.request for e in read_split(examples, split)]] = True
+  return ~held_out[events.request]
+
+
 def to_example(record: dict, split: int) -> Example:
   """A stored record as an `Example`."""
   scalars = {name: kind(record[name]).item() for name, kind in _SCALARS.items()}

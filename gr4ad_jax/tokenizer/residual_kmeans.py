@@ -1,78 +1,152 @@
-"""Balanced residual k-means with one codebook size a level (RQ-Kmeans, multi-resolution).
+"""Residual k-means: plain (RQ-Kmeans) or balanced, one codebook size a level (multi-resolution).
 
 Equal vectors always get equal codes, so the fit works on distinct vectors: many ads with one text
 count once, and the capacity of a code is a number of distinct vectors.
+
+Balance: a code with many more vectors than its even share is halved, and the smallest code gives up
+its place for the second half. Codes are always those of the nearest centroid, so what the fit
+evens out is what new vectors meet too, and it costs nothing beside the distances.
+
+Sums over rows are made in groups (`groups.py`), so the codebooks have the same bits on 1, 2, 4
+and 8 devices.
 """
 
+from __future__ import annotations
+
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-NUM_CANDIDATES = 32  # centroids a point proposes to before it is a leftover
-INIT_POINTS_PER_CODE = 16  # size of the k-means++ sample
-ROWS_PER_CHUNK = 8192  # rows whose distances to all centroids are in memory at once
+from gr4ad_jax import sharding
+from gr4ad_jax.tokenizer.groups import (
+  NUM_GROUPS,
+  add_in_order,
+  check_codes,
+  check_mesh,
+  map_groups,
+)
+from gr4ad_jax.tokenizer.resume import ResumeFile
+from gr4ad_jax.tokenizer.rows import check_embeddings, distinct_rows
+
+Arrays = dict[str, np.ndarray]
+
+GROUP_ROWS = 512  # rows of a group in one call
+ENCODE_ROWS = 1024  # the same while encoding; one call takes up to MAX_ENCODE_BLOCKS of them
+MAX_ENCODE_BLOCKS = 16
+BATCH_ROWS_PER_CODE = 64  # rows of an iteration; where there are more, batches take turns
+FIRST_ROWS_PER_CODE = 16  # the same in the first iterations, and for the first centroids
+FIRST_SHARE = 0.6  # of the iterations
+INIT_ROUNDS = 16  # in which the first centroids are drawn
+COUNT_DECAY = 0.5  # what the rows of earlier batches still count one iteration later
+MOVE_BELOW = 0.1  # a code moves to one that is so many times its size
+SPLIT_STEP = 0.1  # half the distance of the two halves of a code when it is split, in its spread
 FAR = 1e3  # unused codes lie this many data radii away, so that no vector takes them
+
+
+@dataclasses.dataclass(frozen=True)
+class KMeansConfig:
+  """How residual k-means fits.
+
+  Attributes:
+    iterations: a level. The first ones use FIRST_ROWS_PER_CODE * V_l of the distinct vectors, the
+      others BATCH_ROWS_PER_CODE * V_l (all, where there are not more).
+    balance_epsilon: a code with more than (1 + epsilon) times its even share of the distinct
+      vectors is halved; inf = none is, which is plain RQ-Kmeans.
+  """
+
+  iterations: int = 20
+  balance_epsilon: float = 1.0
+
+  def __post_init__(self):
+    if self.iterations < 1:
+      raise ValueError(f"iterations: {self.iterations}, must be >= 1")
+    if not self.balance_epsilon >= 0:
+      raise ValueError(f"balance_epsilon: {self.balance_epsilon}, must be >= 0")
+
+
+class _State(NamedTuple):
+  """Of the fit of one level."""
+
+  centroid_VD: jax.Array
+  count_V: jax.Array  # float, rows behind each centroid, earlier batches counting less
 
 
 def fit(
   embedding_ND: np.ndarray,
   codebook_sizes: Sequence[int],
+  config: KMeansConfig = KMeansConfig(),
   *,
   seed: int = 0,
-  iterations: int = 20,
-  balance_epsilon: float = 0.1,
+  mesh: Mesh | None = None,
+  resume: ResumeFile | None = None,
   progress: Callable | None = None,
-) -> tuple[np.ndarray, ...]:
-  """Fits one balanced codebook a level, each on what the levels before it left over.
+) -> Arrays:
+  """Fits one codebook a level, each on what the levels before it left over.
 
   Where a level has no more distinct vectors than codes, its codes are these vectors.
 
   Args:
     embedding_ND: [N, D] float, finite.
     codebook_sizes: codes V_l of each level.
-    seed: of the k-means++ draws; the same seed gives the same codebooks.
-    iterations: k-means iterations a level.
-    balance_epsilon: at fit time no code holds more than ceil((1 + epsilon) n / V_l) of the n
-      distinct vectors.
+    config: iterations and balance.
+    seed: of all draws; the same seed gives the same codebooks.
+    mesh: rows are split over its `data` axis; None = one device.
+    resume: where an interrupted fit of the same input left its state; None keeps none.
     progress: called as `progress(iterations, description, total)`; None shows nothing.
 
   Returns:
-    For each level the centroids [V_l, D], float32.
+    centroids_0, centroids_1, ...: float32 [V_l, D].
 
   Raises:
-    ValueError: shapes, sizes or values out of range.
+    ValueError: shapes, sizes or values out of range, or a mesh whose data axis does not divide 8.
 
-  Source: GR4AD (arXiv 2602.22732) 3.1; proposal rounds are our reading of "balanced".
+  Source: GR4AD (arXiv 2602.22732) 3.1; halving is our reading of "balanced".
   """
-  _check(embedding_ND, codebook_sizes)
-  if iterations < 1 or balance_epsilon < 0:
-    raise ValueError(
-      f"iterations must be >= 1 and balance_epsilon >= 0, got {iterations} and {balance_epsilon}"
-    )
-  residual_ND = np.asarray(embedding_ND, np.float32)
-  centroids = []
+  check_embeddings(embedding_ND, codebook_sizes)
+  mesh = check_mesh(mesh)
+  embedding_ND = np.asarray(embedding_ND, np.float32)
+  row_U = distinct_rows(embedding_ND).first_U
+  done = (resume.load() if resume is not None else None) or {}
+  centroids: list[np.ndarray] = []
   for level, size in enumerate(codebook_sizes):
-    residual_ND = np.unique(residual_ND, axis=0)
-    steps = range(iterations)
-    if progress is not None:
-      steps = progress(steps, description=f"k-means level {level + 1}", total=iterations)
-    key = jax.random.fold_in(jax.random.key(seed), level)
-    centroid_VD = _fit_level(residual_ND, size, key, steps, balance_epsilon)
-    centroids.append(centroid_VD)
-    residual_ND = residual_ND - centroid_VD[_nearest_of(residual_ND, centroid_VD)]
-  return tuple(centroids)
+    name = f"centroids_{level}"
+    if name not in done:
+      rows = _Residuals(embedding_ND, row_U, tuple(centroids), mesh)
+
+      def save(state: _State, step: int, done=done) -> None:
+        if resume is not None and resume.due():
+          arrays = {n: np.asarray(x) for n, x in state._asdict().items()}
+          resume.save(done | arrays | {"step": np.array(step)})
+
+      start = int(done["step"]) if "step" in done else 0
+      steps = range(start, config.iterations)
+      if progress is not None:
+        steps = progress(
+          steps, description=f"k-means level {level + 1}", total=config.iterations, completed=start
+        )
+      state = _State(*(done[n] for n in _State._fields)) if start else None
+      fitted = _fit_level(rows, size, config, (seed, level), mesh, steps, state, save)
+      done = {n: c for n, c in done.items() if n.startswith("centroids_")} | {name: fitted}
+      if resume is not None:
+        resume.save(done)
+    centroids.append(done[name])
+  return {f"centroids_{level}": c for level, c in enumerate(centroids)}
 
 
-def encode(embedding_ND: np.ndarray, centroids: Sequence[np.ndarray]) -> np.ndarray:
+def encode(arrays: Arrays, embedding_ND: np.ndarray, *, mesh: Mesh | None = None) -> np.ndarray:
   """Codes of the nearest centroid, level by level, without a capacity; equal rows, equal codes.
 
   Args:
+    arrays: from `fit`.
     embedding_ND: [N, D] float, finite.
-    centroids: for each level [V_l, D].
+    mesh: rows are split over its `data` axis; None = one device.
 
   Returns:
     [N, levels] int32. Ties go to the lower code.
@@ -80,157 +154,246 @@ def encode(embedding_ND: np.ndarray, centroids: Sequence[np.ndarray]) -> np.ndar
   Raises:
     ValueError: shapes or values out of range.
   """
-  _check(embedding_ND, [len(c) for c in centroids])
-  residual_ND, row_N = np.unique(
-    np.asarray(embedding_ND, np.float32), axis=0, return_inverse=True
-  )
-  code_NL = np.empty((len(residual_ND), len(centroids)), np.int32)
-  for level, centroid_VD in enumerate(centroids):
-    code_NL[:, level] = _nearest_of(residual_ND, centroid_VD)
-    residual_ND = residual_ND - centroid_VD[code_NL[:, level]]
-  return code_NL[row_N.reshape(-1)]
+  centroids = _centroids(arrays)
+  check_embeddings(embedding_ND, width=centroids[0].shape[1])
+  embedding_ND = np.asarray(embedding_ND, np.float32)
+  distinct = distinct_rows(embedding_ND)
+  return _encode_rows(embedding_ND, distinct.first_U, centroids, check_mesh(mesh))[distinct.of_N]
 
 
-def _check(embedding_ND, codebook_sizes):
-  if embedding_ND.ndim != 2 or not embedding_ND.size:
-    raise ValueError(f"embedding_ND: shape {embedding_ND.shape}, expected [N > 0, D > 0]")
-  bad_row = np.flatnonzero(~np.isfinite(embedding_ND).all(-1))
-  if bad_row.size:
-    raise ValueError(f"embedding_ND: row {bad_row[0]} holds a value that is not finite")
-  if not all(size >= 1 for size in codebook_sizes):
-    raise ValueError(f"codebook_sizes: {tuple(codebook_sizes)}, each must be >= 1")
+def decode(arrays: Arrays, code_NL: np.ndarray) -> np.ndarray:
+  """The vector that a code path stands for: the sum of its centroids.
+
+  Args:
+    arrays: from `fit`.
+    code_NL: [N, l] int, the first l codes of each row; 1 <= l <= levels.
+
+  Returns:
+    [N, D] float32.
+
+  Raises:
+    ValueError: more codes than levels, or a code outside its codebook.
+  """
+  centroids, code_NL = _centroids(arrays), np.asarray(code_NL)
+  check_codes(code_NL, [len(c) for c in centroids])
+  sum_ND = np.zeros((len(code_NL), centroids[0].shape[1]), np.float32)
+  for code_N, centroid_VD in zip(code_NL.T, centroids, strict=False):
+    sum_ND += centroid_VD[code_N]
+  return sum_ND
 
 
-def _fit_level(point_ND, size, key, steps, epsilon):
-  if len(point_ND) <= size:
+def _centroids(arrays: Arrays) -> tuple[np.ndarray, ...]:
+  return tuple(arrays[f"centroids_{level}"] for level in range(len(arrays)))
+
+
+class _Residuals:
+  """What the levels before left over of the distinct rows of a table, in batches on the mesh."""
+
+  def __init__(self, embedding_ND, row_U, centroids, mesh):
+    self._embedding_ND, self._row_U, self._centroids = embedding_ND, row_U, centroids
+    self._mesh = mesh
+    self._code_UL = _encode_rows(embedding_ND, row_U, centroids, mesh) if centroids else None
+    self.num_rows = len(row_U)
+
+  def take(self, of_U: np.ndarray) -> np.ndarray:
+    """[len(of_U), D] residuals."""
+    residual = self._embedding_ND[self._row_U[of_U]]
+    for level, centroid_VD in enumerate(self._centroids):
+      residual -= centroid_VD[self._code_UL[of_U, level]]
+    return residual
+
+  def merge_equal(self) -> None:
+    """Residuals may be equal where vectors were not; each is to count once."""
+    kept_U = distinct_rows(self.take(np.arange(self.num_rows))).first_U
+    self._row_U = self._row_U[kept_U]
+    self._code_UL = None if self._code_UL is None else self._code_UL[kept_U]
+    self.num_rows = len(kept_U)
+
+  def batch(self, number: int, size: int, seed: Sequence[int]) -> np.ndarray:
+    """Row numbers of a batch; no row is seen twice before (nearly) all were."""
+    if size >= self.num_rows:
+      return np.arange(self.num_rows)
+    epoch, part = divmod(number, self.num_rows // size)
+    order_U = np.random.default_rng([*seed, epoch]).permutation(self.num_rows)
+    return np.sort(order_U[part * size : (part + 1) * size])
+
+  def chunks(self, of_U: np.ndarray) -> list[tuple[jax.Array, int]]:
+    """Rows as [NUM_GROUPS, GROUP_ROWS, D], each device holding whole groups; how many are real."""
+    layout = NamedSharding(self._mesh, PartitionSpec(sharding.DATA))
+    rows = NUM_GROUPS * GROUP_ROWS
+    chunks = []
+    for start in range(0, len(of_U), rows):
+      point_ND = self.take(of_U[start : start + rows])
+      padded = np.zeros((rows, point_ND.shape[1]), np.float32)
+      padded[: len(point_ND)] = point_ND
+      point = jax.device_put(padded.reshape(NUM_GROUPS, GROUP_ROWS, -1), layout)
+      chunks.append((point, len(point_ND)))
+    return chunks
+
+
+def _fit_level(rows, size, config, seed, mesh, steps, state, save) -> np.ndarray:
+  large, small = BATCH_ROWS_PER_CODE * size, FIRST_ROWS_PER_CODE * size
+  if rows.num_rows <= large:
+    rows.merge_equal()
+  if rows.num_rows <= size:
     for _ in steps:  # nothing to iterate; lets a progress bar end
       pass
+    point_ND = rows.take(np.arange(rows.num_rows))
     radius = float(np.linalg.norm(point_ND, axis=-1).max())
     unused_VD = np.full((size - len(point_ND), point_ND.shape[1]), FAR * (1 + radius), np.float32)
     return np.concatenate([point_ND, unused_VD])
-  capacity = math.ceil((1 + epsilon) * len(point_ND) / size)
-  init_key, sample_key = jax.random.split(key)
-  sample_size = min(len(point_ND), INIT_POINTS_PER_CODE * size)
-  sample = np.asarray(jax.random.permutation(sample_key, len(point_ND)))[:sample_size]
-  point_ND = jnp.asarray(point_ND)
-  centroid_VD = _plus_plus(point_ND[np.sort(sample)], init_key, size=size)
-  for _ in steps:
-    code_N = assign_balanced(point_ND, centroid_VD, capacity=capacity)
-    centroid_VD = _update_means(point_ND, centroid_VD, code_N).block_until_ready()
-  return np.asarray(centroid_VD)
+  accumulate, update = _compile_accumulate(mesh), _compile_update(mesh)
+  key = jax.random.fold_in(jax.random.key(seed[0]), seed[1])
+  if state is None:
+    sample_SD = rows.take(rows.batch(0, small, seed))
+    state = _State(_spread(jnp.asarray(sample_SD), key, size=size), jnp.zeros(size))
+  num_small = round(FIRST_SHARE * config.iterations)
+  whole: list | None = None  # chunks of all rows, once a batch was all rows
+  for step in steps:
+    of_U = rows.batch(step, small if step < num_small else large, seed)
+    is_whole = len(of_U) == rows.num_rows
+    chunks = whole if is_whole and whole else rows.chunks(of_U)
+    whole = chunks if is_whole else None
+    sums = _Sums(
+      jnp.zeros((NUM_GROUPS, *state.centroid_VD.shape)), jnp.zeros((NUM_GROUPS, size), jnp.int32),
+      jnp.zeros((NUM_GROUPS, size)),
+    )
+    for point, num_rows in chunks:
+      sums = accumulate(point, num_rows, state.centroid_VD, sums)
+    is_last = step == config.iterations - 1  # moves no code, so that all of them are means
+    epsilon = math.inf if is_last else config.balance_epsilon
+    decay = 0.0 if is_whole else COUNT_DECAY
+    state = update(sums, state, jax.random.fold_in(key, step), epsilon, decay)
+    jax.block_until_ready(state)
+    save(state, step + 1)
+  return np.asarray(state.centroid_VD)
 
 
 @functools.partial(jax.jit, static_argnames="size")
-def _plus_plus(point_ND, key, *, size):
-  """k-means++: the next centroid is drawn with probability ~ squared distance to the nearest."""
-
-  def add(v, state):
-    centroid_VD, nearest_N, key = state
-    key, draw_key = jax.random.split(key)
-    # At first all distances are inf, so the draw is uniform.
-    weight_N = jnp.where(jnp.isinf(nearest_N), 1.0, nearest_N)
-    chosen_D = point_ND[jax.random.categorical(draw_key, jnp.log(weight_N))]
-    distance_N = jnp.square(point_ND - chosen_D).sum(-1)
-    return centroid_VD.at[v].set(chosen_D), jnp.minimum(nearest_N, distance_N), key
-
+def _spread(point_ND: jax.Array, key: jax.Array, *, size: int) -> jax.Array:
+  """First centroids: points drawn ~ squared distance to those drawn before, many a round."""
   N, D = point_ND.shape
-  state = (jnp.zeros((size, D)), jnp.full(N, jnp.inf), key)
-  return jax.lax.fori_loop(0, size, add, state)[0]
+  per_round = -(-size // INIT_ROUNDS)
+  rounds = -(-size // per_round)
+  norm_N = jnp.square(point_ND).sum(-1)
+
+  def draw(r, state):
+    centroid_VD, nearest_N, free_N = state
+    noise_N = jax.random.gumbel(jax.random.fold_in(key, r), (N,))
+    weight_N = jnp.log(jnp.maximum(nearest_N, 1e-20)) + noise_N
+    _, chosen = jax.lax.top_k(jnp.where(free_N, weight_N, -jnp.inf), per_round)
+    new_KD = point_ND[chosen]
+    centroid_VD = jax.lax.dynamic_update_slice(centroid_VD, new_KD, (r * per_round, 0))
+    distance_NK = _squared_distance(point_ND, new_KD) + norm_N[:, None]
+    nearest_N = jnp.minimum(nearest_N, jnp.maximum(distance_NK.min(-1), 0))
+    return centroid_VD, nearest_N, free_N.at[chosen].set(False)
+
+  # At first all distances are equal, so the draw is uniform.
+  state = (jnp.zeros((rounds * per_round, D)), jnp.full(N, 1e9), jnp.ones(N, bool))
+  return jax.lax.fori_loop(0, rounds, draw, state)[0][:size]
 
 
-def _map_row_chunks(f, point_ND):
-  """Applies a row-wise function chunk by chunk, so that only [chunk, V] distances exist."""
-  N, D = point_ND.shape
-  chunk = min(N, ROWS_PER_CHUNK)
-  chunks = -(-N // chunk)
-  padded = jnp.pad(point_ND, ((0, chunks * chunk - N), (0, 0))).reshape(chunks, chunk, D)
-  return jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:])[:N], jax.lax.map(f, padded))
-
-
-def _squared_distance(point_ND, centroid_VD):
+def _squared_distance(point_ND: jax.Array, centroid_VD: jax.Array) -> jax.Array:
   """[N, V] up to the point's own norm, which does not change its ranking of centroids."""
   with jax.default_matmul_precision("float32"):  # the same codes on every kind of device
     dot_NV = jnp.einsum("ND,VD->NV", point_ND, centroid_VD)
   return jnp.square(centroid_VD).sum(-1) - 2 * dot_NV
 
 
-@jax.jit
-def _nearest(point_ND, centroid_VD):
-  return _map_row_chunks(
-    lambda chunk_ND: _squared_distance(chunk_ND, centroid_VD).argmin(-1), point_ND
-  )
+class _Sums(NamedTuple):
+  """Over rows, one partial sum for each group."""
+
+  sum_GVD: jax.Array  # vectors of each code
+  count_GV: jax.Array
+  distance_GV: jax.Array  # squared, to the code's centroid
 
 
-def _nearest_of(point_ND, centroid_VD):
-  return np.asarray(_nearest(jnp.asarray(point_ND), jnp.asarray(centroid_VD)))
+@functools.cache
+def _compile_accumulate(mesh: Mesh) -> Callable:
+  """(points [groups, rows, D], number of real rows, centroids, sums) -> sums with these rows."""
+
+  def assign(centroid_VD, group):
+    point_ND, real_N, (sum_VD, count_V, distance_V) = group
+    V = len(centroid_VD)
+    distance_NV = _squared_distance(point_ND, centroid_VD)
+    code_N = jnp.where(real_N, distance_NV.argmin(-1), V)
+    distance_N = jnp.maximum(distance_NV.min(-1) + jnp.square(point_ND).sum(-1), 0) * real_N
+    sum_VD += jax.ops.segment_sum(point_ND, code_N, V + 1)[:V]
+    count_V += jnp.bincount(code_N, length=V + 1)[:V]
+    distance_V += jax.ops.segment_sum(distance_N, code_N, V + 1)[:V]
+    return _Sums(sum_VD, count_V, distance_V)
+
+  def accumulate(point_GND, num_rows, centroid_VD, sums):
+    shape = point_GND.shape[:2]
+    real_GN = (jnp.arange(math.prod(shape)) < num_rows).reshape(shape)
+    return map_groups(assign, centroid_VD, (point_GND, real_GN, sums), mesh)
+
+  return jax.jit(accumulate, donate_argnums=3)
 
 
-@functools.partial(jax.jit, static_argnames="capacity")
-def assign_balanced(point_ND, centroid_VD, *, capacity):
-  """Nearest centroids under a capacity: the assignment step of balanced k-means.
+@functools.cache
+def _compile_update(mesh: Mesh) -> Callable:
+  """(sums, state, key, epsilon, count decay) -> state one iteration later."""
 
-  In rounds, every point proposes to its nearest centroid that has not refused it yet, 32 at most,
-  and every centroid keeps the `capacity` closest. Points refused by all go, in row order, to the
-  nearest centroid with room.
+  def update(sums, state, key, epsilon, decay):
+    centroid_VD, count_V = state
+    V, D = centroid_VD.shape
+    sum_VD, new_V, distance_V = (add_in_order(x) for x in sums)
+    # Means; earlier batches keep a share that decays.
+    count_V = decay * count_V + new_V
+    step_VD = sum_VD - new_V[:, None] * centroid_VD
+    centroid_VD = centroid_VD + step_VD / jnp.maximum(count_V, 1e-9)[:, None]
+    # The j-th smallest code leaves its place and halves the j-th largest one.
+    even = count_V.sum() / V
+    from_V = jnp.argsort(count_V, stable=True)
+    to_V = from_V[::-1]
+    small_V, large_V = count_V[from_V], count_V[to_V]
+    moves_V = (large_V > (1 + epsilon) * even) & (small_V < MOVE_BELOW * large_V)
+    moves_V |= (small_V < 0.5) & (large_V >= 2)
+    moves_V &= jnp.arange(V) < V // 2
+    spread_V = jnp.sqrt(distance_V / jnp.maximum(new_V, 1) / D)[to_V]
+    offset_VD = SPLIT_STEP * spread_V[:, None] * jax.random.normal(key, (V, D))
+    half_V = jnp.where(moves_V, large_V / 2, large_V)
+    kept_VD = jnp.where(moves_V[:, None], centroid_VD[to_V] - offset_VD, centroid_VD[to_V])
+    moved_VD = jnp.where(moves_V[:, None], centroid_VD[to_V] + offset_VD, centroid_VD[from_V])
+    centroid_VD = centroid_VD.at[to_V].set(kept_VD)
+    count_V = count_V.at[to_V].set(half_V)
+    first = jnp.where(moves_V, from_V, V)  # codes that do not move are left as they are
+    centroid_VD = centroid_VD.at[first].set(moved_VD, mode="drop")
+    count_V = count_V.at[first].set(half_V, mode="drop")
+    return _State(centroid_VD, count_V)
 
-  Args:
-    point_ND: [N, D] float.
-    centroid_VD: [V, D] float.
-    capacity: points a code may hold; capacity * V >= N.
-
-  Returns:
-    [N] int32 codes.
-  """
-  N, V = len(point_ND), len(centroid_VD)
-  num_candidates = min(NUM_CANDIDATES, V)
-
-  def candidates(chunk_ND):
-    negative, code = jax.lax.top_k(-_squared_distance(chunk_ND, centroid_VD), num_candidates)
-    return code, -negative + jnp.square(chunk_ND).sum(-1, keepdims=True)
-
-  code_NC, distance_NC = _map_row_chunks(candidates, point_ND)
-  # A last column for points that ran out of candidates: "code" V, which holds everybody.
-  code_NC = jnp.pad(code_NC, ((0, 0), (0, 1)), constant_values=V)
-  distance_NC = jnp.pad(distance_NC, ((0, 0), (0, 1)))
-
-  def propose(state):
-    choice_N, _ = state
-    code_N = jnp.take_along_axis(code_NC, choice_N[:, None], 1)[:, 0]
-    distance_N = jnp.take_along_axis(distance_NC, choice_N[:, None], 1)[:, 0]
-    order_N = jnp.lexsort((distance_N, code_N))  # stable: among equals the earlier row stays
-    start_V = jnp.cumsum(jnp.bincount(code_N, length=V + 1)) - jnp.bincount(code_N, length=V + 1)
-    rank_N = jnp.zeros(N, int).at[order_N].set(jnp.arange(N) - start_V[code_N[order_N]])
-    rejected_N = (rank_N >= capacity) & (code_N < V)
-    return choice_N + rejected_N, rejected_N.any()
-
-  choice_N, _ = jax.lax.while_loop(lambda s: s[1], propose, (jnp.zeros(N, int), jnp.array(True)))
-  code_N = jnp.take_along_axis(code_NC, choice_N[:, None], 1)[:, 0]
-
-  leftover_N = jnp.argsort(code_N < V, stable=True)  # rows of leftovers first
-
-  def place(i, state):
-    code_N, held_V = state
-    row = leftover_N[i]
-    distance_V = _squared_distance(point_ND[row][None], centroid_VD)[0]
-    code = jnp.where(held_V < capacity, distance_V, jnp.inf).argmin()
-    return code_N.at[row].set(code), held_V.at[code].add(1)
-
-  held_V = jnp.bincount(code_N, length=V + 1)[:V]
-  return jax.lax.fori_loop(0, (code_N == V).sum(), place, (code_N, held_V))[0]
+  return jax.jit(update, out_shardings=sharding.replicated(mesh))
 
 
-@jax.jit
-def _update_means(point_ND, centroid_VD, code_N):
-  """Means of the codes; the j-th empty code takes the farthest point of the j-th largest code."""
-  N, V = len(point_ND), len(centroid_VD)
-  count_V = jnp.bincount(code_N, length=V)
-  sum_VD = jax.ops.segment_sum(point_ND, code_N, V)
-  mean_VD = sum_VD / jnp.maximum(count_V, 1)[:, None]
-  distance_N = jnp.square(point_ND - mean_VD[code_N]).sum(-1)
-  farthest_V = jax.ops.segment_max(distance_N, code_N, V)
-  row_N = jnp.where(distance_N == farthest_V[code_N], jnp.arange(N), N)
-  row_V = jax.ops.segment_min(row_N, code_N, V)
-  empty_V = count_V == 0
-  donor_V = jnp.argsort(-count_V, stable=True)[jnp.cumsum(empty_V) - 1]
-  seed_VD = point_ND[jnp.minimum(row_V[donor_V], N - 1)]
-  return jnp.where(empty_V[:, None], seed_VD, mean_VD)
+@functools.cache
+def _compile_encode(mesh: Mesh) -> Callable:
+  """(points [blocks, rows, D], centroids of each level) -> codes [blocks, rows, levels]."""
+
+  def block(centroids, residual_RD):
+    codes = []
+    for centroid_VD in centroids:
+      codes.append(_squared_distance(residual_RD, centroid_VD).argmin(-1).astype(jnp.int32))
+      residual_RD = residual_RD - centroid_VD[codes[-1]]
+    return jnp.stack(codes, -1)
+
+  return jax.jit(lambda point_BRD, centroids: map_groups(block, centroids, point_BRD, mesh))
+
+
+def _encode_rows(embedding_ND, row_U, centroids, mesh) -> np.ndarray:
+  """int32 [U, levels], codes of the rows `row_U`; only a part of them is copied at a time."""
+  program = _compile_encode(mesh)
+  devices = mesh.shape[sharding.DATA]
+  centroids = jax.device_put(centroids, sharding.replicated(mesh))
+  code_UL = np.empty((len(row_U), len(centroids)), np.int32)
+  layout = NamedSharding(mesh, PartitionSpec(sharding.DATA))
+  for start in range(0, len(row_U), ENCODE_ROWS * MAX_ENCODE_BLOCKS * devices):
+    rows = row_U[start : start + ENCODE_ROWS * MAX_ENCODE_BLOCKS * devices]
+    per_device = -(-len(rows) // (ENCODE_ROWS * devices))
+    blocks = devices << (per_device - 1).bit_length()  # powers of two, so few compilations
+    point = np.zeros((blocks * ENCODE_ROWS, embedding_ND.shape[1]), np.float32)
+    np.take(embedding_ND, rows, axis=0, out=point[: len(rows)])
+    point = jax.device_put(point.reshape(blocks, ENCODE_ROWS, -1), layout)
+    code = np.asarray(program(point, centroids)).reshape(-1, len(centroids))
+    code_UL[start : start + len(rows)] = code[: len(rows)]
+  return code_UL

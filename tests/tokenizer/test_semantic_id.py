@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import json
 
 import numpy as np
 import pandas as pd
@@ -10,10 +9,12 @@ import pytest
 
 from gr4ad_jax.data.schema import LogError, build_logs
 from gr4ad_jax.tokenizer import residual_kmeans, semantic_id
+from gr4ad_jax.tokenizer.embeddings import embed
 from gr4ad_jax.tokenizer.feature_hash import hash_codes
-from gr4ad_jax.tokenizer.semantic_id import SemanticIds, TokenizerConfig, assign_semantic_ids
+from gr4ad_jax.tokenizer.quantizers import METHODS
+from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 
-PAPER_COLUMNS = ("advertiser_id", "conversion_type")
+PAPER_COLUMNS = ("account_id", "conversion_type")
 
 
 def make_logs(num_ads=24, embedding=True, text=None):
@@ -21,6 +22,7 @@ def make_logs(num_ads=24, embedding=True, text=None):
   ads = pd.DataFrame({
     "ad_id": [f"ad{a}" for a in range(num_ads)],
     "advertiser_id": [f"brand{a % 3}" for a in range(num_ads)],
+    "account_id": [f"account{a % 5}" for a in range(num_ads)],
     "category": "Food > Snacks",
     "text": text or [f"snack of kind {a // 4}" for a in range(num_ads)],
     "price": rng.random(num_ads),
@@ -42,6 +44,10 @@ def make_logs(num_ads=24, embedding=True, text=None):
   )
 
 
+def assign_semantic_ids(logs, config, **options):
+  return semantic_id.assign_semantic_ids(logs, embed(logs, config.encoder), config, **options)
+
+
 def small(**changes):
   fields = {"encoder": "given", "codebook_sizes": (6, 4, 32), "kmeans_iterations": 3, **changes}
   return TokenizerConfig(**fields)
@@ -52,18 +58,75 @@ def test_codes_are_residual_codes_then_the_hash():
   for columns in (PAPER_COLUMNS, ("ad_id",), ("category", "price", "ad_id")):
     sids = assign_semantic_ids(logs, small(hash_columns=columns, seed=5))
     assert sids.codes_AL.shape == (24, 3) and sids.codes_AL.dtype == np.int32
-    assert [c.shape for c in sids.centroids] == [(6, 6), (4, 6)]
+    assert [c.shape for c in sids.quantizer_arrays.values()] == [(6, 6), (4, 6)]
     unit_AD = logs.ads.embedding_AD / np.linalg.norm(logs.ads.embedding_AD, axis=1, keepdims=True)
-    quantised_AL = residual_kmeans.encode(unit_AD, sids.centroids)
+    quantised_AL = residual_kmeans.encode(sids.quantizer_arrays, unit_AD)
     np.testing.assert_array_equal(sids.codes_AL[:, :2], quantised_AL)
     hashed = hash_codes([getattr(logs.ads, name) for name in columns], size=32, seed=5)
     np.testing.assert_array_equal(sids.codes_AL[:, 2], hashed)
 
 
-def test_without_hash_columns_every_level_is_quantised():
-  sids = assign_semantic_ids(make_logs(), small(hash_columns=()))
-  assert [len(c) for c in sids.centroids] == [6, 4, 32]
-  assert sids.codes_AL.shape == (24, 3)
+def test_a_quantised_last_level_is_one_more_codebook():
+  sids = assign_semantic_ids(make_logs(), small(last_level="quantised", codebook_sizes=(6, 4, 8)))
+  assert [len(c) for c in sids.quantizer_arrays.values()] == [6, 4, 8]
+  assert sids.codes_AL.shape == (24, 3) and sids.num_quantised == 3
+
+
+def test_a_suffix_numbers_the_ads_of_a_prefix_and_new_ads_go_on():
+  logs = make_logs()
+  sids = assign_semantic_ids(logs, small(last_level="suffix"))
+  assert len(np.unique(sids.codes_AL, axis=0)) == 24
+  for prefix in np.unique(sids.codes_AL[:, :2], axis=0):
+    of_prefix = (sids.codes_AL[:, :2] == prefix).all(1)
+    assert sids.codes_AL[of_prefix, 2].tolist() == list(range(of_prefix.sum()))
+  new_NL = semantic_id.code_new_ads(sids, logs.ads.embedding_AD[[3, 3, 7]], {})
+  np.testing.assert_array_equal(new_NL[:, :2], sids.codes_AL[[3, 3, 7], :2])
+  both = np.concatenate([sids.codes_AL, new_NL])
+  assert len(np.unique(both, axis=0)) == 27
+  with pytest.raises(ValueError, match="the last level has 2 codes, but . ads share the codes"):
+    assign_semantic_ids(logs, small(last_level="suffix", codebook_sizes=(6, 4, 2)))
+  chosen = assign_semantic_ids(logs, small(last_level="suffix", codebook_sizes=()))
+  assert chosen.codebook_sizes[-1] > chosen.codes_AL[:, -1].max()
+
+
+@pytest.mark.parametrize("last_level", ["hash", "quantised"])
+def test_an_ad_coded_later_gets_the_codes_that_it_would_have_had(last_level):
+  logs = make_logs()
+  config = small(last_level=last_level, codebook_sizes=(6, 4, 8), hash_columns=PAPER_COLUMNS)
+  sids = assign_semantic_ids(logs, config)
+  unit_AD = embed(logs, "given").ad_AD
+  columns = {name: getattr(logs.ads, name)[5:9] for name in PAPER_COLUMNS}
+  np.testing.assert_array_equal(
+    semantic_id.code_new_ads(sids, unit_AD[5:9], columns), sids.codes_AL[5:9]
+  )
+  if last_level == "hash":
+    with pytest.raises(ValueError, match="account_id, conversion_type missing"):
+      semantic_id.code_new_ads(sids, unit_AD[5:9], {})
+  with pytest.raises(ValueError, match="5 columns, but the codebooks have 6"):
+    semantic_id.code_new_ads(sids, unit_AD[5:9, :5], columns)
+
+
+def test_an_interrupted_fit_goes_on(tmp_path):
+  logs, config = make_logs(), small(kmeans_iterations=6)
+  path = tmp_path / "resume.npz"
+
+  def stopping(steps, description, total, completed=0):
+    if "level 2" in description:
+      raise KeyboardInterrupt
+    return steps
+
+  with pytest.raises(KeyboardInterrupt):
+    assign_semantic_ids(logs, config, resume_path=path, progress=stopping)
+  assert path.exists()
+  told = []
+
+  def telling(steps, description, total, completed=0):
+    told.append(description)
+    return steps
+
+  sids = assign_semantic_ids(logs, config, resume_path=path, progress=telling)
+  assert told == ["k-means level 2"] and not path.exists()
+  np.testing.assert_array_equal(sids.codes_AL, assign_semantic_ids(logs, config).codes_AL)
 
 
 def test_contents_of_ads_share_codes_and_others_have_none_without_a_text_encoder():
@@ -89,12 +152,16 @@ def test_text_codes_follow_the_text():
 
 
 def test_sizes_follow_the_rule():
-  assert semantic_id.default_sizes(24_500_000, PAPER_COLUMNS) == (16384, 4096, 1024)
-  assert semantic_id.default_sizes(7516, PAPER_COLUMNS) == (256, 64, 16)
-  assert semantic_id.default_sizes(7516, ("ad_id",)) == (256, 64, 256)
-  assert semantic_id.default_sizes(1, PAPER_COLUMNS) == (4, 1, 16)
+  def sizes(num_ads, **changes):
+    return semantic_id.default_sizes(num_ads, TokenizerConfig(**changes))
+
+  assert sizes(24_500_000, hash_columns=PAPER_COLUMNS) == (16384, 4096, 1024)
+  assert sizes(7516, hash_columns=PAPER_COLUMNS) == (256, 64, 16)
+  assert sizes(7516) == (256, 64, 256)
+  assert sizes(7516, last_level="quantised") == (256, 64, 16)
+  assert sizes(1, hash_columns=PAPER_COLUMNS) == (1, 1, 16)  # no more codes than ads
   sids = assign_semantic_ids(make_logs(), small(codebook_sizes=()))
-  assert sids.codebook_sizes == semantic_id.default_sizes(24, ("ad_id",))
+  assert sids.codebook_sizes == sizes(24)
 
 
 def test_round_trip_through_a_folder(tmp_path):
@@ -107,47 +174,65 @@ def test_round_trip_through_a_folder(tmp_path):
   assert loaded.codebook_sizes == sids.codebook_sizes
   for name in ("codes_AL", "content_codes_OL"):
     np.testing.assert_array_equal(getattr(loaded, name), getattr(sids, name))
-  for table, saved in zip(loaded.centroids, sids.centroids, strict=True):
-    np.testing.assert_array_equal(table, saved)
+  assert loaded.quantizer_arrays.keys() == sids.quantizer_arrays.keys()
+  for name, table in sids.quantizer_arrays.items():
+    np.testing.assert_array_equal(loaded.quantizer_arrays[name], table)
+  np.testing.assert_array_equal(loaded.reconstruct(), sids.reconstruct())
   assert [p.name for p in tmp_path.iterdir()] == ["sids"]  # nothing temporary stays behind
   with pytest.raises(ValueError, match=r"no codes\.npz"):
     semantic_id.load(tmp_path)
 
 
-def test_health_by_hand():
-  sids = SemanticIds(
-    codes_AL=np.array([[0, 0], [0, 0], [0, 1], [1, 1]], np.int32),
-    content_codes_OL=np.array([[0, 0], [-1, -1]], np.int32),
-    codebook_sizes=(2, 4),
-    centroids=(np.zeros((2, 3), np.float32),),
-    config=TokenizerConfig(),
-  )
-  events, value = np.array([1, 2, 3, 4]), np.array([5.0, 0.0, 5.0, 10.0])
-  result = semantic_id.health(sids, events_A=events, value_A=value)
-  entropy = -(0.75 * np.log2(0.75) + 0.25 * np.log2(0.25))
-  expected = {
-    "num_ads": 4, "num_sids": 3, "codebook_space": 8,
-    "cpr": 4 / 3, "col": 1 / 3, "util": 3 / 8, "util_as_printed": 4 / 8,
-    "sid_collision_rate": 2 / 4, "max_ads_per_sid": 2,
-    "level1/used_share": 1, "level1/entropy_bits": entropy, "level1/perplexity": 2**entropy,
-    "level2/used_share": 2 / 4, "level2/entropy_bits": 1, "level2/perplexity": 2,
-    "content_coded_share": 1 / 2,
-    "sid_collision_event_share": 3 / 10, "sid_collision_value_share": 5 / 20,
-  }  # fmt: skip
-  assert result == pytest.approx(expected)
-  assert json.loads(json.dumps(result)) == result
-  assert not any("share" in name for name in semantic_id.health(sids) if "event" in name)
+def with_embedding(logs, embedding_AD):
+  return dataclasses.replace(logs, ads=dataclasses.replace(logs.ads, embedding_AD=embedding_AD))
 
 
-def test_given_needs_an_embedding_of_finite_norm():
+def test_given_needs_an_embedding_with_a_direction():
   with pytest.raises(LogError, match="column `embedding`"):
-    assign_semantic_ids(make_logs(embedding=False), small())
+    embed(make_logs(embedding=False), "given")
   logs = make_logs()
-  embedding_AD = logs.ads.embedding_AD.copy()
-  embedding_AD[3] = 0
-  bad = dataclasses.replace(logs, ads=dataclasses.replace(logs.ads, embedding_AD=embedding_AD))
-  with pytest.raises(LogError, match=r"row 3 \(ad_id ad3\)"):
-    assign_semantic_ids(bad, small())
+  for value, message in ((0, r"row 3 \(ad_id ad3\) is all zeros"), (np.nan, "row 3 holds a value")):
+    embedding_AD = logs.ads.embedding_AD.copy()
+    embedding_AD[3] = value
+    with pytest.raises(LogError, match=message):
+      embed(with_embedding(logs, embedding_AD), "given")
+
+
+def test_a_file_of_embeddings_stands_for_the_column(tmp_path):
+  logs = make_logs()
+  expected_AD = embed(logs, "given").ad_AD
+  np.save(tmp_path / "mine.npy", logs.ads.embedding_AD)
+  bare = make_logs(embedding=False)
+  np.testing.assert_array_equal(embed(bare, "given", file=tmp_path / "mine.npy").ad_AD, expected_AD)
+  np.save(tmp_path / "short.npy", logs.ads.embedding_AD[:-1])
+  np.save(tmp_path / "whole.npy", np.ones((24, 3), int))
+  (tmp_path / "text.npy").write_text("no array")
+  for name, message in (
+    ("short.npy", r"shape \(23, 6\), expected \[24, D\]"), ("whole.npy", "dtype int64"),
+    ("text.npy", "not readable"), ("absent.npy", "not readable"),
+  ):
+    with pytest.raises(LogError, match=message):
+      embed(bare, "given", file=tmp_path / name)
+  with pytest.raises(ValueError, match="goes with encoder 'given'"):
+    embed(bare, "wordllama", file=tmp_path / "mine.npy")
+
+
+def test_more_codes_than_ads_are_refused_with_the_remedy():
+  with pytest.raises(ValueError, match="level 1 has 30 codes for 24 rows; give at most 24"):
+    assign_semantic_ids(make_logs(), small(codebook_sizes=(30, 4, 8)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_quantizer_makes_semantic_ids_that_survive_a_folder(method, tmp_path):
+  logs = make_logs(num_ads=40)
+  sids = assign_semantic_ids(logs, small(quantizer=method, codebook_sizes=(8, 4, 32)))
+  assert (sids.codes_AL.min(0) >= 0).all() and (sids.codes_AL.max(0) < (8, 4, 32)).all()
+  assert sids.reconstruct().shape == (40, 6)
+  semantic_id.save(sids, tmp_path / "sids")
+  loaded = semantic_id.load(tmp_path / "sids")
+  columns = {"ad_id": logs.ads.ad_id}
+  new_AL = semantic_id.code_new_ads(loaded, embed(logs, "given").ad_AD, columns)
+  np.testing.assert_array_equal(new_AL, sids.codes_AL)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +242,9 @@ def test_given_needs_an_embedding_of_finite_norm():
     ("codebook_sizes", (16,)),
     ("codebook_sizes", (16, 0)),
     ("hash_columns", ("colour",)),
+    ("hash_columns", ()),
+    ("last_level", "none"),
+    ("quantizer", "pq"),
     ("seed", -1),
     ("kmeans_iterations", 0),
     ("balance_epsilon", -0.1),

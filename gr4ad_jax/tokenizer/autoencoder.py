@@ -1,0 +1,260 @@
+"""What the quantizers with a neural encoder share: MLPs, the training loop, codes of many rows.
+
+Results do not depend on the number of devices: every batch is cut into equal groups, and their
+gradients are added in order (`groups.py`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from gr4ad_jax.sharding import DATA, replicated
+from gr4ad_jax.tokenizer.groups import NUM_GROUPS, add_in_order, map_groups
+from gr4ad_jax.tokenizer.resume import ResumeFile
+from gr4ad_jax.tokenizer.rows import ROWS_PER_CHECK, distinct_rows
+
+Arrays = dict[str, np.ndarray]
+Params = Mapping[str, jax.Array]
+
+ROWS_PER_BLOCK = 64  # rows encoded as one program, so that a code depends on its row alone
+ROWS_PER_CHUNK = 8192  # rows that are on the devices together
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+  """Length, batches and optimizer of a fit.
+
+  Attributes:
+    num_steps: optimizer steps; 0 leaves the initial parameters.
+    batch_size: rows a step, a multiple of 8; at most the rows there are (rounded down).
+    learning_rate: of AdamW at its highest: up in the first 5% of the steps, down a cosine to 0.
+    weight_decay: of AdamW, on the kernels of the MLPs.
+  """
+
+  num_steps: int = 1500
+  batch_size: int = 256
+  learning_rate: float = 1e-3
+  weight_decay: float = 1e-4
+
+  def __post_init__(self):
+    if self.num_steps < 0:
+      raise ValueError(f"num_steps: {self.num_steps}, must be >= 0")
+    if self.batch_size < NUM_GROUPS or self.batch_size % NUM_GROUPS:
+      raise ValueError(f"batch_size: {self.batch_size}, must be a multiple of {NUM_GROUPS}")
+    if self.learning_rate <= 0:
+      raise ValueError(f"learning_rate: {self.learning_rate}, must be > 0")
+    if self.weight_decay < 0:
+      raise ValueError(f"weight_decay: {self.weight_decay}, must be >= 0")
+
+
+def center_and_scale(embedding_ND: np.ndarray) -> Arrays:
+  """Mean row `center` [D] and `scale`, the power of two nearest to the deviation from it.
+
+  Dividing by a power of two is exact. Sums are float64; rows that are all equal have scale 1.
+  """
+  starts = range(0, len(embedding_ND), ROWS_PER_CHECK)
+  chunks = [slice(start, start + ROWS_PER_CHECK) for start in starts]
+  total_D = sum(embedding_ND[rows].sum(0, dtype=np.float64) for rows in chunks)
+  center_D = (total_D / len(embedding_ND)).astype(np.float32)
+  square = sum(
+    np.square(embedding_ND[rows] - center_D, dtype=np.float64).sum() for rows in chunks
+  )
+  exponent = np.round(np.log2(np.sqrt(square / embedding_ND.size))) if square > 0 else 0
+  return {"center": center_D, "scale": np.float32(2.0**exponent)}
+
+
+def init_mlp(rng: np.random.Generator, name: str, widths: Sequence[int]) -> Arrays:
+  """Kernels (variance 1 / inputs) and zero biases of an MLP, under names that begin with `name`."""
+  params = {}
+  for i, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    kernel = rng.standard_normal((inputs, outputs), np.float32) * np.float32(inputs**-0.5)
+    params[f"{name}_kernel_{i}"] = kernel
+    params[f"{name}_bias_{i}"] = np.zeros(outputs, np.float32)
+  return params
+
+
+def apply_mlp(params: Params, name: str, x_BD: jax.Array) -> jax.Array:
+  """The MLP `name` with GELU between its layers."""
+  layers = sum(key.startswith(f"{name}_kernel_") for key in params)
+  for i in range(layers):
+    x_BD = x_BD @ params[f"{name}_kernel_{i}"] + params[f"{name}_bias_{i}"]
+    if i < layers - 1:
+      x_BD = jax.nn.gelu(x_BD)
+  return x_BD
+
+
+def learning_rate(config: TrainingConfig, first_step: int = 0) -> optax.Schedule:
+  """Warm-up and cosine between `first_step` and the last step; 0 before `first_step`."""
+  steps = max(config.num_steps - first_step, 1)
+  cosine = optax.warmup_cosine_decay_schedule(
+    0.0, config.learning_rate, warmup_steps=steps // 20, decay_steps=steps
+  )
+  if not first_step:
+    return cosine
+  return optax.join_schedules([optax.constant_schedule(0.0), cosine], [first_step])
+
+
+def decay_mask(params: Params) -> dict[str, bool]:
+  """Which parameters decay: the kernels."""
+  return {name: "_kernel_" in name for name in params}
+
+
+class _State(NamedTuple):
+  params: dict[str, jax.Array]
+  opt_state: Any
+  extra: Any  # of the caller's `after_step`
+
+
+def train(
+  loss: Callable,
+  params: Arrays,
+  embedding_ND: np.ndarray,
+  config: TrainingConfig,
+  *,
+  optimizer: optax.GradientTransformation,
+  seed: int,
+  mesh: Mesh,
+  resume: ResumeFile | None,
+  progress: Callable | None,
+  description: str,
+  extra: Any = (),
+  after_step: Callable | None = None,
+) -> Arrays:
+  """Minimises a loss over batches of a new permutation of the rows every epoch.
+
+  Args:
+    loss: `(params, x_BD, key) -> (mean loss, aux)` of one group of rows.
+    params: initial parameters.
+    embedding_ND: [N, D] float32.
+    config: steps and batches.
+    optimizer: with its learning rate.
+    seed: of the permutations and keys.
+    mesh: of `check_mesh`.
+    resume: where the state is saved and from where it goes on; None saves nothing.
+    progress: called as `progress(steps, description=, total=, completed=)`.
+    description: of the progress.
+    extra: what `after_step` carries from step to step.
+    after_step: `(params, extra, aux, step) -> (params, extra)`, aux with a first axis of groups.
+
+  Returns:
+    The parameters.
+  """
+  N = len(embedding_ND)
+  batch_size = min(config.batch_size, max(NUM_GROUPS, N - N % NUM_GROUPS))
+  key = jax.random.key(seed)
+  by_group = NamedSharding(mesh, PartitionSpec(DATA))
+
+  def group_gradient(shared, group):
+    params, step_key = shared
+    x_BD, index = group
+    group_key = jax.random.fold_in(step_key, index)
+    with jax.default_matmul_precision("float32"):
+      return jax.grad(loss, has_aux=True)(params, x_BD, group_key)
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def train_step(state, step, x_GBD):
+    step_key = jax.random.fold_in(key, step)
+    grouped = map_groups(
+      group_gradient, (state.params, step_key), (x_GBD, jnp.arange(NUM_GROUPS)), mesh
+    )
+    # The same whole on every device, and apart from how it was made.
+    grouped = jax.lax.with_sharding_constraint(grouped, replicated(mesh))
+    gradients, aux = jax.lax.optimization_barrier(grouped)
+    gradient = jax.tree.map(lambda g_G: add_in_order(g_G) / NUM_GROUPS, gradients)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params, extra = optax.apply_updates(state.params, updates), state.extra
+    if after_step is not None:
+      params, extra = after_step(params, extra, aux, step)
+    return _State(params, opt_state, extra)
+
+  state, first_step = _State(params, optimizer.init(params), extra), 0
+  if resume is not None and (saved := load(resume)) is not None:
+    leaves, structure = jax.tree.flatten(state)
+    state = jax.tree.unflatten(structure, [saved[f"train_{i}"] for i in range(len(leaves))])
+    first_step = int(saved["train_step"])
+  # A copy: the caller's arrays must survive the donation of the state.
+  state = jax.device_put(jax.tree.map(jnp.copy, state), replicated(mesh))
+  rows_of = _row_stream(N, batch_size, seed)
+  steps = range(first_step, config.num_steps)
+  if progress is not None:
+    steps = progress(
+      steps, description=description, total=config.num_steps, completed=first_step
+    )
+  for step in steps:
+    x_GBD = embedding_ND[rows_of(step)].reshape(NUM_GROUPS, -1, embedding_ND.shape[1])
+    state = train_step(state, np.int32(step), jax.device_put(x_GBD, by_group))
+    jax.block_until_ready(state)  # queued collectives of simulated devices wait for each other
+    if resume is not None and resume.due():
+      arrays = {f"train_{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+      resume.save(arrays | {"train_step": np.array(step + 1)})
+  return {name: np.asarray(value) for name, value in state.params.items()}
+
+
+def load(resume: ResumeFile | None) -> Arrays | None:
+  """The state that `train` saved; None where there is none, or one of an earlier phase."""
+  saved = None if resume is None else resume.load()
+  return saved if saved is not None and "train_step" in saved else None
+
+
+def _row_stream(num_rows, batch_size, seed):
+  """Batch i of all epochs' permutations one after the other, so that no row is left out."""
+
+  @functools.lru_cache(maxsize=2)
+  def permutation(epoch):
+    return np.random.default_rng([seed, epoch]).permutation(num_rows)
+
+  def rows_of(step):
+    epoch_B, row_B = np.divmod(np.arange(step * batch_size, (step + 1) * batch_size), num_rows)
+    return np.concatenate([permutation(e)[row_B[epoch_B == e]] for e in np.unique(epoch_B)])
+
+  return rows_of
+
+
+def encode_rows(codes_of: Callable, embedding_ND: np.ndarray) -> np.ndarray:
+  """Codes of a table by its distinct rows, so that equal rows get equal codes.
+
+  Args:
+    codes_of: numbers of rows [M] -> their codes [M, L]; called with ROWS_PER_CHUNK rows at most.
+    embedding_ND: [N, D] float32.
+
+  Returns:
+    [N, L] int32.
+  """
+  distinct = distinct_rows(embedding_ND)
+  row_U = distinct.first_U
+  starts = range(0, len(row_U), ROWS_PER_CHUNK)
+  chunks = [codes_of(row_U[start : start + ROWS_PER_CHUNK]) for start in starts]
+  return np.concatenate(chunks).astype(np.int32, copy=False)[distinct.of_N]
+
+
+def map_rows(f: Callable, x_ND: np.ndarray, row_M: np.ndarray, mesh: Mesh) -> np.ndarray:
+  """Applies a compiled function to some rows of a table, in chunks of five sizes at most.
+
+  Args:
+    f: `[K, 64, D] -> [K, 64, W]`, K a power of two from 8 to 128.
+    x_ND: [N, D].
+    row_M: numbers of the rows.
+    mesh: of `check_mesh`; the K blocks are spread over its axis `data`.
+
+  Returns:
+    [M, W].
+  """
+  by_block, results = NamedSharding(mesh, PartitionSpec(DATA)), []
+  for start in range(0, max(len(row_M), 1), ROWS_PER_CHUNK):
+    row_B = row_M[start : start + ROWS_PER_CHUNK]
+    size = max(NUM_GROUPS * ROWS_PER_BLOCK, 1 << (len(row_B) - 1).bit_length())
+    padded_BD = np.zeros((size, x_ND.shape[1]), x_ND.dtype)
+    padded_BD[: len(row_B)] = x_ND[row_B]
+    block_KBD = padded_BD.reshape(-1, ROWS_PER_BLOCK, x_ND.shape[1])
+    y_KBW = np.asarray(f(jax.device_put(block_KBD, by_block)))
+    results.append(y_KBW.reshape(size, -1)[: len(row_B)])
+  return np.concatenate(results)

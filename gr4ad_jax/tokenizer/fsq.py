@@ -1,0 +1,259 @@
+"""Finite scalar quantisation: codes are rounded coordinates of a bounded latent, no codebooks.
+
+A level of V codes is a group of coordinates whose numbers of values multiply to V, and its code is
+the mixed-radix number of the group's rounded values, the first coordinate counting most.
+
+FSQ has no order among its groups. Ours get one: in training, rows lose the groups after a random
+prefix (the decoder gets zeros there), so that the first codes carry what matters most.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from gr4ad_jax.tokenizer import autoencoder
+from gr4ad_jax.tokenizer.autoencoder import Arrays, TrainingConfig
+from gr4ad_jax.tokenizer.groups import check_codes, check_mesh, map_groups
+from gr4ad_jax.tokenizer.resume import ResumeFile
+from gr4ad_jax.tokenizer.rows import check_embeddings
+
+MIN_VALUES, MAX_VALUES = 2, 9  # of a coordinate
+
+
+@dataclass(frozen=True)
+class FsqConfig(TrainingConfig):
+  """FSQ; the attributes of TrainingConfig, and these.
+
+  Attributes:
+    hidden_widths: of the encoder; the decoder has them in reverse.
+    prefix_dropout: probability that a row of a batch loses its last groups; how many of the L
+      groups stay is then uniform in 1 to L - 1.
+  """
+
+  learning_rate: float = 3e-3
+  hidden_widths: tuple[int, ...] = (512, 256)
+  prefix_dropout: float = 0.5
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not all(width >= 1 for width in self.hidden_widths):
+      raise ValueError(f"hidden_widths: {self.hidden_widths}, must be >= 1")
+    if not 0 <= self.prefix_dropout <= 1:
+      raise ValueError(f"prefix_dropout: {self.prefix_dropout}, must be in [0, 1]")
+
+
+def fit(
+  embedding_ND: np.ndarray,
+  codebook_sizes: Sequence[int],
+  config: FsqConfig = FsqConfig(),
+  *,
+  seed: int = 0,
+  mesh: Mesh | None = None,
+  resume: ResumeFile | None = None,
+  progress: Callable | None = None,
+) -> Arrays:
+  """Trains encoder and decoder on the squared error of the reconstruction.
+
+  Args:
+    embedding_ND: [N, D] float32, finite.
+    codebook_sizes: codes V_l of each level, products of factors from 2 to 9.
+    config: see FsqConfig.
+    seed: the same seed gives the same arrays.
+    mesh: the groups of a batch are spread over its axis `data`; None is one device. The arrays do
+      not depend on it.
+    resume: where the state of the training is kept; the caller removes it. None keeps nothing.
+    progress: called as `progress(steps, description=, total=, completed=)`; None shows nothing.
+
+  Returns:
+    What `encode` and `decode` need, under flat names.
+
+  Raises:
+    ValueError: embeddings, sizes or mesh that do not fit.
+
+  Source: FSQ (arXiv 2309.15505); levels as groups and the dropout of groups are our choices.
+  """
+  check_embeddings(embedding_ND, codebook_sizes)
+  mesh = check_mesh(mesh)
+  values = [scalar_values(size) for size in codebook_sizes]
+  width, latent = embedding_ND.shape[1], sum(map(len, values))
+  constants = autoencoder.center_and_scale(embedding_ND)
+  constants["codebook_sizes"] = np.array(codebook_sizes, np.int32)
+  rng = np.random.default_rng(seed)
+  widths = (width, *config.hidden_widths, latent)
+  params = autoencoder.init_mlp(rng, "encoder", widths)
+  params |= autoencoder.init_mlp(rng, "decoder", widths[::-1])
+  values_C = np.concatenate(values)
+  group_C = np.repeat(np.arange(len(values)), [len(v) for v in values])
+
+  def loss(params, x_BD, key):
+    h_BD = (x_BD - constants["center"]) / constants["scale"]
+    z_BC = quantize(autoencoder.apply_mlp(params, "encoder", h_BD), values_C)
+    kept_B = _kept_groups(key, len(x_BD), len(values), config.prefix_dropout)
+    z_BC = jnp.where(group_C < kept_B[:, None], z_BC, 0.0)
+    error_BD = h_BD - autoencoder.apply_mlp(params, "decoder", z_BC)
+    return jnp.square(error_BD).sum(-1).mean(), ()
+
+  optimizer = optax.adamw(
+    autoencoder.learning_rate(config), weight_decay=config.weight_decay,
+    mask=autoencoder.decay_mask,
+  )
+  return constants | autoencoder.train(
+    loss, params, embedding_ND, config, optimizer=optimizer, seed=seed, mesh=mesh, resume=resume,
+    progress=progress, description="FSQ",
+  )
+
+
+def encode(arrays: Arrays, embedding_ND: np.ndarray, *, mesh: Mesh | None = None) -> np.ndarray:
+  """Codes of rows; equal rows have equal codes.
+
+  Args:
+    arrays: of `fit`.
+    embedding_ND: [N, D] float32, finite.
+    mesh: rows are spread over its axis `data`; None is one device.
+
+  Returns:
+    [N, L] int32.
+
+  Raises:
+    ValueError: embeddings of another width, or with a value that is not finite; mesh.
+  """
+  check_embeddings(embedding_ND, width=len(arrays["center"]))
+  mesh = check_mesh(mesh)
+  sizes = tuple(arrays["codebook_sizes"].tolist())
+  program = functools.partial(_codes, dict(arrays), sizes=sizes, mesh=mesh)
+  return autoencoder.encode_rows(
+    lambda row_M: autoencoder.map_rows(program, embedding_ND, row_M, mesh), embedding_ND
+  )
+
+
+def decode(arrays: Arrays, code_NL: np.ndarray) -> np.ndarray:
+  """Rows that the decoder makes of codes; of the first levels only, the best guess from these.
+
+  Args:
+    arrays: of `fit`.
+    code_NL: [N, 1 to L] integers, the first codes of each row.
+
+  Returns:
+    [N, D] float32.
+
+  Raises:
+    ValueError: codes of another shape or out of range.
+  """
+  sizes = tuple(arrays["codebook_sizes"].tolist())
+  check_codes(code_NL, sizes)
+  mesh = check_mesh(None)
+  program = functools.partial(_decoded, dict(arrays), sizes=sizes)
+  return autoencoder.map_rows(program, code_NL.astype(np.int32), np.arange(len(code_NL)), mesh)
+
+
+def scalar_values(size: int) -> tuple[int, ...]:
+  """How many values each coordinate of a level has: 256 gives (4, 4, 4, 4), 48 gives (8, 6).
+
+  Factors of 2 are left out where that is possible; then the largest is as near to the smallest as
+  can be; then they are as few as can be.
+
+  Raises:
+    ValueError: the size is no product of factors from 2 to 9 (with the nearest that are).
+  """
+  found = _factorisation(size)
+  if found is None:
+    lower = next((s for s in range(size - 1, 1, -1) if _factorisation(s)), None)
+    upper = next(s for s in range(max(size, 1) + 1, 2 * max(size, 1) + 1) if _factorisation(s))
+    near = f"{lower} or {upper}" if lower else f"{upper}"
+    raise ValueError(
+      f"codebook_sizes: {size} is no product of factors from {MIN_VALUES} to {MAX_VALUES}; near"
+      f" sizes that are: {near}"
+    )
+  return found
+
+
+@functools.cache
+def _factorisation(size: int) -> tuple[int, ...] | None:
+  def splits(rest, smallest, largest):
+    found = [(rest,)] if smallest <= rest <= largest else []
+    for factor in range(largest, smallest - 1, -1):
+      if rest % factor == 0 and rest > factor:
+        found += [(factor, *others) for others in splits(rest // factor, smallest, factor)]
+    return found
+
+  found = splits(size, 3, MAX_VALUES) or splits(size, MIN_VALUES, MAX_VALUES)
+  return min(found, key=lambda factors: (factors[0] / factors[-1], len(factors)), default=None)
+
+
+def quantize(latent_BC: jax.Array, values_C: np.ndarray) -> jax.Array:
+  """Bounds and rounds coordinates to their grids; the gradient is that of the bound alone.
+
+  A coordinate of n values has the grid -1, -1 + 2 / (n - 1), ..., 1. For even n it has no zero:
+  this is the half step by which FSQ shifts even grids, without its shift of the input, so that a
+  latent of 0 lies between the two middle values.
+
+  Args:
+    latent_BC: float, unbounded.
+    values_C: values of each coordinate, at least 2.
+
+  Returns:
+    [B, C] points of the grids.
+  """
+  bounded_BC = jnp.tanh(latent_BC)
+  rounded_BC = grid_point(scalar_index(latent_BC, values_C), values_C)
+  return bounded_BC + jax.lax.stop_gradient(rounded_BC - bounded_BC)
+
+
+def scalar_index(latent_BC: jax.Array, values_C: np.ndarray) -> jax.Array:
+  """The number of the grid point that each coordinate is rounded to, 0 to n - 1."""
+  return jnp.round((jnp.tanh(latent_BC) + 1) / 2 * (values_C - 1)).astype(jnp.int32)
+
+
+def grid_point(index_BC: jax.Array, values_C: np.ndarray) -> jax.Array:
+  """The grid point of each number, from -1 to 1."""
+  return 2 * index_BC / (values_C - 1) - 1
+
+
+def _kept_groups(key, rows, levels, dropout):
+  drop_key, number_key = jax.random.split(key)
+  fewer_B = jax.random.randint(number_key, (rows,), 1, max(levels, 2))
+  return jnp.where(jax.random.bernoulli(drop_key, float(dropout), (rows,)), fewer_B, levels)
+
+
+@functools.partial(jax.jit, static_argnames=("sizes", "mesh"))
+def _codes(arrays, x_KBD, *, sizes, mesh):
+  values = [scalar_values(size) for size in sizes]
+  starts = np.cumsum([len(v) for v in values])[:-1]
+
+  def codes(arrays, x_BD):
+    h_BD = (x_BD - arrays["center"]) / arrays["scale"]
+    latent_BC = autoencoder.apply_mlp(arrays, "encoder", h_BD)
+    groups = jnp.split(scalar_index(latent_BC, np.concatenate(values)), starts, axis=-1)
+    return jnp.stack([(g * _radix(v)).sum(-1) for g, v in zip(groups, values, strict=True)], -1)
+
+  with jax.default_matmul_precision("float32"):  # the same codes on every kind of device
+    return map_groups(codes, arrays, x_KBD, mesh)
+
+
+@functools.partial(jax.jit, static_argnames="sizes")
+def _decoded(arrays, code_KBL, *, sizes):
+  groups = []
+  for level, size in enumerate(sizes):
+    values = scalar_values(size)
+    if level < code_KBL.shape[-1]:
+      index_KBC = code_KBL[..., level, None] // _radix(values) % np.array(values)
+      groups.append(grid_point(index_KBC, np.array(values)))
+    else:
+      groups.append(jnp.zeros((*code_KBL.shape[:-1], len(values))))
+  with jax.default_matmul_precision("float32"):
+    h_KBD = autoencoder.apply_mlp(arrays, "decoder", jnp.concatenate(groups, -1))
+  return h_KBD * arrays["scale"] + arrays["center"]
+
+
+def _radix(values):
+  """What a step of each coordinate adds to the code."""
+  return np.array([math.prod(values[i + 1 :]) for i in range(len(values))], np.int32)
