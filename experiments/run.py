@@ -1,4 +1,4 @@
-"""`python -m experiments.run NAME --workdir DIR`: the one way to run an experiment.
+"""`python -m experiments.run NAME`: the one way to run an experiment.
 
 An experiment is a file of this folder. Its docstring names the command, the expected numbers and
 the run time; its three functions are
@@ -34,8 +34,9 @@ class Command:
 
   name: tyro.conf.Positional[str]
   """One of the experiments above."""
-  workdir: Path
-  """Folder for everything that the experiment writes; an interrupted one continues there."""
+  workdir: Path | None = None
+  """Folder for everything that the experiment writes; an interrupted one continues there. Default
+  runs/NAME."""
   size: Literal["cpu", "full"] = "cpu"
   """Minutes on two CPU cores, or the size that the expected numbers ask for."""
   overrides: Annotated[
@@ -61,7 +62,8 @@ def main(argv: list[str] | None = None) -> None:
   command = tyro.cli(Command, args=argv, prog="python -m experiments.run", description=description)
   overrides = tuple(text for texts in command.overrides for text in texts)
   try:
-    run_experiment(Settings(command.name, command.size, overrides), command.workdir)
+    settings = Settings(command.name, command.size, overrides)
+    run_experiment(settings, command.workdir or Path("runs") / command.name)
   except (ValueError, OSError, DivergedError) as error:
     print(f"experiments.run: error: {error}", file=sys.stderr)
     sys.exit(1 if isinstance(error, DivergedError) else 2)
@@ -121,7 +123,7 @@ def run_experiment(settings: Settings, workdir: Path) -> dict[str, float]:
     figure.savefig(workdir / f"{name}.png", dpi=150, bbox_inches="tight")
     lines.append(f"![{name}]({name}.png)")
   (workdir / "results.md").write_text("\n\n".join(lines) + "\n")
-  print(f"results: {workdir / 'results.md'}")
+  print(f"{lines[1]}\n\nresults: {workdir / 'results.md'}")
   return results
 
 
