@@ -194,8 +194,7 @@ def tokenize(
     resume_path=out.with_name(f".{out.name}.resume.npz"), progress=track,
   )
   metrics = health(logs, sids, embedded)
-  made = Made(config.last_level, config.hash_columns, config.quantizer, config.encoder)
-  lines = verdicts(metrics, made=made, label_name=PRODUCT)
+  lines = judge(sids, metrics)
   semantic_id.save(sids, out)
   write_json(out / "health.json", as_record(metrics, lines))
   if with_report:
@@ -205,6 +204,13 @@ def tokenize(
       group_A=np.array([path.split(" > ")[0] for path in logs.ads.category], object),
     )
   return Tokenized(sids.codebook_sizes, metrics, lines)
+
+
+def judge(sids: semantic_id.SemanticIds, metrics: Mapping[str, float]) -> list[HealthLine]:
+  """The verdicts on what `health` has measured."""
+  config = sids.config
+  made = Made(config.last_level, config.hash_columns, config.quantizer, config.encoder)
+  return verdicts(metrics, made=made, label_name=PRODUCT)
 
 
 def health(

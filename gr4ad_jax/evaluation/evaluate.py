@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from gr4ad_jax import prepare
 from gr4ad_jax.config import SearchConfig
 from gr4ad_jax.data.records import Action, Logs
 from gr4ad_jax.data.sequences import Example
@@ -25,10 +26,10 @@ from gr4ad_jax.evaluation.baseline_tuning import tune_baselines
 from gr4ad_jax.evaluation.baselines import BaselineSettings, rank_all
 from gr4ad_jax.evaluation.interactions import Interactions
 from gr4ad_jax.evaluation.ranking import EvalRequests, paired_difference, ranking_metrics
-from gr4ad_jax.prepare import health as tokenizer_health
 from gr4ad_jax.progress import console, track
 from gr4ad_jax.run import Inputs, RunFile, open_inputs, open_recommender, read_run, write_json
 from gr4ad_jax.search.recommender import Recommendations, Recommender, concatenate
+from gr4ad_jax.tokenizer.health_verdicts import as_record
 from gr4ad_jax.training.metric_log import read_log
 
 DEPTH = 50
@@ -162,7 +163,7 @@ def evaluate(workdir: Path, *, split: str = "test", bootstrap: int = 1000) -> di
     )
     metrics |= {f"{prefix}difference/{name}/{key}": value for key, value in difference.items()}
 
-  health = tokenizer_health(inputs.logs, inputs.sids)
+  health = prepare.health(inputs.logs, inputs.sids)
   rates = [row["examples_per_second"] for row in read_log(workdir) if "examples_per_second" in row]
   metrics |= {
     "invalid_sid_rate": invalid_rate(result.recommendations, inputs.sids.codes_AL),
@@ -179,7 +180,8 @@ def evaluate(workdir: Path, *, split: str = "test", bootstrap: int = 1000) -> di
   # JSON has no NaN: what cannot be measured (no new targets, no value) is left out.
   metrics = {name: value for name, value in metrics.items() if np.isfinite(value)}
   write_json(workdir / "about.json", _about(inputs, advertisers, settings, split))
-  write_json(workdir / "sid_health.json", health)
+  lines = prepare.judge(inputs.sids, health)
+  write_json(workdir / "sid_health.json", as_record(health, lines))
   samples = _samples(run, workdir, inputs, groups)
   write_json(workdir / "samples.json", samples)
   write_json(workdir / "metrics.json", metrics)

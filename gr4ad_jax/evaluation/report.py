@@ -61,7 +61,7 @@ class _RunFiles:
   metrics: dict[str, float]
   run: dict[str, Any] | None
   log: list[dict[str, Any]]
-  health: dict[str, float] | None
+  health: dict[str, Any] | None
   about: dict[str, Any] | None
   samples: list[dict[str, Any]] | None
 
@@ -128,7 +128,7 @@ def _read(workdir: Path) -> _RunFiles:
     metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
     run=_read_json(workdir / "run.json", dict),
     log=read_log(workdir),
-    health=_read_json(workdir / "sid_health.json", dict),
+    health=_read_health(workdir / "sid_health.json"),
     about=_read_json(workdir / "about.json", dict),
     samples=_read_json(workdir / "samples.json", list),
   )
@@ -145,6 +145,13 @@ def _read_json(path: Path, kind: type) -> Any:
   if not isinstance(content, kind):
     raise ConfigError(f"{path}: holds a {type(content).__name__}, must be a {kind.__name__}")
   return content
+
+
+def _read_health(path: Path) -> dict[str, Any] | None:
+  health = _read_json(path, dict)
+  if health is not None and not {"lines", "metrics"} <= health.keys():
+    raise ConfigError(f"{path}: has no lines and metrics; run `gr4ad evaluate` again")
+  return health
 
 
 def _absent(workdir: Path, file: str, command: str) -> Html:
@@ -253,7 +260,8 @@ def _settings_section(files: _RunFiles) -> Html:
     _flat_table("Settings of the baselines, chosen on the validation split", tuned)
     if tuned else None,
     _flat_table("All numbers of metrics.json", files.metrics),
-    _flat_table("All numbers of sid_health.json", files.health) if files.health else None,
+    _flat_table("All numbers of sid_health.json", files.health["metrics"])
+    if files.health else None,
   )  # fmt: skip
 
 

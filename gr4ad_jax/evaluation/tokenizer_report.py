@@ -190,7 +190,8 @@ def _summary(lines: Sequence[HealthLine]) -> list[Html]:
   return result
 
 
-def _lines_section(lines: Sequence[HealthLine]) -> Html:
+def lines_tables(lines: Sequence[HealthLine]) -> list[Html]:
+  """A heading and a table for each group of lines."""
   parts = []
   for name, group in groupby(lines, key=lambda line: line.group):
     rows = [
@@ -201,11 +202,15 @@ def _lines_section(lines: Sequence[HealthLine]) -> Html:
       for line in group
     ]
     parts += [tag("h3", name), table((), rows, class_="lines")]
+  return parts
+
+
+def _lines_section(lines: Sequence[HealthLine]) -> Html:
   return section(
     "lines", _TITLES["lines"],
     tag("p", "Fine, look, will hurt: rules of thumb, set where published systems stand. What will "
         "hurt is worth another ", tag("code", "gr4ad tokenize"), " before any training."),
-    *parts,
+    *lines_tables(lines),
   )  # fmt: skip
 
 

@@ -4,10 +4,13 @@ import copy
 import json
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
+from gr4ad_jax.config import ConfigError
 from gr4ad_jax.evaluation.report import write_report
 from gr4ad_jax.evaluation.report_verdict import compare_with_baselines, verdict
+from gr4ad_jax.tokenizer import health, health_verdicts
 
 HALF_WIDTH = 0.01
 BASELINES = ("popularity", "cooccurrence", "own_history")
@@ -56,12 +59,10 @@ ABOUT = {
   "evaluated_split": "test",
 }  # fmt: skip
 
-HEALTH = {
-  "num_ads": 89.0, "num_sids": 80.0, "codebook_space": 4096.0, "sid_collision_rate": 0.4,
-  "cpr": 1.1, "col": 0.05, "util": 0.0195, "util_as_printed": 0.02, "max_ads_per_sid": 3.0,
-  "level1/used_share": 1.0, "level1/entropy_bits": 3.9, "level1/perplexity": 14.9,
-  "level2/used_share": 0.5, "level2/entropy_bits": 2.9, "level2/perplexity": 7.5,
-}  # fmt: skip
+# Ads a and a + 32 share their SID, but for 16 to 31.
+CODES = np.array([[a % 8, a // 8 % 4, a // 48] for a in range(64)])
+HEALTH_METRICS = health.measure(CODES, (8, 16, 32), num_quantised=2)
+HEALTH = health_verdicts.as_record(HEALTH_METRICS, health_verdicts.verdicts(HEALTH_METRICS))
 
 SAMPLES = [{
   "user_id": "u1", "features": {"age_band": "25-34"},
@@ -347,14 +348,12 @@ def test_data_card_shows_source_caveats_splits_and_cleaning(tmp_path):
 
 def test_tokenizer_lines_have_a_verdict(tmp_path):
   text = report(tmp_path / "run").text
-  for part in (
-    "Ads that share their ID Many ads compete inside one ID", "40.0% poor",
-    "89 ads on 80 IDs, 1.10 in the mean and at most 3 on one. 5.0% good",
-    "Level 1: codes in use Hardly a dead code. As varied as 15 equally frequent codes (3.90 "
-    "bits). 100% good", "Level 2: codes in use Many codes are dead",
-  ):  # fmt: skip
+  for part in ("Ads that share their SID", "50.0% will hurt", "Level 1, quantised", "100% fine"):
     assert part in text
   assert "Organic contents" not in text  # these logs have none
+  (tmp_path / "run" / "sid_health.json").write_text(json.dumps(HEALTH_METRICS))
+  with pytest.raises(ConfigError, match="run `gr4ad evaluate` again"):
+    write_report(tmp_path / "run")
 
 
 def test_samples_mark_what_was_found(tmp_path):
