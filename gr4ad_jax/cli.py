@@ -38,7 +38,8 @@ class Parquet:
   """Your own logs as Parquet or CSV files; docs/own_logs.md lists the columns."""
 
   ads: Path
-  """ad_id, advertiser_id, category, text; optional price, conversion_type, embedding."""
+  """ad_id, advertiser_id, category, text; optional ad_type, account_id, campaign_id, price,
+  conversion_type, embedding."""
   events: Path
   """user_id, time, action, ad_id and/or content_id; optional request_id, value, ecpm, feature_*."""
   users: Path | None = None

@@ -79,6 +79,25 @@ def test_parquet_logs_are_prepared(tmp_path, capsys):
   assert run(*args, "--overwrite") == 0
 
 
+def test_tokenize_judges_its_codes_and_takes_own_embeddings(tiny_data, tmp_path, capsys):
+  out = tmp_path / "sids"
+  np.save(tmp_path / "mine.npy", np.random.default_rng(0).standard_normal((40, 6)))
+  given = ("tokenize", "--data", tiny_data, "--out", out, "--encoder", "given",
+           "--codebook-sizes", 8, 4, 8, "--embeddings", tmp_path / "mine.npy")
+  assert run(*given, "--last-level", "suffix", "--report") == 0
+  printed = capsys.readouterr().out.replace("\n", "")
+  assert "Ads that share their SID" in printed and "report.html" in printed
+  assert "<svg" in (out / "report.html").read_text()
+  health = json.loads((out / "health.json").read_text())
+  assert health["metrics"]["sid_collision_rate"] == 0  # a suffix leaves none
+  assert {line["verdict"] for line in health["lines"]} <= {"fine", "look", "will hurt"}
+  assert not (tmp_path / ".sids.resume.npz").exists()
+  np.save(tmp_path / "mine.npy", np.ones((39, 6)))
+  capsys.readouterr()
+  assert run(*given) == 2
+  assert "mine.npy: shape (39, 6), expected [40, D]" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
   ("changes", "words"),
   [

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -10,8 +11,20 @@ import numpy as np
 
 from gr4ad_jax.data.records import AdTable, Logs
 from gr4ad_jax.data.validation import LogError
+from gr4ad_jax.tokenizer.ad_text import ad_inputs, content_inputs
+from gr4ad_jax.tokenizer.cooccurrence import swing_pairs, training_interactions
+from gr4ad_jax.tokenizer.embedding_cache import encoder_identity
+from gr4ad_jax.tokenizer.resume import ResumeFile, fingerprint
 from gr4ad_jax.tokenizer.rows import check_embeddings, first_bad_row
-from gr4ad_jax.tokenizer.text_encoder import encode_texts
+from gr4ad_jax.tokenizer.text_encoder import (
+  BLANK_TEXT,
+  MAX_TOKENS,
+  BertEncoder,
+  encode_texts,
+  load_minilm,
+)
+from gr4ad_jax.tokenizer.uae import embed_inputs, fine_tune, load_params, save_params
+from gr4ad_jax.tokenizer.uae_steps import UaeConfig
 
 Encoder = Literal["wordllama", "minilm", "uae", "given"]
 ENCODERS: tuple[Encoder, ...] = get_args(Encoder)
@@ -69,22 +82,80 @@ def given_embeddings(ads: AdTable, file: Path | None) -> LogEmbeddings:
 
 
 def text_embeddings(
-  logs: Logs, encode: Callable[[list[str]], np.ndarray], ad_text_A: np.ndarray,
-  content_text_O: np.ndarray,
+  logs: Logs,
+  encode: Callable[[list[str]], np.ndarray],
+  ad_text_A: Sequence[str],
+  content_text_O: Sequence[str],
 ) -> LogEmbeddings:
-  """Embeds the texts of ads and of the contents that are not an ad's product.
+  """Embeds the texts of ads, and of the contents that have a text and are not an ad's product.
 
   Args:
-    logs: tells which contents promote an ad.
-    encode: texts -> unit rows; a text that ads and contents share comes once.
-    ad_text_A: [A] strings.
-    content_text_O: [O] strings; blank = the content gets no embedding.
+    logs: tells which contents these are.
+    encode: texts -> unit rows.
+    ad_text_A: [A] what stands for each ad.
+    content_text_O: [O] what stands for each content.
   """
-  has_text_O = np.array([bool(text.strip()) for text in content_text_O], bool)
+  has_text_O = np.array([bool(text.strip()) for text in logs.contents.text], bool)
   content_rows = np.flatnonzero((logs.contents.ad < 0) & has_text_O)
-  embedding_ND = encode([*ad_text_A, *content_text_O[content_rows]])
+  # One call, so that a text that ads and contents share is encoded once.
+  embedding_ND = encode([*ad_text_A, *np.asarray(content_text_O, object)[content_rows]])
   num_ads = len(ad_text_A)
   return LogEmbeddings(embedding_ND[:num_ads], content_rows, embedding_ND[num_ads:])
+
+
+def unified_embeddings(
+  logs: Logs,
+  encoder: BertEncoder,
+  config: UaeConfig | None = None,
+  *,
+  folder: Path | None = None,
+  train_E: np.ndarray | None = None,
+  seed: int = 0,
+  progress: Callable | None = None,
+) -> LogEmbeddings:
+  """Fine-tunes a sentence encoder on a log and embeds the log with it.
+
+  Args:
+    logs: the log.
+    encoder: where the fine-tuning starts.
+    config: of the fine-tuning; None = the defaults.
+    folder: keeps the tuned parameters and the embeddings, by what they were made of, and the state
+      of an interrupted fine-tuning; None = nothing is kept.
+    train_E: bool [E], events that may be learned from; None = all.
+    seed: of the fine-tuning.
+    progress: called as `progress(iterable, description, total)`; None shows nothing.
+
+  Source: GR4AD (arXiv 2602.22732) 3.1, unified advertisement embedding.
+  """
+  config = UaeConfig() if config is None else config
+  pairs = swing_pairs(
+    *training_interactions(logs, train_E), num_items=len(logs.ads.ad_id), progress=progress
+  )
+  inputs_A = ad_inputs(logs.ads)
+  options = {"encoder": encoder, "config": config, "seed": seed, "progress": progress}
+  if folder is None:
+    params = fine_tune(logs.ads, pairs, **options)
+  else:
+    key = fingerprint(
+      encoder_identity(encoder.name, encoder.params, max_tokens=config.max_tokens),
+      dataclasses.asdict(config), seed, list(inputs_A), pairs.item_P, pairs.neighbour_P,
+      pairs.score_P,
+    )
+    file = folder / f"uae-{key}.npz"
+    if file.exists():
+      params = load_params(file, encoder=encoder)
+    else:
+      resume = ResumeFile(folder / f"uae-{key}.resume.npz", key)
+      params = fine_tune(logs.ads, pairs, resume=resume, **options)
+      save_params(file, params, encoder=encoder)
+      resume.remove()
+  return text_embeddings(
+    logs,
+    lambda texts: embed_inputs(
+      texts, encoder, params=params, max_tokens=config.max_tokens, cache=folder, progress=progress
+    ),
+    inputs_A, content_inputs(logs.contents),
+  )
 
 
 def embed(
@@ -120,8 +191,21 @@ def embed(
   if file is not None:
     raise ValueError(f"embeddings: a file goes with encoder 'given', not with {encoder!r}")
   if encoder == "uae":
-    raise NotImplementedError
-  return text_embeddings(
-    logs, lambda texts: encode_texts(texts, encoder, progress=progress), logs.ads.text,
-    logs.contents.text,
-  )
+    return unified_embeddings(
+      logs, load_minilm(), folder=folder, train_E=train_E, seed=seed, progress=progress
+    )
+  if encoder == "minilm":
+    minilm = load_minilm()
+
+    def encode(texts):
+      return embed_inputs(
+        [text if text.strip() else BLANK_TEXT for text in texts], minilm, max_tokens=MAX_TOKENS,
+        cache=folder, progress=progress,
+      )
+
+  else:
+
+    def encode(texts):
+      return encode_texts(texts, encoder)
+
+  return text_embeddings(logs, encode, logs.ads.text, logs.contents.text)

