@@ -18,7 +18,7 @@ ours and FSQ, 3 x 256 codes: collisions, level-1 codes in use, PAS, relative rec
 
 Numbers of finished parts are kept in WORKDIR/parts, so an interrupted run goes on. `--set
 settings.data=FOLDER` names the folder of the Amazon files, `--set settings.seeds=1` and `--set
-settings.datasets=journey` shorten the run.
+settings.datasets=journey`, `--set settings.parts=embedding` shorten the run.
 
 Expected numbers: docs/tokenizer.md. Run time on two CPU cores: about 45 minutes.
 """
@@ -88,6 +88,7 @@ class Settings:
   """Folder that holds amazon_beauty and amazon_industrial."""
   seeds: int = 3
   datasets: tuple[str, ...] = ("journey", "beauty", "industrial")
+  parts: tuple[str, ...] = ("embedding", "quantizer", "gpr")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +125,7 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
       file = workdir / "parts" / f"{name}-{seed}.json"
       if not file.exists():
         console.print(f"{name}, seed {seed}")
-        numbers = measure_seed(catalogue(), workdir, options.uae, seed=seed)
+        numbers = measure_seed(catalogue(), workdir, options, seed=seed)
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, numbers)
       by_seed.append(json.loads(file.read_text()))
@@ -185,20 +186,24 @@ def read_industrial(folder: Path) -> Catalogue:
 
 
 def measure_seed(
-  catalogue: Catalogue, workdir: Path, config: UaeConfig, *, seed: int
+  catalogue: Catalogue, workdir: Path, options: _Options, *, seed: int
 ) -> dict[str, float]:
   """All rows of one catalogue with one seed: "embedding/ROW/r@1", "quantizer/ROW/cpr", ..."""
   ads = catalogue.ads
   query_A = np.zeros(len(ads.ad_id), bool)
   order_A = np.random.default_rng([seed, 2]).permutation(len(query_A))
   query_A[order_A[: round(HELD_OUT * len(query_A))]] = True
-  results = {}
-  embedding_AD = None
-  for row, embedding_AD in embeddings(catalogue, ~query_A, workdir, config, seed=seed).items():
-    hits = held_out_retrieval(embedding_AD, catalogue.label_A, query_A)
-    results |= {f"embedding/{row}/r@{k}": value for k, value in hits.items()}
-  results |= quantizer_rows(ads, embedding_AD, seed)
-  return results | gpr_rows(embedding_AD, seed)
+  results, parts = {}, options.settings.parts
+  by_row = embeddings(catalogue, ~query_A, workdir, options.uae, seed=seed)
+  if "embedding" in parts:
+    for row, embedding_AD in by_row.items():
+      hits = held_out_retrieval(embedding_AD, catalogue.label_A, query_A)
+      results |= {f"embedding/{row}/r@{k}": value for k, value in hits.items()}
+  if "quantizer" in parts:
+    results |= quantizer_rows(ads, by_row["it_cl"], seed)
+  if "gpr" in parts:
+    results |= gpr_rows(by_row["it_cl"], seed)
+  return results
 
 
 def embeddings(
@@ -284,6 +289,8 @@ def table(results: Mapping[str, float]) -> str:
   lines = []
   for part, rows, metrics, title in _TABLES:
     for name in dict.fromkeys(key.split("/")[0] for key in results):
+      if not any(key.startswith(f"{name}/{part}/") for key in results):
+        continue
       lines += [f"{title}, {name}:", "", "| | " + " | ".join(metrics) + " |",
                 "|---" + "|---:" * len(metrics) + "|"]
       for row, label in rows.items():
@@ -307,6 +314,8 @@ def plots(results: Mapping[str, float]) -> dict[str, Figure]:
     ("quantizer", QUANTIZERS, "col", "Col: share of SIDs with several ads"),
   ), strict=True):  # fmt: skip
     for shift, name in enumerate(names):
+      if f"{name}/{part}/{next(iter(rows))}/{metric}/mean" not in results:
+        continue
       mean = [results[f"{name}/{part}/{row}/{metric}/mean"] for row in rows]
       spread = [results[f"{name}/{part}/{row}/{metric}/spread"] for row in rows]
       y = np.arange(len(rows)) + 0.2 * (shift - 1)

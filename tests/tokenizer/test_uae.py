@@ -362,6 +362,21 @@ def test_a_stage_of_0_steps_is_off(encoder, tuned, stage):
   assert (flat(params) != flat(tuned)).any() and (flat(params) != flat(encoder.params)).any()
 
 
+def test_the_end_of_the_first_stage_is_told(encoder, tuned):
+  """It is what the first stage alone ends with, up to the batches that are drawn for a longer run."""
+  told = []
+  params = fine_tune(
+    catalogue(), ring_pairs(), encoder=encoder, config=CONFIG, after_attributes=told.append
+  )
+  np.testing.assert_array_equal(flat(params), flat(tuned))  # looking changes nothing
+  alone = fine_tune(
+    catalogue(), ring_pairs(), encoder=encoder,
+    config=dataclasses.replace(CONFIG, cooccurrence_steps=0),
+  )
+  assert len(told) == 1
+  np.testing.assert_allclose(flat(told[0]), flat(alone), atol=1e-6)
+
+
 def test_without_any_step_the_encoder_stays(encoder):
   config = dataclasses.replace(CONFIG, attribute_steps=0, cooccurrence_steps=0)
   params = fine_tune(catalogue(), None, encoder=encoder, config=config)
