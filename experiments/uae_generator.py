@@ -12,7 +12,8 @@ the preset's bonus for new ads; differences are paired by seed, with a t interva
 Finished runs are reused, so an interrupted experiment goes on. Size cpu trains for 500 steps,
 full for 1,500; `--set train.num_steps=...` and other settings of the preset may be changed.
 
-Expected numbers: docs/tokenizer.md. Run time on two CPU cores: cpu about 25 minutes.
+Expected numbers: docs/tokenizer.md. Run time on two CPU cores: cpu 45 minutes
+beside other work.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def test_a_suffix_numbers_the_ads_of_a_prefix_and_new_ads_go_on():
   for prefix in np.unique(sids.codes_AL[:, :2], axis=0):
     of_prefix = (sids.codes_AL[:, :2] == prefix).all(1)
     assert sids.codes_AL[of_prefix, 2].tolist() == list(range(of_prefix.sum()))
-  new_NL = semantic_id.code_new_ads(sids, logs.ads.embedding_AD[[3, 3, 7]], {})
+  new_NL = semantic_id.code_new_ads(sids, embed(logs, "given").ad_AD[[3, 3, 7]], {})
   np.testing.assert_array_equal(new_NL[:, :2], sids.codes_AL[[3, 3, 7], :2])
   both = np.concatenate([sids.codes_AL, new_NL])
   assert len(np.unique(both, axis=0)) == 27
