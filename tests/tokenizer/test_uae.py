@@ -363,7 +363,7 @@ def test_a_stage_of_0_steps_is_off(encoder, tuned, stage):
 
 
 def test_the_end_of_the_first_stage_is_told(encoder, tuned):
-  """It is what the first stage alone ends with, up to the batches that are drawn for a longer run."""
+  """It is what a training of the first stage alone ends with."""
   told = []
   params = fine_tune(
     catalogue(), ring_pairs(), encoder=encoder, config=CONFIG, after_attributes=told.append
