@@ -20,7 +20,7 @@ Numbers of finished parts are kept in WORKDIR/parts, so an interrupted run goes 
 settings.data=FOLDER` names the folder of the Amazon files, `--set settings.seeds=1` and `--set
 settings.datasets=journey`, `--set settings.parts=embedding` shorten the run.
 
-Expected numbers: docs/tokenizer.md (Complete Journey; the Amazon ones have not been measured yet).
+Expected numbers: docs/tokenizer.md (this command has been run on Complete Journey only).
 Run time on two CPU cores: Complete Journey took 30 minutes beside other work.
 """
 
