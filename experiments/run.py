@@ -115,15 +115,13 @@ def run_experiment(settings: Settings, workdir: Path) -> dict[str, float]:
     raise
   write_json(workdir / "results.json", results)
   changed = f" --set {' '.join(settings.overrides)}" if overrides else ""
-  lines = [
-    f"`python -m experiments.run {settings.name} --size {settings.size}{changed}`",
-    experiment.table(results),
-  ]
+  table = experiment.table(results)
+  lines = [f"`python -m experiments.run {settings.name} --size {settings.size}{changed}`", table]
   for name, figure in experiment.plots(results).items():
     figure.savefig(workdir / f"{name}.png", dpi=150, bbox_inches="tight")
     lines.append(f"![{name}]({name}.png)")
   (workdir / "results.md").write_text("\n\n".join(lines) + "\n")
-  print(f"{lines[1]}\n\nresults: {workdir / 'results.md'}")
+  print(f"{table}\n\nresults: {workdir / 'results.md'}")
   return results
 
 

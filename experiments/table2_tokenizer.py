@@ -52,7 +52,7 @@ from gr4ad_jax.tokenizer.health import measure
 from gr4ad_jax.tokenizer.quantizers import quantizer
 from gr4ad_jax.tokenizer.retrieval import held_out_retrieval
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig, default_sizes
-from gr4ad_jax.tokenizer.text_encoder import load_minilm
+from gr4ad_jax.tokenizer.text_encoder import BLANK_TEXT, load_minilm
 from gr4ad_jax.tokenizer.uae import embed_inputs, fine_tune
 from gr4ad_jax.tokenizer.uae_steps import UaeConfig
 
@@ -216,7 +216,7 @@ def embeddings(
   embed = functools.partial(
     embed_inputs, encoder=encoder, max_tokens=config.max_tokens, cache=cache, progress=track
   )
-  result = {"raw": embed([text or "unknown" for text in ads.text]), "template": embed(inputs)}
+  result = {"raw": embed([text or BLANK_TEXT for text in ads.text]), "template": embed(inputs)}
 
   def after_attributes(params) -> None:
     result["it"] = embed(inputs, params=params)

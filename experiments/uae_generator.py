@@ -57,10 +57,8 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
     sids = workdir / f"sids_{encoder}"
     if not (sids / "health.json").exists():
       console.print(f"tokenize: {encoder}")
-      made = prepare.tokenize(data, sids, TokenizerConfig(encoder=encoder))
-      write_json(sids / "health.json", made.health)
-    health = json.loads((sids / "health.json").read_text())
-    health = health.get("metrics", health)
+      prepare.tokenize(data, sids, TokenizerConfig(encoder=encoder))
+    health = json.loads((sids / "health.json").read_text())["metrics"]
     for key in ("sid_collision_rate", "retrieval/embedding_r@1", "level2/label_lift"):
       results[f"{encoder}/tokenizer/{key}"] = health[key]
     for seed in SEEDS:

@@ -184,10 +184,12 @@ def tokenize(
     LogError, ValueError: no logs there, or settings that do not fit them.
   """
   logs = read_logs(data / "logs")
+  train_E = None
+  if config.encoder == "uae":  # the others learn from no event
+    train_E = training_events(logs, open_examples(data / "examples"))
   embedded = embed(
     logs, config.encoder, file=embeddings, folder=data / "embeddings",
-    train_E=training_events(logs, open_examples(data / "examples")), seed=config.seed,
-    progress=track,
+    train_E=train_E, seed=config.seed, progress=track,
   )
   sids = semantic_id.assign_semantic_ids(
     logs, embedded, config, mesh=sharding.data_mesh(NUM_GROUPS),

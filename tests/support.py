@@ -1,4 +1,6 @@
-"""Small random model inputs that several tests share."""
+"""What several tests share: small random inputs, hostile text, a reader of pages."""
+
+from html.parser import HTMLParser
 
 import numpy as np
 
@@ -27,3 +29,43 @@ def random_context(rng, rows: int, history: int = 5, organic: int = 4) -> Contex
     organic_age_BO=buckets(organic), organic_trend_BO=buckets(organic),
     trend_code_BNL=random_codes(rng, rows, 3).astype(np.int32), trend_share_BN=buckets(3),
   )
+
+
+def clustered(seed=0, num_points=400, width=12) -> np.ndarray:
+  """Embeddings in twelve clusters."""
+  rng = np.random.default_rng(seed)
+  centres = 4 * rng.standard_normal((12, width))
+  noise = rng.standard_normal((num_points, width))
+  return (centres[rng.integers(0, 12, num_points)] + noise).astype(np.float32)
+
+
+HOSTILE = "</style><script>alert(1)</script><img src=x onerror=\"alert(2)\"> & 'quoted' \u202e"
+
+
+class Page(HTMLParser):
+  """What a browser would see: tags with attributes, the visible text, the text of each cell."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.tags, self.cells, self.chunks, self._open = [], [], [], []
+    self.feed(text)
+    assert not self._open, f"unclosed {self._open}"
+    self.text = " ".join("".join(self.chunks).split())
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append((tag, dict(attrs)))
+    self.chunks.append(" ")
+    if tag not in ("meta", "br"):
+      self._open.append(tag)
+    if tag == "td":
+      self.cells.append((dict(attrs), []))
+
+  def handle_endtag(self, tag):
+    assert self._open.pop() == tag
+    self.chunks.append(" ")
+
+  def handle_data(self, data):
+    if self._open and self._open[-1] != "style":
+      self.chunks.append(data)
+      if "td" in self._open:
+        self.cells[-1][1].append(data)

@@ -19,7 +19,8 @@ import numpy as np
 
 from gr4ad_jax import prepare
 from gr4ad_jax.config import SearchConfig
-from gr4ad_jax.data.records import Action, Logs
+from gr4ad_jax.data.engagements import engagements
+from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.data.tfds_builder import read_split
 from gr4ad_jax.evaluation.baseline_tuning import tune_baselines
@@ -67,13 +68,10 @@ def eval_requests(groups: Sequence[Sequence[Example]]) -> EvalRequests:
 
 def interactions(logs: Logs) -> Interactions:
   """Engagements with products of the catalogue, promoted or organic, for the baselines."""
+  event_N, ad_N = engagements(logs)
   events = logs.events
-  ad_E = events.ad.copy()
-  organic = events.content >= 0
-  ad_E[organic] = logs.contents.ad[events.content[organic]]
-  rows = (ad_E >= 0) & ((events.ad < 0) | (events.action >= Action.CLICK))
   return Interactions(
-    events.user[rows], ad_E[rows], events.time_s[rows], events.ad[rows] >= 0
+    events.user[event_N], ad_N, events.time_s[event_N], events.ad[event_N] >= 0
   )
 
 

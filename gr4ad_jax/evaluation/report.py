@@ -23,6 +23,7 @@ from gr4ad_jax.evaluation.report_page import (
   section,
   table,
   tag,
+  write_page,
 )
 from gr4ad_jax.evaluation.report_samples import samples_section
 from gr4ad_jax.evaluation.report_sections import (
@@ -103,13 +104,8 @@ def write_report(workdir: Path) -> Path:
     _settings_section(files),
   ]  # fmt: skip
   source = (files.about or {}).get("source", workdir.name)
-  path = workdir / "report.html"
-  temporary = path.with_name(".report.html.tmp")
   text = page(f"GR4AD on {source}", sections, navigation=_TITLES)
-  # Logs may hold half a surrogate pair, which JSON can spell and UTF-8 cannot.
-  temporary.write_text(text, encoding="utf-8", errors="replace")
-  temporary.replace(path)
-  return path
+  return write_page(workdir / "report.html", text)
 
 
 def _read(workdir: Path) -> _RunFiles:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 MISSING = "–"
 
@@ -102,6 +103,15 @@ def page(title: str, sections: Sequence[object], *, navigation: dict[str, str]) 
   )
   body = tag("body", tag("nav", *links), tag("main", *sections))
   return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"
+
+
+def write_page(path: Path, text: str) -> Path:
+  """Writes a page in one piece: a reader sees the old file or the new one."""
+  temporary = path.with_name(f".{path.name}.tmp")
+  # Logs may hold half a surrogate pair, which JSON can spell and UTF-8 cannot.
+  temporary.write_text(text, encoding="utf-8", errors="replace")
+  temporary.replace(path)
+  return path
 
 
 def _known(value: float | None) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 
 from gr4ad_jax.evaluation.report_page import Html, tag
 from gr4ad_jax.evaluation.report_plots import tick_label, ticks
+from gr4ad_jax.tokenizer.retrieval import unit_rows
 
 _WIDTH, _HEIGHT = 400, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 8, 32
@@ -174,8 +175,7 @@ def two_dimensions(x_ND: np.ndarray, *, seed: int) -> np.ndarray | None:
   from sklearn.manifold import TSNE  # slow to import, and only needed here
   from threadpoolctl import threadpool_limits
 
-  norm_N = np.linalg.norm(x_ND, axis=-1, keepdims=True)
-  unit_ND = (x_ND / np.where(norm_N > 0, norm_N, 1)).astype(np.float32)
+  unit_ND = unit_rows(x_ND)
   flat = unit_ND.shape[1] < 2 or np.ptp(unit_ND, axis=0).max() < 1e-6
   tsne = TSNE(
     init="random" if flat else "pca",

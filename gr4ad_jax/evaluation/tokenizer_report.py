@@ -26,6 +26,7 @@ from gr4ad_jax.evaluation.report_page import (
   section,
   table,
   tag,
+  write_page,
 )
 from gr4ad_jax.evaluation.tokenizer_plots import (
   MAP_STYLE,
@@ -147,13 +148,8 @@ def write_tokenizer_report(
   ]
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
-  path = folder / "report.html"
-  temporary = path.with_name(".report.html.tmp")
   text = page(f"Semantic IDs of {title}", parts, navigation=_TITLES)
-  # Logs may hold half a surrogate pair, which UTF-8 cannot spell.
-  temporary.write_text(text, encoding="utf-8", errors="replace")
-  temporary.replace(path)
-  return path
+  return write_page(folder / "report.html", text)
 
 
 def _headline_section(title, metrics, lines, codebook_sizes) -> Html:

@@ -18,6 +18,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gr4ad_jax.sharding import DATA, replicated
+from gr4ad_jax.tokenizer import groups
 from gr4ad_jax.tokenizer.groups import NUM_GROUPS, add_in_order, map_groups
 from gr4ad_jax.tokenizer.resume import ResumeFile
 from gr4ad_jax.tokenizer.rows import ROWS_PER_CHECK, distinct_rows
@@ -25,8 +26,9 @@ from gr4ad_jax.tokenizer.rows import ROWS_PER_CHECK, distinct_rows
 Arrays = dict[str, np.ndarray]
 Params = Mapping[str, jax.Array]
 
-ROWS_PER_BLOCK = 64  # rows encoded as one program, so that a code depends on its row alone
-ROWS_PER_CHUNK = 8192  # rows that are on the devices together
+ROWS_PER_BLOCK = 64  # rows of one program, so that a code depends on its row alone
+MIN_BLOCKS, MAX_BLOCKS = NUM_GROUPS, 128  # of a call
+ROWS_PER_CHUNK = ROWS_PER_BLOCK * MAX_BLOCKS  # rows that are on the devices together
 
 
 @dataclass(frozen=True)
@@ -237,24 +239,8 @@ def encode_rows(codes_of: Callable, embedding_ND: np.ndarray) -> np.ndarray:
 
 
 def map_rows(f: Callable, x_ND: np.ndarray, row_M: np.ndarray, mesh: Mesh) -> np.ndarray:
-  """Applies a compiled function to some rows of a table, in chunks of five sizes at most.
-
-  Args:
-    f: `[K, 64, D] -> [K, 64, W]`, K a power of two from 8 to 128.
-    x_ND: [N, D].
-    row_M: numbers of the rows.
-    mesh: of `check_mesh`; the K blocks are spread over its axis `data`.
-
-  Returns:
-    [M, W].
-  """
-  by_block, results = NamedSharding(mesh, PartitionSpec(DATA)), []
-  for start in range(0, max(len(row_M), 1), ROWS_PER_CHUNK):
-    row_B = row_M[start : start + ROWS_PER_CHUNK]
-    size = max(NUM_GROUPS * ROWS_PER_BLOCK, 1 << (len(row_B) - 1).bit_length())
-    padded_BD = np.zeros((size, x_ND.shape[1]), x_ND.dtype)
-    padded_BD[: len(row_B)] = x_ND[row_B]
-    block_KBD = padded_BD.reshape(-1, ROWS_PER_BLOCK, x_ND.shape[1])
-    y_KBW = np.asarray(f(jax.device_put(block_KBD, by_block)))
-    results.append(y_KBW.reshape(size, -1)[: len(row_B)])
-  return np.concatenate(results)
+  """`groups.map_rows` with the blocks of this module: `f` sees K from 8 to 128."""
+  return groups.map_rows(
+    f, x_ND, row_M, mesh, rows_per_block=ROWS_PER_BLOCK, min_blocks=MIN_BLOCKS,
+    max_blocks=MAX_BLOCKS,
+  )

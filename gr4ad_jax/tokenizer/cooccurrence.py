@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from gr4ad_jax.data.records import Action, Logs
+from gr4ad_jax.data.engagements import engagements
+from gr4ad_jax.data.records import Logs
 
 MAX_ITEMS_PER_USER = 1_000
 BLOCK_ENTRIES = 2**25
@@ -39,12 +40,11 @@ def training_interactions(
   Returns:
     user_E and ad_E, int32 [E], sorted by user and time.
   """
-  events = logs.events
-  ad_E = np.where(events.ad >= 0, events.ad, np.append(logs.contents.ad, -1)[events.content])
-  kept_E = (ad_E >= 0) & ((events.ad < 0) | (events.action >= Action.CLICK))
+  event_N, ad_N = engagements(logs)
   if train_E is not None:
-    kept_E &= train_E
-  return events.user[kept_E], ad_E[kept_E].astype(np.int32)
+    kept_N = train_E[event_N]
+    event_N, ad_N = event_N[kept_N], ad_N[kept_N]
+  return logs.events.user[event_N], ad_N
 
 
 def swing_pairs(

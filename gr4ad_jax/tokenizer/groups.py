@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gr4ad_jax.sharding import DATA, build_mesh
 
@@ -51,6 +51,45 @@ def map_groups(f: Callable, shared: Any, grouped: Any, mesh: Mesh) -> Any:
   return jax.shard_map(
     local, mesh=mesh, in_specs=(PartitionSpec(), rows), out_specs=rows, check_vma=False
   )(shared, grouped)
+
+
+def map_rows(
+  f: Callable,
+  x_ND: np.ndarray,
+  row_M: np.ndarray,
+  mesh: Mesh,
+  *,
+  rows_per_block: int,
+  max_blocks: int,
+  min_blocks: int = 1,
+) -> np.ndarray:
+  """Applies a compiled function to some rows of a table; only a part of them is copied at a time.
+
+  Args:
+    f: `[K, rows_per_block, D] -> [K, rows_per_block, W]`, K a power of two from `min_blocks` (or
+      the devices, where these are more) to `max_blocks`, so that there are few compilations.
+    x_ND: [N, D].
+    row_M: numbers of the rows.
+    mesh: of `check_mesh`; the K blocks are spread over its axis `data`.
+    rows_per_block: rows that are computed together.
+    max_blocks: of one call, a power of two; a multiple of the devices.
+    min_blocks: of one call, a power of two.
+
+  Returns:
+    [M, W].
+  """
+  by_block, results = NamedSharding(mesh, PartitionSpec(DATA)), []
+  per_call = rows_per_block * max_blocks
+  for start in range(0, max(len(row_M), 1), per_call):
+    rows = row_M[start : start + per_call]
+    blocks = 1 << (-(-len(rows) // rows_per_block) - 1).bit_length() if len(rows) else 1
+    blocks = max(blocks, min_blocks, mesh.shape[DATA])
+    padded = np.zeros((blocks * rows_per_block, x_ND.shape[1]), x_ND.dtype)
+    np.take(x_ND, rows, axis=0, out=padded[: len(rows)])
+    block_KBD = jax.device_put(padded.reshape(blocks, rows_per_block, -1), by_block)
+    y_KBW = np.asarray(f(block_KBD))
+    results.append(y_KBW.reshape(len(padded), -1)[: len(rows)])
+  return np.concatenate(results)
 
 
 def add_in_order(x_G: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 Verdict = Literal["fine", "look", "will hurt"]
 VERDICTS: tuple[Verdict, ...] = ("fine", "look", "will hurt")
@@ -78,7 +78,7 @@ class Made:
   encoder: str | None = None
 
   def __post_init__(self):
-    if self.last_level not in (None, "quantised", "hash", "suffix"):
+    if self.last_level not in (None, *get_args(LastLevel)):
       raise ValueError(f"last_level: {self.last_level!r} is none of quantised, hash, suffix")
 
 

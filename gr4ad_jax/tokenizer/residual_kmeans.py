@@ -1,7 +1,7 @@
 """Residual k-means: plain (RQ-Kmeans) or balanced, one codebook size a level (multi-resolution).
 
 Equal vectors always get equal codes, so the fit works on distinct vectors: many ads with one text
-count once, and the capacity of a code is a number of distinct vectors.
+count once, and so does the size of a code.
 
 Balance: a code with many more vectors than its even share is halved, and the smallest code gives up
 its place for the second half. Codes are always those of the nearest centroid, so what the fit
@@ -31,6 +31,7 @@ from gr4ad_jax.tokenizer.groups import (
   check_codes,
   check_mesh,
   map_groups,
+  map_rows,
 )
 from gr4ad_jax.tokenizer.resume import ResumeFile
 from gr4ad_jax.tokenizer.rows import check_embeddings, distinct_rows
@@ -141,7 +142,7 @@ def fit(
 
 
 def encode(arrays: Arrays, embedding_ND: np.ndarray, *, mesh: Mesh | None = None) -> np.ndarray:
-  """Codes of the nearest centroid, level by level, without a capacity; equal rows, equal codes.
+  """Codes of the nearest centroid, level by level; equal rows, equal codes.
 
   Args:
     arrays: from `fit`.
@@ -204,9 +205,11 @@ class _Residuals:
 
   def merge_equal(self) -> None:
     """Residuals may be equal where vectors were not; each is to count once."""
+    if self._code_UL is None:
+      return  # the vectors themselves, distinct already
     kept_U = distinct_rows(self.take(np.arange(self.num_rows))).first_U
     self._row_U = self._row_U[kept_U]
-    self._code_UL = None if self._code_UL is None else self._code_UL[kept_U]
+    self._code_UL = self._code_UL[kept_U]
     self.num_rows = len(kept_U)
 
   def batch(self, number: int, size: int, seed: Sequence[int]) -> np.ndarray:
@@ -284,7 +287,7 @@ def _spread(point_ND: jax.Array, key: jax.Array, *, size: int) -> jax.Array:
     _, chosen = jax.lax.top_k(jnp.where(free_N, weight_N, -jnp.inf), per_round)
     new_KD = point_ND[chosen]
     centroid_VD = jax.lax.dynamic_update_slice(centroid_VD, new_KD, (r * per_round, 0))
-    distance_NK = _squared_distance(point_ND, new_KD) + norm_N[:, None]
+    distance_NK = squared_distance(point_ND, new_KD) + norm_N[:, None]
     nearest_N = jnp.minimum(nearest_N, jnp.maximum(distance_NK.min(-1), 0))
     return centroid_VD, nearest_N, free_N.at[chosen].set(False)
 
@@ -293,7 +296,7 @@ def _spread(point_ND: jax.Array, key: jax.Array, *, size: int) -> jax.Array:
   return jax.lax.fori_loop(0, rounds, draw, state)[0][:size]
 
 
-def _squared_distance(point_ND: jax.Array, centroid_VD: jax.Array) -> jax.Array:
+def squared_distance(point_ND: jax.Array, centroid_VD: jax.Array) -> jax.Array:
   """[N, V] up to the point's own norm, which does not change its ranking of centroids."""
   with jax.default_matmul_precision("float32"):  # the same codes on every kind of device
     dot_NV = jnp.einsum("ND,VD->NV", point_ND, centroid_VD)
@@ -315,7 +318,7 @@ def _compile_accumulate(mesh: Mesh) -> Callable:
   def assign(centroid_VD, group):
     point_ND, real_N, (sum_VD, count_V, distance_V) = group
     V = len(centroid_VD)
-    distance_NV = _squared_distance(point_ND, centroid_VD)
+    distance_NV = squared_distance(point_ND, centroid_VD)
     code_N = jnp.where(real_N, distance_NV.argmin(-1), V)
     distance_N = jnp.maximum(distance_NV.min(-1) + jnp.square(point_ND).sum(-1), 0) * real_N
     sum_VD += jax.ops.segment_sum(point_ND, code_N, V + 1)[:V]
@@ -368,32 +371,22 @@ def _compile_update(mesh: Mesh) -> Callable:
 
 @functools.cache
 def _compile_encode(mesh: Mesh) -> Callable:
-  """(points [blocks, rows, D], centroids of each level) -> codes [blocks, rows, levels]."""
+  """(centroids of each level, points [blocks, rows, D]) -> codes [blocks, rows, levels]."""
 
   def block(centroids, residual_RD):
     codes = []
     for centroid_VD in centroids:
-      codes.append(_squared_distance(residual_RD, centroid_VD).argmin(-1).astype(jnp.int32))
+      codes.append(squared_distance(residual_RD, centroid_VD).argmin(-1).astype(jnp.int32))
       residual_RD = residual_RD - centroid_VD[codes[-1]]
     return jnp.stack(codes, -1)
 
-  return jax.jit(lambda point_BRD, centroids: map_groups(block, centroids, point_BRD, mesh))
+  return jax.jit(lambda centroids, point_BRD: map_groups(block, centroids, point_BRD, mesh))
 
 
 def _encode_rows(embedding_ND, row_U, centroids, mesh) -> np.ndarray:
-  """int32 [U, levels], codes of the rows `row_U`; only a part of them is copied at a time."""
-  program = _compile_encode(mesh)
-  devices = mesh.shape[sharding.DATA]
+  """int32 [U, levels], codes of the rows `row_U`."""
   centroids = jax.device_put(centroids, sharding.replicated(mesh))
-  code_UL = np.empty((len(row_U), len(centroids)), np.int32)
-  layout = NamedSharding(mesh, PartitionSpec(sharding.DATA))
-  for start in range(0, len(row_U), ENCODE_ROWS * MAX_ENCODE_BLOCKS * devices):
-    rows = row_U[start : start + ENCODE_ROWS * MAX_ENCODE_BLOCKS * devices]
-    per_device = -(-len(rows) // (ENCODE_ROWS * devices))
-    blocks = devices << (per_device - 1).bit_length()  # powers of two, so few compilations
-    point = np.zeros((blocks * ENCODE_ROWS, embedding_ND.shape[1]), np.float32)
-    np.take(embedding_ND, rows, axis=0, out=point[: len(rows)])
-    point = jax.device_put(point.reshape(blocks, ENCODE_ROWS, -1), layout)
-    code = np.asarray(program(point, centroids)).reshape(-1, len(centroids))
-    code_UL[start : start + len(rows)] = code[: len(rows)]
-  return code_UL
+  return map_rows(
+    functools.partial(_compile_encode(mesh), centroids), embedding_ND, row_U, mesh,
+    rows_per_block=ENCODE_ROWS, max_blocks=MAX_ENCODE_BLOCKS * mesh.shape[sharding.DATA],
+  )

@@ -41,7 +41,7 @@ class ResumeFile:
     Args:
       path: of the .npz file.
       key: `fingerprint` of everything the result depends on; the state of another one is ignored.
-      seconds_between_saves: `save` does nothing before this time has passed since the last one.
+      seconds_between_saves: the next save is `due` this long after the last one.
     """
     self._path, self._key = path, key
     self._seconds, self._last = seconds_between_saves, time.monotonic()

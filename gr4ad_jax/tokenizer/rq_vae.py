@@ -285,12 +285,6 @@ def _encoder(arrays, x_BD, residual):
   return h_BD + z_BW if residual else z_BW
 
 
-def _nearest(r_BW, codebook_VW):
-  """As in RQ-Kmeans: without the row's own norm; ties go to the lower code."""
-  dot_BV = jnp.einsum("BW,VW->BV", r_BW, codebook_VW)
-  return (jnp.square(codebook_VW).sum(-1) - 2 * dot_BV).argmin(-1)
-
-
 @functools.partial(jax.jit, static_argnames=("residual", "mesh"))
 def _latent(arrays, x_KBD, *, residual, mesh):
   with jax.default_matmul_precision("float32"):
@@ -337,7 +331,8 @@ def _train(
     residual_LBW, count_LV, loss_B = [], [], 0.0
     r_BW = z_BW
     for codebook_VW in _codebooks(params):
-      code_B = _nearest(jax.lax.stop_gradient(r_BW), jax.lax.stop_gradient(codebook_VW))
+      distance_BV = residual_kmeans.squared_distance(r_BW, codebook_VW)
+      code_B = jax.lax.stop_gradient(distance_BV).argmin(-1)
       e_BW = codebook_VW[code_B]
       loss_B += jnp.square(jax.lax.stop_gradient(r_BW) - e_BW).sum(-1)
       loss_B += config.beta * jnp.square(r_BW - jax.lax.stop_gradient(e_BW)).sum(-1)

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 from jax.sharding import Mesh
@@ -18,14 +18,13 @@ from jax.sharding import Mesh
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.tokenizer.embeddings import ENCODERS, Encoder, LogEmbeddings
 from gr4ad_jax.tokenizer.feature_hash import hash_codes
+from gr4ad_jax.tokenizer.health_line import LastLevel
 from gr4ad_jax.tokenizer.quantizers import METHODS, Method, Quantizer, quantizer
 from gr4ad_jax.tokenizer.resume import ResumeFile, fingerprint
-from gr4ad_jax.tokenizer.rows import check_embeddings
 
 HASH_COLUMNS = (
   "advertiser_id", "account_id", "campaign_id", "conversion_type", "ad_id", "category", "price",
 )  # fmt: skip
-LastLevel = Literal["hash", "suffix", "quantised"]
 _OF_QUANTIZER = "quantizer."  # stands before the names of its arrays in codes.npz
 
 
@@ -65,8 +64,9 @@ class TokenizerConfig:
       raise ValueError(
         f"codebook_sizes: {self.codebook_sizes}, expected two or more sizes >= 1, or ()"
       )
-    if self.last_level not in ("hash", "suffix", "quantised"):
-      raise ValueError(f"last_level: {self.last_level!r} is none of hash, suffix, quantised")
+    if self.last_level not in get_args(LastLevel):
+      kinds = ", ".join(get_args(LastLevel))
+      raise ValueError(f"last_level: {self.last_level!r} is none of {kinds}")
     for name in self.hash_columns:
       if name not in HASH_COLUMNS:
         raise ValueError(f"hash_columns: {name!r} is none of {', '.join(HASH_COLUMNS)}")
@@ -174,7 +174,6 @@ def assign_semantic_ids(
   """
   sizes = config.codebook_sizes or default_sizes(len(logs.ads.ad_id), config)
   num_quantised = config.num_quantised(len(sizes))
-  check_embeddings(embeddings.ad_AD, sizes[:num_quantised])
   functions = config.functions()
   resume = None
   if resume_path is not None:
@@ -184,10 +183,13 @@ def assign_semantic_ids(
     embeddings.ad_AD, sizes[:num_quantised], seed=config.seed, mesh=mesh, resume=resume,
     progress=progress,
   )
-  columns = {name: getattr(logs.ads, name) for name in HASH_COLUMNS}
-  sids = SemanticIds(np.empty((0, len(sizes)), np.int32), np.empty((0, len(sizes)), np.int32),
-                     sizes, arrays, config)
-  codes_AL = code_new_ads(sids, embeddings.ad_AD, columns, mesh=mesh)
+  codes_AL = _with_last_level(
+    functions.encode(arrays, embeddings.ad_AD, mesh=mesh),
+    {name: getattr(logs.ads, name) for name in HASH_COLUMNS},
+    config,
+    size=sizes[-1],
+    held_codes_AL=np.empty((0, len(sizes)), np.int32),
+  )
   if config.last_level == "suffix" and not config.codebook_sizes:
     # Twice the largest number, so that new ads find room.
     sizes = (*sizes[:-1], max(16, 2 << int(codes_AL[:, -1].max()).bit_length()))
@@ -230,8 +232,15 @@ def code_new_ads(
   Raises:
     ValueError: the embeddings do not fit, a column is missing, or no suffix is left.
   """
-  config, size = sids.config, sids.codebook_sizes[-1]
-  code_NL = config.functions().encode(sids.quantizer_arrays, embedding_ND, mesh=mesh)
+  code_NL = sids.config.functions().encode(sids.quantizer_arrays, embedding_ND, mesh=mesh)
+  return _with_last_level(
+    code_NL, columns, sids.config, size=sids.codebook_sizes[-1],
+    held_codes_AL=sids.codes_AL if held_codes_AL is None else held_codes_AL,
+  )
+
+
+def _with_last_level(code_NL, columns, config, *, size, held_codes_AL) -> np.ndarray:
+  """Quantised codes and, unless it is quantised too, the last one."""
   match config.last_level:
     case "hash":
       missing = [name for name in config.hash_columns if name not in columns]
@@ -240,7 +249,6 @@ def code_new_ads(
       values = [columns[name] for name in config.hash_columns]
       last_N = hash_codes(values, size=size, seed=config.seed)
     case "suffix":
-      held_codes_AL = sids.codes_AL if held_codes_AL is None else held_codes_AL
       last_N = _suffixes(code_NL, held_codes_AL)
       if size and len(last_N) and last_N.max() >= size:
         n = int(last_N.argmax())

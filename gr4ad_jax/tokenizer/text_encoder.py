@@ -1,6 +1,7 @@
 """Pretrained sentence embeddings without network: the wordllama table, MiniLM in Flax."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -226,6 +227,7 @@ def bert_params(weights: dict[str, np.ndarray], config: BertConfig) -> dict[str,
   }
 
 
+@functools.lru_cache(maxsize=8)
 def compile_sentence_encoder(config: BertConfig) -> Callable[..., jax.Array]:
   """One jitted program `(params, token_BT, mask_BT) -> sentence_BD`, compiled once a shape."""
   model = TokenStates(config)

@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gr4ad_jax.data.records import AdTable, ContentTable
-from gr4ad_jax.tokenizer.ad_text import ad_inputs, content_inputs
+from gr4ad_jax.data.records import AdTable
 from gr4ad_jax.tokenizer.cooccurrence import ItemPairs
 from gr4ad_jax.tokenizer.embedding_cache import cached_encode, encoder_identity
 from gr4ad_jax.tokenizer.resume import ResumeFile, fingerprint
@@ -257,13 +256,3 @@ def embed_inputs(
     identity=encoder_identity(encoder.name, params, max_tokens=max_tokens),
     progress=progress,
   )
-
-
-def embed_ads(ads: AdTable, encoder: BertEncoder, **options: Any) -> np.ndarray:
-  """[A, D] embeddings of a catalogue; the options are those of `embed_inputs`."""
-  return embed_inputs(ad_inputs(ads), encoder, **options)
-
-
-def embed_contents(contents: ContentTable, encoder: BertEncoder, **options: Any) -> np.ndarray:
-  """[O, D] embeddings of contents; the options are those of `embed_inputs`."""
-  return embed_inputs(content_inputs(contents), encoder, **options)

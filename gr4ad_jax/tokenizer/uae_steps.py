@@ -30,6 +30,7 @@ from gr4ad_jax.tokenizer.uae_losses import attribute_loss, multi_positive_nce
 # computes its own (slower by the share of the layers that are frozen).
 STATE_BYTES = 2**30
 
+
 @dataclass(frozen=True)
 class UaeConfig:
   """How the encoder is fine-tuned.

@@ -2,7 +2,6 @@
 
 import copy
 import json
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -11,10 +10,10 @@ from gr4ad_jax.config import ConfigError
 from gr4ad_jax.evaluation.report import write_report
 from gr4ad_jax.evaluation.report_verdict import compare_with_baselines, verdict
 from gr4ad_jax.tokenizer import health, health_verdicts
+from tests.support import HOSTILE, Page
 
 HALF_WIDTH = 0.01
 BASELINES = ("popularity", "cooccurrence", "own_history")
-HOSTILE = "</style><script>alert(1)</script><img src=x onerror=\"alert(2)\"> & 'quoted' \u202e"
 
 
 def ranking(prefix, scope, recall, value_recall):
@@ -115,35 +114,6 @@ def write_run(folder, **changes):
     rows = content if name.endswith("jsonl") else [content]
     (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
   return folder
-
-
-class Page(HTMLParser):
-  """What a browser would see: tags with attributes, the visible text, the text of each cell."""
-
-  def __init__(self, text):
-    super().__init__()
-    self.tags, self.cells, self.chunks, self._open = [], [], [], []
-    self.feed(text)
-    assert not self._open, f"unclosed {self._open}"
-    self.text = " ".join("".join(self.chunks).split())
-
-  def handle_starttag(self, tag, attrs):
-    self.tags.append((tag, dict(attrs)))
-    self.chunks.append(" ")
-    if tag not in ("meta", "br"):
-      self._open.append(tag)
-    if tag == "td":
-      self.cells.append((dict(attrs), []))
-
-  def handle_endtag(self, tag):
-    assert self._open.pop() == tag
-    self.chunks.append(" ")
-
-  def handle_data(self, data):
-    if self._open and self._open[-1] != "style":
-      self.chunks.append(data)
-      if "td" in self._open:
-        self.cells[-1][1].append(data)
 
 
 def report(folder, **changes):

@@ -2,7 +2,6 @@
 
 import io
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -19,35 +18,10 @@ from gr4ad_jax.evaluation.tokenizer_plots import (
 from gr4ad_jax.evaluation.tokenizer_report import headline, health_table, write_tokenizer_report
 from gr4ad_jax.tokenizer.health import measure
 from gr4ad_jax.tokenizer.health_verdicts import verdicts
+from tests.support import HOSTILE, Page
 
-HOSTILE = "</style><script>alert(1)</script><img src=x onerror=\"alert(2)\"> & 'quoted' \u202e"
 NUM_ADS = 60
 SIZES = (6, 40)
-
-
-class Page(HTMLParser):
-  """What a browser would see: tags with attributes, and the visible text."""
-
-  def __init__(self, text):
-    super().__init__()
-    self.tags, self.chunks, self._open = [], [], []
-    self.feed(text)
-    assert not self._open, f"unclosed {self._open}"
-    self.text = " ".join("".join(self.chunks).split())
-
-  def handle_starttag(self, tag, attrs):
-    self.tags.append((tag, dict(attrs)))
-    self.chunks.append(" ")
-    if tag not in ("meta", "br"):
-      self._open.append(tag)
-
-  def handle_endtag(self, tag):
-    assert self._open.pop() == tag
-    self.chunks.append(" ")
-
-  def handle_data(self, data):
-    if self._open and self._open[-1] != "style":
-      self.chunks.append(data)
 
 
 @pytest.fixture(scope="module")

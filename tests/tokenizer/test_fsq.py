@@ -12,16 +12,10 @@ from gr4ad_jax.sharding import build_mesh
 from gr4ad_jax.tokenizer import fsq
 from gr4ad_jax.tokenizer.fsq import FsqConfig
 from gr4ad_jax.tokenizer.resume import ResumeFile
+from tests.support import clustered
 
 SIZES = (16, 12, 9)
 SMALL = FsqConfig(num_steps=60, batch_size=64, hidden_widths=(32,))
-
-
-def clustered(seed=0, num_points=400, width=12):
-  rng = np.random.default_rng(seed)
-  centres = 4 * rng.standard_normal((12, width))
-  noise = rng.standard_normal((num_points, width))
-  return (centres[rng.integers(0, 12, num_points)] + noise).astype(np.float32)
 
 
 def errors_of_prefixes(arrays, embedding):

@@ -10,18 +10,12 @@ from gr4ad_jax.sharding import build_mesh
 from gr4ad_jax.tokenizer import residual_kmeans, rq_vae
 from gr4ad_jax.tokenizer.resume import ResumeFile
 from gr4ad_jax.tokenizer.rq_vae import RqKmeansPlusConfig, RqVaeConfig
+from tests.support import clustered
 
 SIZES = (16, 8)
 SMALL = RqVaeConfig(num_steps=60, batch_size=64, hidden_widths=(32,), latent_width=8)
 SMALL_PLUS = RqKmeansPlusConfig(num_steps=60, batch_size=64)
 FITS = [(rq_vae.fit, SMALL), (rq_vae.fit_plus, SMALL_PLUS)]
-
-
-def clustered(seed=0, num_points=400, width=12):
-  rng = np.random.default_rng(seed)
-  centres = 4 * rng.standard_normal((12, width))
-  noise = rng.standard_normal((num_points, width))
-  return (centres[rng.integers(0, 12, num_points)] + noise).astype(np.float32)
 
 
 def mean_squared_error(arrays, embedding):

@@ -9,15 +9,14 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from gr4ad_jax.data.records import AdTable, ContentTable
-from gr4ad_jax.tokenizer.ad_text import INSTRUCTIONS
+from gr4ad_jax.tokenizer.ad_text import INSTRUCTIONS, ad_inputs, content_inputs
 from gr4ad_jax.tokenizer.cooccurrence import ItemPairs
 from gr4ad_jax.tokenizer.resume import ResumeFile
 from gr4ad_jax.tokenizer.retrieval import held_out_retrieval
 from gr4ad_jax.tokenizer.text_encoder import BertConfig, BertEncoder, TokenStates, encode_with
 from gr4ad_jax.tokenizer.uae import (
   UaeConfig,
-  embed_ads,
-  embed_contents,
+  embed_inputs,
   fine_tune,
   load_params,
   save_params,
@@ -394,7 +393,7 @@ def test_all_layers_may_learn(encoder):
 
 def margin(ads, group_A, encoder, **options):
   """Mean cosine of ads of a group, less that of all ads."""
-  z_AD = embed_ads(ads, encoder, max_tokens=32, **options)
+  z_AD = embed_inputs(ad_inputs(ads), encoder, max_tokens=32, **options)
   same_AA, cosine_AA = group_A[:, None] == group_A, z_AD @ z_AD.T
   return cosine_AA[same_AA].mean() - cosine_AA.mean()
 
@@ -447,15 +446,17 @@ def test_parameters_of_another_encoder_are_refused(encoder, tuned, tmp_path):
 
 def test_embeddings_come_from_the_cache_of_their_parameters(encoder, tuned, tmp_path):
   ads, options = catalogue(), {"max_tokens": 32, "cache": tmp_path}
-  own_AD = embed_ads(ads, encoder, **options)
-  tuned_AD = embed_ads(ads, encoder, params=tuned, **options)
+  own_AD = embed_inputs(ad_inputs(ads), encoder, **options)
+  tuned_AD = embed_inputs(ad_inputs(ads), encoder, params=tuned, **options)
   assert own_AD.shape == (40, 16) and own_AD.dtype == np.float32
   assert (own_AD != tuned_AD).any()
   np.testing.assert_allclose(np.linalg.norm(tuned_AD, axis=1), 1, atol=1e-6)
   assert len(list(tmp_path.iterdir())) == 2
-  np.testing.assert_array_equal(embed_ads(ads, encoder, params=tuned, **options), tuned_AD)
+  again_AD = embed_inputs(ad_inputs(ads), encoder, params=tuned, **options)
+  np.testing.assert_array_equal(again_AD, tuned_AD)
   unread = dataclasses.replace(encoder, tokenizer=None)  # all of it is in the cache
-  np.testing.assert_array_equal(embed_ads(ads, unread, params=tuned, **options), tuned_AD)
+  cached_AD = embed_inputs(ad_inputs(ads), unread, params=tuned, **options)
+  np.testing.assert_array_equal(cached_AD, tuned_AD)
 
 
 def test_contents_are_read_like_ads(encoder):
@@ -463,7 +464,7 @@ def test_contents_are_read_like_ads(encoder):
     np.array(["c0", "c1"], object), np.array([-1, -1]), np.array(["home > tool", ""], object),
     np.array(["acme red", "bolt"], object),
   )  # fmt: skip
-  embedding_OD = embed_contents(contents, encoder, max_tokens=32)
+  embedding_OD = embed_inputs(content_inputs(contents), encoder, max_tokens=32)
   instruction = INSTRUCTIONS["product"]
   expected_OD = encode_with(
     encoder,
