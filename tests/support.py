@@ -1,10 +1,17 @@
-"""What several tests share: small random inputs, hostile text, a reader of pages."""
+"""What several tests share: random inputs, a catalogue and its encoder, hostile text, pages."""
 
 from html.parser import HTMLParser
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from gr4ad_jax.data.batch import Context, Vocabulary
+from gr4ad_jax.data.records import AdTable
+from gr4ad_jax.tokenizer.ad_text import INSTRUCTIONS
+from gr4ad_jax.tokenizer.cooccurrence import ItemPairs
+from gr4ad_jax.tokenizer.text_encoder import BertConfig, BertEncoder, TokenStates
 
 VOCABULARY = Vocabulary(
   codebook_sizes=(7, 5, 6), feature_sizes=(3, 4), num_ecpm_bins=4, num_count_buckets=16,
@@ -37,6 +44,57 @@ def clustered(seed=0, num_points=400, width=12) -> np.ndarray:
   centres = 4 * rng.standard_normal((12, width))
   noise = rng.standard_normal((num_points, width))
   return (centres[rng.integers(0, 12, num_points)] + noise).astype(np.float32)
+
+
+BRANDS = ("acme", "bolt", "cask", "dune")
+COLOURS = ("red", "green", "blue", "white", "black")
+
+
+def catalogue(num_ads=40) -> AdTable:
+  """Every brand sells in both categories; the text names the brand, a colour and a number."""
+  rows = np.arange(num_ads)
+  brand = [BRANDS[n % 4] for n in rows]
+  text = [f"{b} {COLOURS[n % 5]} size {n}" for n, b in enumerate(brand)]
+  blank = np.array([""] * num_ads, object)
+  return AdTable(
+    ad_id=np.array([f"ad{n}" for n in rows], object),
+    advertiser_id=np.array(brand, object),
+    category=np.array([("home > tool", "home > lamp")[n // 4 % 2] for n in rows], object),
+    text=np.array(text, object),
+    price=np.full(num_ads, np.nan, np.float32),
+    conversion_type=blank,
+    ad_type=np.array(["product"] * num_ads, object),
+    account_id=blank,
+    campaign_id=blank,
+    embedding_AD=None,
+  )
+
+
+def ring_pairs(num_ads=40) -> ItemPairs:
+  """Each ad goes together with the next one and the one after it."""
+  item = np.repeat(np.arange(num_ads, dtype=np.int32), 2)
+  neighbour = (item + np.tile([1, 2], num_ads)).astype(np.int32) % num_ads
+  return ItemPairs(item, neighbour, np.tile(np.float32([2, 1]), num_ads))
+
+
+def tiny_encoder() -> BertEncoder:
+  """A random BERT of two layers that reads the words of the catalogue."""
+  instruction = INSTRUCTIONS["product"].replace(":", " :").replace(",", " ,").replace(".", " .")
+  words = [
+    "[PAD]", "[UNK]", *BRANDS, *COLOURS, *"home tool lamp category advertiser text size".split(),
+    *map(str, range(40)), *instruction.split(), ">",
+  ]  # fmt: skip
+  vocabulary = {word: n for n, word in enumerate(dict.fromkeys(words))}
+  tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+  tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+  config = BertConfig(
+    vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+    intermediate_size=32, max_position_embeddings=32, layer_norm_eps=1e-12,
+  )  # fmt: skip
+  tokens = jnp.zeros((1, 4), int), jnp.ones((1, 4), bool)
+  params = TokenStates(config).init(jax.random.key(0), *tokens)["params"]
+  params["token_table"] *= 25  # so that texts differ
+  return BertEncoder("tiny", config, jax.tree.map(np.asarray, params), tokenizer)
 
 
 HOSTILE = "</style><script>alert(1)</script><img src=x onerror=\"alert(2)\"> & 'quoted' \u202e"

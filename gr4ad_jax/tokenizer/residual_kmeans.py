@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -38,12 +38,13 @@ from gr4ad_jax.tokenizer.rows import check_embeddings, distinct_rows
 
 Arrays = dict[str, np.ndarray]
 
-GROUP_ROWS = 512  # rows of a group in one call
-ENCODE_ROWS = 1024  # the same while encoding; one call takes up to MAX_ENCODE_BLOCKS of them
-MAX_ENCODE_BLOCKS = 16
+GROUP_ROWS = 512  # rows of a group that are computed together, a block is that of all groups
+MAX_BLOCKS = 8  # of one call
+ENCODE_ROWS = 1024  # rows computed together while encoding; one call takes up to
+MAX_ENCODE_BLOCKS = 4  # of them
 BATCH_ROWS_PER_CODE = 64  # rows of an iteration; where there are more, batches take turns
 FIRST_ROWS_PER_CODE = 16  # the same in the first iterations, and for the first centroids
-FIRST_SHARE = 0.6  # of the iterations
+FIRST_SHARE = 0.9  # of the iterations
 INIT_ROUNDS = 16  # in which the first centroids are drawn
 COUNT_DECAY = 0.5  # what the rows of earlier batches still count one iteration later
 MOVE_BELOW = 0.1  # a code moves to one that is so many times its size
@@ -56,8 +57,8 @@ class KMeansConfig:
   """How residual k-means fits.
 
   Attributes:
-    iterations: a level. The first ones use FIRST_ROWS_PER_CODE * V_l of the distinct vectors, the
-      others BATCH_ROWS_PER_CODE * V_l (all, where there are not more).
+    iterations: a level. All but the last ones use FIRST_ROWS_PER_CODE * V_l of the distinct
+      vectors, in turns; the last ones BATCH_ROWS_PER_CODE * V_l (all, where there are not more).
     balance_epsilon: a code with more than (1 + epsilon) times its even share of the distinct
       vectors is halved; inf = none is, which is plain RQ-Kmeans.
   """
@@ -205,38 +206,48 @@ class _Residuals:
 
   def merge_equal(self) -> None:
     """Residuals may be equal where vectors were not; each is to count once."""
-    if self._code_UL is None:
+    if not self._centroids:
       return  # the vectors themselves, distinct already
-    kept_U = distinct_rows(self.take(np.arange(self.num_rows))).first_U
-    self._row_U = self._row_U[kept_U]
-    self._code_UL = self._code_UL[kept_U]
-    self.num_rows = len(kept_U)
+    self._embedding_ND, self._centroids = self.take(np.arange(self.num_rows)), ()
+    self._row_U = distinct_rows(self._embedding_ND).first_U
+    self.num_rows = len(self._row_U)
 
   def batch(self, number: int, size: int, seed: Sequence[int]) -> np.ndarray:
     """Row numbers of a batch; no row is seen twice before (nearly) all were."""
-    if size >= self.num_rows:
-      return np.arange(self.num_rows)
-    epoch, part = divmod(number, self.num_rows // size)
+    epoch, part = divmod(number, max(1, self.num_rows // size))
     order_U = np.random.default_rng([*seed, epoch]).permutation(self.num_rows)
     return np.sort(order_U[part * size : (part + 1) * size])
 
-  def chunks(self, of_U: np.ndarray) -> list[tuple[jax.Array, int]]:
-    """Rows as [NUM_GROUPS, GROUP_ROWS, D], each device holding whole groups; how many are real."""
+  def pieces(self, of_U: np.ndarray) -> Iterator[_Piece]:
+    """Rows in the layout of an iteration, evenly spread over as few blocks as hold them."""
     layout = NamedSharding(self._mesh, PartitionSpec(sharding.DATA))
-    rows = NUM_GROUPS * GROUP_ROWS
-    chunks = []
-    for start in range(0, len(of_U), rows):
-      point_ND = self.take(of_U[start : start + rows])
-      padded = np.zeros((rows, point_ND.shape[1]), np.float32)
-      padded[: len(point_ND)] = point_ND
-      point = jax.device_put(padded.reshape(NUM_GROUPS, GROUP_ROWS, -1), layout)
-      chunks.append((point, len(point_ND)))
-    return chunks
+    blocks = -(-len(of_U) // (NUM_GROUPS * GROUP_ROWS))
+    per_piece = min(blocks, MAX_BLOCKS)
+    for start in range(0, blocks, per_piece):
+      stop = min(start + per_piece, blocks)
+      point_ND = self.take(of_U[len(of_U) * start // blocks : len(of_U) * stop // blocks])
+      padded = np.zeros((NUM_GROUPS, per_piece, GROUP_ROWS, point_ND.shape[1]), np.float32)
+      rows_GK = np.zeros((NUM_GROUPS, per_piece), np.int32)
+      # Cells of unused blocks stay empty.
+      used = [(g, k) for g in range(NUM_GROUPS) for k in range(stop - start)]
+      for cell, part_ND in zip(used, np.array_split(point_ND, len(used)), strict=True):
+        padded[cell][: len(part_ND)] = part_ND
+        rows_GK[cell] = len(part_ND)
+      yield _Piece(*jax.device_put((padded, rows_GK), layout), stop - start)
+
+
+class _Piece(NamedTuple):
+  """K blocks of rows; each device holds whole groups of every block."""
+
+  point_GKRD: jax.Array
+  rows_GK: jax.Array  # int32, how many of R are rows, not padding
+  num_blocks: int  # of K, the others are empty
 
 
 def _fit_level(rows, size, config, seed, mesh, steps, state, save) -> np.ndarray:
   large, small = BATCH_ROWS_PER_CODE * size, FIRST_ROWS_PER_CODE * size
-  if rows.num_rows <= large:
+  stay = rows.num_rows <= large  # on the devices, where blocks take turns as batches
+  if stay:
     rows.merge_equal()
   if rows.num_rows <= size:
     for _ in steps:  # nothing to iterate; lets a progress bar end
@@ -250,24 +261,32 @@ def _fit_level(rows, size, config, seed, mesh, steps, state, save) -> np.ndarray
   if state is None:
     sample_SD = rows.take(rows.batch(0, small, seed))
     state = _State(_spread(jnp.asarray(sample_SD), key, size=size), jnp.zeros(size))
-  num_small = round(FIRST_SHARE * config.iterations)
-  whole: list | None = None  # chunks of all rows, once a batch was all rows
+  state = jax.device_put(state, sharding.replicated(mesh))
+  num_small = min(round(FIRST_SHARE * config.iterations), config.iterations - 1)
+  kept = list(rows.pieces(np.arange(rows.num_rows))) if stay else []
+  all_blocks = sum(piece.num_blocks for piece in kept)
+  turns = max(1, all_blocks // -(-small // (NUM_GROUPS * GROUP_ROWS)))
   for step in steps:
-    of_U = rows.batch(step, small if step < num_small else large, seed)
-    is_whole = len(of_U) == rows.num_rows
-    chunks = whole if is_whole and whole else rows.chunks(of_U)
-    whole = chunks if is_whole else None
-    sums = _Sums(
-      jnp.zeros((NUM_GROUPS, *state.centroid_VD.shape)), jnp.zeros((NUM_GROUPS, size), jnp.int32),
-      jnp.zeros((NUM_GROUPS, size)),
-    )
-    for point, num_rows in chunks:
-      sums = accumulate(point, num_rows, state.centroid_VD, sums)
+    is_small = step < num_small
+    if stay:
+      turn, of = (step % turns, turns) if is_small else (0, 1)
+      pieces, first, stop = kept, all_blocks * turn // of, all_blocks * (turn + 1) // of
+    else:
+      of_U = rows.batch(step, small if is_small else large, seed)
+      pieces, first, stop = rows.pieces(of_U), 0, len(of_U)
+    sums, before = None, 0
+    for piece in pieces:
+      blocks = max(first - before, 0), min(stop - before, piece.num_blocks)
+      if blocks[0] < blocks[1]:
+        part = accumulate(piece.point_GKRD, piece.rows_GK, state.centroid_VD, *blocks)
+        sums = part if sums is None else _add(sums, part)
+      before += piece.num_blocks
     is_last = step == config.iterations - 1  # moves no code, so that all of them are means
     epsilon = math.inf if is_last else config.balance_epsilon
-    decay = 0.0 if is_whole else COUNT_DECAY
+    decay = 0.0 if (first, stop) == (0, all_blocks) else COUNT_DECAY
+    last = state
     state = update(sums, state, jax.random.fold_in(key, step), epsilon, decay)
-    jax.block_until_ready(state)
+    jax.block_until_ready(last)  # the host prepares one step while the devices work on another
     save(state, step + 1)
   return np.asarray(state.centroid_VD)
 
@@ -304,34 +323,40 @@ def squared_distance(point_ND: jax.Array, centroid_VD: jax.Array) -> jax.Array:
 
 
 class _Sums(NamedTuple):
-  """Over rows, one partial sum for each group."""
+  """Over rows, one partial sum for each group; the last code is that of padding."""
 
-  sum_GVD: jax.Array  # vectors of each code
-  count_GV: jax.Array
-  distance_GV: jax.Array  # squared, to the code's centroid
+  sum_GWD: jax.Array  # vectors of each code, W = V + 1
+  count_GW: jax.Array
+  distance_GW: jax.Array  # squared, to the code's centroid
 
 
 @functools.cache
 def _compile_accumulate(mesh: Mesh) -> Callable:
-  """(points [groups, rows, D], number of real rows, centroids, sums) -> sums with these rows."""
+  """(points [G, K, R, D], real rows [G, K], centroids, first block, stop) -> sums over blocks."""
 
-  def assign(centroid_VD, group):
-    point_ND, real_N, (sum_VD, count_V, distance_V) = group
-    V = len(centroid_VD)
-    distance_NV = squared_distance(point_ND, centroid_VD)
-    code_N = jnp.where(real_N, distance_NV.argmin(-1), V)
-    distance_N = jnp.maximum(distance_NV.min(-1) + jnp.square(point_ND).sum(-1), 0) * real_N
-    sum_VD += jax.ops.segment_sum(point_ND, code_N, V + 1)[:V]
-    count_V += jnp.bincount(code_N, length=V + 1)[:V]
-    distance_V += jax.ops.segment_sum(distance_N, code_N, V + 1)[:V]
-    return _Sums(sum_VD, count_V, distance_V)
+  def assign(shared, group):
+    centroid_VD, first, stop = shared
+    point_KRD, rows_K = group
+    V, D = centroid_VD.shape
 
-  def accumulate(point_GND, num_rows, centroid_VD, sums):
-    shape = point_GND.shape[:2]
-    real_GN = (jnp.arange(math.prod(shape)) < num_rows).reshape(shape)
-    return map_groups(assign, centroid_VD, (point_GND, real_GN, sums), mesh)
+    def add_block(k, sums):
+      point_RD = point_KRD[k]
+      distance_RV = squared_distance(point_RD, centroid_VD)
+      code_R = jnp.where(jnp.arange(len(point_RD)) < rows_K[k], distance_RV.argmin(-1), V)
+      distance_R = jnp.maximum(distance_RV.min(-1) + jnp.square(point_RD).sum(-1), 0)
+      return jax.tree.map(lambda sum_W, x_R: sum_W.at[code_R].add(x_R), sums,
+                          _Sums(point_RD, 1, distance_R))
 
-  return jax.jit(accumulate, donate_argnums=3)
+    zeros = _Sums(jnp.zeros((V + 1, D)), jnp.zeros(V + 1, jnp.int32), jnp.zeros(V + 1))
+    return jax.lax.fori_loop(first, stop, add_block, zeros)
+
+  def accumulate(point_GKRD, rows_GK, centroid_VD, first, stop):
+    return map_groups(assign, (centroid_VD, first, stop), (point_GKRD, rows_GK), mesh)
+
+  return jax.jit(accumulate)
+
+
+_add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b), donate_argnums=0)
 
 
 @functools.cache
@@ -341,7 +366,7 @@ def _compile_update(mesh: Mesh) -> Callable:
   def update(sums, state, key, epsilon, decay):
     centroid_VD, count_V = state
     V, D = centroid_VD.shape
-    sum_VD, new_V, distance_V = (add_in_order(x) for x in sums)
+    sum_VD, new_V, distance_V = (add_in_order(x)[:V] for x in sums)
     # Means; earlier batches keep a share that decays.
     count_V = decay * count_V + new_V
     step_VD = sum_VD - new_V[:, None] * centroid_VD

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+ROWS_PER_HASH = 512  # rows hashed together, few enough to stay in the cache
 ROWS_PER_CHECK = 65_536  # rows looked at together, so that checks need no second copy of the table
 
 
@@ -74,10 +75,7 @@ def distinct_rows(x_ND: np.ndarray) -> DistinctRows:
   Args:
     x_ND: [N, D] float32.
   """
-  hash_N = np.concatenate(
-    [_row_hash(x_ND[s : s + ROWS_PER_CHECK]) for s in range(0, len(x_ND), ROWS_PER_CHECK)]
-  )
-  _, first_U, of_N = np.unique(hash_N, return_index=True, return_inverse=True)
+  _, first_U, of_N = np.unique(_row_hash(x_ND), return_index=True, return_inverse=True)
   of_N = of_N.reshape(-1)
   if len(first_U) == len(x_ND):
     return DistinctRows(first_U, of_N)
@@ -91,13 +89,17 @@ def distinct_rows(x_ND: np.ndarray) -> DistinctRows:
 
 
 def _row_hash(x_ND: np.ndarray) -> np.ndarray:
-  """uint64 [N]: the bits of a row times fixed odd numbers, mixed; wraps around."""
-  bits_ND = (np.asarray(x_ND, np.float32) + np.float32(0)).view(np.uint32)
-  factors_D = np.random.default_rng(0).integers(1, 2**63, x_ND.shape[1], np.uint64) * 2 + 1
-  hash_N = np.zeros(len(x_ND), np.uint64)
-  for d, factor in enumerate(factors_D):  # a column at a time: no table of 64-bit products
-    value_N = bits_ND[:, d].astype(np.uint64) + np.uint64(1)
-    value_N *= factor
-    hash_N ^= (value_N ^ (value_N >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
-    hash_N = (hash_N << np.uint64(7)) | (hash_N >> np.uint64(57))
+  """uint64 [N]: pairs of numbers, as bits, times fixed odd numbers, mixed; sums wrap around."""
+  width = x_ND.shape[1] + x_ND.shape[1] % 2
+  factor_C = np.random.default_rng(0).integers(1, 2**63, width // 2, np.uint64) * 2 + 1
+  hash_N = np.empty(len(x_ND), np.uint64)
+  for start in range(0, len(x_ND), ROWS_PER_HASH):
+    chunk_ND = x_ND[start : start + ROWS_PER_HASH]
+    bits_ND = np.zeros((len(chunk_ND), width), np.float32)
+    np.add(chunk_ND, np.float32(0), out=bits_ND[:, : x_ND.shape[1]])  # -0 becomes 0
+    value_NC = bits_ND.view(np.uint64)
+    value_NC *= factor_C
+    value_NC ^= value_NC >> np.uint64(29)
+    value_NC *= np.uint64(0xBF58476D1CE4E5B9)
+    hash_N[start : start + len(chunk_ND)] = (value_NC ^ (value_NC >> np.uint64(32))).sum(1)
   return hash_N

@@ -54,7 +54,11 @@ def test_codes_equal_brute_force_and_decode_sums_centroids():
     residual_kmeans.decode(arrays, np.array([[0, 8]]))
 
 
-def test_plain_kmeans_ends_where_lloyds_iteration_stands_still():
+@pytest.mark.parametrize("group_rows", [512, 8])  # one block; seven, in pieces of two
+def test_plain_kmeans_ends_where_lloyds_iteration_stands_still(monkeypatch, group_rows):
+  monkeypatch.setattr(residual_kmeans, "GROUP_ROWS", group_rows)
+  monkeypatch.setattr(residual_kmeans, "MAX_BLOCKS", 2)
+  monkeypatch.setattr(residual_kmeans, "FIRST_SHARE", 0.5)
   embedding = clustered(num_points=400, width=3)
   table = fit(embedding, (12,), iterations=80, epsilon=math.inf)["centroids_0"]
   code = brute_force_codes(embedding, {"centroids_0": table})[:, 0]
@@ -116,16 +120,23 @@ def test_order_and_repeats_of_rows_change_nothing():
   np.testing.assert_array_equal(residual_kmeans.encode(arrays, embedding[rows]), codes[rows])
 
 
-def test_all_meshes_give_the_same_bits():
-  embedding = clustered(num_points=5000)  # more than one call, and more than one batch
-  expected = fit(embedding, (16, 8))
+@pytest.mark.parametrize(
+  ("num_points", "sizes"),
+  [(5000, (16, 8)), (9000, (256, 8))],  # batches of few rows; blocks of all rows that take turns
+)
+def test_all_meshes_give_the_same_bits(num_points, sizes):
+  embedding = clustered(num_points=num_points)
+  expected = fit(embedding, sizes)
   codes = residual_kmeans.encode(expected, embedding)
   for devices in (2, 8):
     mesh = sharding.build_mesh(data_parallel=devices)
-    assert same(expected, fit(embedding, (16, 8), mesh=mesh))
+    assert same(expected, fit(embedding, sizes, mesh=mesh))
     np.testing.assert_array_equal(residual_kmeans.encode(expected, embedding, mesh=mesh), codes)
+
+
+def test_all_meshes_divide_the_groups():
   with pytest.raises(ValueError, match="divides 8"):
-    fit(embedding, (16, 8), mesh=sharding.build_mesh(data_parallel=3))
+    fit(clustered(), (16, 8), mesh=sharding.build_mesh(data_parallel=3))
 
 
 def test_batches_take_turns_and_come_close_to_whole_passes(monkeypatch):
@@ -169,20 +180,23 @@ def test_an_interrupted_fit_goes_on_to_the_same_end(tmp_path, stop_at):
   assert len(seen) + len(later) == 2 * 4  # nothing is done twice
 
 
-def test_memory_of_devices_is_bounded_by_the_batch(monkeypatch):
-  """However many rows there are, what goes to the devices at once is one batch."""
+@pytest.mark.parametrize(("rows_per_code", "blocks"), [(64, 1), (2048, 2)])
+def test_what_goes_to_the_devices_at_once_is_bounded(monkeypatch, rows_per_code, blocks):
+  """However many rows there are, it is a batch, and of a large batch a piece."""
+  monkeypatch.setattr(residual_kmeans, "BATCH_ROWS_PER_CODE", rows_per_code)
+  monkeypatch.setattr(residual_kmeans, "MAX_BLOCKS", 2)
   embedding = clustered(num_points=20_000)
   placed = []
   put = jax.device_put
 
   def spy(x, *args, **options):
-    if isinstance(x, np.ndarray) and x.ndim == 3:
-      placed.append(x.shape[0] * x.shape[1])
+    placed.extend(leaf.size // 8 for leaf in jax.tree.leaves(x) if isinstance(leaf, np.ndarray))
     return put(x, *args, **options)
 
   monkeypatch.setattr(jax, "device_put", spy)
   fit(embedding, (8,))
-  assert max(placed) == residual_kmeans.NUM_GROUPS * residual_kmeans.GROUP_ROWS
+  expected = blocks * residual_kmeans.NUM_GROUPS * residual_kmeans.GROUP_ROWS
+  assert max(placed) == expected
 
 
 @pytest.mark.parametrize("num_distinct", [1, 3, 5])
