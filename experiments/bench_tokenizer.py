@@ -13,7 +13,7 @@ own, and writes to an index of a million ads. A package that is missing leaves i
 `--set settings.data=FOLDER` names the folder with amazon_beauty, `--set settings.max_rows=250000`
 shortens the run; `--size full` runs semantic-id with its ten restarts too.
 
-Expected on two CPU cores: see docs/tokenizer.md. Run time there: about 8 minutes.
+Expected on two CPU cores: see docs/tokenizer.md. Run time there: about 6 minutes.
 """
 
 from __future__ import annotations
