@@ -18,17 +18,24 @@ NEG_INF = -1e30  # finite, so that a fully masked row has finite gradients
 
 
 class KeyValue(NamedTuple):
-  """Keys and values of the context, shared by all candidates of a request."""
+  """Keys and values of the context, shared by all candidates of a request.
 
-  key_BSHK: jax.Array
-  value_BSHK: jax.Array
+  Heads lead, so that attention is one matrix product per head without moving the context again.
+  """
+
+  key_BHKS: jax.Array
+  value_BHSK: jax.Array
 
 
 class LayerCache(NamedTuple):
-  """Self-attention keys and values of the positions decoded so far, per beam."""
+  """Self-attention keys and values of each position, per beam; those not decoded yet are zeros.
 
-  key_BCPHK: jax.Array
-  value_BCPHK: jax.Array
+  An array a position: with a position known at compile time nothing is read, moved or gathered of
+  those to come.
+  """
+
+  keys_BCHK: tuple[jax.Array, ...]
+  values_BCHK: tuple[jax.Array, ...]
 
 
 class Linear(nn.Module):
@@ -81,19 +88,30 @@ class CrossAttention(nn.Module):
   def keys_values(self, context_BSD: jax.Array) -> KeyValue:
     """What this layer attends to; computed once per request."""
     if self.config.kv_mode == "projected":
-      return KeyValue(self.key(context_BSD), self.value(context_BSD))
-    heads_BSHK = context_BSD.reshape(*context_BSD.shape[:2], self.config.num_heads, -1)
-    return KeyValue(heads_BSHK, heads_BSHK)
+      key_BSHK, value_BSHK = self.key(context_BSD), self.value(context_BSD)
+    else:
+      key_BSHK = context_BSD.reshape(*context_BSD.shape[:2], self.config.num_heads, -1)
+      value_BSHK = key_BSHK
+    return KeyValue(key_BSHK.transpose(0, 2, 3, 1), value_BSHK.transpose(0, 2, 1, 3))
 
   def __call__(self, h_BCQD: jax.Array, kv: KeyValue, mask_BS: jax.Array) -> jax.Array:
     query_BCQHK = self.query(h_BCQD) * (h_BCQD.shape[-1] // self.config.num_heads) ** -0.5
-    score_BHCQS = jnp.einsum(
-      "BCQHK,BSHK->BHCQS", query_BCQHK, kv.key_BSHK, preferred_element_type=jnp.float32
+    # All positions of all candidates are rows of one matrix.
+    query_BRHK = query_BCQHK.reshape(h_BCQD.shape[0], -1, *query_BCQHK.shape[3:])
+    score_BHRS = jnp.einsum(
+      "BHRK,BHKS->BHRS", query_BRHK.swapaxes(1, 2), kv.key_BHKS,
+      preferred_element_type=jnp.float32,
     )
-    score_BHCQS = jnp.where(mask_BS[:, None, None, None, :], score_BHCQS, NEG_INF)
-    weight_BHCQS = jax.nn.softmax(score_BHCQS, axis=-1).astype(h_BCQD.dtype)
-    mixed_BCQHK = jnp.einsum("BHCQS,BSHK->BCQHK", weight_BHCQS, kv.value_BSHK)
-    return self.out(mixed_BCQHK.reshape(h_BCQD.shape))
+    score_BHRS = jnp.where(mask_BS[:, None, None, :], score_BHRS, NEG_INF)
+    highest_BHR1 = jax.lax.stop_gradient(score_BHRS.max(axis=-1, keepdims=True))
+    weight_BHRS = jnp.exp(score_BHRS - highest_BHR1)
+    mixed_BHRK = jnp.einsum(
+      "BHRS,BHSK->BHRK", weight_BHRS.astype(h_BCQD.dtype), kv.value_BHSK,
+      preferred_element_type=jnp.float32,
+    )
+    mixed_BHRK /= weight_BHRS.sum(axis=-1, keepdims=True)  # fewer numbers than the weights
+    mixed_BRHK = mixed_BHRK.swapaxes(1, 2).astype(h_BCQD.dtype)
+    return self.out(mixed_BRHK.reshape(h_BCQD.shape))
 
 
 class SelfAttention(nn.Module):
@@ -108,28 +126,58 @@ class SelfAttention(nn.Module):
     config = self.config
     head_width = config.width // config.num_heads
     qkv = Linear((3, config.num_heads, head_width), name="qkv")(h_BCQD)
-    query_BCQHK, key_BCPHK, value_BCPHK = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
-    num_queries = h_BCQD.shape[2]
+    query_BCQHK, key_BCQHK, value_BCQHK = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
+    query_BCQHK *= head_width**-0.5
     if cache is None:
-      mask_QP = jnp.tril(jnp.ones((num_queries, num_queries), bool))
+      mixed_BCQHK = _attend_causally(query_BCQHK, key_BCQHK, value_BCQHK)
     else:
-      key_BCPHK = _write(cache.key_BCPHK, key_BCPHK, position)
-      value_BCPHK = _write(cache.value_BCPHK, value_BCPHK, position)
-      cache = LayerCache(key_BCPHK, value_BCPHK)
-      mask_QP = (jnp.arange(key_BCPHK.shape[2]) <= position)[None, :]
-    score_BCHQP = jnp.einsum(
-      "BCQHK,BCPHK->BCHQP", query_BCQHK * head_width**-0.5, key_BCPHK,
-      preferred_element_type=jnp.float32,
-    )
-    weight_BCHQP = jax.nn.softmax(jnp.where(mask_QP, score_BCHQP, NEG_INF), axis=-1)
-    mixed_BCQHK = jnp.einsum("BCHQP,BCPHK->BCQHK", weight_BCHQP.astype(h_BCQD.dtype), value_BCPHK)
+      cache = LayerCache(
+        _write(cache.keys_BCHK, key_BCQHK[:, :, 0], position),
+        _write(cache.values_BCHK, value_BCQHK[:, :, 0], position),
+      )
+      mixed_BCQHK = _attend_to_cache(query_BCQHK[:, :, 0], cache, position)[:, :, None]
     return Linear(config.width, name="out")(mixed_BCQHK.reshape(h_BCQD.shape)), cache
 
 
-def _write(cache_BCPHK: jax.Array, new_BC1HK: jax.Array, position: jax.Array | int) -> jax.Array:
-  return jax.lax.dynamic_update_slice_in_dim(
-    cache_BCPHK, new_BC1HK.astype(cache_BCPHK.dtype), position, axis=2
+def _attend_causally(
+  query_BCQHK: jax.Array, key_BCPHK: jax.Array, value_BCPHK: jax.Array
+) -> jax.Array:
+  """Every position attends to itself and to those before it."""
+  num_positions = query_BCQHK.shape[2]
+  score_BCHQP = jnp.einsum(
+    "BCQHK,BCPHK->BCHQP", query_BCQHK, key_BCPHK, preferred_element_type=jnp.float32
   )
+  mask_QP = jnp.tril(jnp.ones((num_positions, num_positions), bool))
+  weight_BCHQP = jax.nn.softmax(jnp.where(mask_QP, score_BCHQP, NEG_INF), axis=-1)
+  return jnp.einsum("BCHQP,BCPHK->BCQHK", weight_BCHQP.astype(value_BCPHK.dtype), value_BCPHK)
+
+
+def _attend_to_cache(
+  query_BCHK: jax.Array, cache: LayerCache, position: jax.Array | int
+) -> jax.Array:
+  """One position attends to itself and to those before it; products too small for a matmul."""
+  filled = position + 1 if isinstance(position, int) else len(cache.keys_BCHK)
+  score_BCHP = jnp.stack(
+    [
+      (query_BCHK * key_BCHK).sum(axis=-1, dtype=jnp.float32)
+      for key_BCHK in cache.keys_BCHK[:filled]
+    ],
+    axis=-1,
+  )
+  score_BCHP = jnp.where(jnp.arange(filled) <= position, score_BCHP, NEG_INF)
+  weight_BCHP = jax.nn.softmax(score_BCHP, axis=-1).astype(query_BCHK.dtype)
+  return sum(
+    weight_BCHP[..., p, None] * value_BCHK
+    for p, value_BCHK in enumerate(cache.values_BCHK[:filled])
+  )
+
+
+def _write(
+  old_BCHK: tuple[jax.Array, ...], new_BCHK: jax.Array, position: jax.Array | int
+) -> tuple[jax.Array, ...]:
+  if isinstance(position, int):
+    return (*old_BCHK[:position], new_BCHK, *old_BCHK[position + 1 :])
+  return tuple(jnp.where(position == p, new_BCHK, old) for p, old in enumerate(old_BCHK))
 
 
 class FeedForward(nn.Module):

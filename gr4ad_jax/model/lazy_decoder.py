@@ -179,12 +179,12 @@ class LazyDecoder(nn.Module):
 def empty_beam_state(config: ModelConfig, shared: SearchContext, num_layers: int) -> BeamState:
   """The state of one beam per request before the first position."""
   num_rows, num_positions, _ = shared.start_BPD.shape
-  shape = (num_rows, 1, num_positions, config.num_heads, config.width // config.num_heads)
-  empty_BWPHK = jnp.zeros(shape, shared.start_BPD.dtype)
+  shape = (num_rows, 1, config.num_heads, config.width // config.num_heads)
+  empty_BWHK = (jnp.zeros(shape, shared.start_BPD.dtype),) * num_positions
   match_BWS = None
   if shared.copy_source is not None:
     match_BWS = shared.copy_source.code_BSL[:, None, :, 0] >= 0
-  return BeamState((LayerCache(empty_BWPHK, empty_BWPHK),) * num_layers, match_BWS)
+  return BeamState((LayerCache(empty_BWHK, empty_BWHK),) * num_layers, match_BWS)
 
 
 def follow_codes(
