@@ -26,8 +26,9 @@ def _require(ok: bool, field: str, value: Any, rule: str) -> None:
 class ModelConfig:
   """Context processor and decoder. Source: paper 3.2; reference sections 2 and 10."""
 
-  decoder: Literal["lazy", "autoregressive"] = "lazy"
-  """LazyAR, or the ordinary autoregressive decoder that it is compared with."""
+  decoder: Literal["lazy", "autoregressive", "multi_token"] = "lazy"
+  """LazyAR, or one of the two that it is compared with: the ordinary autoregressive decoder, and
+  DeepSeek-style multi-token prediction."""
   width: int = 128
   """d, the width of every hidden state."""
   num_heads: int = 4
@@ -35,7 +36,8 @@ class ModelConfig:
   num_layers: int = 4
   """L, decoder layers in all."""
   num_lazy_layers: int = 2
-  """K, layers that run without the previous token, once per request (LazyAR only)."""
+  """K, layers that run without the previous token, once per request (LazyAR). Multi-token
+  prediction has L - K layers in the module of each later position."""
   mlp_width: int = 0
   """SwiGLU inner width; 0 takes 8/3 of the width rounded to a multiple of 64."""
   kv_mode: Literal["lazy", "projected"] = "lazy"

@@ -11,14 +11,18 @@ from gr4ad_jax.config import ModelConfig
 from gr4ad_jax.data.batch import Context, Vocabulary
 from gr4ad_jax.model.autoregressive import AutoregressiveDecoder
 from gr4ad_jax.model.lazy_decoder import LazyDecoder
+from gr4ad_jax.model.multi_token import MultiTokenDecoder
 
-Decoder = LazyDecoder | AutoregressiveDecoder
+Decoder = LazyDecoder | AutoregressiveDecoder | MultiTokenDecoder
 
 
 def build_decoder(config: ModelConfig, vocabulary: Vocabulary) -> Decoder:
   """The decoder that `config.decoder` names."""
-  if config.decoder == "autoregressive":
-    return AutoregressiveDecoder(config, vocabulary)
+  match config.decoder:
+    case "autoregressive":
+      return AutoregressiveDecoder(config, vocabulary)
+    case "multi_token":
+      return MultiTokenDecoder(config, vocabulary)
   return LazyDecoder(config, vocabulary)
 
 

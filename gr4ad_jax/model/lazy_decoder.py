@@ -5,7 +5,7 @@ Source: paper 3.2, eq. 5-11 and Fig. 3c; reference 2.3-2.5.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -181,15 +181,16 @@ def empty_beam_state(config: ModelConfig, shared: SearchContext, num_layers: int
   num_rows, num_positions, _ = shared.start_BPD.shape
   shape = (num_rows, 1, config.num_heads, config.width // config.num_heads)
   empty_BWHK = (jnp.zeros(shape, shared.start_BPD.dtype),) * num_positions
-  match_BWS = None
-  if shared.copy_source is not None:
-    match_BWS = shared.copy_source.code_BSL[:, None, :, 0] >= 0
-  return BeamState((LayerCache(empty_BWHK, empty_BWHK),) * num_layers, match_BWS)
+  cache = (LayerCache(empty_BWHK, empty_BWHK),) * num_layers
+  return BeamState(cache, first_match(shared.copy_source))
 
 
-def follow_codes(
-  shared: SearchContext, state: BeamState, code_BW: jax.Array, level: int | jax.Array
-) -> BeamState:
+def first_match(source: CopySource | None) -> jax.Array | None:
+  """Context tokens that a beam without codes may copy from, bool [B, 1, S]."""
+  return None if source is None else source.code_BSL[:, None, :, 0] >= 0
+
+
+def follow_codes(shared: Any, state: Any, code_BW: jax.Array, level: int | jax.Array) -> Any:
   """Narrows the context tokens that a beam may copy from to those with `code_BW` at `level`."""
   if shared.copy_source is None:
     return state
@@ -197,7 +198,7 @@ def follow_codes(
     shared.copy_source.code_BSL, level, axis=2, keepdims=False
   )
   same_BWS = code_BS[:, None, :] == code_BW[..., None]
-  return BeamState(state.cache, state.match_BWS & same_BWS)
+  return state._replace(match_BWS=state.match_BWS & same_BWS)
 
 
 def run_layers(

@@ -1,4 +1,4 @@
-"""Both decoders: by hand, by invariance, and teacher forcing against step-by-step decoding."""
+"""The three decoders: by hand, by invariance, and teacher forcing against step-by-step decoding."""
 
 import dataclasses
 
@@ -23,6 +23,8 @@ VARIANTS = {
   "autoregressive, copy path": dataclasses.replace(
     SMALL, decoder="autoregressive", copy_path=True
   ),
+  "multi-token": dataclasses.replace(SMALL, decoder="multi_token", kv_mode="projected"),
+  "multi-token, copy path": dataclasses.replace(SMALL, decoder="multi_token", copy_path=True),
 }
 
 

@@ -99,7 +99,7 @@ def test_one_width_per_level():
     beam_search(None, tree.arrays, tree=tree, widths=(4, 4), start=model.start, step=model.step)
 
 
-@pytest.fixture(scope="module", params=["lazy", "autoregressive"])
+@pytest.fixture(scope="module", params=["lazy", "autoregressive", "multi_token"])
 def trained_like(request):
   config = ModelConfig(
     decoder=request.param, width=16, num_heads=2, num_layers=2, num_lazy_layers=1, copy_path=True
