@@ -1,0 +1,57 @@
+"""Counts from the config against real parameters and the compiled program's own analysis."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from gr4ad_jax.config import ModelConfig
+from gr4ad_jax.data.batch import Vocabulary
+from gr4ad_jax.model.build import build_decoder, count_params, init_params, start_fn, step_fn
+from gr4ad_jax.model.cost import decode_flops, num_params
+from gr4ad_jax.search.beam_search import compile_search
+from gr4ad_jax.search.legal_prefixes import build_prefix_tree
+from tests.support import VOCABULARY, random_context
+
+CONFIG = ModelConfig(width=64, num_heads=2, num_layers=4, num_lazy_layers=2)
+VARIANTS = [
+  {}, {"num_lazy_layers": 0}, {"num_lazy_layers": 3, "fuse_bos": True},
+  {"kv_mode": "projected", "copy_path": True}, {"decoder": "autoregressive", "copy_path": True},
+  {"decoder": "multi_token"}, {"decoder": "multi_token", "kv_mode": "projected"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+@pytest.mark.parametrize("num_trending", [0, 3])
+def test_parameters_are_counted(changes, num_trending):
+  config = dataclasses.replace(CONFIG, **changes)
+  vocabulary = dataclasses.replace(VOCABULARY, num_trending=num_trending)
+  decoder = build_decoder(config, vocabulary)
+  params = jax.eval_shape(lambda: init_params(decoder, jax.random.key(0)))
+  assert num_params(config, vocabulary) == count_params(params)
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_flops_are_those_of_the_compiled_search(changes):
+  config = dataclasses.replace(CONFIG, **changes)
+  vocabulary = Vocabulary(
+    codebook_sizes=(64, 32, 32), feature_sizes=(3, 4), num_ecpm_bins=8, num_count_buckets=16,
+    num_age_buckets=32, num_trend_buckets=32, num_trending=3, num_organic_buckets=64,
+  )
+  rng, widths = np.random.default_rng(0), (32, 48, 64)
+  decoder = build_decoder(config, vocabulary)
+  params = init_params(decoder, jax.random.key(0))
+  sids = np.stack(np.unravel_index(np.arange(64 * 32 * 32), vocabulary.codebook_sizes), axis=1)
+  tree = build_prefix_tree(sids[rng.random(len(sids)) < 0.1].astype(np.int32))
+  context = random_context(rng, 1, history=30, organic=20)
+  context_tokens = 1 + 2 + 30 + 20 + 3
+  search = compile_search(start_fn(decoder), step_fn(decoder), tree, widths)
+  for with_value in (False, True):
+    args = (params, context, tree.arrays, *([np.ones(8, np.float32)] if with_value else []))
+    measured = search.lower(*args).compile().cost_analysis()["flops"]
+    computed = decode_flops(
+      config, vocabulary, context_tokens=context_tokens, widths=widths, with_value=with_value
+    )
+    # Element-wise work weighs more at so small a width.
+    assert 1.0 < measured / computed < 1.2, measured / computed
