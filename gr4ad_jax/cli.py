@@ -177,6 +177,38 @@ class Report:
 
 
 @dataclasses.dataclass(frozen=True)
+class Bench:
+  """Speed of beam search: decoders, batch sizes and beam widths side by side, on random input."""
+
+  what: tyro.conf.Positional[Literal["decode"]]
+  """What to measure."""
+  preset: Literal[tuple(config_lib.PRESETS)] = "small"  # type: ignore[valid-type]
+  """Width, layers and number types of the decoders."""
+  decoders: tuple[Literal["lazy", "autoregressive", "multi_token"], ...] = (
+    "lazy", "autoregressive", "multi_token"
+  )
+  """Decoders of the same width and depth; the first is what the others are compared with."""
+  batch_sizes: tuple[int, ...] = (1, 8)
+  """Requests decoded per call."""
+  widths: tuple[str, ...] = ("128-256-512",)
+  """Beams after each SID level, as 128-256-512."""
+  codebook_sizes: tuple[int, ...] = (4096, 1024, 256)
+  """Codes of each level."""
+  num_sids: int = 200_000
+  """SIDs that exist."""
+  context_tokens: int = 256
+  """Tokens of the context of a request."""
+  with_value: bool = True
+  """Also decode the value bucket of every found SID."""
+  compute_dtype: Literal["float32", "bfloat16"] | None = None
+  """Type of activations; default that of the preset."""
+  repeats: int = 20
+  """Timed calls of each program."""
+  out: Path | None = None
+  """JSON file to write."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Demo:
   """Everything on the embedded dataset: prepare, tokenize, train, evaluate, report."""
 
@@ -197,6 +229,7 @@ Command = (
   | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
   | Annotated[Recommend, tyro.conf.subcommand("recommend")]
   | Annotated[Report, tyro.conf.subcommand("report")]
+  | Annotated[Bench, tyro.conf.subcommand("bench")]
   | Annotated[Demo, tyro.conf.subcommand("demo")]
 )
 
@@ -268,6 +301,8 @@ def _run(command: Command) -> None:
       from gr4ad_jax.evaluation.report import write_report
 
       terminal.console.print(f"report: {write_report(command.workdir).resolve().as_uri()}")
+    case Bench():
+      _bench_decode(command)
     case Demo():
       from gr4ad_jax import demo
 
@@ -362,6 +397,30 @@ def _recommend(command: Recommend) -> None:
   for row in rows:
     table.add_row(*row)
   terminal.console.print(table)
+
+
+def _bench_decode(command: Bench) -> None:
+  from gr4ad_jax.progress import track
+  from gr4ad_jax.run import write_json
+  from gr4ad_jax.search.bench_decode import BenchConfig, run_bench
+
+  model = config_lib.preset(command.preset).model
+  if command.compute_dtype:
+    model = dataclasses.replace(model, compute_dtype=command.compute_dtype)
+  try:
+    widths = tuple(tuple(int(w) for w in text.split("-")) for text in command.widths)
+  except ValueError:
+    raise ValueError(f"widths={command.widths}: write them as 128-256-512") from None
+  config = BenchConfig(
+    model, decoders=command.decoders, batch_sizes=command.batch_sizes, widths=widths,
+    codebook_sizes=command.codebook_sizes, num_sids=command.num_sids,
+    context_tokens=command.context_tokens, with_value=command.with_value, repeats=command.repeats,
+  )
+  result = run_bench(config, progress=track)
+  terminal.print_decode_bench(result)
+  if command.out:
+    write_json(command.out, result)
+    terminal.console.print(f"written: {command.out}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -61,3 +62,33 @@ def print_metrics(metrics: dict[str, float], *, title: str) -> None:
     f"decoding {metrics['decode_requests_per_second']:.0f} requests/s, "
     f"{metrics['num_params']:,.0f} parameters, checkpoint of step {metrics['checkpoint_step']:,.0f}"
   )
+
+
+def print_decode_bench(result: dict) -> None:
+  """Speed of decoders; the ratio compares requests/s with the first one of the same grid cell."""
+  rate = result["matmul_flops_per_s"] / 1e9
+  table = Table(
+    title=f"{result['device']}, {result['compute_dtype']}; a matrix product runs at "
+    f"{rate:,.0f} GFLOP/s",
+    title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0),
+  )
+  table.add_column("decoder", no_wrap=True)
+  headers = ("batch x\nbeams", "ms: p50,\np90, p99", "req/s", "ratio", "FLOP\nshare",
+             "comp.\ns", "MB")
+  for name in headers:
+    table.add_column(name, justify="right", no_wrap=True)
+  first: dict[tuple, float] = {}
+  for row in result["rows"]:
+    cell = (row["batch"], tuple(row["widths"]))
+    base = first.setdefault(cell, row["requests_per_s"])
+    table.add_row(
+      row["decoder"], f"{row['batch']} x {'-'.join(map(str, row['widths']))}",
+      " ".join(_three_digits(row[name]) for name in ("p50_ms", "p90_ms", "p99_ms")),
+      f"{row['requests_per_s']:.1f}", f"{row['requests_per_s'] / base:.2f}",
+      f"{row['flop_share']:.0%}", f"{row['compile_s']:.1f}", f"{row['memory_mb']:.0f}",
+    )
+  console.print(table)
+
+
+def _three_digits(value: float) -> str:
+  return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
