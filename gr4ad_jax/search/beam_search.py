@@ -7,6 +7,7 @@ levels never pay for wide ones. Source: paper 4.2; reference 2.5 and 8.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from gr4ad_jax.search.legal_prefixes import LegalPrefixes, PrefixTree
+from gr4ad_jax.search.subsets import AllowedSids, combine, count_before
 
 NEG_INF = -1e30
 
@@ -32,13 +34,31 @@ class StepFn(Protocol):
   ) -> tuple[Any, jax.Array]: ...
 
 
+class TopK(Protocol):
+  """The `width` best of [B, W, M]: scores and flat indices [B, width], best first.
+
+  Ties go to the lower flat index.
+  """
+
+  def __call__(self, score_BWM: jax.Array, width: int) -> tuple[jax.Array, jax.Array]: ...
+
+
+class Sampling(NamedTuple):
+  """Asks for SIDs drawn without replacement instead of the most probable ones."""
+
+  key: jax.Array  # of jax.random
+  temperature: jax.Array | float = 1.0  # of the codes of every level; 1 = the model's own
+
+
 class Beams(NamedTuple):
   """Found SIDs, best first. A beam that could not be filled has NEG_INF, codes and row -1."""
 
   code_BWL: jax.Array  # int32
   logp_BW: jax.Array  # float32, log p(SID | X)
+  level_logp_BWL: jax.Array  # float32, log p(s_l | s_<l, X); sums to logp
   sid_BW: jax.Array  # int32, row in the sorted SID table
   expected_value_BW: jax.Array | None  # float32, sum_b p(bucket b | SID, X) * mean value of b
+  perturbed_BW: jax.Array | None  # float32, what sampling ranked by; best first
 
 
 class _Carry(NamedTuple):
@@ -47,6 +67,15 @@ class _Carry(NamedTuple):
   node_BW: jax.Array
   score_BW: jax.Array
   path_BWL: jax.Array
+  level_BWL: jax.Array  # log-probs of the path's codes
+  drawn: _Drawn | None
+
+
+class _Drawn(NamedTuple):
+  """What stochastic beam search keeps of each beam."""
+
+  logp_BW: jax.Array  # of the prefix in the distribution that is drawn from
+  perturbed_BW: jax.Array  # the largest Gumbel-perturbed log-prob of any SID below it
 
 
 def beam_search(
@@ -58,6 +87,9 @@ def beam_search(
   start: StartFn,
   step: StepFn,
   bin_value_V: jax.Array | None = None,
+  allowed: AllowedSids | None = None,
+  sampling: Sampling | None = None,
+  top_k: TopK | None = None,
 ) -> Beams:
   """The `widths[-1]` most probable SIDs found by keeping `widths[l]` prefixes after level l.
 
@@ -72,6 +104,9 @@ def beam_search(
     start: first level of the model.
     step: every further level; level L (a Python int) asks for the value buckets.
     bin_value_V: mean value of each bucket; None skips the value step.
+    allowed: the SIDs that each request may get; None = all.
+    sampling: draws SIDs without replacement (stochastic beam search) instead.
+    top_k: None = `pre_cut_top_k`.
 
   Raises:
     ValueError: not one width per level.
@@ -82,14 +117,20 @@ def beam_search(
   widths = _possible_widths(widths, tree)
   shared, state, logp_B1V = start(context)
   num_rows = logp_B1V.shape[0]
+  zero_B1 = jnp.zeros((num_rows, 1))
   root = _Carry(
     state,
     jnp.zeros((num_rows, 1), jnp.int32),
     jnp.zeros((num_rows, 1), jnp.int32),
-    jnp.zeros((num_rows, 1), jnp.float32),
+    zero_B1,
     jnp.full((num_rows, 1, num_levels), -1, jnp.int32),
+    jnp.zeros((num_rows, 1, num_levels)),
+    None if sampling is None else _Drawn(zero_B1, zero_B1),
   )
-  carry = _select(root, logp_B1V, prefixes, 0, tree.branching_L[0], widths[0])
+  select = functools.partial(
+    _select, prefixes=prefixes, allowed=allowed, sampling=sampling, top_k=top_k or pre_cut_top_k
+  )
+  carry = select(root, logp_B1V, 0, branching=tree.branching_L[0], width=widths[0])
 
   level = 1
   while level < num_levels:
@@ -97,12 +138,16 @@ def beam_search(
     while end < num_levels and widths[end] == widths[level - 1]:
       end += 1
     if end - level >= 2:  # a run of equal widths is one scan
-      carry = _scan_levels(carry, shared, prefixes, tree, step, level, end)
+      branching = max(tree.branching_L[level:end])
+      scanned = functools.partial(select, branching=branching, width=widths[level])
+      carry = _scan_levels(carry, shared, step, scanned, level, end)
       level = end
     else:
       state, logp_BWV = step(shared, carry.state, carry.code_BW, level)
       carry = carry._replace(state=state)
-      carry = _select(carry, logp_BWV, prefixes, level, tree.branching_L[level], widths[level])
+      carry = select(
+        carry, logp_BWV, level, branching=tree.branching_L[level], width=widths[level]
+      )
       level += 1
 
   filled_BW = carry.score_BW > NEG_INF / 2
@@ -113,8 +158,10 @@ def beam_search(
   return Beams(
     jnp.where(filled_BW[..., None], carry.path_BWL, -1),
     jnp.where(filled_BW, carry.score_BW, NEG_INF),
+    jnp.where(filled_BW[..., None], carry.level_BWL, NEG_INF),
     jnp.where(filled_BW, carry.node_BW, -1),
     expected_BW,
+    None if carry.drawn is None else jnp.where(filled_BW, carry.drawn.perturbed_BW, NEG_INF),
   )
 
 
@@ -123,20 +170,32 @@ def compile_search(
   step: Callable[..., Any],
   tree: PrefixTree,
   widths: tuple[int, ...],
+  *,
+  top_k: TopK | None = None,
 ) -> Callable[..., Beams]:
-  """One compiled program: (params, context, prefixes, bin_value_V or None) -> Beams.
+  """One program for every set of SIDs that `refill` puts into `tree`.
 
   Args:
     start: (params, context) -> as StartFn.
     step: (params, shared, state, code_BW, level) -> as StepFn.
     tree: the prefixes that will be searched.
     widths: beams after each level.
+    top_k: None = `pre_cut_top_k`.
+
+  Returns:
+    (params, context, prefixes, bin_value_V, word_TU, subset_BN, sampling) -> Beams. Those after
+    prefixes may be None or left out: value step, subsets of `subsets.py`, sampling.
   """
 
   @jax.jit
-  def search(params, context, prefixes: LegalPrefixes, bin_value_V=None) -> Beams:
+  def search(
+    params, context, prefixes: LegalPrefixes, bin_value_V=None, word_TU=None, subset_BN=None,
+    sampling: Sampling | None = None,
+  ) -> Beams:
     return beam_search(
       context, prefixes, tree=tree, widths=widths, bin_value_V=bin_value_V,
+      allowed=None if word_TU is None else combine(word_TU, subset_BN),
+      sampling=sampling, top_k=top_k,
       start=lambda c: start(params, c),
       step=lambda shared, state, code, level: step(params, shared, state, code, level),
     )
@@ -148,28 +207,51 @@ def _possible_widths(widths: tuple[int, ...], tree: PrefixTree) -> tuple[int, ..
   """No level can fill more beams than its parents have children, nor than there are SIDs."""
   possible, parents = [], 1
   for width, branching in zip(widths, tree.branching_L, strict=True):
-    parents = min(width, parents * branching, tree.num_sids)
+    parents = min(width, parents * branching, tree.capacity)
     possible.append(parents)
   return tuple(possible)
 
 
-def _scan_levels(carry, shared, prefixes, tree, step, level: int, end: int):
+def _scan_levels(carry, shared, step, select, level: int, end: int):
   """Levels [level, end) at one width: a single scan, its body compiled once."""
-  width = carry.code_BW.shape[1]
-  branching = max(tree.branching_L[level:end])
 
   def body(carry: _Carry, level: jax.Array) -> tuple[_Carry, None]:
     state, logp_BWV = step(shared, carry.state, carry.code_BW, level)
-    return _select(carry._replace(state=state), logp_BWV, prefixes, level, branching, width), None
+    return select(carry._replace(state=state), logp_BWV, level), None
 
   return jax.lax.scan(body, carry, jnp.arange(level, end))[0]
+
+
+def global_top_k(score_BWM: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
+  """One selection among all W x M. As TopK."""
+  return jax.lax.top_k(score_BWM.reshape(score_BWM.shape[0], -1), width)
+
+
+def pre_cut_top_k(score_BWM: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
+  """The best of each beam first, then among those: no beam can win more than `width` times.
+
+  Gives what `global_top_k` gives, ties included. Where a beam has no more than `width` extensions
+  it is the same selection. Source: paper 4.2 (TopK pre-cut). As TopK.
+  """
+  num_rows, _, extensions = score_BWM.shape
+  if extensions <= width or score_BWM.shape[1] == 1:
+    return global_top_k(score_BWM, width)
+  best_BWK, index_BWK = jax.lax.top_k(score_BWM, width)
+  score_BW, flat_BW = global_top_k(best_BWK, width)
+  parent_BW = flat_BW // width
+  index_BW = jnp.take_along_axis(index_BWK.reshape(num_rows, -1), flat_BW, axis=1)
+  return score_BW, parent_BW * extensions + index_BW
 
 
 def _select(
   carry: _Carry,
   logp_BWV: jax.Array,
-  prefixes: LegalPrefixes,
   level: int | jax.Array,
+  *,
+  prefixes: LegalPrefixes,
+  allowed: AllowedSids | None,
+  sampling: Sampling | None,
+  top_k: TopK,
   branching: int,
   width: int,
 ) -> _Carry:
@@ -178,13 +260,23 @@ def _select(
   first_BW, last_BW = start_N[carry.node_BW], start_N[carry.node_BW + 1]
   child_BWM = first_BW[..., None] + jnp.arange(branching)
   legal_BWM = child_BWM < last_BW[..., None]
+  # A dead beam has no legal extension: its node is any node.
+  legal_BWM &= carry.score_BW[..., None] > NEG_INF / 2
   child_BWM = jnp.minimum(child_BWM, code_N.shape[0] - 1)
+  if allowed is not None:
+    sid_N = prefixes.first_sid_LN[level]
+    before_BWM, after_BWM = (count_before(allowed, sid_N[child_BWM + i]) for i in (0, 1))
+    legal_BWM &= after_BWM > before_BWM
   code_BWM = code_N[child_BWM]
   logp_BWM = jnp.take_along_axis(logp_BWV, jnp.where(legal_BWM, code_BWM, 0), axis=-1)
   score_BWM = jnp.where(legal_BWM, carry.score_BW[..., None] + logp_BWM, NEG_INF)
 
-  num_rows = score_BWM.shape[0]
-  score_BW, flat_BW = jax.lax.top_k(score_BWM.reshape(num_rows, -1), width)
+  num_rows, drawn = score_BWM.shape[0], None
+  if sampling is None:
+    score_BW, flat_BW = top_k(score_BWM, width)
+  else:
+    drawn_BWM = _draw(carry.drawn, logp_BWM, legal_BWM, sampling, level)
+    _, flat_BW = top_k(drawn_BWM.perturbed_BW, width)
   parent_BW = flat_BW // branching
 
   def pick(x_BWM: jax.Array) -> jax.Array:
@@ -193,8 +285,40 @@ def _select(
   def gather(x: jax.Array) -> jax.Array:
     return jax.vmap(lambda row_W, parent_W: row_W[parent_W])(x, parent_BW)
 
+  if sampling is not None:
+    score_BW, drawn = pick(score_BWM), jax.tree.map(pick, drawn_BWM)
   code_BW = pick(code_BWM)
-  path_BWL = gather(carry.path_BWL).at[:, :, level].set(code_BW)
-  # A dead beam keeps a finite floor, so that sums of NEG_INF never overflow.
-  score_BW = jnp.maximum(score_BW, NEG_INF)
-  return _Carry(jax.tree.map(gather, carry.state), code_BW, pick(child_BWM), score_BW, path_BWL)
+  return _Carry(
+    jax.tree.map(gather, carry.state),
+    code_BW,
+    pick(child_BWM),
+    jnp.maximum(score_BW, NEG_INF),  # finite, so that sums of NEG_INF never overflow
+    gather(carry.path_BWL).at[:, :, level].set(code_BW),
+    gather(carry.level_BWL).at[:, :, level].set(pick(logp_BWM)),
+    drawn,
+  )
+
+
+def _draw(
+  beam: _Drawn,
+  logp_BWM: jax.Array,
+  legal_BWM: jax.Array,
+  sampling: Sampling,
+  level: int | jax.Array,
+) -> _Drawn:
+  """Gumbel-perturbed log-probs of all extensions, given the largest one below each beam.
+
+  The fields are [B, W, M]. The distribution drawn from is the model's with the temperature, among
+  legal extensions. Source: Kool et al. 2019 (arXiv 1903.06059), algorithm 1 and appendix B.3.
+  """
+  tempered_BWM = jnp.where(legal_BWM, logp_BWM / sampling.temperature, NEG_INF)
+  local_BWM = jnp.where(legal_BWM, jax.nn.log_softmax(tempered_BWM, axis=-1), NEG_INF)
+  logp_BWM = jnp.maximum(beam.logp_BW[..., None] + local_BWM, NEG_INF)
+  noise_BWM = jax.random.gumbel(jax.random.fold_in(sampling.key, level), logp_BWM.shape)
+  free_BWM = logp_BWM + noise_BWM
+  largest_BW1 = free_BWM.max(axis=-1, keepdims=True)
+  bound_BW1 = beam.perturbed_BW[..., None]
+  gap_BWM = jnp.minimum(free_BWM - largest_BW1, 0)
+  v_BWM = bound_BW1 - free_BWM + jnp.log(-jnp.expm1(gap_BWM))
+  perturbed_BWM = bound_BW1 - jnp.maximum(v_BWM, 0) - jnp.log1p(jnp.exp(-jnp.abs(v_BWM)))
+  return _Drawn(logp_BWM, jnp.where(legal_BWM, perturbed_BWM, NEG_INF))

@@ -15,7 +15,7 @@ from gr4ad_jax.search.legal_prefixes import build_prefix_tree
 def test_walking_the_tree_visits_exactly_the_sids(sids):
   table_SL = np.array(sorted(sids), np.int32)
   tree = build_prefix_tree(table_SL)
-  start_LN, code_LN = tree.arrays
+  start_LN, code_LN, _ = tree.arrays
   paths = {(): 0}
   for level in range(3):
     children = {}
