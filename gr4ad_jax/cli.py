@@ -166,6 +166,9 @@ class Recommend:
   """A user id of the logs."""
   k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10
   """Ads to show."""
+  where: tuple[str, ...] = ()
+  """Search only ads that meet all of these, as COLUMN=VALUE of the ads table; a category takes in
+  those below it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -384,7 +387,9 @@ def _evaluate(command: Evaluate) -> None:
 def _recommend(command: Recommend) -> None:
   from gr4ad_jax.recommend import recommend_for_user
 
-  rows, currency, known = recommend_for_user(command.workdir, command.user, command.k)
+  rows, currency, known = recommend_for_user(
+    command.workdir, command.user, command.k, where=command.where
+  )
   terminal.console.print(f"user {command.user}: {known}")
   table = Table(expand=True)
   value = f"exp. value\n({currency})"

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import difflib
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from gr4ad_jax.config import ConfigError
+from gr4ad_jax.data.records import AdTable
 from gr4ad_jax.data.sequences import ExampleMaker
 from gr4ad_jax.run import open_inputs, open_recommender, read_run
 
+TARGETING_COLUMNS = (
+  "advertiser_id", "category", "conversion_type", "ad_type", "account_id", "campaign_id"
+)
 
-def recommend_for_user(workdir: Path, user_id: str, k: int) -> tuple[list[list[str]], str, str]:
+
+def recommend_for_user(
+  workdir: Path, user_id: str, k: int, *, where: Sequence[str] = ()
+) -> tuple[list[list[str]], str, str]:
   """The k best ads for a request right after the user's last event.
 
   Args:
     workdir: a trained run.
     user_id: of the logs.
     k: ads wanted.
+    where: "COLUMN=VALUE" of the ads table; only ads that meet all of them are searched.
 
   Returns:
     Rows (rank, ad, advertiser, text, SID, log-probability, expected value), the currency, and a
     sentence on what is known of the user.
 
   Raises:
-    ConfigError: unknown user, k below 1, or no trained run.
+    ConfigError: unknown user, k below 1, a condition that no ad can meet, or no trained run.
   """
   if k < 1:
     raise ConfigError(f"-k {k}: must be at least 1")
@@ -41,8 +52,14 @@ def recommend_for_user(workdir: Path, user_id: str, k: int) -> tuple[list[list[s
     )
   maker = ExampleMaker(logs, inputs.examples.config)
   example = maker.latest_context(int(found[0]))
-  recommender, _, _ = open_recommender(run, workdir, inputs, with_value=True)
-  result = recommender(inputs.make_batch.context([example]), k)
+  member_TA = subset_RN = None
+  if where:
+    member_TA = np.stack([_matches(logs.ads, condition) for condition in where])
+    if not member_TA.all(axis=0).any():
+      raise ConfigError(f"--where {' '.join(where)}: no ad meets all of them")
+    subset_RN = np.arange(len(where), dtype=np.int32)[None]
+  recommender, _, _ = open_recommender(run, workdir, inputs, with_value=True, member_TA=member_TA)
+  result = recommender(inputs.make_batch.context([example]), k, subset_RN=subset_RN)
   ads = logs.ads
   rows = [
     [
@@ -57,3 +74,23 @@ def recommend_for_user(workdir: Path, user_id: str, k: int) -> tuple[list[list[s
     f"history that the model reads, ad revenue {example.past_value:.2f} {logs.currency}"
   )
   return rows, logs.currency, about
+
+
+def _matches(ads: AdTable, condition: str) -> np.ndarray:
+  """bool [A]: the ads that meet one "COLUMN=VALUE"; a category holds those below it, too."""
+  column, found, value = condition.partition("=")
+  if not found or column not in TARGETING_COLUMNS:
+    raise ConfigError(
+      f"--where {condition!r}: write COLUMN=VALUE, with one of {', '.join(TARGETING_COLUMNS)}"
+    )
+  # What an ad counts as: its value, and of a category the ones above it.
+  held = [[text] for text in getattr(ads, column).tolist()]
+  if column == "category":
+    held = [list(itertools.accumulate(text.split(" > "), "{} > {}".format)) for (text,) in held]
+  matches_A = np.array([value in texts for texts in held], bool)
+  if not matches_A.any():
+    known = sorted(set(itertools.chain.from_iterable(held)) - {""})
+    close = difflib.get_close_matches(value, known, n=3, cutoff=0.4) or known[:3]
+    hint = f"the nearest are {', '.join(map(repr, close))}" if close else "the column is empty"
+    raise ConfigError(f"--where {condition!r}: no ad has it; {hint}")
+  return matches_A

@@ -238,13 +238,18 @@ def load_params(run: RunFile, workdir: Path, vocabulary: Vocabulary) -> tuple[De
 
 
 def open_recommender(
-  run: RunFile, workdir: Path, inputs: Inputs, *, with_value: bool = False
+  run: RunFile,
+  workdir: Path,
+  inputs: Inputs,
+  *,
+  with_value: bool = False,
+  member_TA: np.ndarray | None = None,
 ) -> tuple[Recommender, int, int]:
   """The recommender of a trained run, its number of parameters, and the checkpoint's step."""
   decoder, params, step = load_params(run, workdir, inputs.vocabulary)
   recommender = Recommender(
     decoder, params, index=inputs.index, config=run.config.search,
-    bin_means=inputs.scale.bin_means, with_value=with_value,
+    bin_means=inputs.scale.bin_means, with_value=with_value, member_TA=member_TA,
   )
   return recommender, count_params(params), step
 

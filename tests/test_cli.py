@@ -52,6 +52,15 @@ def test_amazon_from_files_to_report(shared_data, tmp_path, capsys):
   assert run("recommend", "--workdir", workdir, "--user", 17, "-k", 5) == 0
   table = capsys.readouterr().out
   assert "log-" in table and table.count("│") > 20
+  brand = pd.read_parquet(data / "logs" / "ads.parquet")["advertiser_id"].value_counts().index[0]
+  recommend = ("recommend", "--workdir", workdir, "--user", 17, "-k", 2)
+  assert run(*recommend, "--where", f"advertiser_id={brand}") == 0
+  rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│ ")]
+  assert len(rows) == 2 and all(line.split("│")[3].strip()[:3] == brand[:3] for line in rows)
+  assert run(*recommend, "--where", f"advertiser_id={brand}x") == 2
+  assert brand in capsys.readouterr().err  # the nearest one is named
+  assert run(*recommend, "--where", "colour=red") == 2
+  assert "write COLUMN=VALUE" in capsys.readouterr().err
   metrics = json.loads((workdir / "metrics.json").read_text())
   assert metrics["invalid_sid_rate"] == 0
   assert metrics["num_ads"] == 12101 and metrics["num_requests"] == 300
@@ -162,5 +171,6 @@ def test_options_default_to_the_named_preset():
 def test_help_names_every_command(capsys):
   assert run("--help") == 0
   out = capsys.readouterr().out
-  for name in ("prepare", "tokenize", "train", "evaluate", "recommend", "report", "demo"):
+  for name in ("prepare", "tokenize", "train", "evaluate", "recommend", "report", "bench",
+               "demo"):
     assert name in out

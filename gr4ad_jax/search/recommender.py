@@ -11,8 +11,9 @@ import numpy as np
 from gr4ad_jax.config import SearchConfig
 from gr4ad_jax.data.batch import Context
 from gr4ad_jax.model.build import Decoder, start_fn, step_fn
-from gr4ad_jax.search.beam_search import NEG_INF, Beams, compile_search
+from gr4ad_jax.search.beam_search import NEG_INF, Beams, Sampling, compile_search
 from gr4ad_jax.search.legal_prefixes import build_prefix_tree
+from gr4ad_jax.search.subsets import pack_subsets
 from gr4ad_jax.tokenizer.ad_index import AdIndex, expand
 
 
@@ -37,6 +38,7 @@ class Recommender:
     config: SearchConfig,
     bin_means: Sequence[float],
     with_value: bool = False,
+    member_TA: np.ndarray | None = None,
   ):
     """Prepares the search.
 
@@ -47,8 +49,12 @@ class Recommender:
       config: widths, batch size, and gamma of the value re-ranking.
       bin_means: mean value of each bucket.
       with_value: compute expected values even where gamma is 0 (one more decoding step).
+      member_TA: bool, which ads belong to each of T subsets that requests may name (targeting).
     """
     tree = build_prefix_tree(index.sids_SL)
+    self._member_TA, self._word_TU = member_TA, None
+    if member_TA is not None:
+      self._word_TU = jax.device_put(_pack_by_sid(member_TA, index, tree.capacity))
     self._index, self._config = index, config
     self._params = jax.device_put(params)
     self._prefixes = jax.device_put(tree.arrays)
@@ -57,21 +63,53 @@ class Recommender:
       self._bin_means = jax.device_put(np.asarray(bin_means, np.float32))
     self._search = compile_search(start_fn(decoder), step_fn(decoder), tree, config.widths)
 
-  def __call__(self, context: Context, k: int) -> Recommendations:
-    """The k best ads of each request; any number of rows up to the batch size."""
-    return self.rank(self.search(context), context, k, config=self._config)
+  def __call__(
+    self, context: Context, k: int, *, subset_RN: np.ndarray | None = None
+  ) -> Recommendations:
+    """The k best ads of each request; any number of rows up to the batch size.
 
-  def search(self, context: Context) -> Beams:
-    """The most probable SIDs of each request, best first."""
+    Args:
+      context: of R requests.
+      k: ads wanted.
+      subset_RN: int32, an ad has to be in all of these subsets, -1 = none; None = any ad.
+    """
+    beams = self.search(context, subset_RN=subset_RN)
+    return self.rank(beams, context, k, config=self._config, subset_RN=subset_RN)
+
+  def search(
+    self,
+    context: Context,
+    *,
+    subset_RN: np.ndarray | None = None,
+    sampling: Sampling | None = None,
+  ) -> Beams:
+    """The most probable SIDs of each request, best first; with `sampling`, drawn ones.
+
+    Raises:
+      ValueError: more requests than the batch size, or subsets where there are none.
+    """
     num_rows, size = len(context.feature_BF), self._config.batch_size
     if num_rows > size:
       raise ValueError(f"{num_rows} requests in one call; search.batch_size={size} is the limit")
     padded = Context(*(_repeat_last(np.asarray(x), size) for x in context))
-    beams = self._search(self._params, padded, self._prefixes, self._bin_means)
+    subsets = None, None
+    if subset_RN is not None:
+      if self._word_TU is None:
+        raise ValueError("subset_RN: this recommender was made without member_TA")
+      subsets = self._word_TU, _repeat_last(np.asarray(subset_RN, np.int32), size)
+    beams = self._search(
+      self._params, padded, self._prefixes, self._bin_means, *subsets, sampling
+    )
     return jax.tree.map(lambda x: np.asarray(x)[:num_rows], beams)
 
   def rank(
-    self, beams: Beams, context: Context, k: int, *, config: SearchConfig
+    self,
+    beams: Beams,
+    context: Context,
+    k: int,
+    *,
+    config: SearchConfig,
+    subset_RN: np.ndarray | None = None,
   ) -> Recommendations:
     """The k best ads among found SIDs.
 
@@ -83,6 +121,7 @@ class Recommender:
       context: of the same requests.
       k: ads wanted.
       config: gamma and bonus (other fields are not read).
+      subset_RN: as for the search; of the ads on an SID only those in all subsets are returned.
     """
     value_RW = np.full_like(beams.logp_BW, np.nan)
     if beams.expected_value_BW is not None:
@@ -99,7 +138,10 @@ class Recommender:
       return np.take_along_axis(x, order_RW.reshape(order_RW.shape + (1,) * (x.ndim - 2)), axis=1)
 
     sid_RW = in_order(beams.sid_BW)
-    ad_RK = expand(self._index, sid_RW, k)
+    if subset_RN is None:
+      ad_RK = expand(self._index, sid_RW, k)
+    else:
+      ad_RK = _expand_within(self._index, sid_RW, k, self._member_TA, subset_RN)
     # The beam that each ad came from: the one that holds its SID.
     same_RKW = self._index.sid_of_ad_A[ad_RK][..., None] == sid_RW[:, None, :]
     beam_RK = np.argmax(same_RKW, axis=-1)
@@ -111,6 +153,37 @@ class Recommender:
       np.where(empty_RK, NEG_INF, np.take_along_axis(in_order(beams.logp_BW), beam_RK, axis=1)),
       np.where(empty_RK, np.nan, np.take_along_axis(in_order(value_RW), beam_RK, axis=1)),
     )
+
+
+def _pack_by_sid(member_TA: np.ndarray, index: AdIndex, capacity: int) -> np.ndarray:
+  """Bitmaps over SIDs: an SID belongs to a subset where one of its ads does."""
+  num_ads = len(index.sid_of_ad_A)
+  if member_TA.ndim != 2 or member_TA.shape[1] != num_ads or member_TA.dtype != bool:
+    raise ValueError(
+      f"member_TA: shape {member_TA.shape} of {member_TA.dtype}, needs [T, {num_ads}] bool"
+    )
+  member_TS = np.zeros((len(member_TA), len(index.sids_SL)), bool)
+  for member_S, member_A in zip(member_TS, member_TA, strict=True):
+    sid_A = index.sid_of_ad_A[member_A]
+    member_S[sid_A[sid_A >= 0]] = True  # retired ads hold none
+  return pack_subsets(member_TS, capacity)
+
+
+def _expand_within(
+  index: AdIndex, sid_RW: np.ndarray, k: int, member_TA: np.ndarray, subset_RN: np.ndarray
+) -> np.ndarray:
+  """As `expand`, of the ads that are in all subsets of their request."""
+  most = int(np.diff(index.ads_start).max())
+  every_RK = expand(index, sid_RW, sid_RW.shape[1] * most)
+  keep_RK = every_RK >= 0
+  for subset_R in np.asarray(subset_RN).T:
+    inside_RK = member_TA[subset_R[:, None], every_RK]
+    keep_RK &= inside_RK | (subset_R[:, None] < 0)
+  first_RK = np.argsort(~keep_RK, axis=1, kind="stable")[:, :k]
+  ads_RK = np.where(
+    np.take_along_axis(keep_RK, first_RK, 1), np.take_along_axis(every_RK, first_RK, 1), -1
+  )
+  return np.pad(ads_RK, ((0, 0), (0, k - ads_RK.shape[1])), constant_values=-1)
 
 
 def _in_history(code_RWL: np.ndarray, context: Context) -> np.ndarray:

@@ -189,3 +189,31 @@ def test_recommender_expands_and_reranks_by_value(trained_like):
       decoder, params, index=index, bin_means=bins,
       config=SearchConfig(widths=(20, 20, 20), batch_size=2),
     )(context, 5)
+
+
+def test_recommender_keeps_to_the_named_subsets(trained_like):
+  decoder, params, context = trained_like
+  sids = random_sids(np.random.default_rng(2), 20)
+  codes_AL = np.concatenate([sids, sids[:5]])  # five SIDs hold two ads
+  index = build_ad_index(codes_AL, np.arange(25, dtype=np.float64))
+  member_TA = np.stack([np.arange(25) >= 20, np.arange(25) % 2 == 0])
+
+  def recommender(member_TA):
+    return Recommender(
+      decoder, params, index=index, bin_means=(1.0, 4.0, 9.0, 16.0), member_TA=member_TA,
+      config=SearchConfig(widths=(20, 20, 20), batch_size=4),
+    )
+
+  targeted = recommender(member_TA)
+  plain = targeted(context, 25)
+  found = targeted(context, 8, subset_RN=np.array([[0, -1], [0, 1], [-1, -1]]))
+  allowed = [range(20, 25), (20, 22, 24), range(25)]
+  for row, ads in enumerate(allowed):
+    expected = [ad for ad in plain.ad_RK[row].tolist() if ad in ads][:8]
+    assert found.ad_RK[row].tolist() == expected + [-1] * (8 - len(expected))
+    filled = found.ad_RK[row] >= 0
+    np.testing.assert_array_equal(found.code_RKL[row, filled], codes_AL[found.ad_RK[row, filled]])
+  with pytest.raises(ValueError, match="made without member_TA"):
+    recommender(None)(context, 5, subset_RN=np.zeros((3, 1), int))
+  with pytest.raises(ValueError, match=r"needs \[T, 25\] bool"):
+    recommender(member_TA[:, :3])
