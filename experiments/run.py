@@ -73,7 +73,7 @@ def names() -> dict[str, str]:
   """Every experiment with the first line of its docstring."""
   found = {}
   for module in pkgutil.iter_modules(experiments.__path__):
-    if module.name != "run":
+    if module.name != "run" and not module.name.startswith("_"):
       source = Path(module.module_finder.find_spec(module.name).origin).read_text()
       found[module.name] = (ast.get_docstring(ast.parse(source)) or "").split("\n")[0]
   return found

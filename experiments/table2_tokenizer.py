@@ -20,8 +20,8 @@ Numbers of finished parts are kept in WORKDIR/parts, so an interrupted run goes 
 settings.data=FOLDER` names the folder of the Amazon files, `--set settings.seeds=1` and `--set
 settings.datasets=journey`, `--set settings.parts=embedding` shorten the run.
 
-Expected numbers: docs/tokenizer.md (of the Amazon sets only the embedding rows have been run).
-Run time on two CPU cores: Complete Journey took 30 minutes beside other work.
+Expected numbers: docs/tokenizer.md. Run time on two CPU cores, beside other work: 10 to 15 minutes
+a data set and seed.
 """
 
 from __future__ import annotations

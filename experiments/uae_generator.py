@@ -27,13 +27,8 @@ import numpy as np
 import scipy.stats
 from matplotlib.figure import Figure
 
-from gr4ad_jax import prepare
-from gr4ad_jax.config import Config, override, preset
-from gr4ad_jax.data.tfds_builder import read_split
-from gr4ad_jax.evaluation.evaluate import eval_requests, group_requests, search_split
-from gr4ad_jax.evaluation.ranking import ranking_metrics
-from gr4ad_jax.progress import console
-from gr4ad_jax.run import RunFile, open_inputs, open_recommender, read_run, train_run, write_json
+from experiments._runs import prepared_journey, tokenized, trained_metrics
+from gr4ad_jax.config import override, preset
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 
 SEEDS = (0, 1, 2)
@@ -49,20 +44,16 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
   config = override(config, "train.eval_every", STEPS[size])
   for path, value in overrides.items():
     config = override(config, path, value)
-  data = workdir / "data"
-  if not (data / "examples" / "examples.json").exists():
-    prepare.prepare_completejourney(data)
+  data = prepared_journey(workdir)
   results: dict[str, float] = {}
   for encoder in ENCODERS:
-    sids = workdir / f"sids_{encoder}"
-    if not (sids / "health.json").exists():
-      console.print(f"tokenize: {encoder}")
-      prepare.tokenize(data, sids, TokenizerConfig(encoder=encoder))
+    sids = tokenized(data, workdir / f"sids_{encoder}", TokenizerConfig(encoder=encoder))
     health = json.loads((sids / "health.json").read_text())["metrics"]
     for key in ("sid_collision_rate", "retrieval/embedding_r@1", "level2/label_lift"):
       results[f"{encoder}/tokenizer/{key}"] = health[key]
     for seed in SEEDS:
-      metrics = _one_run(workdir / f"{encoder}-{seed}", data, sids, config, seed)
+      seeded = override(config, "train.seed", seed)
+      metrics = trained_metrics(workdir / f"{encoder}-{seed}", data, sids, seeded)
       results |= {f"{encoder}/{metric}/seed{seed}": metrics[metric] for metric in METRICS}
   for metric in METRICS:
     values = {
@@ -80,31 +71,6 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
       f"difference/{metric}/ci_high": float(difference.mean() + half),
     }
   return results
-
-
-def _one_run(
-  folder: Path, data: Path, sids: Path, config: Config, seed: int
-) -> dict[str, float]:
-  file = folder / "metrics.json"
-  if file.exists():
-    return json.loads(file.read_text())
-  console.print(f"train: {folder.name}")
-  config = override(config, "train.seed", seed)
-  train_run(RunFile(str(data.resolve()), str(sids.resolve()), config), folder, resume=True)
-  run_file = read_run(folder)
-  inputs = open_inputs(run_file)
-  recommender, _, _ = open_recommender(run_file, folder, inputs)
-  groups = group_requests(read_split(inputs.examples, "test"))
-  found = search_split(recommender, inputs, groups, run_file.config.search)
-  _, advertiser_A = np.unique(inputs.logs.ads.advertiser_id, return_inverse=True)
-  metrics = {}
-  for prefix, lists in (("", found.recommendations), ("without_bonus/", found.without_bonus)):
-    values = ranking_metrics(
-      lists.ad_RK, eval_requests(groups), advertiser_A=advertiser_A, ks=(10, 50), bootstrap=200
-    )
-    metrics |= {prefix + name: float(value) for name, value in values.items()}
-  write_json(file, metrics)
-  return metrics
 
 
 def table(results: Mapping[str, float]) -> str:

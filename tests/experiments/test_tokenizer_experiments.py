@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from experiments import bench_tokenizer, table2_tokenizer, uae_generator
-from gr4ad_jax import prepare
+from experiments import _runs, bench_tokenizer, table2_tokenizer, uae_generator
 from tests.support import catalogue, ring_pairs, tiny_encoder
 
 
@@ -98,14 +97,15 @@ def test_uae_generator_pairs_the_seeds(tmp_path, monkeypatch):
     metrics = {"sid_collision_rate": 0.1, "retrieval/embedding_r@1": 0.9, "level2/label_lift": 2.0}
     (out / "health.json").write_text(json.dumps({"metrics": metrics}))
 
-  def one_run(folder, data, sids, config, seed):
-    gain = {"minilm": 0.0, "uae": (0.01, 0.02, 0.03)[seed]}[folder.name.split("-")[0]]
-    assert sids.name == f"sids_{folder.name.split('-')[0]}" and config.train.num_steps == 500
+  def trained_metrics(folder, data, sids, config):
+    encoder, seed = folder.name.split("-")[0], config.train.seed
+    gain = {"minilm": 0.0, "uae": (0.01, 0.02, 0.03)[seed]}[encoder]
+    assert sids.name == f"sids_{encoder}" and config.train.num_steps == 500
     return dict.fromkeys(uae_generator.METRICS, 0.3 + 0.1 * seed + gain)
 
-  monkeypatch.setattr(prepare, "prepare_completejourney", lambda data: None)
-  monkeypatch.setattr(prepare, "tokenize", tokenize)
-  monkeypatch.setattr(uae_generator, "_one_run", one_run)
+  monkeypatch.setattr(_runs.prepare, "prepare_completejourney", lambda data: None)
+  monkeypatch.setattr(_runs.prepare, "tokenize", tokenize)
+  monkeypatch.setattr(uae_generator, "trained_metrics", trained_metrics)
   results = uae_generator.run(tmp_path, size="cpu", overrides={})
   assert made == ["minilm", "uae"]
   found = [results[f"difference/recall@50/{key}"] for key in ("mean", "ci_low", "ci_high")]
