@@ -172,6 +172,16 @@ class Recommend:
 
 
 @dataclasses.dataclass(frozen=True)
+class Export:
+  """A trained run -> a folder that answers with jax and numpy alone, on CPU, CUDA and TPU."""
+
+  workdir: Path
+  """Folder of a trained run."""
+  out: Path
+  """New folder to write."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
   """WORKDIR -> one HTML page that opens from disk."""
 
@@ -232,6 +242,7 @@ Command = (
   | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
   | Annotated[Recommend, tyro.conf.subcommand("recommend")]
   | Annotated[Report, tyro.conf.subcommand("report")]
+  | Annotated[Export, tyro.conf.subcommand("export")]
   | Annotated[Bench, tyro.conf.subcommand("bench")]
   | Annotated[Demo, tyro.conf.subcommand("demo")]
 )
@@ -304,6 +315,13 @@ def _run(command: Command) -> None:
       from gr4ad_jax.evaluation.report import write_report
 
       terminal.console.print(f"report: {write_report(command.workdir).resolve().as_uri()}")
+    case Export():
+      from gr4ad_jax.run import export_run
+
+      num_bytes = export_run(command.workdir, command.out)
+      terminal.console.print(
+        f"{command.out}: {num_bytes / 1e6:.1f} MB; try `python {command.out}/reader.py`"
+      )
     case Bench():
       _bench_decode(command)
     case Demo():

@@ -29,6 +29,7 @@ from gr4ad_jax.data.tfds_builder import ExampleSet, open_examples, to_example, t
 from gr4ad_jax.data.value import ValueScale, fit_value_scale
 from gr4ad_jax.learning.vsl_task import vsl_task
 from gr4ad_jax.model.build import Decoder, build_decoder, count_params
+from gr4ad_jax.search.export import write_artifact
 from gr4ad_jax.search.recommender import Recommender
 from gr4ad_jax.tokenizer import semantic_id
 from gr4ad_jax.tokenizer.ad_index import AdIndex, build_ad_index
@@ -252,6 +253,27 @@ def open_recommender(
     bin_means=inputs.scale.bin_means, with_value=with_value, member_TA=member_TA,
   )
   return recommender, count_params(params), step
+
+
+def export_run(workdir: Path, out: Path) -> int:
+  """Writes a trained run as a portable artifact; returns the bytes of its files.
+
+  Raises:
+    ConfigError: no trained run.
+    ValueError: `out` exists already.
+  """
+  run = read_run(workdir)
+  inputs = open_inputs(run)
+  decoder, params, step = load_params(run, workdir, inputs.vocabulary)
+  example = to_example(inputs.examples.sources["test"][0], 1)
+  write_artifact(
+    out, decoder, params, index=inputs.index, ad_id_A=inputs.logs.ads.ad_id,
+    config=run.config.search, bin_means=inputs.scale.bin_means,
+    sample=inputs.make_batch.context([example]),
+    about={"step": step, "fingerprint": inputs.fingerprint,
+           "currency": inputs.logs.currency, "config": dataclasses.asdict(run.config)},
+  )
+  return sum(file.stat().st_size for file in out.iterdir())
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -59,6 +59,10 @@ def test_amazon_from_files_to_report(shared_data, tmp_path, capsys):
   assert len(rows) == 2 and all(line.split("│")[3].strip()[:3] == brand[:3] for line in rows)
   assert run(*recommend, "--where", f"advertiser_id={brand}x") == 2
   assert brand in capsys.readouterr().err  # the nearest one is named
+  assert run("export", "--workdir", workdir, "--out", tmp_path / "artifact") == 0
+  assert (tmp_path / "artifact" / "program.bin").exists()
+  assert run("export", "--workdir", workdir, "--out", tmp_path / "artifact") == 2
+  assert "exists already" in capsys.readouterr().err
   assert run(*recommend, "--where", "colour=red") == 2
   assert "write COLUMN=VALUE" in capsys.readouterr().err
   metrics = json.loads((workdir / "metrics.json").read_text())
@@ -171,6 +175,6 @@ def test_options_default_to_the_named_preset():
 def test_help_names_every_command(capsys):
   assert run("--help") == 0
   out = capsys.readouterr().out
-  for name in ("prepare", "tokenize", "train", "evaluate", "recommend", "report", "bench",
-               "demo"):
+  for name in ("prepare", "tokenize", "train", "evaluate", "recommend", "report",
+               "export", "bench", "demo"):
     assert name in out

@@ -11,6 +11,7 @@ import numpy as np
 from gr4ad_jax.config import SearchConfig
 from gr4ad_jax.data.batch import Context
 from gr4ad_jax.model.build import Decoder, start_fn, step_fn
+from gr4ad_jax.search.artifact import HISTORY, score_beams
 from gr4ad_jax.search.beam_search import NEG_INF, Beams, Sampling, compile_search
 from gr4ad_jax.search.legal_prefixes import build_prefix_tree
 from gr4ad_jax.search.subsets import pack_subsets
@@ -126,12 +127,10 @@ class Recommender:
     value_RW = np.full_like(beams.logp_BW, np.nan)
     if beams.expected_value_BW is not None:
       value_RW = beams.expected_value_BW
-    score_RW = beams.logp_BW
-    if config.value_exponent:
-      score_RW = score_RW + config.value_exponent * np.log(np.maximum(value_RW, 1e-6))
-    if config.new_ad_bonus:
-      score_RW = score_RW + config.new_ad_bonus * ~_in_history(beams.code_BWL, context)
-    score_RW = np.where(beams.sid_BW >= 0, score_RW, NEG_INF)
+    score_RW = score_beams(
+      beams._asdict(), np.concatenate([getattr(context, name) for name in HISTORY], axis=1),
+      value_exponent=config.value_exponent, new_ad_bonus=config.new_ad_bonus,
+    )
     order_RW = np.argsort(-score_RW, axis=1, kind="stable")
 
     def in_order(x: np.ndarray) -> np.ndarray:
@@ -184,15 +183,6 @@ def _expand_within(
     np.take_along_axis(keep_RK, first_RK, 1), np.take_along_axis(every_RK, first_RK, 1), -1
   )
   return np.pad(ads_RK, ((0, 0), (0, k - ads_RK.shape[1])), constant_values=-1)
-
-
-def _in_history(code_RWL: np.ndarray, context: Context) -> np.ndarray:
-  """bool [R, W]: the SID is one of an ad or content in the request's history."""
-  met_RTL = np.concatenate([context.ad_code_BTL, context.organic_code_BOL], axis=1)
-  sizes = 1 + np.maximum(code_RWL.max(axis=(0, 1)), met_RTL.max(axis=(0, 1))).astype(np.int64)
-  weight_L = np.append(np.cumprod(sizes[:0:-1])[::-1], 1)
-  flat_RW, flat_RT = code_RWL @ weight_L, met_RTL @ weight_L
-  return (flat_RW[:, :, None] == flat_RT[:, None, :]).any(axis=-1)
 
 
 def _repeat_last(x: np.ndarray, rows: int) -> np.ndarray:

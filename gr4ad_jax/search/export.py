@@ -1,0 +1,113 @@
+"""Writes a trained search as a portable artifact; `artifact.py` reads it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import jax.export
+import numpy as np
+
+from gr4ad_jax import __version__
+from gr4ad_jax.config import SearchConfig
+from gr4ad_jax.data.batch import Context
+from gr4ad_jax.model.build import Decoder, start_fn, step_fn
+from gr4ad_jax.search import artifact
+from gr4ad_jax.search.beam_search import compile_search
+from gr4ad_jax.search.legal_prefixes import build_prefix_tree
+from gr4ad_jax.tokenizer.ad_index import AdIndex
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def write_artifact(
+  folder: Path,
+  decoder: Decoder,
+  params: Any,
+  *,
+  index: AdIndex,
+  ad_id_A: np.ndarray,
+  config: SearchConfig,
+  bin_means: Sequence[float],
+  sample: Context,
+  about: dict[str, Any],
+) -> None:
+  """Exports the search with a symbolic batch size.
+
+  Args:
+    folder: a new folder; it appears whole or not at all.
+    decoder: with its vocabulary.
+    params: its parameters.
+    index: SIDs and their ads.
+    ad_id_A: id of each ad.
+    config: widths and ranking.
+    bin_means: mean value of each bucket.
+    sample: a request, whose shapes are those of all requests.
+    about: of the run, written into the manifest.
+
+  Raises:
+    ValueError: the folder is there already.
+  """
+  if folder.exists():
+    raise ValueError(f"{folder}: exists already; pass another --out")
+  tree = build_prefix_tree(index.sids_SL)
+  fixed, structure = jax.tree.flatten(
+    jax.tree.map(np.asarray, (params, tree.arrays, np.asarray(bin_means, np.float32)))
+  )
+  search = searched(decoder, tree, config.widths, structure)
+  (batch,) = jax.export.symbolic_shape("batch")
+  context = {
+    name: jax.ShapeDtypeStruct((batch, *array.shape[1:]), np.int32)
+    for name, array in sample._asdict().items()
+  }
+  program = jax.export.export(jax.jit(search), platforms=PLATFORMS)(
+    [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in fixed], context
+  )
+  unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+  unfinished.mkdir(parents=True)
+  try:
+    (unfinished / "program.bin").write_bytes(program.serialize())
+    np.savez(
+      unfinished / "arrays.npz", ads_start=index.ads_start, ads_A=index.ads_A,
+      ad_id_A=ad_id_A.astype(str), **{f"program_{i:04d}": x for i, x in enumerate(fixed)},
+    )
+    np.savez(unfinished / "sample.npz", **sample._asdict())
+    shutil.copy(artifact.__file__, unfinished / "reader.py")
+    vocabulary = decoder.vocabulary
+    manifest = {
+      "format": artifact.FORMAT,
+      "platforms": list(PLATFORMS),
+      "versions": {"gr4ad_jax": __version__, "jax": jax.__version__, "flax": flax.__version__},
+      "codebook_sizes": list(vocabulary.codebook_sizes),
+      "widths": list(config.widths),
+      "num_sids": tree.num_sids,
+      "num_ads": len(ad_id_A),
+      "ranking": {
+        "value_exponent": config.value_exponent, "new_ad_bonus": config.new_ad_bonus
+      },
+      "context": {name: list(array.shape[1:]) for name, array in sample._asdict().items()},
+      "program_arrays": len(fixed),
+      "run": about,
+    }
+    (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    unfinished.rename(folder)
+  finally:
+    shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def searched(decoder: Decoder, tree, widths: tuple[int, ...], structure) -> Callable:
+  """The function that is exported: (flat arrays, context by name) -> beams by name."""
+  search = compile_search(start_fn(decoder), step_fn(decoder), tree, widths)
+
+  def call(fixed: list[jax.Array], context: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    params, prefixes, bin_means = jax.tree.unflatten(structure, fixed)
+    beams = search(params, Context(**context), prefixes, bin_means)
+    return {name: x for name, x in beams._asdict().items() if x is not None}
+
+  return call
