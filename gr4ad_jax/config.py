@@ -158,6 +158,9 @@ class SearchConfig:
   new_ad_bonus: float = 0.0
   """Added to the score (nats) of SIDs that the user's shown history does not hold: prospecting at
   the expense of repetition; 0 = by probability alone."""
+  precision: Literal["trained", "bfloat16", "int8", "fp8"] = "trained"
+  """Number type of the decoder in search: as it was trained, bfloat16, int8 weights, or fp8 weights
+  and activations (int8 and fp8 need qwix)."""
 
   def __post_init__(self):
     _require(

@@ -50,7 +50,10 @@ class Linear(nn.Module):
     fan_in = x.shape[-1]
     init = nn.initializers.normal(self.scale * fan_in**-0.5)
     kernel = self.param("kernel", init, (fan_in, *out))
-    return jnp.tensordot(x, kernel.astype(x.dtype), axes=1)
+    axes = "bcd"[: len(out)]  # one product whose weight quantisation can recognise
+    if kernel.dtype != x.dtype:
+      kernel = kernel.astype(x.dtype)
+    return jnp.einsum(f"...a,a{axes}->...{axes}", x, kernel)
 
 
 class Norm(nn.Module):

@@ -18,6 +18,7 @@ from gr4ad_jax import __version__
 from gr4ad_jax.config import SearchConfig
 from gr4ad_jax.data.batch import Context
 from gr4ad_jax.model.build import Decoder, start_fn, step_fn
+from gr4ad_jax.model.precision import with_precision
 from gr4ad_jax.search import artifact
 from gr4ad_jax.search.beam_search import compile_search
 from gr4ad_jax.search.legal_prefixes import build_prefix_tree
@@ -56,6 +57,7 @@ def write_artifact(
   """
   if folder.exists():
     raise ValueError(f"{folder}: exists already; pass another --out")
+  decoder, params = with_precision(decoder, params, config.precision)
   tree = build_prefix_tree(index.sids_SL)
   fixed, structure = jax.tree.flatten(
     jax.tree.map(np.asarray, (params, tree.arrays, np.asarray(bin_means, np.float32)))
@@ -86,6 +88,7 @@ def write_artifact(
       "versions": {"gr4ad_jax": __version__, "jax": jax.__version__, "flax": flax.__version__},
       "codebook_sizes": list(vocabulary.codebook_sizes),
       "widths": list(config.widths),
+      "precision": config.precision,
       "num_sids": tree.num_sids,
       "num_ads": len(ad_id_A),
       "ranking": {

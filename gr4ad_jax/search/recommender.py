@@ -11,6 +11,7 @@ import numpy as np
 from gr4ad_jax.config import SearchConfig
 from gr4ad_jax.data.batch import Context
 from gr4ad_jax.model.build import Decoder, start_fn, step_fn
+from gr4ad_jax.model.precision import with_precision
 from gr4ad_jax.search.artifact import HISTORY, score_beams
 from gr4ad_jax.search.beam_search import NEG_INF, Beams, Sampling, compile_search
 from gr4ad_jax.search.legal_prefixes import build_prefix_tree
@@ -47,7 +48,7 @@ class Recommender:
       decoder: with its vocabulary.
       params: its parameters.
       index: SIDs and their ads; ads of one SID come in the index's order.
-      config: widths, batch size, and gamma of the value re-ranking.
+      config: widths, batch size, precision, and gamma of the value re-ranking.
       bin_means: mean value of each bucket.
       with_value: compute expected values even where gamma is 0 (one more decoding step).
       member_TA: bool, which ads belong to each of T subsets that requests may name (targeting).
@@ -57,6 +58,7 @@ class Recommender:
     if member_TA is not None:
       self._word_TU = jax.device_put(_pack_by_sid(member_TA, index, tree.capacity))
     self._index, self._config = index, config
+    decoder, params = with_precision(decoder, params, config.precision)
     self._params = jax.device_put(params)
     self._prefixes = jax.device_put(tree.arrays)
     self._bin_means = None
