@@ -1,7 +1,7 @@
 """How fast beam search decodes: `gr4ad bench decode`.
 
-Programs are compiled and run once before the clock starts; every call is waited for; programs
-that are compared take turns, so that a busy moment of the machine meets all of them.
+Programs are compiled and run before the clock starts; every call is waited for; programs that are
+compared take turns, so that a busy moment of the machine meets all of them.
 """
 
 from __future__ import annotations
@@ -150,15 +150,18 @@ def _matmul(dtype: str) -> tuple[Callable[[], jax.Array], int]:
 def time_in_turns(
   programs: Mapping[str, Callable[[], Any]], *, repeats: int, progress: Callable | None = None
 ) -> dict[str, np.ndarray]:
-  """Seconds of `repeats` calls of each program, after one that does not count."""
-  for call in programs.values():
-    jax.block_until_ready(call())
+  """Seconds of `repeats` calls of each program.
+
+  Each timed call follows one of the same program that does not count, so that none pays for memory
+  that the one before it has given back.
+  """
   seconds: dict[str, list[float]] = {name: [] for name in programs}
   turns = range(repeats)
   if progress is not None:
     turns = progress(turns, description="timing", total=repeats)
   for _ in turns:
     for name, call in programs.items():
+      jax.block_until_ready(call())
       start = time.perf_counter()
       jax.block_until_ready(call())
       seconds[name].append(time.perf_counter() - start)

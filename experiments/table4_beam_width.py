@@ -1,0 +1,131 @@
+"""GR4AD's Table 4 in kind: beam widths per level, quality and speed.
+
+    python -m experiments.run table4_beam_width
+
+A trained run (the preset "demo" on Complete Journey, 500 steps; `--set settings.run=FOLDER` takes
+another), requests of the test weeks; recall and value recall at 50 with the difference to
+512-512-512, requests/s with schedules taking turns.
+
+Expected numbers beside the paper's: docs/decoding.md. Run time on two CPU cores: 10 minutes with a
+trained run. `--set settings.requests=200` shortens it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments._runs import demo_run, score
+from gr4ad_jax.config import override
+from gr4ad_jax.data.tfds_builder import read_split
+from gr4ad_jax.evaluation.evaluate import group_requests
+from gr4ad_jax.model.build import start_fn, step_fn
+from gr4ad_jax.progress import console, track
+from gr4ad_jax.run import load_params, open_inputs, read_run
+from gr4ad_jax.search.beam_search import compile_search
+from gr4ad_jax.search.bench_decode import time_in_turns
+from gr4ad_jax.search.legal_prefixes import build_prefix_tree
+
+SCHEDULES = {  # widths -> the paper's revenue and QPS against 512-512-512
+  "512-512-512": ("-", "-"),
+  "128-512-512": ("-0.10%", "+27%"),
+  "512-128-512": ("-0.23%", "+27%"),
+  "512-512-128": ("-0.85%", "+5%"),
+  "128-256-512": ("-0.15%", "+45%"),
+}
+METRICS = ("recall@50", "value_recall@50")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What --set may change."""
+
+  run: str = ""
+  """Folder of a trained run; default: one is trained in WORKDIR."""
+  batch: int = 8
+  """Requests of a timed call."""
+  repeats: int = 10
+  requests: int = 1_000
+  """Test requests behind the quality."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+  settings: Settings = Settings()
+
+
+def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
+  """WIDTHS/requests_per_s, WIDTHS/recall@50, WIDTHS/value_recall@50."""
+  del size
+  options = _Options()
+  for path, value in overrides.items():
+    options = override(options, path, value)
+  settings = options.settings
+  folder = Path(settings.run) if settings.run else demo_run(workdir)
+  run_file = read_run(folder)
+  inputs = open_inputs(run_file)
+  decoder, params, _ = load_params(run_file, folder, inputs.vocabulary)
+  groups = group_requests(read_split(inputs.examples, "test"))
+  context = jax.device_put(
+    inputs.make_batch.context([group[0] for group in groups[: settings.batch]])
+  )
+  tree = build_prefix_tree(inputs.index.sids_SL)
+  fixed = jax.device_put((tree.arrays, np.asarray(inputs.scale.bin_means, np.float32)))
+  calls = {}
+  for name in SCHEDULES:
+    search = compile_search(start_fn(decoder), step_fn(decoder), tree, _widths(name))
+    calls[name] = lambda search=search: search(params, context, *fixed)
+  seconds = time_in_turns(calls, repeats=settings.repeats, progress=track)
+  results = {}
+  for name in SCHEDULES:
+    console.print(f"quality: {name}")
+    config = dataclasses.replace(run_file.config.search, widths=_widths(name))
+    metrics = score(run_file, folder, inputs, groups[: settings.requests], config)
+    results[f"{name}/requests_per_s"] = settings.batch / float(np.median(seconds[name]))
+    results |= {f"{name}/{metric}": metrics[metric] for metric in METRICS}
+  return results
+
+
+def _widths(name: str) -> tuple[int, ...]:
+  return tuple(int(width) for width in name.split("-"))
+
+
+def table(results: Mapping[str, float]) -> str:
+  """One row a schedule."""
+  lines = [
+    "| beams | requests/s | QPS | recall@50 | value_recall@50 | paper: revenue | paper: QPS |",
+    "|---|---:|---:|---:|---:|---:|---:|",
+  ]
+  base = {key: results[f"512-512-512/{key}"] for key in ("requests_per_s", *METRICS)}
+  for name, (revenue, qps) in SCHEDULES.items():
+    speed = results[f"{name}/requests_per_s"]
+    cells = [
+      f"{results[f'{name}/{metric}']:.4f} ({results[f'{name}/{metric}'] / base[metric] - 1:+.2%})"
+      for metric in METRICS
+    ]
+    gain = speed / base["requests_per_s"] - 1
+    lines.append(
+      f"| {name} | {speed:.1f} | {gain:+.0%} | " + " | ".join(cells) + f" | {revenue} | {qps} |"
+    )
+  return "\n".join(lines)
+
+
+def plots(results: Mapping[str, float]) -> dict[str, Figure]:
+  """Value recall over speed."""
+  figure = Figure(figsize=(6, 3.4), layout="constrained")
+  ax = figure.subplots()
+  for name in SCHEDULES:
+    x, y = results[f"{name}/requests_per_s"], results[f"{name}/value_recall@50"]
+    ax.plot(x, y, "o")
+    ax.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+  ax.set_xlabel("requests/s")
+  ax.set_title("Value recall@50 of beam schedules", loc="left")
+  ax.margins(0.15)
+  ax.grid(alpha=0.3)
+  ax.spines[["top", "right"]].set_visible(False)
+  return {"table4": figure}
