@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
+import scipy.stats
 
 from gr4ad_jax import prepare
-from gr4ad_jax.config import Config, SearchConfig, override, preset
+from gr4ad_jax.config import Config, SearchConfig, override_all, preset
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.data.tfds_builder import read_split
 from gr4ad_jax.evaluation.evaluate import eval_requests, group_requests, search_split
 from gr4ad_jax.evaluation.ranking import ranking_metrics
+from gr4ad_jax.model.build import Decoder
 from gr4ad_jax.progress import console
 from gr4ad_jax.run import (
   Inputs,
   RunFile,
+  load_params,
   open_inputs,
   open_recommender,
   read_run,
   train_run,
   write_json,
 )
+from gr4ad_jax.search.legal_prefixes import PrefixTree, build_prefix_tree
+from gr4ad_jax.search.recommender import Recommender
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
+from gr4ad_jax.training.metric_log import read_log
+
+STEPS = {"cpu": 500, "full": 1_500}
 
 
 def prepared_journey(workdir: Path) -> Path:
@@ -58,24 +69,20 @@ def trained_metrics(folder: Path, data: Path, sids: Path, config: Config) -> dic
   run_file = read_run(folder)
   inputs = open_inputs(run_file)
   groups = group_requests(read_split(inputs.examples, "test"))
-  metrics = score(run_file, folder, inputs, groups, run_file.config.search)
+  recommender, _, _ = open_recommender(run_file, folder, inputs)
+  metrics = score(recommender, inputs, groups, run_file.config.search)
   metrics |= {"validation_sid_loss": _last_validation(folder)["sid_loss"]}
   write_json(file, metrics)
   return metrics
 
 
 def score(
-  run_file: RunFile,
-  folder: Path,
+  recommender: Recommender,
   inputs: Inputs,
   groups: Sequence[Sequence[Example]],
   config: SearchConfig,
 ) -> dict[str, float]:
-  """Ranking metrics at 10 and 50 of a trained run under any search settings."""
-  run_file = dataclasses.replace(
-    run_file, config=dataclasses.replace(run_file.config, search=config)
-  )
-  recommender, _, _ = open_recommender(run_file, folder, inputs)
+  """Ranking metrics at 10 and 50 of a recommender with these search settings."""
   found = search_split(recommender, inputs, groups, config)
   _, advertiser_A = np.unique(inputs.logs.ads.advertiser_id, return_inverse=True)
   metrics = {}
@@ -87,16 +94,72 @@ def score(
   return metrics
 
 
-def demo_run(workdir: Path, steps: int = 500) -> Path:
-  """A trained run of the preset "demo" on Complete Journey, in WORKDIR/run."""
-  data = prepared_journey(workdir)
-  sids = tokenized(data, workdir / "sids", TokenizerConfig())
-  config = override(preset("demo"), "train.num_steps", steps)
-  config = override(config, "train.eval_every", steps)
-  trained_metrics(workdir / "run", data, sids, config)
-  return workdir / "run"
+def demo_config(size: str, overrides: Mapping[str, str]) -> Config:
+  """The preset "demo", trained for STEPS and validated at the end, with `overrides`."""
+  steps = {"train.num_steps": STEPS[size], "train.eval_every": STEPS[size]}
+  return override_all(preset("demo"), steps | dict(overrides))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+  """A trained run that answers requests of its test split.
+
+  Attributes:
+    config: of the run.
+    inputs: its data.
+    decoder, params: of the best checkpoint.
+    groups: test requests, as `evaluate.group_requests` gives them.
+    tree: of its SIDs.
+    fixed: arrays of the tree and values of the buckets, on the device.
+  """
+
+  config: Config
+  inputs: Inputs
+  decoder: Decoder
+  params: Any
+  groups: list[list[Example]]
+  tree: PrefixTree
+  fixed: tuple[Any, jax.Array]
+
+  def context(self, requests: int) -> Any:
+    """The first test requests, on the device."""
+    examples = [group[0] for group in self.groups[:requests]]
+    return jax.device_put(self.inputs.make_batch.context(examples))
+
+  def score(self, search: SearchConfig, requests: int) -> dict[str, float]:
+    """Ranking metrics of the first test requests under any search settings."""
+    recommender = Recommender(
+      self.decoder, self.params, index=self.inputs.index, config=search,
+      bin_means=self.inputs.scale.bin_means,
+    )
+    return score(recommender, self.inputs, self.groups[:requests], search)
+
+
+def open_trained(workdir: Path, folder: str) -> TrainedRun:
+  """The run in `folder`, or where that is "" one of the preset "demo", trained in WORKDIR/run."""
+  path = Path(folder) if folder else workdir / "run"
+  if not folder:
+    data = prepared_journey(workdir)
+    sids = tokenized(data, workdir / "sids", TokenizerConfig())
+    trained_metrics(path, data, sids, demo_config("cpu", {}))
+  run_file = read_run(path)
+  inputs = open_inputs(run_file)
+  decoder, params, _ = load_params(run_file, path, inputs.vocabulary)
+  tree = build_prefix_tree(inputs.index.sids_SL)
+  return TrainedRun(
+    run_file.config, inputs, decoder, params,
+    group_requests(read_split(inputs.examples, "test")), tree,
+    jax.device_put((tree.arrays, np.asarray(inputs.scale.bin_means, np.float32))),
+  )
+
+
+def paired_interval(name: str, difference: np.ndarray) -> dict[str, float]:
+  """NAME/mean, /ci_low, /ci_high: differences of seeds with their 95% t interval."""
+  half = scipy.stats.t.ppf(0.975, len(difference) - 1) * difference.std(ddof=1)
+  half /= math.sqrt(len(difference))
+  mean = float(difference.mean())
+  return {f"{name}/mean": mean, f"{name}/ci_low": mean - half, f"{name}/ci_high": mean + half}
 
 
 def _last_validation(folder: Path) -> dict[str, float]:
-  lines = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
-  return [line for line in lines if line["kind"] == "validation"][-1]
+  return [row for row in read_log(folder) if row["kind"] == "validation"][-1]

@@ -28,12 +28,12 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from gr4ad_jax.config import override, preset
+from gr4ad_jax.config import override_all, preset
 from gr4ad_jax.data.amazon import read_amazon
 from gr4ad_jax.progress import console, track
-from gr4ad_jax.search.beam_search import beam_search
+from gr4ad_jax.search.beam_search import Beams, beam_search
 from gr4ad_jax.search.bench_decode import BenchConfig, random_sids, run_bench, time_in_turns
-from gr4ad_jax.search.legal_prefixes import PrefixTree, build_prefix_tree
+from gr4ad_jax.search.legal_prefixes import LegalPrefixes, PrefixTree, build_prefix_tree
 from gr4ad_jax.tokenizer import residual_kmeans
 from gr4ad_jax.tokenizer.semantic_id import SemanticIds, TokenizerConfig, code_new_ads
 from gr4ad_jax.tokenizer.text_encoder import encode_texts
@@ -69,16 +69,11 @@ class _Options:
 def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
   """lazyar_over_ar/bB, mtp_over_ar/bB, flop_share/bB, constrained_ms/bB_kK, invalid_sids, ..."""
   del workdir, size
-  options = _Options()
-  for path, value in overrides.items():
-    options = override(options, path, value)
-  settings = options.settings
+  settings = override_all(_Options(), overrides).settings
   bench = run_bench(
-    BenchConfig(dataclasses.replace(preset("small").model, dropout=0.0), repeats=settings.repeats),
-    progress=track,
+    BenchConfig(preset("small").model, repeats=settings.repeats), progress=track
   )
-  rate = bench["matmul_flops_per_s"]
-  results = {"matmul_gflops_per_s": rate / 1e9}
+  results = {"matmul_gflops_per_s": bench["matmul_flops_per_s"] / 1e9}
   speed = {(row["decoder"], row["batch"]): row for row in bench["rows"]}
   for (decoder, batch), row in speed.items():
     name = NAMES[decoder]
@@ -89,12 +84,12 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
     results[("" if decoder == "lazy" else f"{name}/") + f"flop_share/b{batch}"] = row["flop_share"]
   sids_SL = beauty_sids(Path(settings.data) / "amazon_beauty")
   tree = build_prefix_tree(sids_SL)
+  prefixes = jax.device_put(tree.arrays)
   for batch, beams in CASES:
     search = compile_constrained(tree, beams)
     logp = random_log_probs(jax.random.key(0), batch, beams)
-    prefixes = jax.device_put(tree.arrays)
     seconds = time_in_turns(
-      {"search": lambda f=search, logp=logp: f(logp, prefixes)}, repeats=100  # noqa: B023
+      {"search": lambda f=search, logp=logp: f(logp, prefixes)}, repeats=100
     )["search"]
     results[f"constrained_ms/b{batch}_k{beams}"] = 1e3 * float(np.median(seconds))
   return results | count_invalid(sids_SL, settings.generated)
@@ -118,7 +113,7 @@ def beauty_sids(folder: Path) -> np.ndarray:
 def compile_constrained(tree: PrefixTree, beams: int) -> Callable:
   """(log-probs [L, B, beams, V], prefixes) -> Beams; the same numbers whatever the prefix."""
 
-  def search(logp_LBWV: jax.Array, prefixes) -> jax.Array:
+  def search(logp_LBWV: jax.Array, prefixes: LegalPrefixes) -> Beams:
     return beam_search(
       None, prefixes, tree=tree, widths=(beams,) * len(SIZES),
       start=lambda _: (None, (), logp_LBWV[0, :, :1]),

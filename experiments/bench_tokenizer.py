@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from gr4ad_jax.config import override
+from gr4ad_jax.config import override_all
 from gr4ad_jax.data.amazon import read_amazon
 from gr4ad_jax.progress import console
 from gr4ad_jax.tokenizer import residual_kmeans
@@ -69,10 +69,7 @@ class _Options:
 def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
   """Numbers under real/, synthetic/, scale/ROWS/ and index/; seconds, bytes, shares."""
   del workdir
-  options = _Options()
-  for path, value in overrides.items():
-    options = override(options, path, value)
-  settings = options.settings
+  settings = override_all(_Options(), overrides).settings
   results: dict[str, float] = {}
   folder = Path(settings.data) / "amazon_beauty"
   if folder.is_dir():

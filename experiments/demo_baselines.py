@@ -21,7 +21,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from gr4ad_jax import demo
-from gr4ad_jax.config import override, preset
+from gr4ad_jax.config import override, override_all, preset
 from gr4ad_jax.evaluation.report_verdict import (
   SCOPES,
   compare_with_baselines,
@@ -45,8 +45,7 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
   config = preset("demo")
   if size == "full":
     config = override(config, "train.num_steps", FULL_STEPS)
-  for path, value in overrides.items():
-    config = override(config, path, value)
+  config = override_all(config, overrides)
   planned = size == "cpu" and not PLANNED & overrides.keys()
   metrics = demo.run_demo(workdir, config=config, minutes=CPU_MINUTES if planned else None)
   minutes = training_minutes(read_log(workdir), read_run(workdir).config.train.batch_size)

@@ -16,16 +16,20 @@ Expected numbers: docs/decoding.md. Run time on two CPU cores: cpu about an hour
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import scipy.stats
 from matplotlib.figure import Figure
 
-from experiments._runs import prepared_journey, tokenized, trained_metrics
-from gr4ad_jax.config import ModelConfig, override, preset
+from experiments._runs import (
+  demo_config,
+  paired_interval,
+  prepared_journey,
+  tokenized,
+  trained_metrics,
+)
+from gr4ad_jax.config import ModelConfig, override
 from gr4ad_jax.progress import track
 from gr4ad_jax.search.bench_decode import (
   compile_decode,
@@ -36,7 +40,6 @@ from gr4ad_jax.search.bench_decode import (
 from gr4ad_jax.search.legal_prefixes import build_prefix_tree
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 
-STEPS = {"cpu": 500, "full": 1_500}
 DECODERS = {
   "ar": ("autoregressive AR", {"decoder": "autoregressive"}, (0, 1, 2)),
   "mtp": ("multi-token (DeepSeek)", {"decoder": "multi_token", "num_lazy_layers": 2}, (0, 1, 2)),
@@ -51,10 +54,7 @@ SIZES, NUM_SIDS, CONTEXT_TOKENS, BATCH = (256, 64, 256), 7_000, 256, 8  # as the
 
 def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
   """DECODER/METRIC/seedN and .../mean; DECODER/minus_ar/METRIC/...; DECODER/requests_per_s."""
-  config = override(preset("demo"), "train.num_steps", STEPS[size])
-  config = override(config, "train.eval_every", STEPS[size])
-  for path, value in overrides.items():
-    config = override(config, path, value)
+  config = demo_config(size, overrides)
   data = prepared_journey(workdir)
   sids = tokenized(data, workdir / "sids", TokenizerConfig())
   results: dict[str, float] = {}
@@ -76,15 +76,8 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
       results[f"{name}/{metric}/mean"] = float(values.mean())
       if name != "ar" and len(seeds) > 1:
         ar = np.array([results[f"ar/{metric}/seed{seed}"] for seed in seeds])
-        results |= _paired(f"{name}/minus_ar/{metric}", values - ar)
+        results |= paired_interval(f"{name}/minus_ar/{metric}", values - ar)
   return results | _speed(models, config.search.widths)
-
-
-def _paired(name: str, difference: np.ndarray) -> dict[str, float]:
-  half = scipy.stats.t.ppf(0.975, len(difference) - 1) * difference.std(ddof=1)
-  half /= math.sqrt(len(difference))
-  mean = float(difference.mean())
-  return {f"{name}/mean": mean, f"{name}/ci_low": mean - half, f"{name}/ci_high": mean + half}
 
 
 def _speed(models: Mapping[str, ModelConfig], widths: tuple[int, ...]) -> dict[str, float]:

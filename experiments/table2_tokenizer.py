@@ -38,7 +38,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from gr4ad_jax.config import override
+from gr4ad_jax.config import override_all
 from gr4ad_jax.data import completejourney
 from gr4ad_jax.data.amazon import UNKNOWN_BRAND, read_amazon
 from gr4ad_jax.data.records import AdTable
@@ -109,9 +109,7 @@ class Catalogue(NamedTuple):
 def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
   """Flat names DATASET/PART/ROW/METRIC/mean and .../spread (standard deviation over seeds)."""
   del size
-  options = _Options()
-  for path, value in overrides.items():
-    options = override(options, path, value)
+  options = override_all(_Options(), overrides)
   readers: dict[str, Callable[[Path], Catalogue]] = {
     "journey": read_journey, "beauty": read_beauty, "industrial": read_industrial
   }

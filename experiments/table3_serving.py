@@ -26,17 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments._runs import demo_run, score
-from gr4ad_jax.config import override
-from gr4ad_jax.data.tfds_builder import read_split
-from gr4ad_jax.evaluation.evaluate import group_requests
+from experiments._runs import open_trained
+from gr4ad_jax.config import override_all
 from gr4ad_jax.model.build import start_fn, step_fn
 from gr4ad_jax.model.precision import num_bytes, with_precision
 from gr4ad_jax.progress import console, track
-from gr4ad_jax.run import load_params, open_inputs, read_run
 from gr4ad_jax.search.beam_search import compile_search, global_top_k, pre_cut_top_k
 from gr4ad_jax.search.bench_decode import time_in_turns
-from gr4ad_jax.search.legal_prefixes import build_prefix_tree
 
 VARIANTS = {
   "all": "all optimisations",
@@ -70,24 +66,14 @@ class _Options:
 def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
   """VARIANT/requests_per_s, precision/NAME/..., cache/TTL/hit_share."""
   del size
-  options = _Options()
-  for path, value in overrides.items():
-    options = override(options, path, value)
-  settings = options.settings
-  folder = Path(settings.run) if settings.run else demo_run(workdir)
-  run_file = read_run(folder)
-  inputs = open_inputs(run_file)
-  decoder, params, _ = load_params(run_file, folder, inputs.vocabulary)
-  groups = group_requests(read_split(inputs.examples, "test"))
-  context = jax.device_put(
-    inputs.make_batch.context([group[0] for group in groups[: settings.batch]])
-  )
-  tree = build_prefix_tree(inputs.index.sids_SL)
-  fixed = jax.device_put((tree.arrays, np.asarray(inputs.scale.bin_means, np.float32)))
+  settings = override_all(_Options(), overrides).settings
+  trained = open_trained(workdir, settings.run)
+  decoder, params = trained.decoder, trained.params
+  context = trained.context(settings.batch)
 
   def call(decoder, params, start, step) -> Callable:
-    search = compile_search(start, step, tree, settings.widths)
-    return lambda: search(params, context, *fixed)
+    search = compile_search(start, step, trained.tree, settings.widths)
+    return lambda: search(params, context, *trained.fixed)
 
   start, step = start_fn(decoder), step_fn(decoder)
   replayed = replaying(start, step, len(settings.widths))
@@ -96,8 +82,10 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
     "all": call(decoder, params, start, step),
     "no_cache": call(decoder, params, *replayed),
   }
+  megabytes = {"trained": num_bytes(params) / 1e6}
   for precision in PRECISIONS[1:]:
     low_decoder, low_params = with_precision(decoder, params, precision)
+    megabytes[precision] = num_bytes(low_params) / 1e6
     light[precision] = call(low_decoder, low_params, start_fn(low_decoder), step_fn(low_decoder))
   # Copies for every beam are gigabytes, and whatever runs after them is slower.
   heavy = {
@@ -110,23 +98,20 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
   results = {
     f"{name}/requests_per_s": settings.batch / float(np.median(seconds[name])) for name in VARIANTS
   }
-  search = dataclasses.replace(run_file.config.search, widths=settings.widths)
+  search = dataclasses.replace(trained.config.search, widths=settings.widths)
   for precision in PRECISIONS:
     console.print(f"quality: {precision}")
     timed = "all" if precision == "trained" else precision
-    low = dataclasses.replace(search, precision=precision)
-    metrics = score(run_file, folder, inputs, groups[: settings.requests], low)
+    metrics = trained.score(dataclasses.replace(search, precision=precision), settings.requests)
     results |= {
       f"precision/{precision}/requests_per_s": settings.batch / float(np.median(seconds[timed])),
-      f"precision/{precision}/megabytes": num_bytes(
-        with_precision(decoder, params, precision)[1]
-      ) / 1e6,
+      f"precision/{precision}/megabytes": megabytes[precision],
     } | {
       f"precision/{precision}/{name}": metrics[name] for name in ("recall@50", "value_recall@50")
     }
   results |= selection_ms()
-  users = np.array([group[0].user for group in groups])
-  times = np.array([group[0].time_s for group in groups])
+  users = np.array([group[0].user for group in trained.groups])
+  times = np.array([group[0].time_s for group in trained.groups])
   return results | {
     f"cache/{name}/hit_share": hit_share(users, times, ttl) for name, ttl in TTL_S.items()
   }

@@ -16,20 +16,15 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments._runs import demo_run, score
-from gr4ad_jax.config import override
-from gr4ad_jax.data.tfds_builder import read_split
-from gr4ad_jax.evaluation.evaluate import group_requests
+from experiments._runs import open_trained
+from gr4ad_jax.config import override_all
 from gr4ad_jax.model.build import start_fn, step_fn
 from gr4ad_jax.progress import console, track
-from gr4ad_jax.run import load_params, open_inputs, read_run
 from gr4ad_jax.search.beam_search import compile_search
 from gr4ad_jax.search.bench_decode import time_in_turns
-from gr4ad_jax.search.legal_prefixes import build_prefix_tree
 
 SCHEDULES = {  # widths -> the paper's revenue and QPS against 512-512-512
   "512-512-512": ("-", "-"),
@@ -62,30 +57,20 @@ class _Options:
 def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
   """WIDTHS/requests_per_s, WIDTHS/recall@50, WIDTHS/value_recall@50."""
   del size
-  options = _Options()
-  for path, value in overrides.items():
-    options = override(options, path, value)
-  settings = options.settings
-  folder = Path(settings.run) if settings.run else demo_run(workdir)
-  run_file = read_run(folder)
-  inputs = open_inputs(run_file)
-  decoder, params, _ = load_params(run_file, folder, inputs.vocabulary)
-  groups = group_requests(read_split(inputs.examples, "test"))
-  context = jax.device_put(
-    inputs.make_batch.context([group[0] for group in groups[: settings.batch]])
-  )
-  tree = build_prefix_tree(inputs.index.sids_SL)
-  fixed = jax.device_put((tree.arrays, np.asarray(inputs.scale.bin_means, np.float32)))
+  settings = override_all(_Options(), overrides).settings
+  trained = open_trained(workdir, settings.run)
+  context = trained.context(settings.batch)
+  start, step = start_fn(trained.decoder), step_fn(trained.decoder)
   calls = {}
   for name in SCHEDULES:
-    search = compile_search(start_fn(decoder), step_fn(decoder), tree, _widths(name))
-    calls[name] = lambda search=search: search(params, context, *fixed)
+    search = compile_search(start, step, trained.tree, _widths(name))
+    calls[name] = lambda search=search: search(trained.params, context, *trained.fixed)
   seconds = time_in_turns(calls, repeats=settings.repeats, progress=track)
   results = {}
   for name in SCHEDULES:
     console.print(f"quality: {name}")
-    config = dataclasses.replace(run_file.config.search, widths=_widths(name))
-    metrics = score(run_file, folder, inputs, groups[: settings.requests], config)
+    search = dataclasses.replace(trained.config.search, widths=_widths(name))
+    metrics = trained.score(search, settings.requests)
     results[f"{name}/requests_per_s"] = settings.batch / float(np.median(seconds[name]))
     results |= {f"{name}/{metric}": metrics[metric] for metric in METRICS}
   return results

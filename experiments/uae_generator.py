@@ -19,20 +19,23 @@ beside other work.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import scipy.stats
 from matplotlib.figure import Figure
 
-from experiments._runs import prepared_journey, tokenized, trained_metrics
-from gr4ad_jax.config import override, preset
+from experiments._runs import (
+  demo_config,
+  paired_interval,
+  prepared_journey,
+  tokenized,
+  trained_metrics,
+)
+from gr4ad_jax.config import override
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 
 SEEDS = (0, 1, 2)
-STEPS = {"cpu": 500, "full": 1_500}
 ENCODERS = {"minilm": "raw MiniLM", "uae": "UAE"}
 METRICS = ("recall@50", "value_recall@50", "new/recall@50", "without_bonus/recall@50",
            "without_bonus/value_recall@50")
@@ -40,10 +43,7 @@ METRICS = ("recall@50", "value_recall@50", "new/recall@50", "without_bonus/recal
 
 def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
   """ENCODER/METRIC/seedN, .../mean, and difference/METRIC/mean, ci_low, ci_high (UAE - raw)."""
-  config = override(preset("demo"), "train.num_steps", STEPS[size])
-  config = override(config, "train.eval_every", STEPS[size])
-  for path, value in overrides.items():
-    config = override(config, path, value)
+  config = demo_config(size, overrides)
   data = prepared_journey(workdir)
   results: dict[str, float] = {}
   for encoder in ENCODERS:
@@ -62,14 +62,7 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
     }
     for encoder, of_seeds in values.items():
       results[f"{encoder}/{metric}/mean"] = float(of_seeds.mean())
-    difference = values["uae"] - values["minilm"]
-    error = difference.std(ddof=1) / math.sqrt(len(SEEDS))
-    half = scipy.stats.t.ppf(0.975, len(SEEDS) - 1) * error
-    results |= {
-      f"difference/{metric}/mean": float(difference.mean()),
-      f"difference/{metric}/ci_low": float(difference.mean() - half),
-      f"difference/{metric}/ci_high": float(difference.mean() + half),
-    }
+    results |= paired_interval(f"difference/{metric}", values["uae"] - values["minilm"])
   return results
 
 

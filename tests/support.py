@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from gr4ad_jax.data.batch import Context, Vocabulary
 from gr4ad_jax.data.records import AdTable
+from gr4ad_jax.model.build import Decoder, init_params
 from gr4ad_jax.tokenizer.ad_text import INSTRUCTIONS
 from gr4ad_jax.tokenizer.cooccurrence import ItemPairs
 from gr4ad_jax.tokenizer.text_encoder import BertConfig, BertEncoder, TokenStates
@@ -95,6 +96,12 @@ def tiny_encoder() -> BertEncoder:
   params = TokenStates(config).init(jax.random.key(0), *tokens)["params"]
   params["token_table"] *= 25  # so that texts differ
   return BertEncoder("tiny", config, jax.tree.map(np.asarray, params), tokenizer)
+
+
+def shaken_params(decoder: Decoder) -> dict:
+  """Parameters far from their start, so that gates are not neutral."""
+  params, rng = init_params(decoder, jax.random.key(0)), np.random.default_rng(0)
+  return jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), params)
 
 
 HOSTILE = "</style><script>alert(1)</script><img src=x onerror=\"alert(2)\"> & 'quoted' \u202e"

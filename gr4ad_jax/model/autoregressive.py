@@ -48,9 +48,7 @@ class AutoregressiveDecoder(nn.Module):
     """Teacher forcing, as `LazyDecoder.__call__`; `mtp_BCL` is None."""
     num_levels = self.vocabulary.num_levels
     encoded = self.context_processor(context)
-    source = self.output.copy_source(
-      encoded.token_BSD, encoded.code_BSL, encoded.copy_bias_BS
-    )
+    source = self.output.copy_source(encoded)
     dtype = encoded.token_BSD.dtype
     token_BCLD = jnp.stack(
       [self.tables.embed(target_BCL[..., level], level) for level in range(num_levels)], axis=2
@@ -73,9 +71,7 @@ class AutoregressiveDecoder(nn.Module):
       jnp.broadcast_to(positions_PD, (encoded.token_BSD.shape[0], *positions_PD.shape)),
       tuple(layer.keys_values(encoded.token_BSD) for layer in self.layers),
       encoded.mask_BS,
-      self.output.copy_source(
-      encoded.token_BSD, encoded.code_BSL, encoded.copy_bias_BS
-    ),
+      self.output.copy_source(encoded),
     )
     state = empty_beam_state(self.config, shared, len(self.layers))
     first_B1D = shared.start_BPD[:, :1] + self.bos_D.astype(dtype)
@@ -95,6 +91,4 @@ class AutoregressiveDecoder(nn.Module):
     h_BWD, cache = run_layers(self.layers, shared, state.cache, h_BWD, level)
     h_BWD = self.final_norm(h_BWD)
     state = BeamState(cache, state.match_BWS)
-    if isinstance(level, int) and level == self.vocabulary.num_levels:
-      return state, self.output.ecpm_log_probs(h_BWD)
     return state, self.output.log_probs(h_BWD, level, shared.copy_source, state.match_BWS)

@@ -86,9 +86,7 @@ class LazyDecoder(nn.Module):
     """
     num_levels = self.vocabulary.num_levels
     encoded = self.context_processor(context)
-    source = self.output.copy_source(
-      encoded.token_BSD, encoded.code_BSL, encoded.copy_bias_BS
-    )
+    source = self.output.copy_source(encoded)
     trunk_B1PD = self._trunk(encoded.token_BSD, encoded.mask_BS, deterministic)
     token_BCLD = jnp.stack(
       [self.tables.embed(target_BCL[..., level], level) for level in range(num_levels)], axis=2
@@ -124,9 +122,7 @@ class LazyDecoder(nn.Module):
       trunk_BPD,
       tuple(layer.keys_values(encoded.token_BSD) for layer in self.layers),
       encoded.mask_BS,
-      self.output.copy_source(
-      encoded.token_BSD, encoded.code_BSL, encoded.copy_bias_BS
-    ),
+      self.output.copy_source(encoded),
     )
     state = empty_beam_state(self.config, shared, len(self.layers))
     return shared, *self._decode(shared, state, self._first(trunk_BPD[:, :1]), 0)
@@ -171,8 +167,6 @@ class LazyDecoder(nn.Module):
     h_BWD, cache = run_layers(self.layers, shared, state.cache, h_BWD, level)
     h_BWD = self.final_norm(h_BWD)
     state = BeamState(cache, state.match_BWS)
-    if isinstance(level, int) and level == self.vocabulary.num_levels:
-      return state, self.output.ecpm_log_probs(h_BWD)
     return state, self.output.log_probs(h_BWD, level, shared.copy_source, state.match_BWS)
 
 

@@ -91,9 +91,7 @@ class MultiTokenDecoder(nn.Module):
     """Teacher forcing, as `LazyDecoder.__call__`; `mtp_BCL` is None."""
     num_levels = self.vocabulary.num_levels
     encoded = self.context_processor(context)
-    source = self.output.copy_source(
-      encoded.token_BSD, encoded.code_BSL, encoded.copy_bias_BS
-    )
+    source = self.output.copy_source(encoded)
     h_B1D = self._first(encoded.token_BSD, encoded.mask_BS, deterministic)
     states = [jnp.broadcast_to(h_B1D, (*target_BCL.shape[:2], h_B1D.shape[-1]))]
     for level in range(num_levels):
@@ -115,7 +113,7 @@ class MultiTokenDecoder(nn.Module):
     shared = MultiTokenContext(
       tuple(module.keys_values(encoded.token_BSD) for module in self.modules),
       encoded.mask_BS,
-      self.output.copy_source(encoded.token_BSD, encoded.code_BSL, encoded.copy_bias_BS),
+      self.output.copy_source(encoded),
     )
     h_B1D = self._first(encoded.token_BSD, encoded.mask_BS, True)
     state = MultiTokenState(h_B1D, first_match(shared.copy_source))
@@ -160,6 +158,4 @@ class MultiTokenDecoder(nn.Module):
     self, shared: MultiTokenContext, state: MultiTokenState, level: int | jax.Array
   ) -> jax.Array:
     h_BWD = self.final_norm(state.hidden_BWD)
-    if isinstance(level, int) and level == self.vocabulary.num_levels:
-      return self.output.ecpm_log_probs(h_BWD)
     return self.output.log_probs(h_BWD, level, shared.copy_source, state.match_BWS)

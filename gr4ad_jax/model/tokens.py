@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,6 +11,9 @@ import jax.numpy as jnp
 from gr4ad_jax.config import ModelConfig
 from gr4ad_jax.data.batch import Vocabulary
 from gr4ad_jax.model.layers import NEG_INF, Linear
+
+if TYPE_CHECKING:  # context.py reads the tables of this module
+  from gr4ad_jax.model.context import EncodedContext
 
 
 class TokenTables(nn.Module):
@@ -139,13 +142,11 @@ class TokenOutput(nn.Module):
     if self.config.copy_path:
       self.copy = CopyPath(self.config, self.vocabulary.num_levels)
 
-  def copy_source(
-    self, context_BSD: jax.Array, code_BSL: jax.Array, bias_BS: jax.Array | None
-  ) -> CopySource | None:
+  def copy_source(self, encoded: EncodedContext) -> CopySource | None:
     """What the copy path needs of the context; None where it is off."""
-    if bias_BS is None:
+    if encoded.copy_bias_BS is None:
       return None
-    return CopySource(self.copy.keys(context_BSD), code_BSL, bias_BS)
+    return CopySource(self.copy.keys(encoded.token_BSD), encoded.code_BSL, encoded.copy_bias_BS)
 
   def target_log_probs(
     self, h_BRLD: jax.Array, target_BCL: jax.Array, source: CopySource | None
@@ -189,13 +190,16 @@ class TokenOutput(nn.Module):
 
     Args:
       h_BCD: last decoder states.
-      level: 0-based; a traced level gives rows padded to the largest codebook with NEG_INF.
+      level: 0-based; level L (a Python int) is the value bucket; a traced level gives rows padded
+        to the largest codebook with NEG_INF.
       source: from `copy_source`.
       match_BCS: bool, context tokens whose SID starts with the beam's prefix (copy path only).
 
     Returns:
       float32 [B, C, V].
     """
+    if isinstance(level, int) and level == self.vocabulary.num_levels:
+      return self.ecpm_log_probs(h_BCD)
     if not isinstance(level, int):
       sizes = self.vocabulary.codebook_sizes
       branches = [

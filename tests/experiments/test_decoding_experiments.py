@@ -9,10 +9,10 @@ import pytest
 
 from experiments import fig3_decoders, table3_serving, table4_beam_width
 from gr4ad_jax.config import ModelConfig
-from gr4ad_jax.model.build import build_decoder, init_params, start_fn, step_fn
+from gr4ad_jax.model.build import build_decoder, start_fn, step_fn
 from gr4ad_jax.search.beam_search import compile_search
 from gr4ad_jax.search.legal_prefixes import build_prefix_tree
-from tests.support import VOCABULARY, random_codes, random_context
+from tests.support import VOCABULARY, random_codes, random_context, shaken_params
 
 
 @pytest.mark.parametrize("kind", ["lazy"])
@@ -21,9 +21,8 @@ def test_variants_without_caches_find_the_same(kind):
   config = ModelConfig(decoder=kind, width=16, num_heads=2, num_layers=3, num_lazy_layers=1,
                        copy_path=True)
   decoder = build_decoder(config, VOCABULARY)
-  params = init_params(decoder, jax.random.key(0))
+  params = shaken_params(decoder)
   rng = np.random.default_rng(0)
-  params = jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), params)
   context = jax.tree.map(jnp.asarray, random_context(rng, 2))
   tree = build_prefix_tree(np.unique(random_codes(rng, 60), axis=0).astype(np.int32))
   start, step = start_fn(decoder), step_fn(decoder)

@@ -11,7 +11,7 @@ from gr4ad_jax.config import ModelConfig, preset
 from gr4ad_jax.data.batch import Context
 from gr4ad_jax.model.build import build_decoder, count_params, init_params, start_fn, step_fn
 from gr4ad_jax.model.lazy_decoder import Fuse
-from tests.support import VOCABULARY, random_codes, random_context
+from tests.support import VOCABULARY, random_codes, random_context, shaken_params
 
 SMALL = ModelConfig(width=16, num_heads=2, num_layers=3, num_lazy_layers=2)
 VARIANTS = {
@@ -32,9 +32,7 @@ VARIANTS = {
 def model(request):
   """A decoder whose gates are not at their neutral start."""
   decoder = build_decoder(VARIANTS[request.param], VOCABULARY)
-  params = init_params(decoder, jax.random.key(0))
-  rng = np.random.default_rng(0)
-  params = jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), params)
+  params = shaken_params(decoder)
   forced = jax.jit(lambda context, codes: decoder.apply({"params": params}, context, codes))
   return decoder, params, forced
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.config import ModelConfig, SearchConfig
-from gr4ad_jax.model.build import build_decoder, init_params, start_fn, step_fn
+from gr4ad_jax.model.build import build_decoder, start_fn, step_fn
 from gr4ad_jax.search.artifact import Artifact
 from gr4ad_jax.search.beam_search import compile_search
 from gr4ad_jax.search.export import PLATFORMS, write_artifact
 from gr4ad_jax.search.legal_prefixes import build_prefix_tree
 from gr4ad_jax.search.recommender import Recommender
 from gr4ad_jax.tokenizer.ad_index import build_ad_index
-from tests.support import VOCABULARY, random_codes, random_context
+from tests.support import VOCABULARY, random_codes, random_context, shaken_params
 
 BIN_MEANS = (1.0, 4.0, 9.0, 16.0)
 CONFIG = SearchConfig(widths=(5, 9, 12), batch_size=3, value_exponent=0.5, new_ad_bonus=1.0)
@@ -41,9 +41,8 @@ def exported(request, tmp_path_factory):
   config = ModelConfig(decoder=request.param, width=16, num_heads=2, num_layers=3,
                        num_lazy_layers=1, copy_path=True)
   decoder = build_decoder(config, VOCABULARY)
-  params = init_params(decoder, jax.random.key(0))
+  params = shaken_params(decoder)
   rng = np.random.default_rng(0)
-  params = jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), params)
   index = build_ad_index(random_codes(rng, 40), rng.random(40))
   folder = tmp_path_factory.mktemp("export") / "artifact"
   write_artifact(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr4ad_jax.config import ModelConfig
-from gr4ad_jax.model.build import build_decoder, init_params, start_fn, step_fn
+from gr4ad_jax.model.build import build_decoder, start_fn, step_fn
 from gr4ad_jax.search.beam_search import (
   NEG_INF,
   Sampling,
@@ -21,7 +21,7 @@ from gr4ad_jax.search.beam_search import (
 )
 from gr4ad_jax.search.legal_prefixes import build_prefix_tree, refill
 from gr4ad_jax.search.subsets import combine, count_before, pack_subsets
-from tests.support import VOCABULARY, random_context
+from tests.support import VOCABULARY, random_context, shaken_params
 
 SIZES = VOCABULARY.codebook_sizes
 EVERY_SID = np.stack(np.unravel_index(np.arange(np.prod(SIZES)), SIZES), 1).astype(np.int32)
@@ -35,10 +35,7 @@ def model(kind: str):
   config = ModelConfig(decoder=kind, width=16, num_heads=2, num_layers=3, num_lazy_layers=1,
                        copy_path=True)
   decoder = build_decoder(config, VOCABULARY)
-  params = init_params(decoder, jax.random.key(0))
-  rng = np.random.default_rng(0)
-  params = jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), params)
-  return decoder, params
+  return decoder, shaken_params(decoder)
 
 
 @functools.cache
