@@ -14,7 +14,17 @@ from rich.table import Table
 
 from gr4ad_jax import config as config_lib
 from gr4ad_jax import terminal
-from gr4ad_jax.config import LossConfig, ModelConfig, SearchConfig, TrainConfig
+from gr4ad_jax.config import (
+  REWARD_TRAINING,
+  CandidateConfig,
+  LossConfig,
+  ModelConfig,
+  PreferenceConfig,
+  RewardConfig,
+  SearchConfig,
+  TrainConfig,
+)
+from gr4ad_jax.data.market import MarketConfig
 
 
 def _one_line(text: str) -> str:
@@ -39,7 +49,7 @@ class Parquet:
 
   ads: Path
   """ad_id, advertiser_id, category, text; optional ad_type, account_id, campaign_id, price,
-  conversion_type, embedding."""
+  conversion_type, bid, embedding."""
   events: Path
   """user_id, time, action, ad_id and/or content_id; optional request_id, value, ecpm, feature_*."""
   users: Path | None = None
@@ -95,6 +105,15 @@ class Prepare:
 
 
 @dataclasses.dataclass(frozen=True)
+class MakeMarket:
+  """A simulated ad market -> log files as `prepare parquet` reads them, and market.json."""
+
+  out: Path
+  """New folder to write: ads, contents, users and events (.parquet)."""
+  market: Annotated[MarketConfig, tyro.conf.arg(name="")] = MarketConfig()
+
+
+@dataclasses.dataclass(frozen=True)
 class Tokenize:
   """Ads -> semantic IDs, with a health table."""
 
@@ -140,10 +159,44 @@ class Train:
   """Named settings; the options below change single ones."""
   resume: bool = False
   """Continue the run in WORKDIR (with the same settings), exactly."""
+  start: Path | None = None
+  """Folder of a trained run to begin with, of the same model and data."""
+  lists: Path | None = None
+  """Folder that `candidates` wrote: learn from these lists, too, as --preference.method says."""
   model: ModelConfig = ModelConfig()
   loss: LossConfig = LossConfig()
   train: TrainConfig = TrainConfig()
   search: SearchConfig = SearchConfig()
+  preference: PreferenceConfig = PreferenceConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Reward:
+  """Impressions -> a calibrated model of clicks and conversions: eCPM of any ad for any request."""
+
+  data: Path
+  """Folder that `prepare` wrote; its events need impressions."""
+  workdir: Path
+  """Folder of the reward model."""
+  resume: bool = False
+  """Continue the one in WORKDIR (with the same settings)."""
+  model: RewardConfig = RewardConfig()
+  train: TrainConfig = REWARD_TRAINING
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+  """A trained run and a reward model -> candidate lists for `train --lists`."""
+
+  workdir: Path
+  """Folder of a trained run."""
+  reward: Path
+  """Folder of a trained reward model."""
+  out: Path
+  """Folder to write."""
+  overwrite: bool = False
+  """Replace lists in --out."""
+  candidates: Annotated[CandidateConfig, tyro.conf.arg(name="")] = CandidateConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,8 +290,11 @@ class Demo:
 
 Command = (
   Annotated[Prepare, tyro.conf.subcommand("prepare")]
+  | Annotated[MakeMarket, tyro.conf.subcommand("market")]
   | Annotated[Tokenize, tyro.conf.subcommand("tokenize")]
   | Annotated[Train, tyro.conf.subcommand("train")]
+  | Annotated[Reward, tyro.conf.subcommand("reward")]
+  | Annotated[Candidates, tyro.conf.subcommand("candidates")]
   | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
   | Annotated[Recommend, tyro.conf.subcommand("recommend")]
   | Annotated[Report, tyro.conf.subcommand("report")]
@@ -303,10 +359,22 @@ def _run(command: Command) -> None:
   match command:
     case Prepare():
       _prepare(command)
+    case MakeMarket():
+      _make_market(command)
     case Tokenize():
       _tokenize(command)
     case Train():
       _train(command)
+    case Reward():
+      _reward(command)
+    case Candidates():
+      from gr4ad_jax.candidates import write_candidates
+
+      numbers = write_candidates(
+        command.workdir, command.reward, command.out, config=command.candidates,
+        overwrite=command.overwrite,
+      )
+      terminal.print_numbers(numbers, title=f"candidate lists in {command.out}")
     case Evaluate():
       _evaluate(command)
     case Recommend():
@@ -360,6 +428,17 @@ def _prepare(command: Prepare) -> None:
   terminal.print_summary(summary, title=f"prepared {command.out} in {seconds:.0f} s")
 
 
+def _make_market(command: MakeMarket) -> None:
+  from gr4ad_jax.data.market_log import write_market
+  from gr4ad_jax.data.market_worlds import build_market
+  from gr4ad_jax.progress import track
+
+  start = time.monotonic()
+  summary = write_market(build_market(command.market), command.out, progress=track)
+  seconds = time.monotonic() - start
+  terminal.print_summary(summary, title=f"{command.out} in {seconds:.0f} s")
+
+
 def _tokenize(command: Tokenize) -> None:
   from gr4ad_jax import prepare
   from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
@@ -386,11 +465,24 @@ def _tokenize(command: Tokenize) -> None:
 def _train(command: Train) -> None:
   from gr4ad_jax.run import RunFile, train_run
 
-  config = config_lib.Config(command.model, command.loss, command.train, command.search)
+  config = config_lib.Config(
+    command.model, command.loss, command.train, command.search, command.preference
+  )
   sids = command.sids or command.data / "sids"
-  run = RunFile(str(command.data.resolve()), str(sids.resolve()), config)
+  start, lists = (str(path.resolve()) if path else "" for path in (command.start, command.lists))
+  run = RunFile(str(command.data.resolve()), str(sids.resolve()), config, start, lists)
   state = train_run(run, command.workdir, resume=command.resume)
   terminal.console.print(f"trained {int(state.step):,} steps in {command.workdir}")
+
+
+def _reward(command: Reward) -> None:
+  from gr4ad_jax.reward import RewardRun, train_reward
+
+  run = RewardRun(str(command.data.resolve()), command.model, command.train)
+  metrics = train_reward(run, command.workdir, resume=command.resume)
+  terminal.print_numbers(
+    metrics, title=f"reward model on the test split, written to {command.workdir}/metrics.json"
+  )
 
 
 def _evaluate(command: Evaluate) -> None:

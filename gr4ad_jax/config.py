@@ -172,6 +172,102 @@ class SearchConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RewardConfig:
+  """Sizes of the reward model (learning/reward_model.py)."""
+
+  width: int = 16
+  """Width of every embedding."""
+  mlp_widths: tuple[int, ...] = (128, 64)
+  """Hidden layers."""
+  max_history: int = 32
+  """Ads, and contents, of the history that are read, most recent first."""
+  num_price_bins: int = 16
+  """Equally filled buckets of the price."""
+
+  def __post_init__(self):
+    for name in ("width", "max_history", "num_price_bins"):
+      _require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceConfig:
+  """Learning from candidate lists. Source: paper 3.4; reference sections 4 to 7 and 10."""
+
+  method: Literal["none", "dpo", "s_dpo", "grpo", "rspo", "uvr"] = "uvr"
+  """Loss on the lists, added to that of logged samples; none = logged samples alone, uvr = RSPO
+  with the weights of the unified objective."""
+  weight: float = 1.0
+  """Of the list loss beside the loss of logged samples (not uvr, which has max_rl_weight)."""
+  beta: float = 1.0
+  """Inverse temperature of RSPO, DPO and S-DPO."""
+  delta: float = 1.0
+  """The reference of an anchor counts while its set has moved by less than this (nats, mean)."""
+  base_weight: float = 1.0
+  """w_0 of the unified weights."""
+  max_rl_weight: float = 1.0
+  """Z_max of the unified weights."""
+  vsl_on: Literal["engaged", "all"] = "engaged"
+  """List candidates that the supervised loss learns from in uvr: those that the user engaged with,
+  or all of them (eq. 22 read literally)."""
+  lists_per_step: int = 16
+  """Lists in a step, beside train.batch_size logged requests."""
+
+  def __post_init__(self):
+    for name in ("weight", "base_weight", "max_rl_weight"):
+      _require(getattr(self, name) >= 0, f"preference.{name}", getattr(self, name), "must be >= 0")
+    for name in ("beta", "delta"):
+      _require(getattr(self, name) > 0, f"preference.{name}", getattr(self, name),
+               "must be positive")
+    _require(self.lists_per_step >= 1, "preference.lists_per_step", self.lists_per_step,
+             "must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class CandidateConfig:
+  """How lists of candidates are made. Source: paper 4.1; reference section 7."""
+
+  width_factor: float = 2.0
+  """Beams of the search over those of serving."""
+  top: int = 12
+  """Candidates that the model likes best."""
+  rest: int = 12
+  """Drawn from the rest of the beam."""
+  sampled: int = 8
+  """Drawn from the model with `temperature`: exploration."""
+  temperature: float = 1.5
+  """Of the sampled ones; their logged log-probability is the untempered one."""
+  top_users_share: float = 0.3
+  """Share of the requests, those of the users with the largest past value, that lists are made
+  for."""
+  uniform_share: float = 0.05
+  """Share of the other requests that lists are made for."""
+  max_lists: int = 20_000
+  """At most so many requests."""
+  seed: int = 0
+
+  def __post_init__(self):
+    for name in ("top", "rest", "sampled"):
+      _require(getattr(self, name) >= 0, f"candidates.{name}", getattr(self, name), "must be >= 0")
+    _require(self.size >= 2, "candidates.top", self.top, "a list needs two candidates")
+    _require(self.width_factor >= 1, "candidates.width_factor", self.width_factor, "must be >= 1")
+    _require(self.temperature > 0, "candidates.temperature", self.temperature, "must be positive")
+    for name in ("top_users_share", "uniform_share"):
+      _require(0 <= getattr(self, name) <= 1, f"candidates.{name}", getattr(self, name),
+               "needs [0, 1]")
+
+  @property
+  def size(self) -> int:
+    """Candidates of a list."""
+    return self.top + self.rest + self.sampled
+
+
+REWARD_TRAINING = TrainConfig(
+  num_steps=1200, batch_size=256, learning_rate=3e-3, weight_decay=1e-3, log_every=100,
+  eval_every=300, checkpoint_every=300,
+)
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
   """All settings of a run; saved in its folder's run.json."""
 
@@ -179,6 +275,7 @@ class Config:
   loss: LossConfig = LossConfig()
   train: TrainConfig = TrainConfig()
   search: SearchConfig = SearchConfig()
+  preference: PreferenceConfig = PreferenceConfig()
 
 
 def _paper(width: int) -> Config:

@@ -68,7 +68,7 @@ def prepare_completejourney(
     validation_start_s=completejourney.week_start_s(completejourney.VALIDATION_WEEK),
     test_start_s=completejourney.week_start_s(completejourney.TEST_WEEK),
   )
-  return _write(logs, out, config, limits)
+  return write_prepared(logs, out, config, limits)
 
 
 def prepare_parquet(
@@ -103,7 +103,7 @@ def prepare_parquet(
     )
   else:
     config = SequenceConfig(split="leave_one_out", num_trending=0)
-  return _write(logs, out, config, limits)
+  return write_prepared(logs, out, config, limits)
 
 
 def prepare_amazon(
@@ -122,7 +122,7 @@ def prepare_amazon(
   """
   _check_free(out, overwrite)
   logs = amazon.read_amazon(folder, max_users=users)
-  return _write(logs, out, SequenceConfig(split="leave_one_out", num_trending=0), limits)
+  return write_prepared(logs, out, SequenceConfig(split="leave_one_out", num_trending=0), limits)
 
 
 def _check_free(out: Path, overwrite: bool) -> None:
@@ -130,7 +130,10 @@ def _check_free(out: Path, overwrite: bool) -> None:
     raise ConfigError(f"{out}: holds prepared data already; pass --overwrite or another --out")
 
 
-def _write(logs: Logs, out: Path, config: SequenceConfig, limits: Limits | None) -> dict[str, int]:
+def write_prepared(
+  logs: Logs, out: Path, config: SequenceConfig, limits: Limits | None = None
+) -> dict[str, int]:
+  """Stores logs and the examples cut from them below `out`; `limits` change single settings."""
   chosen = {name: value for name, value in (limits or {}).items() if value is not None}
   config = dataclasses.replace(config, **chosen)
   write_logs(logs, out / "logs")

@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 import numpy as np
 
@@ -21,12 +22,16 @@ from gr4ad_jax import config as config_lib
 from gr4ad_jax import sharding
 from gr4ad_jax.config import Config, ConfigError
 from gr4ad_jax.data.batch import Vocabulary
-from gr4ad_jax.data.pipeline import BatchMaker, train_batches
+from gr4ad_jax.data.list_records import open_lists, to_list
+from gr4ad_jax.data.pipeline import BatchMaker, batch_dataset, read_ahead
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.schema import read_logs
 from gr4ad_jax.data.sequences import NUM_ORGANIC_BUCKETS
 from gr4ad_jax.data.tfds_builder import ExampleSet, open_examples, to_example, training_events
 from gr4ad_jax.data.value import ValueScale, fit_value_scale
+from gr4ad_jax.learning.list_batches import ListBatchMaker
+from gr4ad_jax.learning.preference import RewardScale
+from gr4ad_jax.learning.unified_task import UnifiedBatch, unified_task
 from gr4ad_jax.learning.vsl_task import vsl_task
 from gr4ad_jax.model.build import Decoder, build_decoder, count_params
 from gr4ad_jax.search.export import write_artifact
@@ -47,6 +52,10 @@ class RunFile:
   sids: str
   """Folder that `gr4ad tokenize` wrote."""
   config: Config = Config()
+  start: str = ""
+  """Folder of a trained run whose parameters this one begins with; "" = random ones."""
+  lists: str = ""
+  """Folder that `gr4ad candidates` wrote, to learn from beside the logged samples; "" = none."""
   fingerprint: str = ""
   """Of examples and semantic IDs; a run is only ever opened with those it was trained on."""
 
@@ -180,17 +189,47 @@ def train_run(run: RunFile, workdir: Path, *, resume: bool = False) -> TrainStat
     raise ConfigError(
       f"train.batch_size={config.batch_size}: must be a multiple of the {mesh.size} devices"
     )
-  batches = train_batches(
+  start_params = _start_params(run, inputs) if run.start else None
+  decoder = build_decoder(run.config.model, inputs.vocabulary)
+  logged = batch_dataset(
     inputs.examples.sources["train"], inputs.make_batch, batch_size=config.batch_size,
     seed=config.seed, host=host, num_hosts=hosts,
   )
+  if run.lists:
+    lists = _list_dataset(run, inputs, host, hosts)
+    batches = grain.MapDataset.range(config.num_steps).map(
+      lambda step: UnifiedBatch(logged[step], lists[step])
+    )
+    task = unified_task(decoder, run.config.loss, run.config.preference)
+  else:
+    batches, task = logged, vsl_task(decoder, run.config.loss)
   if host == 0:
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "run.json").write_text(config_lib.to_json(run))
   return train(
-    vsl_task(build_decoder(run.config.model, inputs.vocabulary), run.config.loss), config,
-    batches=batches, validation=validation_batches(inputs, config, host, hosts), folder=workdir,
-    mesh=mesh,
+    task, config, batches=read_ahead(batches), folder=workdir, mesh=mesh,
+    validation=validation_batches(inputs, config, host, hosts), start_params=start_params,
+  )
+
+
+def _start_params(run: RunFile, inputs: Inputs) -> Any:
+  """Raises ConfigError where the run to begin with has another model or other semantic IDs."""
+  start = read_run(Path(run.start))
+  if start.config.model != run.config.model or start.fingerprint != inputs.fingerprint:
+    raise ConfigError(f"{run.start}: was trained with another model, other data or other SIDs")
+  return load_params(start, Path(run.start), inputs.vocabulary)[1]
+
+
+def _list_dataset(run: RunFile, inputs: Inputs, host: int, hosts: int) -> grain.MapDataset:
+  """Batches of candidate lists; rewards are scaled by quantiles over all of them."""
+  records = open_lists(Path(run.lists))
+  about = json.loads((Path(run.lists) / "lists.json").read_text())
+  if about["fingerprint"] != inputs.fingerprint:
+    raise ConfigError(f"{run.lists}: was made of other data or other SIDs")
+  make_batch = ListBatchMaker(inputs.make_batch, RewardScale(*about["reward_scale"]), about["size"])
+  return batch_dataset(
+    records, make_batch, batch_size=run.config.preference.lists_per_step,
+    seed=run.config.train.seed + 1, host=host, num_hosts=hosts, parse=to_list,
   )
 
 
@@ -225,6 +264,9 @@ def differences(old: RunFile, new: RunFile) -> list[str]:
 def load_params(run: RunFile, workdir: Path, vocabulary: Vocabulary) -> tuple[Decoder, Any, int]:
   """The decoder, the parameters with the best validation loss, and their step.
 
+  A run that learned from candidate lists gives its last parameters: validation knows only the loss
+  on logged samples, which list learning trades for value.
+
   Raises:
     ConfigError: no checkpoint.
   """
@@ -232,7 +274,7 @@ def load_params(run: RunFile, workdir: Path, vocabulary: Vocabulary) -> tuple[De
   mesh = sharding.build_mesh(data_parallel=1)
   abstract = abstract_state(vsl_task(decoder, run.config.loss), run.config.train, mesh)
   with Checkpoints(workdir / "checkpoints") as checkpoints:
-    step = checkpoints.best_step
+    step = checkpoints.latest_step if run.lists else checkpoints.best_step
     if step is None:
       raise ConfigError(f"{workdir}: no checkpoint yet; run `gr4ad train` first")
     return decoder, checkpoints.restore_params(abstract, step), step

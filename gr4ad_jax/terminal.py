@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -25,15 +27,21 @@ def print_summary(summary: dict[str, int], *, title: str) -> None:
   console.print(table)
 
 
-def print_health(sizes: tuple[int, ...], health: dict[str, float], *, title: str) -> None:
-  """Tokenizer health as a table."""
+def print_numbers(numbers: Mapping[str, float | str], *, title: str) -> None:
+  """Names and numbers as a table."""
   table = Table(title=title, title_justify="left", show_header=False)
   table.add_column()
   table.add_column(justify="right")
-  table.add_row("codebook sizes", " x ".join(map(str, sizes)))
-  for name, value in health.items():
-    table.add_row(name, f"{value:,.0f}" if value == int(value) else f"{value:.4g}")
+  for name, value in numbers.items():
+    if not isinstance(value, str):
+      value = f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+    table.add_row(name, value)
   console.print(table)
+
+
+def print_health(sizes: tuple[int, ...], health: dict[str, float], *, title: str) -> None:
+  """Tokenizer health as a table."""
+  print_numbers({"codebook sizes": " x ".join(map(str, sizes))} | health, title=title)
 
 
 COLUMNS = ("recall@10", "recall@50", "ndcg@50", "value_recall@50", "new/recall@50",

@@ -67,6 +67,7 @@ def catalogue(num_ads=40) -> AdTable:
     ad_type=np.array(["product"] * num_ads, object),
     account_id=blank,
     campaign_id=blank,
+    bid=np.full(num_ads, np.nan, np.float32),
     embedding_AD=None,
   )
 

@@ -80,6 +80,21 @@ def test_amazon_from_files_to_report(shared_data, tmp_path, capsys):
   assert metrics["recall@50"] == pytest.approx(metrics["new/recall@50"])
 
 
+def test_a_market_becomes_logs_that_prepare_reads(tmp_path, capsys):
+  world = ("--world", "synthetic", "--num-users", 200, "--num-ads", 60, "--days", 16,
+           "--num-contents", 30, "--num-advertisers", 8, "--num-categories", 5,
+           "--sessions-per-day", 1)
+  assert run("market", "--out", tmp_path / "m", *world) == 0
+  assert "impressions" in capsys.readouterr().out
+  files = [f"--{t}={tmp_path / 'm' / t}.parquet" for t in ("ads", "events", "users", "contents")]
+  data = tmp_path / "data"
+  assert run("prepare", "parquet", *files, "--validation-days", 3, "--test-days", 3,
+             "--out", data) == 0
+  assert len(pd.read_parquet(data / "logs" / "ads.parquet")) == 60
+  assert run("market", "--out", tmp_path / "m", *world) == 2
+  assert run("market", "--out", tmp_path / "n", "--slots", 0) == 2
+
+
 def test_parquet_logs_are_prepared(tmp_path, capsys):
   files = write_logs(tmp_path)
   out = tmp_path / "data"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -131,15 +132,21 @@ def _look_up(table: np.ndarray, index: np.ndarray) -> np.ndarray:
   return np.where(padding.reshape(padding.shape + (1,) * (found.ndim - index.ndim)), -1, found)
 
 
+def training_example(record: dict) -> Example:
+  """A stored record of the training split."""
+  return to_example(record, 0)
+
+
 def train_batches(
   source,
-  make_batch: BatchMaker,
+  make_batch: Callable[[Sequence[Any]], Any],
   *,
   batch_size: int,
   seed: int,
   host: int = 0,
   num_hosts: int = 1,
   read_threads: int = 2,
+  parse: Callable[[Any], Any] = training_example,
 ) -> grain.DatasetIterator:
   """An endless, seeded iterator of this host's share of every batch.
 
@@ -147,15 +154,34 @@ def train_batches(
 
   Args:
     source: random-access records of the training split.
-    make_batch: padding and look-up.
+    make_batch: rows -> a batch; padding and look-up.
     batch_size: rows over all hosts.
     seed: of the shuffle; each epoch has its own order.
     host, num_hosts: which slice of the records this process reads.
     read_threads: reading ahead; 0 reads in the calling thread.
+    parse: a record of the source -> a row.
 
   Raises:
     ValueError: the batch does not divide over the hosts, or a host has fewer records than rows.
   """
+  dataset = batch_dataset(
+    source, make_batch, batch_size=batch_size, seed=seed, host=host, num_hosts=num_hosts,
+    parse=parse,
+  )
+  return read_ahead(dataset, read_threads)
+
+
+def batch_dataset(
+  source,
+  make_batch: Callable[[Sequence[Any]], Any],
+  *,
+  batch_size: int,
+  seed: int,
+  host: int = 0,
+  num_hosts: int = 1,
+  parse: Callable[[Any], Any] = training_example,
+) -> grain.MapDataset:
+  """All batches of `train_batches` by their number: dataset[n] is that of step n."""
   if batch_size % num_hosts:
     raise ValueError(f"train.batch_size={batch_size}: must be a multiple of the {num_hosts} hosts")
   rows = batch_size // num_hosts
@@ -163,14 +189,18 @@ def train_batches(
     raise ValueError(
       f"train.batch_size={batch_size}: larger than the {len(source)} training examples"
     )
-  dataset = (
+  return (
     grain.MapDataset.source(source)
     .seed(seed)
     .shuffle()
     .slice(slice(host, None, num_hosts))
     .repeat()
-    .map(lambda record: to_example(record, 0))
+    .map(parse)
     .batch(rows, drop_remainder=True, batch_fn=make_batch)
   )
+
+
+def read_ahead(dataset: grain.MapDataset, read_threads: int = 2) -> grain.DatasetIterator:
+  """An iterator whose position can be saved and restored."""
   options = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=4 * read_threads)
   return iter(dataset.to_iter_dataset(options))

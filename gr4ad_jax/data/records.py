@@ -39,6 +39,7 @@ class AdTable:
     ad_type: [A] str objects, each one of AD_TYPES.
     account_id: [A] str objects, the account that runs the ad; "" = unknown.
     campaign_id: [A] str objects; "" = unknown.
+    bid: [A] float32, currency units that the advertiser pays per conversion; NaN = unknown.
     embedding_AD: [A, D] float32 given by the log's owner, or None.
   """
 
@@ -51,6 +52,7 @@ class AdTable:
   ad_type: np.ndarray
   account_id: np.ndarray
   campaign_id: np.ndarray
+  bid: np.ndarray
   embedding_AD: np.ndarray | None
 
 

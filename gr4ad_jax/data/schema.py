@@ -41,7 +41,9 @@ __all__ = [
 
 FORMAT = 1  # of the stored folder
 # Columns that stored logs may lack, being younger than the format, and what they then hold.
-LATER_COLUMNS = {"ad_type": DEFAULT_AD_TYPE, "account_id": "", "campaign_id": ""}
+LATER_COLUMNS = {
+  "ad_type": DEFAULT_AD_TYPE, "account_id": "", "campaign_id": "", "bid": np.float32(np.nan)
+}
 TABLES = {"ads": AdTable, "contents": ContentTable, "users": UserTable, "events": EventTable}
 
 
@@ -219,7 +221,9 @@ def _from_arrow(table: pa.Table, record: type) -> AdTable | ContentTable | UserT
     elif field.name == "embedding_AD" and "embedding_AD" not in table.column_names:
       fields["embedding_AD"] = None
     elif field.name in LATER_COLUMNS and field.name not in table.column_names:
-      fields[field.name] = np.full(table.num_rows, LATER_COLUMNS[field.name], object)
+      default = LATER_COLUMNS[field.name]
+      kind = object if isinstance(default, str) else np.float32
+      fields[field.name] = np.full(table.num_rows, default, kind)
     else:
       fields[field.name] = _numpy(table[field.name])
   return record(**fields)

@@ -236,73 +236,109 @@ class ExampleMaker:
 
   def user_examples(self, user: int, split: int) -> Iterator[Example]:
     """Examples of one user in one split (a number of SPLITS), in time order."""
-    logs, config = self.logs, self.config
-    rows = slice(self._user_bounds[user], self._user_bounds[user + 1])
-    events = logs.events
-    time_s_E, ad_E, content_E = events.time_s[rows], events.ad[rows], events.content[rows]
-    request_E = events.request[rows]
-    engaged_E = self.engaged_E[rows]
-    ad_rows, organic_rows = np.flatnonzero(engaged_E), np.flatnonzero(content_E >= 0)
-    if not ad_rows.size:
+    events, config = self.logs.events, self.config
+    past = _Past(self, user)
+    if not past.ads.size:
       return
-    ad_time_s, organic_time_s = time_s_E[ad_rows], time_s_E[organic_rows]
-    ads, organics = ad_E[ad_rows], content_E[organic_rows]
+    rows = self._rows(user)
+    ad_rows = rows.start + np.flatnonzero(self.engaged_E[rows])
     seen, seen_s = _first_met(
-      np.append(ads, logs.contents.ad[organics]), np.append(ad_time_s, organic_time_s)
+      np.append(past.ads, self.logs.contents.ad[past.organics]),
+      np.append(past.ad_time_s, past.organic_time_s),
     )
-    ad_value = events.value[rows][ad_rows].astype(np.float64)
-    past_value = np.append(0.0, np.cumsum(ad_value))
-    ad_requests = request_E[ad_rows]
-    requests = np.unique(ad_requests)
-    requests = requests[self.split_R[requests] == split]
-    for request in requests[np.argsort(self.first_s_R[requests], kind="stable")]:
+    ad_requests = events.request[ad_rows]
+    for request in self._in_time(np.unique(ad_requests), split):
       now_s = int(self.first_s_R[request])
-      num_ads = int(np.searchsorted(ad_time_s, now_s))
-      num_organics = int(np.searchsorted(organic_time_s, now_s))
-      history = _distinct(ads[:num_ads], ad_time_s[:num_ads], now_s, config.max_ad_history)
-      organic = _distinct(
-        organics[:num_organics], organic_time_s[:num_organics], now_s, config.max_organic_history
-      )
-      mine = np.flatnonzero(ad_requests == request)
-      target, inverse = np.unique(ads[mine], return_inverse=True)
-      value = np.bincount(inverse, weights=ad_value[mine]).astype(np.float32)
+      mine = ad_rows[ad_requests == request]
+      target, inverse = np.unique(events.ad[mine], return_inverse=True)
+      value = np.bincount(inverse, weights=events.value[mine].astype(np.float64))
       action = np.zeros(len(target), np.int8)
-      np.maximum.at(action, inverse, events.action[rows][ad_rows[mine]])
+      np.maximum.at(action, inverse, events.action[mine])
       ecpm = np.full(len(target), np.nan, np.float32)
-      np.fmax.at(ecpm, inverse, events.ecpm[rows][ad_rows[mine]])
+      np.fmax.at(ecpm, inverse, events.ecpm[mine])
       new = seen_s[np.searchsorted(seen, target)] >= now_s
-      feature_row = rows.start + ad_rows[mine[0]]
-      feature = np.append(self._user_feature_UF[user], self._request_feature_EF[feature_row])
+      context = past.before(now_s, request=int(request), split=split, feature_row=mine[0])
       for i in range(0, len(target), config.max_targets):
         part = slice(i, i + config.max_targets)
-        yield Example(
-          int(request), user, split, now_s, float(past_value[num_ads]),
-          feature.astype(np.int32), *history, *organic, target[part].astype(np.int32),
-          action[part], value[part], ecpm[part], new[part],
+        yield dataclasses.replace(
+          context, target_C=target[part].astype(np.int32), action_C=action[part],
+          value_C=value[part].astype(np.float32), ecpm_C=ecpm[part], new_C=new[part],
         )
+
+  def impressions(self, user: int, split: int) -> Iterator[tuple[Example, np.ndarray]]:
+    """Contexts of one user's requests that showed an ad, engaged or not, in time order.
+
+    Yields:
+      The context without targets, and the rows of the request's ad events.
+    """
+    events, rows = self.logs.events, self._rows(user)
+    shown_rows = rows.start + np.flatnonzero(events.ad[rows] >= 0)
+    if not shown_rows.size:
+      return
+    past = _Past(self, user)
+    shown_requests = events.request[shown_rows]
+    for request in self._in_time(np.unique(shown_requests), split):
+      mine = shown_rows[shown_requests == request]
+      now_s = int(self.first_s_R[request])
+      yield past.before(now_s, request=int(request), split=split, feature_row=mine[0]), mine
 
   def latest_context(self, user: int) -> Example:
     """The context that a request after the last event of `user` would have; no targets."""
-    events = self.logs.events
-    rows = slice(self._user_bounds[user], self._user_bounds[user + 1])
-    time_s_E, engaged_E = events.time_s[rows], self.engaged_E[rows]
-    organic_E = events.content[rows] >= 0
-    now_s = int(time_s_E[-1]) + 1 if len(time_s_E) else int(events.time_s.max()) + 1
-    config = self.config
-    feature = np.append(
-      self._user_feature_UF[user],
-      self._request_feature_EF[rows.stop - 1] if len(time_s_E)
-      else np.zeros(self._request_feature_EF.shape[1]),
+    events, rows = self.logs.events, self._rows(user)
+    if rows.start == rows.stop:
+      now_s, feature_row = int(events.time_s.max()) + 1, None
+    else:
+      now_s, feature_row = int(events.time_s[rows.stop - 1]) + 1, rows.stop - 1
+    return _Past(self, user).before(now_s, request=-1, split=-1, feature_row=feature_row)
+
+  def feature(self, user: int, row: int | None) -> np.ndarray:
+    """int32 [F] of a request: the user's features, then those of event `row` (None = unknown)."""
+    request_F = np.zeros(self._request_feature_EF.shape[1], np.int32)
+    if row is not None:
+      request_F = self._request_feature_EF[row]
+    return np.append(self._user_feature_UF[user], request_F).astype(np.int32)
+
+  def _rows(self, user: int) -> slice:
+    return slice(int(self._user_bounds[user]), int(self._user_bounds[user + 1]))
+
+  def _in_time(self, requests: np.ndarray, split: int) -> np.ndarray:
+    requests = requests[self.split_R[requests] == split]
+    return requests[np.argsort(self.first_s_R[requests], kind="stable")]
+
+
+class _Past:
+  """What a user did with ads and contents, ready to be cut at any time."""
+
+  def __init__(self, maker: ExampleMaker, user: int):
+    events, rows = maker.logs.events, maker._rows(user)
+    self._maker, self._user = maker, user
+    time_s_E, content_E = events.time_s[rows], events.content[rows]
+    engaged_E, organic_E = maker.engaged_E[rows], content_E >= 0
+    self.ads, self.ad_time_s = events.ad[rows][engaged_E], time_s_E[engaged_E]
+    self.organics, self.organic_time_s = content_E[organic_E], time_s_E[organic_E]
+    value = events.value[rows][engaged_E].astype(np.float64)
+    self._past_value = np.append(0.0, np.cumsum(value))
+
+  def before(
+    self, now_s: int, *, request: int, split: int, feature_row: int | None
+  ) -> Example:
+    """The context of a request at that time, without targets: what came strictly earlier."""
+    config = self._maker.config
+    num_ads = int(np.searchsorted(self.ad_time_s, now_s))
+    num_organics = int(np.searchsorted(self.organic_time_s, now_s))
+    history = _distinct(
+      self.ads[:num_ads], self.ad_time_s[:num_ads], now_s, config.max_ad_history
+    )
+    organic = _distinct(
+      self.organics[:num_organics], self.organic_time_s[:num_organics], now_s,
+      config.max_organic_history,
     )
     empty = np.zeros(0)
     return Example(
-      -1, user, -1, now_s, float(events.value[rows][engaged_E].sum()), feature.astype(np.int32),
-      *_distinct(events.ad[rows][engaged_E], time_s_E[engaged_E], now_s, config.max_ad_history),
-      *_distinct(
-        events.content[rows][organic_E], time_s_E[organic_E], now_s, config.max_organic_history
-      ),
-      empty.astype(np.int32), empty.astype(np.int8), empty.astype(np.float32),
-      empty.astype(np.float32), empty.astype(bool),
+      request, self._user, split, now_s, float(self._past_value[num_ads]),
+      self._maker.feature(self._user, feature_row), *history, *organic, empty.astype(np.int32),
+      empty.astype(np.int8), empty.astype(np.float32), empty.astype(np.float32),
+      empty.astype(bool),
     )
 
 

@@ -25,7 +25,7 @@ def ad_table(frame: pd.DataFrame, file: str, counts: dict[str, int]) -> AdTable:
 
   Args:
     frame: ad_id, advertiser_id, category, text; optional price, conversion_type, ad_type,
-      account_id, campaign_id, embedding.
+      account_id, campaign_id, bid, embedding.
     file: name for messages.
     counts: cleaning counts, added to.
 
@@ -35,7 +35,9 @@ def ad_table(frame: pd.DataFrame, file: str, counts: dict[str, int]) -> AdTable:
   Raises:
     LogError: a rule is broken.
   """
-  optional = ("price", "conversion_type", "ad_type", "account_id", "campaign_id", "embedding")
+  optional = (
+    "price", "conversion_type", "ad_type", "account_id", "campaign_id", "bid", "embedding"
+  )
   validation.require_columns(
     frame, ("ad_id", "advertiser_id", "category", "text"), file, optional=optional
   )
@@ -47,6 +49,9 @@ def ad_table(frame: pd.DataFrame, file: str, counts: dict[str, int]) -> AdTable:
   if "price" in frame.columns:
     price_A = _money(frame, "price", file, checks, nullable=True)
     counts["ads: price missing, kept as unknown"] = int(np.isnan(price_A).sum())
+  bid_A = np.full(len(frame), np.nan, np.float32)
+  if "bid" in frame.columns:
+    bid_A = _money(frame, "bid", file, checks, nullable=True)
   conversion_type_A = np.full(len(frame), "", object)
   if "conversion_type" in frame.columns:
     conversion_type_A = _names(frame, "conversion_type", file, "ads", counts)
@@ -63,6 +68,7 @@ def ad_table(frame: pd.DataFrame, file: str, counts: dict[str, int]) -> AdTable:
     ad_type=_ad_types(frame, file, checks, counts),
     account_id=_optional_ids(frame, "account_id", file, counts),
     campaign_id=_optional_ids(frame, "campaign_id", file, counts),
+    bid=bid_A,
     embedding_AD=embedding_AD,
   )
 

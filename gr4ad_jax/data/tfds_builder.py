@@ -47,6 +47,19 @@ _TARGET_COLUMNS = ("value_N", "ecpm_N", "action_N", "past_value_N")
 _SCALARS = {"request": np.int32, "user": np.int32, "time_s": np.int64, "past_value": np.float32}
 
 
+def bytes_array(dtype, ndim: int = 1) -> tfds.features.Tensor:
+  """A numpy array of any length, stored as raw bytes."""
+  # Int lists of a protocol buffer take five times as long to read.
+  return tfds.features.Tensor(
+    shape=(None,) * ndim, dtype=dtype, encoding=tfds.features.Encoding.BYTES
+  )
+
+
+def example_features() -> dict:
+  """What a stored Example consists of."""
+  return _SCALARS | {name: bytes_array(dtype) for name, dtype in _ARRAYS.items()}
+
+
 class AdRequests(tfds.core.GeneratorBasedBuilder):
   """One record per request with an engaged ad."""
 
@@ -59,18 +72,10 @@ class AdRequests(tfds.core.GeneratorBasedBuilder):
     super().__init__(file_format="array_record", **kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
-    def array(dtype):
-      # Raw bytes: int lists of a protocol buffer take five times as long to read.
-      return tfds.features.Tensor(
-        shape=(None,), dtype=dtype, encoding=tfds.features.Encoding.BYTES
-      )
-
     return tfds.core.DatasetInfo(
       builder=self,
       description="Ad requests: user and request features, distinct histories, engaged ads.",
-      features=tfds.features.FeaturesDict(
-        _SCALARS | {name: array(dtype) for name, dtype in _ARRAYS.items()}
-      ),
+      features=tfds.features.FeaturesDict(example_features()),
     )
 
   def _split_generators(self, dl_manager):
@@ -86,9 +91,7 @@ class AdRequests(tfds.core.GeneratorBasedBuilder):
             (example.value_C, example.ecpm_C, example.action_C,
              np.full(len(example.target_C), example.past_value, np.float32))
           )
-        record = {name: getattr(example, name) for name in (*_SCALARS, *_ARRAYS)}
-        record["new_C"] = example.new_C.astype(np.uint8)
-        yield f"{example.request}-{part}", record
+        yield f"{example.request}-{part}", to_record(example)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +129,7 @@ def prepare_examples(logs: Logs, folder: Path, config: SequenceConfig) -> None:
   shutil.rmtree(folder, ignore_errors=True)
   folder.mkdir(parents=True)
   builder = AdRequests(maker=maker, data_dir=str(folder))
-  with _quiet_tfds():
+  with quiet_tfds():
     builder.download_and_prepare()
   sources = {name: builder.as_data_source(split=name) for name in SPLITS}
   counts = {
@@ -158,7 +161,7 @@ def open_examples(folder: Path) -> ExampleSet:
   if not (folder / "examples.json").exists():
     raise LogError(f"{folder}: no prepared examples here; run `gr4ad prepare` first")
   about = json.loads((folder / "examples.json").read_text())
-  with _quiet_tfds():
+  with quiet_tfds():
     builder = AdRequests(data_dir=str(folder))
     sources = {name: builder.as_data_source(split=name) for name in SPLITS}
   targets = np.load(folder / "train_targets.npz")
@@ -196,6 +199,12 @@ def training_events(logs: Logs, examples: ExampleSet) -> np.ndarray:
   return ~held_out[events.request]
 
 
+def to_record(example: Example) -> dict:
+  """An `Example` as it is stored."""
+  record = {name: getattr(example, name) for name in (*_SCALARS, *_ARRAYS)}
+  return record | {"new_C": example.new_C.astype(np.uint8)}
+
+
 def to_example(record: dict, split: int) -> Example:
   """A stored record as an `Example`."""
   scalars = {name: kind(record[name]).item() for name, kind in _SCALARS.items()}
@@ -204,7 +213,7 @@ def to_example(record: dict, split: int) -> Example:
 
 
 @contextlib.contextmanager
-def _quiet_tfds():
+def quiet_tfds():
   """TFDS draws its own bars, prints and logs; ours replace them."""
   tfds.disable_progress_bar()
   logger = logging.getLogger("absl")

@@ -39,6 +39,7 @@ def train(
   validation: Sequence[Any],
   folder: Path,
   mesh: Mesh | None = None,
+  start_params: Any = None,
 ) -> TrainState:
   """Trains to `config.num_steps`, continuing from the newest checkpoint in `folder`, if any.
 
@@ -52,6 +53,7 @@ def train(
     validation: this host's fixed validation batches.
     folder: checkpoints/, train_log.jsonl and tb/ go here.
     mesh: devices; None builds one from the config.
+    start_params: parameters of step 0; None = the task's own.
 
   Returns:
     The final state.
@@ -69,6 +71,9 @@ def train(
       batches.set_state(iterator_state)
     else:
       state = compile_init(task, config, abstract)(jax.random.key(config.seed))
+      if start_params is not None:
+        layout = jax.tree.map(lambda leaf: leaf.sharding, state.params)
+        state = state._replace(params=jax.device_put(start_params, layout))
     if first_step >= config.num_steps:
       return state
     step_fn = compile_train_step(task, config, mesh, abstract)

@@ -380,7 +380,8 @@ ADS = {
   "plain": ads(),
   "embedding": ads(embedding=[[1, 2], [3, 4], [5, 6]]),
   "types and accounts": ads(
-    ad_type=["livestream", None, "virtual"], account_id=[1, 2, 3], campaign_id=[None, "x", None]
+    ad_type=["livestream", None, "virtual"], account_id=[1, 2, 3], campaign_id=[None, "x", None],
+    bid=[1.5, None, 0],
   ),
 }
 
@@ -394,11 +395,11 @@ def test_logs_survive_the_disk(tmp_path, table):
   assert_same(read_logs(tmp_path / "data" / "logs"), logs)
 
 
-def test_logs_written_before_ads_had_types_and_accounts_are_readable(tmp_path):
+def test_logs_written_before_ads_had_types_accounts_and_bids_are_readable(tmp_path):
   logs = build()
   write_logs(logs, tmp_path / "logs")
   file = tmp_path / "logs" / "ads.parquet"
-  old = pq.ParquetFile(file).read().drop_columns(["ad_type", "account_id", "campaign_id"])
+  old = pq.ParquetFile(file).read().drop_columns(["ad_type", "account_id", "campaign_id", "bid"])
   pq.write_table(old, file)
   assert_same(read_logs(tmp_path / "logs"), logs)
   pq.write_table(old.drop_columns(["advertiser_id"]), file)
