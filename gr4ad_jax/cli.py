@@ -307,9 +307,8 @@ Command = (
 def main(argv: list[str] | None = None) -> None:
   """Entry point. Exits 0 on success, 2 on bad input (one line), 1 where training diverged."""
   argv = sys.argv[1:] if argv is None else argv
-  command = _parse(argv)
   try:
-    _run(command)
+    _run(_parse(argv))
   except (ValueError, OSError) as error:
     if os.environ.get("GR4AD_DEBUG"):
       raise
