@@ -133,7 +133,7 @@ def train_reward(run: RewardRun, workdir: Path, *, resume: bool = False) -> dict
       raise ConfigError(f"{workdir}: holds a reward model already; pass --resume or another folder")
     if config_lib.read_json(RewardRun, settings) != run:
       raise ConfigError(f"{workdir}: the reward model there has other settings")
-  maker, make_batch, bid_A = _open(run)
+  maker, make_batch, bid_A = open_reward_data(run)
   splits = {
     name: read_impressions(maker, name, progress=track) for name in ("train", "validation", "test")
   }
@@ -174,7 +174,7 @@ def open_reward(workdir: Path) -> RewardScorer:
     raise ConfigError(f"{workdir}: holds no finished reward model; run `gr4ad reward` first")
   run = config_lib.read_json(RewardRun, workdir / "reward.json")
   fitted = json.loads((workdir / "metrics.json").read_text())["calibration"]
-  _, make_batch, bid_A = _open(run)
+  _, make_batch, bid_A = open_reward_data(run)
   return dataclasses.replace(
     _scorer(run, workdir, make_batch, bid_A), click=Platt(**fitted["click"]),
     conversion=Platt(**fitted["conversion"]),
@@ -195,7 +195,8 @@ def judge(scorer: RewardScorer, impressions: Impressions) -> dict[str, float]:
   return {f"{head}/{name}": x for head, part in parts.items() for name, x in part.items()}
 
 
-def _open(run: RewardRun) -> tuple[ExampleMaker, RewardBatchMaker, np.ndarray]:
+def open_reward_data(run: RewardRun) -> tuple[ExampleMaker, RewardBatchMaker, np.ndarray]:
+  """Requests, fields and bids of a run's data."""
   data = Path(run.data)
   examples = open_examples(data / "examples")
   logs = read_logs(data / "logs")

@@ -53,15 +53,15 @@ class MarketConfig:
   """Organic contents; half of them show the product of an ad."""
   days: int = 35
   """Length of the log."""
-  sessions_per_day: float = 0.4
+  sessions_per_day: float = 0.5
   """Visits of the average user a day; a visit has 1.6 requests on average."""
   organic_per_request: float = 1.5
   """Organic contents that a user engages with before a request."""
   slots: int = 4
   """Ads shown in answer to a request."""
-  click_rate: float = 0.06
+  click_rate: float = 0.1
   """Mean pCTR of what the logging policy shows."""
-  conversion_rate: float = 0.15
+  conversion_rate: float = 0.2
   """Mean pCVR of what it shows, weighted by pCTR."""
   drift: float = 0.6
   """How far tastes and fashions move about their means; 0 = they stand still."""
@@ -69,6 +69,8 @@ class MarketConfig:
   """Median daily budget over what the advertiser would spend in a day without one."""
   ranker_error: float = 0.5
   """Standard deviation of the logging policy's error in log eCPM."""
+  exploration: float = 0.1
+  """Share of the logging policy's slots that show an ad drawn uniformly."""
   seed: int = 0
 
   def __post_init__(self):
@@ -82,6 +84,8 @@ class MarketConfig:
     for name in ("click_rate", "conversion_rate"):
       if not 0 < getattr(self, name) < 1:
         raise ConfigError(f"market.{name}={getattr(self, name)}: must lie between 0 and 1")
+    if not 0 <= self.exploration <= 1:
+      raise ConfigError(f"market.exploration={self.exploration}: must lie in [0, 1]")
     if self.num_ads < 2 * self.slots:
       raise ConfigError(f"market.num_ads={self.num_ads}: needs twice market.slots={self.slots}")
 
@@ -101,7 +105,7 @@ class Market:
     taste_AD: float32 or float16.
     appeal_A, persuasion_A: float32, logits.
     price_A, bid_A: float32, currency; `price_z_A` is log price in standard deviations.
-    launch_A: int16, the first day of the ad.
+    launch_A: int16, the first day of the ad; a fifth of the ads come in the first 3/5 of the log.
     popularity_A: float32 > 0, how often the logging policy's retrieval draws the ad.
     category_A, advertiser_A: int32.
     category_G, advertiser_V: str objects, names.

@@ -128,7 +128,8 @@ class Cascade:
 
   Retrieval draws half of its candidates from categories that the user likes, a quarter by
   popularity, a quarter uniformly; the ranker sorts them by true eCPM times an error that has a
-  lasting part per ad and a part of its own in each request, so that every ad can be shown.
+  lasting part per ad and a part of its own in each request. A share of the slots, `exploration`,
+  shows an ad drawn uniformly, so that what is learned from the log knows of ads that do badly.
   """
 
   market: Market
@@ -160,10 +161,23 @@ class Cascade:
     score_RM = np.where(allowed_RM, estimate_RM, -1)
     best_RK = np.argsort(-score_RM, axis=1, kind="stable")[:, : market.config.slots]
     estimate_RK = np.take_along_axis(score_RM, best_RK, axis=1)
-    ad_RK = np.take_along_axis(ad_RM, best_RK, axis=1)
-    return Shown(
-      np.where(estimate_RK >= 0, ad_RK, -1), np.where(estimate_RK >= 0, estimate_RK, np.nan)
-    )
+    ad_RK = np.where(estimate_RK >= 0, np.take_along_axis(ad_RM, best_RK, axis=1), -1)
+    ad_RK = self._explore(requests, ad_RK, open_V, taste_RD, rng)
+    same_RK = ad_RK == np.take_along_axis(ad_RM, best_RK, axis=1)
+    return Shown(ad_RK, np.where(same_RK & (ad_RK >= 0), estimate_RK, np.nan))
+
+  def _explore(self, requests, ad_RK, open_V, taste_RD, rng) -> np.ndarray:
+    """Puts an ad drawn uniformly into some slots, where it may run and is not shown already."""
+    market = self.market
+    drawn_RK = rng.integers(market.num_ads, size=ad_RK.shape, dtype=np.int32)
+    swap_RK = rng.random(ad_RK.shape) < market.config.exploration
+    swap_RK &= open_V[market.advertiser_A[drawn_RK]]
+    swap_RK &= truth(market, requests, drawn_RK, taste_RD=taste_RD).ecpm > 0
+    swapped_RK = np.where(swap_RK, drawn_RK, ad_RK)
+    order_RK = np.argsort(swapped_RK, axis=1, kind="stable")
+    sorted_RK = np.take_along_axis(swapped_RK, order_RK, axis=1)
+    twice_R = ((sorted_RK[:, 1:] == sorted_RK[:, :-1]) & (sorted_RK[:, 1:] >= 0)).any(axis=1)
+    return np.where(twice_R[:, None], ad_RK, swapped_RK)
 
 
 def arrivals(market: Market, day: int) -> Requests:

@@ -23,7 +23,7 @@ from gr4ad_jax.data.market import (
 from gr4ad_jax.data.market_log import Cascade, arrivals, build_shelves
 from gr4ad_jax.data.records import Logs
 
-TASTE_DIMS = 16
+TASTE_DIMS = 8
 _SAMPLE = 6_000  # requests that intercepts and budgets are set by
 
 
@@ -213,9 +213,9 @@ def _finish(config: MarketConfig, rng: np.random.Generator, **given) -> Market:
   users, ads = config.num_users, len(given["price_A"])
   groups, advertisers = len(given["category_G"]), len(given["advertiser_V"])
   late_A = rng.random(ads) < 0.2
-  margin_V = np.exp(0.4 * rng.standard_normal(advertisers))
-  bid_A = 0.2 * given["price_A"] * margin_V[given["advertiser_A"]]
-  bid_A = bid_A * np.exp(0.4 * rng.standard_normal(ads, np.float32))
+  margin_V = np.exp(0.3 * rng.standard_normal(advertisers))
+  bid_A = 0.2 * given["price_A"] ** 0.8 * margin_V[given["advertiser_A"]]
+  bid_A = bid_A * np.exp(0.3 * rng.standard_normal(ads, np.float32))
   floats = {
     name: np.asarray(value, np.float32) for name, value in given.items()
     if getattr(value, "dtype", None) is not None and value.dtype == np.float64
@@ -234,7 +234,7 @@ def _finish(config: MarketConfig, rng: np.random.Generator, **given) -> Market:
     phase_U=rng.uniform(0, 2 * np.pi, users).astype(np.float32),
     persuasion_A=0.5 * rng.standard_normal(ads, np.float32),
     bid_A=bid_A.astype(np.float32),
-    launch_A=np.where(late_A, rng.integers(0, config.days, ads), 0).astype(np.int16),
+    launch_A=np.where(late_A, rng.integers(0, 1 + config.days * 3 // 5, ads), 0).astype(np.int16),
     taste_GD=taste_GD,
     fashion_GX=np.stack(
       [rng.uniform(20, 90, groups), rng.uniform(0, 2 * np.pi, groups)], axis=1

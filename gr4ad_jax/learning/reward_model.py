@@ -62,7 +62,7 @@ class RewardModel(nn.Module):
   @nn.compact
   def __call__(self, batch: RewardBatch) -> RewardLogits:
     width, vocabulary = self.config.width, self.vocabulary
-    start = nn.initializers.normal(0.1)
+    start = nn.initializers.normal(0.05)
 
     def table(name: str, size: int) -> jax.Array:
       return self.param(name, start, (size, width))

@@ -1,0 +1,126 @@
+"""The simulated market of experiments: its data, and what a list of ads earns in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from gr4ad_jax import prepare
+from gr4ad_jax.config import SearchConfig
+from gr4ad_jax.data.impressions import read_impressions
+from gr4ad_jax.data.market import (
+  SCENES,
+  Market,
+  MarketConfig,
+  Requests,
+  best_ads,
+  expected_revenue,
+  truth,
+)
+from gr4ad_jax.data.market_log import market_logs
+from gr4ad_jax.data.market_worlds import build_market
+from gr4ad_jax.data.schema import read_logs
+from gr4ad_jax.data.sequences import Example, ExampleMaker, time_split
+from gr4ad_jax.data.tfds_builder import open_examples, read_split
+from gr4ad_jax.evaluation.evaluate import eval_requests, group_requests
+from gr4ad_jax.evaluation.ranking import EvalRequests, ranking_metrics
+from gr4ad_jax.progress import track
+from gr4ad_jax.reward import RewardScorer
+from gr4ad_jax.run import Inputs, write_json
+from gr4ad_jax.search.recommender import Recommender
+
+K = 50  # ads that a system hands to the final ranker
+LIMITS = {"max_ad_history": 32, "max_organic_history": 32, "num_trending": 32}
+
+
+def prepared_market(workdir: Path, config: MarketConfig) -> tuple[Market, Path]:
+  """The market and its log, prepared in WORKDIR/data; the last 7 days test, 5 before validate."""
+  market, data = build_market(config), workdir / "data"
+  if not (data / "market.json").exists():
+    logs = market_logs(market, progress=track)
+    split = time_split(logs, validation_days=5, test_days=7)
+    prepare.write_prepared(logs, data, split, LIMITS)
+    write_json(data / "market.json", dataclasses.asdict(config))
+  elif json.loads((data / "market.json").read_text()) != dataclasses.asdict(config):
+    raise ValueError(f"{data}: holds the log of another market")
+  return market, data
+
+
+class MarketTest(NamedTuple):
+  """Requests of a split, in two roles."""
+
+  market: Market
+  contexts: list[Example]  # R requests, engaged or not, whose revenue is computed
+  requests: Requests  # the same for the market
+  traffic_share: float  # R over all requests of that time
+  best_RK: np.ndarray  # the K ads of the highest true eCPM
+  held_out: list[Example]  # requests with engaged ads, whose recall is computed
+  targets: EvalRequests  # of those
+
+
+def open_market_test(
+  market: Market, data: Path, split: str, *, num_revenue: int, num_recall: int
+) -> MarketTest:
+  """Evenly spread requests of a split."""
+  logs, examples = read_logs(data / "logs"), open_examples(data / "examples")
+  rows = read_impressions(ExampleMaker(logs, examples.config), split, progress=track)
+  contexts = _evenly(sorted(rows.contexts, key=lambda c: c.time_s), num_revenue)
+  scene = len(examples.features.user) + list(examples.features.request).index("scene")
+  values = ["", *examples.features.request["scene"]]
+  requests = Requests(
+    np.array([c.user for c in contexts], np.int32), np.array([c.time_s for c in contexts]),
+    np.array([SCENES.index(values[c.feature_F[scene]]) for c in contexts], np.int8),
+  )
+  groups = _evenly(group_requests(read_split(examples, split)), num_recall)
+  return MarketTest(
+    market, contexts, requests, len(contexts) / len(rows.contexts), best_ads(market, requests, K),
+    [group[0] for group in groups], eval_requests(groups),
+  )
+
+
+def _evenly(rows: list, count: int) -> list:
+  return [rows[i] for i in np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
+
+
+def recommend_all(
+  recommender: Recommender, inputs: Inputs, contexts: list[Example], search: SearchConfig
+) -> np.ndarray:
+  """int32 [R, K] ads for every request."""
+  size = search.batch_size
+  return np.concatenate([
+    recommender(inputs.make_batch.context(contexts[at : at + size]), K).ad_RK
+    for at in range(0, len(contexts), size)
+  ])
+
+
+def list_metrics(
+  test: MarketTest, scorer: RewardScorer, ad_RK: np.ndarray, held_out_RK: np.ndarray
+) -> dict[str, float]:
+  """What K ads a request are worth once the final ranker has chosen among them.
+
+  Returns:
+    revenue (currency a request, budgets kept), own_revenue (in the system's own order),
+    ndcg_ecpm@50 (of that order, gains = true eCPM, against the best 50 of the catalogue) and
+    recall@50.
+  """
+  market, requests = test.market, test.requests
+  ranked_RK = scorer.rank(test.contexts, ad_RK)
+  revenue = expected_revenue(market, requests, ranked_RK, traffic_share=test.traffic_share)
+  own = expected_revenue(market, requests, ad_RK, traffic_share=test.traffic_share)
+  discount_K = 1 / np.log2(2 + np.arange(K))
+  gain_RK = truth(market, requests, ad_RK).ecpm
+  best_RK = truth(market, requests, test.best_RK).ecpm
+  ndcg_R = (gain_RK * discount_K).sum(axis=1) / (best_RK * discount_K).sum(axis=1)
+  found = ranking_metrics(
+    held_out_RK, test.targets, advertiser_A=market.advertiser_A, ks=(K,), bootstrap=2
+  )
+  return {
+    "revenue": float(revenue.revenue_R.mean()),
+    "own_revenue": float(own.revenue_R.mean()),
+    f"ndcg_ecpm@{K}": float(ndcg_R.mean()),
+    f"recall@{K}": float(found[f"recall@{K}"]),
+  }

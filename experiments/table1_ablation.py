@@ -1,0 +1,387 @@
+"""Table 1: from a DLRM cascade to GR4AD, row by row, as expected revenue in the simulated market.
+
+    python -m experiments.run table1_ablation
+    python -m experiments.table1_ablation --check runs/table1_ablation/results.json
+
+The fitted market (data/market.py). Every generative row trains for the same number of steps in two
+stages, the second from the first's parameters: logged samples alone, or with candidate lists of the
+first stage's model priced by the reward model. Each hands 50 ads a request to the same final
+ranker, the reward model; what the four shown ads earn is computed from the market's truth. Finished
+runs and rows are reused. `--check` exits 1 where a list-trained row loses more than 1% of the
+supervised row's recall@50: the known failure of reinforcement learning.
+
+Expected numbers beside the paper's: docs/value.md. Run time on two CPU cores: under an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments._market import (
+  K,
+  MarketTest,
+  list_metrics,
+  open_market_test,
+  prepared_market,
+  recommend_all,
+)
+from experiments._runs import paired_interval, tokenized
+from gr4ad_jax.candidates import write_candidates
+from gr4ad_jax.cascade import train_retrieval
+from gr4ad_jax.config import (
+  CandidateConfig,
+  Config,
+  LossConfig,
+  ModelConfig,
+  PreferenceConfig,
+  RewardConfig,
+  SearchConfig,
+  TrainConfig,
+  override_all,
+)
+from gr4ad_jax.data.market import MarketConfig
+from gr4ad_jax.data.tfds_builder import to_example
+from gr4ad_jax.model.build import start_fn, step_fn
+from gr4ad_jax.progress import console, track
+from gr4ad_jax.reward import RewardRun, RewardScorer, open_reward, train_reward
+from gr4ad_jax.run import RunFile, load_params, open_inputs, train_run, write_json
+from gr4ad_jax.search.beam_search import compile_search
+from gr4ad_jax.search.bench_decode import time_in_turns
+from gr4ad_jax.search.legal_prefixes import build_prefix_tree
+from gr4ad_jax.search.recommender import Recommender
+from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
+
+PLAIN_LOSS = LossConfig(
+  ecpm_weight=0.0, mtp_weight=0.0, conversion_weight=1.0, user_weight_range=(1.0, 1.0)
+)
+WIDE, PROGRESSIVE = (128, 128, 128), (32, 64, 128)
+
+
+class Row(NamedTuple):
+  """One system of the table."""
+
+  label: str
+  paper: tuple[str, str]  # revenue against DLRM, QPS against AR
+  decoder: str = "autoregressive"
+  sids: str = "ua_sid"
+  values: bool = True  # VSL instead of the plain loss
+  method: str = "none"  # of PreferenceConfig
+  widths: tuple[int, ...] = WIDE
+
+
+ROWS = {
+  "dlrm": Row("DLRM cascade", ("-", "")),
+  "ar": Row("AR decoder, RQ-Kmeans", ("+1.68%", "-"), sids="rq_kmeans", values=False),
+  "ua_sid": Row("+ UA-SID", ("+1.92%", "0%"), values=False),
+  "vsl": Row("+ VSL", ("+2.80%", "-25%")),
+  "dpo": Row("+ VSL + DPO", ("+3.16%", "-25%"), method="dpo"),
+  "grpo": Row("+ VSL + GRPO", ("+3.21%", "-25%"), method="grpo"),
+  "rspo": Row("+ VSL + RSPO", ("+3.86%", "-25%"), method="rspo"),
+  "uvr": Row("+ UVR", ("+4.01%", "-25%"), method="uvr"),
+  "uvr_dbs": Row("+ UVR + DBS", ("+4.32%", "+20%"), method="uvr", widths=PROGRESSIVE),
+  "uvr_dbs_mtp": Row(
+    "+ UVR + DBS + MTP", ("+3.98%", "+117%"), decoder="multi_token", method="uvr",
+    widths=PROGRESSIVE,
+  ),
+  "gr4ad": Row(
+    "GR4AD (UVR + DBS + LazyAR)", ("+4.28%", "+117%"), decoder="lazy", method="uvr",
+    widths=PROGRESSIVE,
+  ),
+}
+METRICS = ("revenue", "own_revenue", f"ndcg_ecpm@{K}", f"recall@{K}")
+ORDERINGS = (("vsl", "ua_sid"), ("rspo", "vsl"), ("rspo", "dpo"), ("rspo", "grpo"), ("uvr", "rspo"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What --set may change."""
+
+  seeds: int = 3
+  """Training runs of every row; the market and its log stay."""
+  first_seed: int = 0
+  split: str = "test"
+  """Requests that are judged: test, or validation for choosing settings."""
+  revenue_requests: int = 2_000
+  """Requests behind the revenue."""
+  recall_requests: int = 3_000
+  """Requests behind recall."""
+  first_steps: int = 600
+  """Steps on logged samples."""
+  second_steps: int = 300
+  """Steps of the second stage."""
+  second_learning_rate: float = 1e-3
+  """Peak of the second stage."""
+  value_exponent: float = 0.5
+  """gamma of the rows with a value head."""
+  rows: tuple[str, ...] = tuple(ROWS)
+  """Rows to make; the results need all of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """Everything that --set may change."""
+
+  settings: Settings = Settings()
+  market: MarketConfig = MarketConfig()
+  model: ModelConfig = ModelConfig(width=64, num_heads=2, num_layers=3, num_lazy_layers=2)
+  train: TrainConfig = TrainConfig(batch_size=64, learning_rate=3e-3, log_every=50)
+  preference: PreferenceConfig = PreferenceConfig()
+  candidates: CandidateConfig = CandidateConfig(max_lists=4_000)
+  reward: RewardConfig = RewardConfig()
+  reward_steps: int = 600
+
+
+def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
+  """ROW/revenue_lift, its interval, ROW/recall@50, ROW/ndcg_ecpm@50, ROW/qps_ratio, and more."""
+  options = override_all(Options(), overrides)
+  if size == "full":
+    options = override_all(options, {"settings.first_steps": 3_000, "settings.second_steps": 1_500,
+                                     "candidates.max_lists": 20_000, "settings.seeds": 5})
+  settings = options.settings
+  market, data = prepared_market(workdir, options.market)
+  test = open_market_test(
+    market, data, settings.split, num_revenue=settings.revenue_requests,
+    num_recall=settings.recall_requests,
+  )
+  reward = _reward_folder(workdir, data, options)
+  scorer = open_reward(reward)
+  sids = {
+    "ua_sid": tokenized(data, workdir / "sids" / "ua_sid", TokenizerConfig()),
+    "rq_kmeans": tokenized(
+      data, workdir / "sids" / "rq_kmeans",
+      TokenizerConfig(quantizer="kmeans", codebook_sizes=(40, 40, 40), last_level="quantised"),
+    ),
+  }
+  found: dict[str, dict[str, list[float]]] = {
+    name: {metric: [] for metric in METRICS} for name in settings.rows
+  }
+  for seed in range(settings.first_seed, settings.first_seed + settings.seeds):
+    for name in settings.rows:
+      folder = workdir / f"seed{seed}"
+      metrics = _row_metrics(name, folder, data, sids, reward, scorer, test, options, seed)
+      for metric in METRICS:
+        found[name][metric].append(metrics[metric])
+  return summary(found) | _speed(workdir / f"seed{settings.first_seed}", data, sids, options)
+
+
+def summary(found: Mapping[str, Mapping[str, list[float]]]) -> dict[str, float]:
+  """Means over seeds, lifts over the cascade, and paired differences of the orderings."""
+  results: dict[str, float] = {}
+  base = np.array(found["dlrm"]["revenue"]) if "dlrm" in found else None
+  for name, metrics in found.items():
+    for metric, values in metrics.items():
+      results[f"{name}/{metric}"] = float(np.mean(values))
+      results |= {f"{name}/{metric}/seed{i}": v for i, v in enumerate(values)}
+    if base is not None and len(base) > 1:
+      lift = np.array(metrics["revenue"]) / base - 1
+      interval = paired_interval("lift", lift)
+      results |= {
+        f"{name}/revenue_lift": interval["lift/mean"],
+        f"{name}/revenue_lift_ci_low": interval["lift/ci_low"],
+        f"{name}/revenue_lift_ci_high": interval["lift/ci_high"],
+      }
+  for better, worse in ORDERINGS:
+    if {better, worse} <= set(found) and len(found[better]["revenue"]) > 1:
+      difference = np.array(found[better]["revenue"]) / np.array(found[worse]["revenue"]) - 1
+      results |= paired_interval(f"{better}_over_{worse}", difference)
+  return results
+
+
+def _reward_folder(workdir: Path, data: Path, options: Options) -> Path:
+  folder = workdir / "reward"
+  if not (folder / "metrics.json").exists():
+    console.print("reward model")
+    train_reward(_reward_run(data, options, 0), folder, resume=True)
+  return folder
+
+
+def _reward_run(data: Path, options: Options, seed: int) -> RewardRun:
+  run = RewardRun(str(data.resolve()), options.reward)
+  steps = options.reward_steps
+  return dataclasses.replace(run, train=dataclasses.replace(
+    run.train, num_steps=steps, eval_every=max(1, steps // 2), checkpoint_every=max(1, steps // 2),
+    seed=seed,
+  ))
+
+
+def _row_metrics(
+  name: str, folder: Path, data: Path, sids: Mapping[str, Path], reward: Path,
+  scorer: RewardScorer, test: MarketTest, options: Options, seed: int,
+) -> dict[str, float]:
+  """Trains and judges one row of one seed, or reads what an earlier call has found."""
+  file = folder / f"{name}-{options.settings.split}.json"
+  if file.exists():
+    return json.loads(file.read_text())
+  console.print(f"seed {seed}: {ROWS[name].label}")
+  if name == "dlrm":
+    retrieval = train_retrieval(_reward_run(data, options, seed), folder / "two_tower")
+    lists = [retrieval(contexts, K) for contexts in (test.contexts, test.held_out)]
+  else:
+    run_file, run_folder = _trained(name, folder, data, sids, reward, options, seed)
+    inputs = open_inputs(run_file)
+    decoder, params, _ = load_params(run_file, run_folder, inputs.vocabulary)
+    search = _search(ROWS[name], options)
+    recommender = Recommender(
+      decoder, params, index=inputs.index, config=search, bin_means=inputs.scale.bin_means
+    )
+    lists = [
+      recommend_all(recommender, inputs, contexts, search)
+      for contexts in (test.contexts, test.held_out)
+    ]
+  metrics = list_metrics(test, scorer, *lists)
+  folder.mkdir(parents=True, exist_ok=True)
+  write_json(file, metrics)
+  return metrics
+
+
+def _trained(
+  name: str, folder: Path, data: Path, sids: Mapping[str, Path], reward: Path, options: Options,
+  seed: int,
+) -> tuple[RunFile, Path]:
+  """The second stage of a row; rows that differ in beams alone share it."""
+  row = ROWS[name]
+  first = f"{row.decoder}-{row.sids}-{'vsl' if row.values else 'plain'}"
+  first_run = RunFile(
+    str(data.resolve()), str(sids[row.sids].resolve()), _config(row, options, seed, stage=1)
+  )
+  train_run(first_run, folder / first, resume=True)
+  lists = ""
+  if row.method != "none":
+    lists = folder / f"{first}-lists"
+    if not (lists / "lists.json").exists():
+      config = dataclasses.replace(options.candidates, seed=seed)
+      write_candidates(folder / first, reward, lists, config=config)
+  second = dataclasses.replace(
+    first_run, config=_config(row, options, seed, stage=2), start=str((folder / first).resolve()),
+    lists=str(lists and lists.resolve()),
+  )
+  place = folder / f"{first}-{row.method}"
+  train_run(second, place, resume=True)
+  return second, place
+
+
+def _config(row: Row, options: Options, seed: int, *, stage: int) -> Config:
+  settings = options.settings
+  steps = settings.first_steps if stage == 1 else settings.second_steps
+  rate = options.train.learning_rate if stage == 1 else settings.second_learning_rate
+  train = dataclasses.replace(
+    options.train, num_steps=steps, learning_rate=rate, seed=seed + 100 * (stage - 1),
+    eval_every=steps, checkpoint_every=max(1, steps // 2),
+  )
+  return Config(
+    model=dataclasses.replace(options.model, decoder=row.decoder),
+    loss=LossConfig() if row.values else PLAIN_LOSS,
+    train=train, search=_search(row, options),
+    preference=dataclasses.replace(options.preference, method=row.method),
+  )
+
+
+def _search(row: Row, options: Options) -> SearchConfig:
+  gamma = options.settings.value_exponent if row.values else 0.0
+  return SearchConfig(widths=row.widths, batch_size=64, value_exponent=gamma)
+
+
+def _speed(
+  folder: Path, data: Path, sids: Mapping[str, Path], options: Options
+) -> dict[str, float]:
+  """ROW/qps_ratio: searches of 8 requests taking turns, against the AR row."""
+  names = [name for name in options.settings.rows if name != "dlrm"]
+  calls = {}
+  for name in names:
+    row = ROWS[name]
+    first = f"{row.decoder}-{row.sids}-{'vsl' if row.values else 'plain'}"
+    run_file = RunFile(
+      str(data.resolve()), str(sids[row.sids].resolve()), _config(row, options, 0, stage=1)
+    )
+    inputs = open_inputs(run_file)
+    decoder, params, _ = load_params(run_file, folder / first, inputs.vocabulary)
+    tree = build_prefix_tree(inputs.index.sids_SL)
+    examples = [inputs.examples.sources["test"][i] for i in range(8)]
+    context = inputs.make_batch.context([to_example(record, 2) for record in examples])
+    bins = np.asarray(inputs.scale.bin_means, np.float32) if row.values else None
+    fixed = jax.device_put((params, context, tree.arrays, bins))
+    search = compile_search(start_fn(decoder), step_fn(decoder), tree, row.widths)
+    calls[name] = lambda search=search, fixed=fixed: search(*fixed)
+  seconds = time_in_turns(calls, repeats=15, progress=track)
+  base = float(np.median(seconds.get("ar", seconds[names[0]])))
+  return {f"{name}/qps_ratio": base / float(np.median(seconds[name])) for name in names}
+
+
+def check(results: Mapping[str, float]) -> list[str]:
+  """Rows whose list-wise learning has lowered recall@50 by more than 1% of the VSL row's."""
+  least = 0.99 * results[f"vsl/recall@{K}"]
+  return [
+    f"{name}: recall@{K} {results[f'{name}/recall@{K}']:.4f} is below {least:.4f}, 99% of vsl's"
+    for name in ("rspo", "uvr") if results[f"{name}/recall@{K}"] < least
+  ]
+
+
+def table(results: Mapping[str, float]) -> str:
+  """One row a system, the paper's figures beside ours; the orderings below."""
+  lines = [
+    f"| | revenue | paper | recall@{K} | NDCG by eCPM | QPS | paper |",
+    "|---|---:|---:|---:|---:|---:|---:|",
+  ]
+  for name, row in ROWS.items():
+    if f"{name}/revenue" not in results:
+      continue
+    lift = "-"
+    if f"{name}/revenue_lift" in results and name != "dlrm":
+      low, high = (results[f"{name}/revenue_lift_ci_{end}"] for end in ("low", "high"))
+      lift = f"{results[f'{name}/revenue_lift']:+.1%} ({low:+.1%} to {high:+.1%})"
+    speed = results.get(f"{name}/qps_ratio")
+    lines.append(
+      f"| {row.label} | {lift} | {row.paper[0]} | {results[f'{name}/recall@{K}']:.4f} | "
+      f"{results[f'{name}/ndcg_ecpm@{K}']:.4f} | {f'{speed - 1:+.0%}' if speed else ''} | "
+      f"{row.paper[1]} |"
+    )
+  lines += ["", "| revenue, paired by seed | difference (95% t interval) |", "|---|---:|"]
+  for better, worse in ORDERINGS:
+    key = f"{better}_over_{worse}"
+    if f"{key}/mean" in results:
+      mean, low, high = (results[f"{key}/{part}"] for part in ("mean", "ci_low", "ci_high"))
+      lines.append(f"| {better} over {worse} | {mean:+.2%} ({low:+.2%} to {high:+.2%}) |")
+  if "vsl" in {name.split("/")[0] for name in results} and "uvr/revenue" in results:
+    lines += ["", *(check(results) or [f"No list-trained row loses recall@{K} against vsl."])]
+  return "\n".join(lines)
+
+
+def plots(results: Mapping[str, float]) -> dict[str, Figure]:
+  """Revenue lift of each row."""
+  names = [name for name in ROWS if f"{name}/revenue_lift" in results and name != "dlrm"]
+  figure = Figure(figsize=(7.5, 3.8), layout="constrained")
+  ax = figure.subplots()
+  lifts = np.array([results[f"{name}/revenue_lift"] for name in names]) * 100
+  ends = np.array([
+    [results[f"{name}/revenue_lift_ci_{end}"] for name in names] for end in ("low", "high")
+  ]) * 100
+  places = np.arange(len(names))[::-1]
+  ax.barh(places, lifts, xerr=np.abs(ends - lifts), color="#4878a8", error_kw={"lw": 1})
+  ax.set_yticks(places, [ROWS[name].label for name in names])
+  ax.set_title("Expected revenue over the DLRM cascade, %", loc="left")
+  ax.spines[["top", "right"]].set_visible(False)
+  ax.grid(axis="x", alpha=0.3)
+  return {"table1": figure}
+
+
+def main() -> None:
+  """`--check FILE`: exits 1 where list-wise learning has lowered recall."""
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument("--check", type=Path, required=True, metavar="RESULTS_JSON")
+  failures = check(json.loads(parser.parse_args().check.read_text()))
+  print("\n".join(failures) or "recall is kept")
+  sys.exit(bool(failures))
+
+
+if __name__ == "__main__":
+  main()

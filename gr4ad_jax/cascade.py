@@ -1,0 +1,99 @@
+"""The DLRM cascade: two-tower retrieval, then the reward model ranks. The base of Table 1."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gr4ad_jax import config as config_lib
+from gr4ad_jax import sharding
+from gr4ad_jax.config import ConfigError, TrainConfig
+from gr4ad_jax.data.impressions import read_impressions
+from gr4ad_jax.data.pipeline import train_batches
+from gr4ad_jax.data.sequences import Example
+from gr4ad_jax.learning.reward_data import RewardBatchMaker, RewardSource
+from gr4ad_jax.learning.two_tower import TowerBatch, TwoTower, nearest_ads, two_tower_task
+from gr4ad_jax.progress import track
+from gr4ad_jax.reward import RewardRun, open_reward_data
+from gr4ad_jax.training.checkpoint import Checkpoints
+from gr4ad_jax.training.train_loop import train
+from gr4ad_jax.training.train_step import abstract_state
+
+_ROWS = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Retrieval:
+  """A trained two-tower model over its catalogue.
+
+  Attributes:
+    make_batch: contexts -> what the model reads.
+    ad_AD: unit vectors of all ads.
+    user: compiled batch -> unit vectors.
+  """
+
+  make_batch: RewardBatchMaker
+  ad_AD: np.ndarray
+  user: Any
+
+  def __call__(self, contexts: Sequence[Example], k: int) -> np.ndarray:
+    """int32 [R, k] ads for requests, best first."""
+    found = []
+    for at in range(0, len(contexts), _ROWS):
+      rows = list(contexts[at : at + _ROWS])
+      spare = _ROWS - len(rows)  # one shape, one program
+      none = np.full((_ROWS, 1), -1, np.int32)
+      user_BD = np.asarray(self.user(self.make_batch(rows + rows[-1:] * spare, none)))
+      found.append(nearest_ads(user_BD[: len(rows)], self.ad_AD, k))
+    return np.concatenate(found)
+
+
+def train_retrieval(run: RewardRun, workdir: Path) -> Retrieval:
+  """Trains in `workdir`, or continues, or opens what is finished there.
+
+  Raises:
+    ConfigError: the folder holds one of other settings.
+    LogError: the logs hold no impression without a click.
+  """
+  settings = workdir / "retrieval.json"
+  if settings.exists() and config_lib.read_json(RewardRun, settings) != run:
+    raise ConfigError(f"{workdir}: the retrieval model there has other settings")
+  maker, make_batch, _ = open_reward_data(run)
+  splits = {
+    name: read_impressions(maker, name, progress=track) for name in ("train", "validation")
+  }
+  shown = splits["train"].shown_RC
+  count_A = np.bincount(shown[shown >= 0], minlength=len(make_batch.ad_field_AX) - 1)
+  log_share_A = np.log((count_A + 1.0) / (count_A + 1.0).sum()).astype(np.float32)
+
+  def batch_of(rows: Sequence[tuple]) -> TowerBatch:
+    contexts, ads, actions = zip(*rows, strict=True)
+    ad_BC = np.stack(ads)
+    return TowerBatch(make_batch(contexts, ad_BC, np.stack(actions)), log_share_A[ad_BC])
+
+  workdir.mkdir(parents=True, exist_ok=True)
+  settings.write_text(config_lib.to_json(run))
+  model = TwoTower(run.model, make_batch.vocabulary)
+  batches = train_batches(
+    RewardSource(splits["train"]), batch_of, batch_size=run.train.batch_size, seed=run.train.seed,
+    parse=lambda row: row,
+  )
+  rows = RewardSource(splits["validation"])
+  order = np.random.default_rng(0).permutation(len(rows))[: run.train.batch_size]
+  validation = [batch_of([rows[j] for j in order])]
+  train(two_tower_task(model), run.train, batches=batches, folder=workdir, validation=validation)
+  return _open(run.train, workdir, model, make_batch)
+
+
+def _open(config: TrainConfig, workdir: Path, model, make_batch: RewardBatchMaker) -> Retrieval:
+  abstract = abstract_state(two_tower_task(model), config, sharding.build_mesh(data_parallel=1))
+  with Checkpoints(workdir / "checkpoints") as checkpoints:
+    params = checkpoints.restore_params(abstract, checkpoints.best_step)
+  ad_AD = model.apply({"params": params}, make_batch.ad_field_AX[1:], method=TwoTower.ad)
+  user = jax.jit(lambda rows: model.apply({"params": params}, rows, method=TwoTower.user))
+  return Retrieval(make_batch, np.asarray(ad_AD), user)
