@@ -282,7 +282,9 @@ def _config(row: Row, options: Options, seed: int, *, stage: int) -> Config:
     model=dataclasses.replace(options.model, decoder=row.decoder),
     loss=LossConfig() if row.values else PLAIN_LOSS,
     train=train, search=_search(row, options),
-    preference=dataclasses.replace(options.preference, method=row.method),
+    preference=dataclasses.replace(
+      options.preference, method=row.method if stage == 2 else "none"
+    ),
   )
 
 

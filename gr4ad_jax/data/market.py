@@ -41,7 +41,7 @@ class MarketConfig:
 
   world: Literal["fitted", "synthetic"] = "fitted"
   """Tastes, prices and advertisers fitted to Complete Journey, or drawn at any size."""
-  num_users: int = 6_000
+  num_users: int = 4_000
   """Users; in the fitted world each follows a household."""
   num_ads: int = 2_500
   """Ads; in the fitted world the products bought by most households."""
@@ -53,7 +53,7 @@ class MarketConfig:
   """Organic contents; half of them show the product of an ad."""
   days: int = 35
   """Length of the log."""
-  sessions_per_day: float = 0.5
+  sessions_per_day: float = 1.0
   """Visits of the average user a day; a visit has 1.6 requests on average."""
   organic_per_request: float = 1.5
   """Organic contents that a user engages with before a request."""
@@ -67,7 +67,7 @@ class MarketConfig:
   """How far tastes and fashions move about their means; 0 = they stand still."""
   budget: float = 1.5
   """Median daily budget over what the advertiser would spend in a day without one."""
-  ranker_error: float = 0.5
+  ranker_error: float = 1.5
   """Standard deviation of the logging policy's error in log eCPM."""
   exploration: float = 0.1
   """Share of the logging policy's slots that show an ad drawn uniformly."""

@@ -21,6 +21,7 @@ import numpy as np
 
 from gr4ad_jax.config import RewardConfig
 from gr4ad_jax.learning.task import Metrics, Task
+from gr4ad_jax.model.layers import NEG_INF
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,7 @@ class RewardModel(nn.Module):
       _attend(query_BCD, ad_BTD, there_BT),
       _attend(query_BCD, organic_BOD, there_BO),
       *(_spread(x_BD, query_BCD) for x_BD in (
-        _mean(ad_BTD, there_BT), _mean(organic_BOD, there_BO),
+        masked_mean(ad_BTD, there_BT), masked_mean(organic_BOD, there_BO),
         *(feature_BFD[:, f] for f in range(feature_BFD.shape[1])),
       )),
     ]
@@ -108,7 +109,17 @@ class RewardModel(nn.Module):
     return RewardLogits(logit_BC2[..., 0], logit_BC2[..., 1])
 
 
-def _mean(x_BND: jax.Array, there_BN: jax.Array) -> jax.Array:
+def empty_batch(vocabulary: RewardVocabulary) -> RewardBatch:
+  """One request without anything, of the right shapes: for making parameters."""
+  return RewardBatch(
+    jnp.zeros((1, len(vocabulary.feature_sizes)), jnp.int32),
+    *(jnp.zeros((1, 1, n), jnp.int32) for n in (4, 3, 4)),
+    *(jnp.zeros((1, 1), bool) for _ in range(3)),
+  )
+
+
+def masked_mean(x_BND: jax.Array, there_BN: jax.Array) -> jax.Array:
+  """[B, D], mean over the entries that are there; 0 where none is."""
   count_B1 = jnp.maximum(jnp.sum(there_BN, axis=1, keepdims=True), 1)
   return jnp.sum(jnp.where(there_BN[..., None], x_BND, 0), axis=1) / count_B1
 
@@ -116,7 +127,7 @@ def _mean(x_BND: jax.Array, there_BN: jax.Array) -> jax.Array:
 def _attend(query_BCD: jax.Array, x_BND: jax.Array, there_BN: jax.Array) -> jax.Array:
   """What the candidate finds in the history; a constant 0 can be looked at instead."""
   score_BCN = jnp.einsum("BCD,BND->BCN", query_BCD, x_BND) * np.float32(4 / x_BND.shape[-1] ** 0.5)
-  score_BCN = jnp.where(there_BN[:, None], score_BCN, -1e30)
+  score_BCN = jnp.where(there_BN[:, None], score_BCN, NEG_INF)
   none_BC1 = jnp.zeros((*query_BCD.shape[:2], 1))
   weight_BCN = jax.nn.softmax(jnp.concatenate([score_BCN, none_BC1], axis=-1), axis=-1)[..., :-1]
   return jnp.einsum("BCN,BND->BCD", weight_BCN, x_BND)
@@ -128,15 +139,6 @@ def _spread(x_BD: jax.Array, like_BCD: jax.Array) -> jax.Array:
 
 def reward_task(model: RewardModel) -> Task:
   """Mean log loss of clicks over shown ads, plus that of conversions over clicked ones."""
-
-  def init(key: jax.Array) -> Any:
-    features = len(model.vocabulary.feature_sizes)
-    empty = RewardBatch(
-      jnp.zeros((1, features), jnp.int32),
-      *(jnp.zeros((1, 1, n), jnp.int32) for n in (4, 3, 4)),
-      *(jnp.zeros((1, 1), bool) for _ in range(3)),
-    )
-    return model.init(key, empty)["params"]
 
   def loss(params: Any, batch: RewardBatch, key: jax.Array | None) -> Metrics:
     del key  # no dropout
@@ -153,7 +155,7 @@ def reward_task(model: RewardModel) -> Task:
       "conversion_loss": (conversion, jnp.sum(clicked_BC).astype(jnp.float32)),
     }
 
-  return Task(init, loss)
+  return Task(lambda key: model.init(key, empty_batch(model.vocabulary))["params"], loss)
 
 
 def _log_loss(logit: jax.Array, label: jax.Array) -> jax.Array:

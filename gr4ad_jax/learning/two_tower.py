@@ -15,8 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr4ad_jax.config import RewardConfig
-from gr4ad_jax.learning.reward_model import RewardBatch, RewardVocabulary
+from gr4ad_jax.learning.reward_model import (
+  RewardBatch,
+  RewardVocabulary,
+  empty_batch,
+  masked_mean,
+)
 from gr4ad_jax.learning.task import Metrics, Task
+from gr4ad_jax.model.layers import NEG_INF
 
 _SCALE = 10.0  # of the cosine of the two vectors
 
@@ -59,8 +65,8 @@ class TwoTower(nn.Module):
     ad_BTD = sum(self.ad_tables[i][rows.ad_BTX[..., i]] for i in range(3))
     organic = rows.organic_BOX
     organic_BOD = self.contents[organic[..., 0]] + self.ad_tables[2][organic[..., 1]]
-    ad_BD = _mean(ad_BTD, rows.ad_BTX[..., 0] > 0)
-    organic_BD = _mean(organic_BOD, organic[..., 0] > 0)
+    ad_BD = masked_mean(ad_BTD, rows.ad_BTX[..., 0] > 0)
+    organic_BD = masked_mean(organic_BOD, organic[..., 0] > 0)
     x_BD = jnp.concatenate([ad_BD, organic_BD, feature_BFD.sum(axis=1)], axis=-1)
     return _unit(ad_BD + organic_BD + self.out(jax.nn.relu(self.hidden(x_BD))))
 
@@ -73,21 +79,8 @@ def _unit(x: jax.Array) -> jax.Array:
   return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6)
 
 
-def _mean(x_BND: jax.Array, there_BN: jax.Array) -> jax.Array:
-  count_B1 = jnp.maximum(jnp.sum(there_BN, axis=1, keepdims=True), 1)
-  return jnp.sum(jnp.where(there_BN[..., None], x_BND, 0), axis=1) / count_B1
-
-
 def two_tower_task(model: TwoTower) -> Task:
   """Mean log loss of the clicked ads among all ads shown in the batch, logQ-corrected."""
-
-  def init(key: jax.Array) -> Any:
-    empty = RewardBatch(
-      jnp.zeros((1, len(model.vocabulary.feature_sizes)), jnp.int32),
-      *(jnp.zeros((1, 1, n), jnp.int32) for n in (4, 3, 4)),
-      *(jnp.zeros((1, 1), bool) for _ in range(3)),
-    )
-    return model.init(key, empty)["params"]
 
   def loss(params: Any, batch: TowerBatch, key: jax.Array | None) -> Metrics:
     del key  # no dropout
@@ -96,7 +89,7 @@ def two_tower_task(model: TwoTower) -> Task:
     shown_N = rows.where_BC.reshape(-1)
     score_BN = _SCALE * user_BD @ ad_BCD.reshape(-1, ad_BCD.shape[-1]).T
     score_BN = score_BN - batch.log_share_BC.reshape(-1)
-    logp_BN = jax.nn.log_softmax(jnp.where(shown_N, score_BN, -1e30), axis=-1)
+    logp_BN = jax.nn.log_softmax(jnp.where(shown_N, score_BN, NEG_INF), axis=-1)
     num_rows, width = rows.where_BC.shape
     own_BC = jnp.arange(num_rows)[:, None] * width + jnp.arange(width)
     picked_BC = jnp.take_along_axis(logp_BN, own_BC, axis=1)
@@ -104,7 +97,7 @@ def two_tower_task(model: TwoTower) -> Task:
     total = -jnp.sum(jnp.where(clicked_BC, picked_BC, 0.0))
     return {"loss": (total, jnp.sum(clicked_BC).astype(jnp.float32))}
 
-  return Task(init, loss)
+  return Task(lambda key: model.init(key, empty_batch(model.vocabulary))["params"], loss)
 
 
 def nearest_ads(user_BD: np.ndarray, ad_AD: np.ndarray, k: int) -> np.ndarray:

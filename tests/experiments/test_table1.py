@@ -1,0 +1,110 @@
+"""Table 1's summary, verdict and metrics on numbers that a reader can redo."""
+
+import dataclasses
+import sys
+
+import numpy as np
+import pytest
+
+from experiments import _market, table1_ablation
+from gr4ad_jax.data.market import MarketConfig, best_ads, expected_revenue, truth
+from gr4ad_jax.data.market_log import arrivals
+
+SMALL = MarketConfig(
+  world="synthetic", num_users=200, num_ads=80, num_advertisers=8, num_categories=5,
+  num_contents=40, days=20, sessions_per_day=1.0,
+)
+
+
+@pytest.fixture(scope="module")
+def test_requests(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("market")
+  market, data = _market.prepared_market(folder, SMALL)
+  again, _ = _market.prepared_market(folder, SMALL)
+  assert np.array_equal(market.bid_A, again.bid_A)
+  with pytest.raises(ValueError, match="another market"):
+    _market.prepared_market(folder, dataclasses.replace(SMALL, seed=5))
+  return _market.open_market_test(market, data, "test", num_revenue=50, num_recall=40)
+
+
+class Oracle:
+  """A final ranker that knows the truth."""
+
+  def __init__(self, test):
+    self.test = test
+
+  def rank(self, contexts, ad_RK):
+    ecpm_RK = truth(self.test.market, self.test.requests, ad_RK).ecpm
+    return np.take_along_axis(ad_RK, np.argsort(-ecpm_RK, axis=1, kind="stable"), axis=1)
+
+
+def test_the_scene_of_a_request_is_read_back(test_requests):
+  """The market is asked about the same user, time and scene as the model."""
+  events = {  # request time and user -> scene, from the simulation itself
+    (int(u), int(t)): int(s)
+    for day in range(SMALL.days)
+    for u, t, s in zip(*arrivals(test_requests.market, day), strict=True)
+  }
+  r = test_requests.requests
+  same = [events[(u, t)] == s for u, t, s in zip(r.user_R.tolist(), r.time_s_R.tolist(),
+                                                 r.scene_R.tolist(), strict=True)]
+  assert np.mean(same) > 0.95  # two requests of one user can fall into one second
+
+
+def test_metrics_of_the_best_lists(test_requests):
+  test = test_requests
+  targets = np.full((len(test.held_out), 50), -1, np.int32)
+  targets[:, : test.targets.target_RC.shape[1]] = test.targets.target_RC
+  got = _market.list_metrics(test, Oracle(test), test.best_RK, targets)
+  assert got["ndcg_ecpm@50"] == pytest.approx(1.0)
+  assert got["recall@50"] == 1.0
+  best = best_ads(test.market, test.requests, 50)
+  assert got["revenue"] == pytest.approx(
+    expected_revenue(test.market, test.requests, best,
+                     traffic_share=test.traffic_share).revenue_R.mean()
+  )
+  worst = _market.list_metrics(test, Oracle(test), test.best_RK[:, ::-1], -np.ones_like(targets))
+  assert worst["recall@50"] == 0 and worst["ndcg_ecpm@50"] < 1
+  assert worst["own_revenue"] < worst["revenue"] == pytest.approx(got["revenue"])
+
+
+def found(**revenue):
+  return {
+    name: {"revenue": values, "recall@50": [0.8] * len(values)}
+    for name, values in revenue.items()
+  }
+
+
+def test_lifts_are_paired_by_seed():
+  results = table1_ablation.summary(found(dlrm=[1.0, 2.0, 4.0], vsl=[1.1, 2.2, 4.4],
+                                          rspo=[1.21, 2.42, 4.84]))
+  assert results["vsl/revenue_lift"] == pytest.approx(0.1)
+  assert results["vsl/revenue_lift_ci_low"] == pytest.approx(0.1)
+  assert results["rspo_over_vsl/mean"] == pytest.approx(0.1)
+  assert results["dlrm/revenue_lift"] == 0
+
+
+def test_lost_recall_fails_loudly(monkeypatch, tmp_path, capsys):
+  kept = {"vsl/recall@50": 0.8, "rspo/recall@50": 0.793, "uvr/recall@50": 0.81}
+  assert table1_ablation.check(kept) == []
+  lost = kept | {"rspo/recall@50": 0.79}
+  assert "rspo" in table1_ablation.check(lost)[0]
+  for numbers, code in ((kept, 0), (lost, 1)):
+    (tmp_path / "r.json").write_text(str(numbers).replace("'", '"'))
+    monkeypatch.setattr(sys, "argv", ["x", "--check", str(tmp_path / "r.json")])
+    with pytest.raises(SystemExit) as stop:
+      table1_ablation.main()
+    assert stop.value.code == code
+  assert "below" in capsys.readouterr().out
+
+
+def test_the_table_shows_what_is_there():
+  results = table1_ablation.summary(
+    {name: metrics | {"own_revenue": [1.0] * 3, "ndcg_ecpm@50": [0.5] * 3} for name, metrics in
+     found(dlrm=[1.0, 1.1, 0.9], vsl=[1.2, 1.3, 1.1], rspo=[1.3, 1.4, 1.2],
+           uvr=[1.4, 1.4, 1.3]).items()}
+  ) | {"vsl/qps_ratio": 0.75}
+  text = table1_ablation.table(results)
+  assert "| + VSL | +20" in text and "-25% | -25% |" in text
+  assert "rspo over vsl" in text and "No list-trained row" in text
+  assert set(table1_ablation.plots(results)) == {"table1"}
