@@ -282,8 +282,8 @@ def _config(row: Row, options: Options, seed: int, *, stage: int) -> Config:
     model=dataclasses.replace(options.model, decoder=row.decoder),
     loss=LossConfig() if row.values else PLAIN_LOSS,
     train=train, search=_search(row, options),
-    preference=dataclasses.replace(
-      options.preference, method=row.method if stage == 2 else "none"
+    preference=PreferenceConfig(method="none") if stage == 1 else dataclasses.replace(
+      options.preference, method=row.method
     ),
   )
 

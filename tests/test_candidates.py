@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gr4ad_jax import prepare
-from gr4ad_jax.candidates import choose_requests, make_lists, write_candidates
+from gr4ad_jax.candidates import choose_requests, write_candidates
 from gr4ad_jax.cascade import train_retrieval
 from gr4ad_jax.config import CandidateConfig, ConfigError, PreferenceConfig, preset
 from gr4ad_jax.data.impressions import Impressions, read_impressions
@@ -165,17 +165,10 @@ def test_a_batch_pads_and_takes_out_what_has_no_price(world, lists):
   assert ((batch.weight_BC[0] > 0) == engaged).all()
 
 
-@pytest.mark.parametrize("method", ["uvr", "dpo"])
-def test_training_on_lists_starts_from_a_run_and_resumes_exactly(world, tmp_path, method):
-  def run(**train):
-    config = tiny(seed=3, **train)
-    config = dataclasses.replace(
-      config, preference=dataclasses.replace(config.preference, method=method)
-    )
-    return RunFile(str(world / "data"), str(world / "sids"), config, str(world / "run"),
-                   str(world / "lists"))
-
-  whole = train_run(run(), tmp_path / "whole")
+def test_training_on_lists_starts_from_a_run_and_resumes_exactly(world, tmp_path):
+  run = RunFile(str(world / "data"), str(world / "sids"), tiny(seed=3), str(world / "run"),
+                str(world / "lists"))
+  whole = train_run(run, tmp_path / "whole")
   with pytest.MonkeyPatch.context() as patch:
     class Stop(Exception):
       pass
@@ -189,8 +182,8 @@ def test_training_on_lists_starts_from_a_run_and_resumes_exactly(world, tmp_path
 
     patch.setattr(train_loop.MetricLog, "write", write)
     with pytest.raises(Stop):
-      train_run(run(), tmp_path / "cut")
-  again = train_run(run(), tmp_path / "cut", resume=True)
+      train_run(run, tmp_path / "cut")
+  again = train_run(run, tmp_path / "cut", resume=True)
   jax.tree.map(np.testing.assert_array_equal, whole.params, again.params)
   rows = [json.loads(line) for line in (tmp_path / "whole" / "train_log.jsonl").open()]
   assert np.isfinite([row["list_loss"] for row in rows if row["kind"] == "train"]).all()
@@ -244,21 +237,3 @@ def test_nearest_ads_by_brute_force():
   user, ads = rng.normal(size=(5, 4)), rng.normal(size=(20, 4))
   np.testing.assert_array_equal(nearest_ads(user, ads, 6), np.argsort(-user @ ads.T)[:, :6])
   assert nearest_ads(user, ads, 50).shape == (5, 20)
-
-
-def test_lists_of_another_policy_differ(world):
-  """The generator takes the parameters it is given: fresh ones recommend other ads."""
-  run = read_run(world / "run")
-  inputs, scorer = open_inputs(run), open_reward(world / "reward")
-  decoder, params, _ = load_params(run, world / "run", inputs.vocabulary)
-  rows = read_impressions(ExampleMaker(inputs.logs, inputs.examples.config), "train")
-  config = dataclasses.replace(LISTS, max_lists=16)
-  still = jax.tree.map(np.zeros_like, params)
-  a, b = (
-    next(iter(make_lists(decoder, p, inputs, scorer, rows, search=run.config.search,
-                         config=config)))
-    for p in (params, still)
-  )
-  assert a.context.request == b.context.request
-  assert a.ad_C.tolist() != b.ad_C.tolist()
-

@@ -118,9 +118,10 @@ def test_padding_changes_nothing(logs, maker):
   contexts, ads = rows.contexts[:4], rows.shown_RC[:4, :3]
   wide = reward_batch_maker(logs, RewardConfig(max_history=50), maker.vocabulary.sizes)
   short = [dataclasses.replace(c, ad_T=c.ad_T[:8], organic_O=c.organic_O[:8]) for c in contexts]
-  a = model.apply({"params": params}, make(contexts, ads))
+  apply = jax.jit(lambda batch: model.apply({"params": params}, batch))
+  a = apply(make(contexts, ads))
   padded = np.pad(ads, ((0, 0), (0, 2)), constant_values=-1)
-  b = model.apply({"params": params}, wide(short, padded))
+  b = apply(wide(short, padded))
   np.testing.assert_allclose(a.click_BC, b.click_BC[:, :3], atol=1e-5)
   np.testing.assert_allclose(a.conversion_BC, b.conversion_BC[:, :3], atol=1e-5)
 
