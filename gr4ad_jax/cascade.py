@@ -16,8 +16,9 @@ from gr4ad_jax.config import ConfigError, TrainConfig
 from gr4ad_jax.data.impressions import read_impressions
 from gr4ad_jax.data.pipeline import train_batches
 from gr4ad_jax.data.sequences import Example
+from gr4ad_jax.learning.reward_batch import RewardBatch
 from gr4ad_jax.learning.reward_data import RewardBatchMaker, RewardSource
-from gr4ad_jax.learning.two_tower import TowerBatch, TwoTower, nearest_ads, two_tower_task
+from gr4ad_jax.learning.two_tower import TwoTower, nearest_ads, two_tower_task
 from gr4ad_jax.progress import track
 from gr4ad_jax.reward import RewardRun, open_reward_data
 from gr4ad_jax.training.checkpoint import Checkpoints
@@ -67,14 +68,10 @@ def train_retrieval(run: RewardRun, workdir: Path) -> Retrieval:
   splits = {
     name: read_impressions(maker, name, progress=track) for name in ("train", "validation")
   }
-  shown = splits["train"].shown_RC
-  count_A = np.bincount(shown[shown >= 0], minlength=len(make_batch.ad_field_AX) - 1)
-  log_share_A = np.log((count_A + 1.0) / (count_A + 1.0).sum()).astype(np.float32)
 
-  def batch_of(rows: Sequence[tuple]) -> TowerBatch:
+  def batch_of(rows: Sequence[tuple]) -> RewardBatch:
     contexts, ads, actions = zip(*rows, strict=True)
-    ad_BC = np.stack(ads)
-    return TowerBatch(make_batch(contexts, ad_BC, np.stack(actions)), log_share_A[ad_BC])
+    return make_batch(contexts, np.stack(ads), np.stack(actions))
 
   workdir.mkdir(parents=True, exist_ok=True)
   settings.write_text(config_lib.to_json(run))

@@ -200,9 +200,9 @@ def open_reward_data(run: RewardRun) -> tuple[ExampleMaker, RewardBatchMaker, np
   data = Path(run.data)
   examples = open_examples(data / "examples")
   logs = read_logs(data / "logs")
-  make_batch = reward_batch_maker(logs, run.model, examples.features.sizes)
-  bid_A = bids_of(logs, training_events(logs, examples))
-  return ExampleMaker(logs, examples.config), make_batch, bid_A
+  train_E = training_events(logs, examples)
+  make_batch = reward_batch_maker(logs, run.model, examples.features.sizes, train_E=train_E)
+  return ExampleMaker(logs, examples.config), make_batch, bids_of(logs, train_E)
 
 
 def _scorer(run: RewardRun, workdir: Path, make_batch, bid_A) -> RewardScorer:

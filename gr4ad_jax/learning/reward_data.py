@@ -12,7 +12,7 @@ from gr4ad_jax.config import RewardConfig
 from gr4ad_jax.data.impressions import Impressions
 from gr4ad_jax.data.records import Action, Logs
 from gr4ad_jax.data.sequences import Example
-from gr4ad_jax.learning.reward_model import RewardBatch, RewardVocabulary
+from gr4ad_jax.learning.reward_batch import RewardBatch, RewardVocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +24,14 @@ class RewardBatchMaker:
     ad_field_AX: int32 [A + 1, 4], ad, advertiser, category, price bucket, from 1; row 0 = none.
     content_field_OX: int32 [O + 1, 3], content, category, ad of the same product; row 0 = none.
     feature_sizes: of the request's features.
+    log_share_A: float32, log of each ad's share of the impressions learned from.
   """
 
   config: RewardConfig
   ad_field_AX: np.ndarray
   content_field_OX: np.ndarray
   feature_sizes: tuple[int, ...]
+  log_share_A: np.ndarray
 
   @property
   def vocabulary(self) -> RewardVocabulary:
@@ -61,6 +63,7 @@ class RewardBatchMaker:
       action_BC >= Action.CLICK,
       action_BC == Action.CONVERSION,
       ad_BC >= 0,
+      self.log_share_A[ad_BC],
     )
 
 
@@ -72,9 +75,16 @@ def _padded(rows: list[np.ndarray], width: int) -> np.ndarray:
 
 
 def reward_batch_maker(
-  logs: Logs, config: RewardConfig, feature_sizes: tuple[int, ...]
+  logs: Logs, config: RewardConfig, feature_sizes: tuple[int, ...], *, train_E: np.ndarray
 ) -> RewardBatchMaker:
-  """Fields of all ads and contents of the logs."""
+  """Fields of all ads and contents of the logs.
+
+  Args:
+    logs: the tables.
+    config: sizes.
+    feature_sizes: of the request's features.
+    train_E: bool, the events that may be learned from.
+  """
   ads, contents = logs.ads, logs.contents
   categories = np.unique(np.append(ads.category, contents.category).astype(str))
   price_A = np.nan_to_num(ads.price, nan=-1.0)
@@ -95,8 +105,11 @@ def reward_batch_maker(
     1 + np.searchsorted(categories, contents.category.astype(str)),
     1 + contents.ad,
   ], axis=1)
+  shown = logs.events.ad[train_E & (logs.events.ad >= 0)]
+  shown_A = np.bincount(shown, minlength=len(ads.ad_id)) + 1.0
   return RewardBatchMaker(
-    config, _with_none(ad_AX), _with_none(content_OX), tuple(feature_sizes)
+    config, _with_none(ad_AX), _with_none(content_OX), tuple(feature_sizes),
+    np.log(shown_A / shown_A.sum()).astype(np.float32),
   )
 
 

@@ -4,13 +4,16 @@ Fields of the request and of a candidate are embedded, the histories are pooled 
 and by attention from the candidate), all pairs of fields enter as dot products, and an MLP with
 two heads gives the logits of pCTR and of pCVR given a click. eCPM = 1000 * bid * pCTR * pCVR.
 
+Two towers inside the model learn, beside it, which ads are clicked by whom among all that the batch
+shows to anybody (`two_tower.py`). Their match enters as a field without gradient: from the shown
+ads alone a ranker hardly learns what it means that an ad is never shown to such a user.
+
 Source: paper 4.1 (a reward model trained on real exposures); its form is our choice, after DLRM
 (arXiv 1906.00091) and DIN (arXiv 1706.06978).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from typing import Any, NamedTuple
 
@@ -20,31 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr4ad_jax.config import RewardConfig
+from gr4ad_jax.learning.reward_batch import (
+  RewardBatch,
+  RewardVocabulary,
+  empty_batch,
+  masked_mean,
+)
 from gr4ad_jax.learning.task import Metrics, Task
+from gr4ad_jax.learning.two_tower import TwoTower, match_loss, match_scores
 from gr4ad_jax.model.layers import NEG_INF
-
-
-@dataclasses.dataclass(frozen=True)
-class RewardVocabulary:
-  """Values of each field; number 0 stands for unknown or padding in all but the features."""
-
-  feature_sizes: tuple[int, ...]
-  ad_field_sizes: tuple[int, ...]
-  """Ad, advertiser, category, price bucket."""
-  content_field_sizes: tuple[int, ...]
-  """Content, category (that of ads), ad of the same product (that of ads)."""
-
-
-class RewardBatch(NamedTuple):
-  """B requests and C ads each; X fields of an ad or content, 0 = unknown or padding."""
-
-  feature_BF: np.ndarray  # int32
-  ad_BTX: np.ndarray  # int32, fields of the ads met before
-  organic_BOX: np.ndarray  # int32, fields of the contents met before
-  candidate_BCX: np.ndarray  # int32, fields of the ads to judge
-  click_BC: np.ndarray  # bool
-  conversion_BC: np.ndarray  # bool
-  where_BC: np.ndarray  # bool, False = padding
 
 
 class RewardLogits(NamedTuple):
@@ -52,6 +39,8 @@ class RewardLogits(NamedTuple):
 
   click_BC: jax.Array
   conversion_BC: jax.Array  # given a click
+  user_BD: jax.Array  # of the towers
+  ad_BCD: jax.Array
 
 
 class RewardModel(nn.Module):
@@ -96,7 +85,9 @@ class RewardModel(nn.Module):
     pairs = [
       jnp.sum(a * b, axis=-1, keepdims=True) for a, b in itertools.combinations(fields, 2)
     ]
-    h = jnp.concatenate([*fields, *pairs], axis=-1)
+    user_BD, ad_BCD = TwoTower(self.config, vocabulary, name="towers")(batch)
+    match_BC = jax.lax.stop_gradient(match_scores(user_BD, ad_BCD))
+    h = jnp.concatenate([*fields, *pairs, match_BC[..., None]], axis=-1)
     for n, size in enumerate(self.config.mlp_widths):
       h = jax.nn.relu(nn.Dense(size, name=f"hidden_{n}")(h))
     logit_BC2 = nn.Dense(2, name="heads")(h)
@@ -106,22 +97,7 @@ class RewardModel(nn.Module):
       for x, size in enumerate(vocabulary.ad_field_sizes)
     )
     logit_BC2 = (logit_BC2 + own_BC2).astype(jnp.float32)
-    return RewardLogits(logit_BC2[..., 0], logit_BC2[..., 1])
-
-
-def empty_batch(vocabulary: RewardVocabulary) -> RewardBatch:
-  """One request without anything, of the right shapes: for making parameters."""
-  return RewardBatch(
-    jnp.zeros((1, len(vocabulary.feature_sizes)), jnp.int32),
-    *(jnp.zeros((1, 1, n), jnp.int32) for n in (4, 3, 4)),
-    *(jnp.zeros((1, 1), bool) for _ in range(3)),
-  )
-
-
-def masked_mean(x_BND: jax.Array, there_BN: jax.Array) -> jax.Array:
-  """[B, D], mean over the entries that are there; 0 where none is."""
-  count_B1 = jnp.maximum(jnp.sum(there_BN, axis=1, keepdims=True), 1)
-  return jnp.sum(jnp.where(there_BN[..., None], x_BND, 0), axis=1) / count_B1
+    return RewardLogits(logit_BC2[..., 0], logit_BC2[..., 1], user_BD, ad_BCD)
 
 
 def _attend(query_BCD: jax.Array, x_BND: jax.Array, there_BN: jax.Array) -> jax.Array:
@@ -138,7 +114,10 @@ def _spread(x_BD: jax.Array, like_BCD: jax.Array) -> jax.Array:
 
 
 def reward_task(model: RewardModel) -> Task:
-  """Mean log loss of clicks over shown ads, plus that of conversions over clicked ones."""
+  """Mean log loss of clicks over shown ads, plus that of conversions, plus that of the towers.
+
+  All per shown ad; the towers' parameters see their own loss alone.
+  """
 
   def loss(params: Any, batch: RewardBatch, key: jax.Array | None) -> Metrics:
     del key  # no dropout
@@ -148,11 +127,12 @@ def reward_task(model: RewardModel) -> Task:
     conversion_BC = _log_loss(logits.conversion_BC, batch.conversion_BC)
     conversion = jnp.sum(jnp.where(clicked_BC, conversion_BC, 0))
     shown = jnp.sum(batch.where_BC).astype(jnp.float32)
-    # Per shown ad, so that the sum is the log loss of what happened to it.
+    match, clicks = match_loss(logits.user_BD, logits.ad_BCD, batch)
     return {
-      "loss": (click + conversion, shown),
+      "loss": (click + conversion + match, shown),
+      "match_loss": (match, clicks),
       "click_loss": (click, shown),
-      "conversion_loss": (conversion, jnp.sum(clicked_BC).astype(jnp.float32)),
+      "conversion_loss": (conversion, clicks),
     }
 
   return Task(lambda key: model.init(key, empty_batch(model.vocabulary))["params"], loss)

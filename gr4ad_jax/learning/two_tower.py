@@ -7,7 +7,7 @@ shown in the batch, corrected for how often each is shown (logQ). Our choice; af
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr4ad_jax.config import RewardConfig
-from gr4ad_jax.learning.reward_model import (
+from gr4ad_jax.learning.reward_batch import (
   RewardBatch,
   RewardVocabulary,
   empty_batch,
@@ -25,13 +25,6 @@ from gr4ad_jax.learning.task import Metrics, Task
 from gr4ad_jax.model.layers import NEG_INF
 
 _SCALE = 10.0  # of the cosine of the two vectors
-
-
-class TowerBatch(NamedTuple):
-  """Impressions with how often their ads are shown."""
-
-  rows: RewardBatch
-  log_share_BC: np.ndarray  # float32, log of the ad's share of all impressions
 
 
 class TwoTower(nn.Module):
@@ -79,23 +72,33 @@ def _unit(x: jax.Array) -> jax.Array:
   return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-6)
 
 
-def two_tower_task(model: TwoTower) -> Task:
-  """Mean log loss of the clicked ads among all ads shown in the batch, logQ-corrected."""
+def match_scores(user_BD: jax.Array, ad_BCD: jax.Array) -> jax.Array:
+  """float32 [B, C]."""
+  return _SCALE * jnp.einsum("BD,BCD->BC", user_BD, ad_BCD)
 
-  def loss(params: Any, batch: TowerBatch, key: jax.Array | None) -> Metrics:
+
+def match_loss(
+  user_BD: jax.Array, ad_BCD: jax.Array, batch: RewardBatch
+) -> tuple[jax.Array, jax.Array]:
+  """Sum and count: log loss of clicked ads among all ads shown in the batch, logQ-corrected."""
+  shown_N = batch.where_BC.reshape(-1)
+  score_BN = _SCALE * user_BD @ ad_BCD.reshape(-1, ad_BCD.shape[-1]).T
+  score_BN = score_BN - batch.log_share_BC.reshape(-1)
+  logp_BN = jax.nn.log_softmax(jnp.where(shown_N, score_BN, NEG_INF), axis=-1)
+  num_rows, width = batch.where_BC.shape
+  own_BC = jnp.arange(num_rows)[:, None] * width + jnp.arange(width)
+  picked_BC = jnp.take_along_axis(logp_BN, own_BC, axis=1)
+  clicked_BC = batch.where_BC & batch.click_BC
+  total = -jnp.sum(jnp.where(clicked_BC, picked_BC, 0.0))
+  return total, jnp.sum(clicked_BC).astype(jnp.float32)
+
+
+def two_tower_task(model: TwoTower) -> Task:
+  """Mean of `match_loss`."""
+
+  def loss(params: Any, batch: RewardBatch, key: jax.Array | None) -> Metrics:
     del key  # no dropout
-    rows = batch.rows
-    user_BD, ad_BCD = model.apply({"params": params}, rows)
-    shown_N = rows.where_BC.reshape(-1)
-    score_BN = _SCALE * user_BD @ ad_BCD.reshape(-1, ad_BCD.shape[-1]).T
-    score_BN = score_BN - batch.log_share_BC.reshape(-1)
-    logp_BN = jax.nn.log_softmax(jnp.where(shown_N, score_BN, NEG_INF), axis=-1)
-    num_rows, width = rows.where_BC.shape
-    own_BC = jnp.arange(num_rows)[:, None] * width + jnp.arange(width)
-    picked_BC = jnp.take_along_axis(logp_BN, own_BC, axis=1)
-    clicked_BC = rows.where_BC & rows.click_BC
-    total = -jnp.sum(jnp.where(clicked_BC, picked_BC, 0.0))
-    return {"loss": (total, jnp.sum(clicked_BC).astype(jnp.float32))}
+    return {"loss": match_loss(*model.apply({"params": params}, batch), batch)}
 
   return Task(lambda key: model.init(key, empty_batch(model.vocabulary))["params"], loss)
 

@@ -19,6 +19,7 @@ from gr4ad_jax.data.validation import LogError
 from gr4ad_jax.evaluation.calibration import Platt, fit_platt, probability_metrics
 from gr4ad_jax.learning.reward_data import bids_of, reward_batch_maker
 from gr4ad_jax.learning.reward_model import RewardModel, reward_task
+from gr4ad_jax.learning.two_tower import match_loss
 from gr4ad_jax.reward import RewardRun, open_reward, train_reward
 
 MARKET = MarketConfig(
@@ -26,6 +27,11 @@ MARKET = MarketConfig(
   num_contents=30, days=20, sessions_per_day=1.2, click_rate=0.15, conversion_rate=0.3,
   ranker_error=1.0,
 )
+
+
+def batch_maker(logs, maker, **config):
+  learned = np.ones(len(logs.events.user), bool)
+  return reward_batch_maker(logs, RewardConfig(**config), maker.vocabulary.sizes, train_E=learned)
 
 
 @pytest.fixture(scope="module")
@@ -111,12 +117,12 @@ def test_logs_without_impressions_are_refused(tiny_logs):
 
 
 def test_padding_changes_nothing(logs, maker):
-  make = reward_batch_maker(logs, RewardConfig(max_history=8), maker.vocabulary.sizes)
+  make = batch_maker(logs, maker, max_history=8)
   model = RewardModel(make.config, make.vocabulary)
   params = reward_task(model).init(jax.random.key(0))
   rows = read_impressions(maker, "test")
   contexts, ads = rows.contexts[:4], rows.shown_RC[:4, :3]
-  wide = reward_batch_maker(logs, RewardConfig(max_history=50), maker.vocabulary.sizes)
+  wide = batch_maker(logs, maker, max_history=50)
   short = [dataclasses.replace(c, ad_T=c.ad_T[:8], organic_O=c.organic_O[:8]) for c in contexts]
   apply = jax.jit(lambda batch: model.apply({"params": params}, batch))
   a = apply(make(contexts, ads))
@@ -127,7 +133,7 @@ def test_padding_changes_nothing(logs, maker):
 
 
 def test_loss_counts_conversions_of_clicked_ads_alone(logs, maker):
-  make = reward_batch_maker(logs, RewardConfig(), maker.vocabulary.sizes)
+  make = batch_maker(logs, maker)
   task = reward_task(RewardModel(make.config, make.vocabulary))
   params = task.init(jax.random.key(0))
   rows = read_impressions(maker, "test")
@@ -143,7 +149,7 @@ def test_loss_counts_conversions_of_clicked_ads_alone(logs, maker):
       loss += np.log1p(np.exp(-click if action >= 1 else click))
       if action >= 1:
         loss += np.log1p(np.exp(-conversion if action == 2 else conversion))
-  assert float(metrics["loss"][0]) == pytest.approx(loss, rel=1e-4)
+  assert float(metrics["loss"][0] - metrics["match_loss"][0]) == pytest.approx(loss, rel=1e-4)
   assert float(metrics["loss"][1]) == (rows.shown_RC[:64] >= 0).sum()
 
 
@@ -200,3 +206,34 @@ def test_bids_fall_back_on_what_conversions_were_worth(tiny_logs):
     assert bids[ad] == pytest.approx(events.value[events.ad == ad].mean())
   given = dataclasses.replace(tiny_logs.ads, bid=np.full(40, 2.5, np.float32))
   assert (bids_of(dataclasses.replace(tiny_logs, ads=given), learned) == 2.5).all()
+
+
+def test_the_towers_loss_by_hand(logs, maker):
+  """A softmax over every ad shown in the batch, each score less the log of the ad's share."""
+  make = batch_maker(logs, maker)
+  rows = read_impressions(maker, "test")
+  some = np.flatnonzero((rows.action_RC >= 1).any(axis=1))[:6]
+  batch = make([rows.contexts[r] for r in some], rows.shown_RC[some], rows.action_RC[some])
+  rng = np.random.default_rng(0)
+  user, ad = rng.normal(size=(6, 3)), rng.normal(size=(*batch.where_BC.shape, 3))
+  total, count = match_loss(jnp.float32(user), jnp.float32(ad), batch)
+  expected, clicks = 0.0, 0
+  for b in range(6):
+    score = {
+      (i, c): 10 * user[b] @ ad[i, c] - batch.log_share_BC[i, c]
+      for i, c in zip(*np.nonzero(batch.where_BC), strict=True)
+    }
+    norm = np.logaddexp.reduce(list(score.values()))
+    for c in np.flatnonzero(batch.click_BC[b] & batch.where_BC[b]):
+      expected += norm - score[b, c]
+      clicks += 1
+  assert (float(total), float(count)) == (pytest.approx(expected, rel=1e-4), clicks)
+
+
+def test_shares_are_those_of_the_events_learned_from(logs, maker):
+  learned = logs.events.time_s < np.median(logs.events.time_s)
+  make = reward_batch_maker(logs, RewardConfig(), maker.vocabulary.sizes, train_E=learned)
+  shown = np.bincount(logs.events.ad[learned & (logs.events.ad >= 0)], minlength=MARKET.num_ads)
+  np.testing.assert_allclose(
+    np.exp(make.log_share_A), (shown + 1) / (shown + 1).sum(), rtol=1e-5
+  )
