@@ -71,7 +71,7 @@ def make_lists(
   widths = tuple(math.ceil(config.width_factor * w) for w in search.widths)
   recommender = Recommender(
     decoder, params, index=inputs.index,
-    config=dataclasses.replace(search, widths=widths, value_exponent=0.0, new_ad_bonus=0.0),
+    config=dataclasses.replace(search, value_exponent=0.0, new_ad_bonus=0.0),
     bin_means=inputs.scale.bin_means,
   )
   rng, key = np.random.default_rng([config.seed, 1]), jax.random.key(config.seed)
@@ -82,11 +82,12 @@ def make_lists(
     part = rows[at : at + size]
     contexts = [impressions.contexts[row] for row in part]
     context = inputs.make_batch.context(contexts)
-    likely = recommender.search(context)
+    likely = recommender.search(context, widths=widths)
     sampled = None
     if config.sampled:
       sampled = recommender.search(
-        context, sampling=Sampling(jax.random.fold_in(key, step), config.temperature)
+        context, widths=widths,
+        sampling=Sampling(jax.random.fold_in(key, step), config.temperature),
       )
     ad_RC, logp_RCL = _pick(likely, sampled, inputs, config, rng)
     ecpm_RC = scorer(contexts, ad_RC).ecpm_RC

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -64,7 +65,9 @@ class Recommender:
     self._bin_means = None
     if with_value or config.value_exponent:
       self._bin_means = jax.device_put(np.asarray(bin_means, np.float32))
-    self._search = compile_search(start_fn(decoder), step_fn(decoder), tree, config.widths)
+    self._compile = functools.cache(
+      functools.partial(compile_search, start_fn(decoder), step_fn(decoder), tree)
+    )
 
   def __call__(
     self, context: Context, k: int, *, subset_RN: np.ndarray | None = None
@@ -85,8 +88,16 @@ class Recommender:
     *,
     subset_RN: np.ndarray | None = None,
     sampling: Sampling | None = None,
+    widths: tuple[int, ...] | None = None,
   ) -> Beams:
     """The most probable SIDs of each request, best first; with `sampling`, drawn ones.
+
+    Args:
+      context: of R requests.
+      subset_RN: as `__call__`.
+      sampling: draws instead.
+      widths: beams after each level of this call, None = those of the config. Every schedule is
+        compiled when it is first used, and kept.
 
     Raises:
       ValueError: more requests than the batch size, or subsets where there are none.
@@ -100,7 +111,8 @@ class Recommender:
       if self._word_TU is None:
         raise ValueError("subset_RN: this recommender was made without member_TA")
       subsets = self._word_TU, _repeat_last(np.asarray(subset_RN, np.int32), size)
-    beams = self._search(
+    search = self._compile(widths or self._config.widths)
+    beams = search(
       self._params, padded, self._prefixes, self._bin_means, *subsets, sampling
     )
     return jax.tree.map(lambda x: np.asarray(x)[:num_rows], beams)

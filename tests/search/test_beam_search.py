@@ -217,3 +217,21 @@ def test_recommender_keeps_to_the_named_subsets(trained_like):
     recommender(None)(context, 5, subset_RN=np.zeros((3, 1), int))
   with pytest.raises(ValueError, match=r"needs \[T, 25\] bool"):
     recommender(member_TA[:, :3])
+
+
+def test_widths_can_change_from_call_to_call(trained_like):
+  decoder, params, context = trained_like
+  index = build_ad_index(random_sids(np.random.default_rng(2), 20), np.zeros(20))
+
+  def recommender(widths):
+    return Recommender(
+      decoder, params, index=index, bin_means=(1.0,) * 4,
+      config=SearchConfig(widths=widths, batch_size=4),
+    )
+
+  wide = recommender((6, 7, 8))
+  narrow = wide.search(context, widths=(2, 3, 4))
+  assert narrow.code_BWL.shape == (ROWS, 4, 3) and wide.search(context).code_BWL.shape[1] == 8
+  np.testing.assert_array_equal(
+    narrow.code_BWL, recommender((2, 3, 4)).search(context).code_BWL
+  )
