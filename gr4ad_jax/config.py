@@ -244,6 +244,7 @@ class CandidateConfig:
   max_lists: int = 20_000
   """At most so many requests."""
   seed: int = 0
+  """Of the choice of requests and candidates."""
 
   def __post_init__(self):
     for name in ("top", "rest", "sampled"):

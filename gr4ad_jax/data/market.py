@@ -72,13 +72,16 @@ class MarketConfig:
   exploration: float = 0.1
   """Share of the logging policy's slots that show an ad drawn uniformly."""
   seed: int = 0
+  """Of everything that is drawn."""
 
   def __post_init__(self):
     for name in ("num_users", "num_ads", "num_advertisers", "num_categories", "num_contents",
                  "days", "slots"):
       if getattr(self, name) < 1:
         raise ConfigError(f"market.{name}={getattr(self, name)}: must be at least 1")
-    for name in ("sessions_per_day", "organic_per_request", "drift", "budget", "ranker_error"):
+    if not self.sessions_per_day > 0:
+      raise ConfigError(f"market.sessions_per_day={self.sessions_per_day}: must be positive")
+    for name in ("organic_per_request", "drift", "budget", "ranker_error"):
       if not getattr(self, name) >= 0:
         raise ConfigError(f"market.{name}={getattr(self, name)}: must be >= 0")
     for name in ("click_rate", "conversion_rate"):

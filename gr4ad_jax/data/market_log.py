@@ -348,7 +348,7 @@ def market_logs(
   progress: Callable[[Iterable, str, int], Iterable] | None = None,
 ) -> Logs:
   """The log of all days in memory, checked like any other; the rows of users and ads stay."""
-  days = [frame for frame in _days(market, policy, progress)]
+  days = list(_days(market, policy, progress))
   return build_logs(
     ads=ads_frame(market), contents=contents_frame(market), users=users_frame(market),
     events=pd.concat(days, ignore_index=True), currency="USD", caveats=CAVEATS,

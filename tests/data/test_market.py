@@ -258,7 +258,8 @@ def test_written_logs_equal_those_in_memory(market, logs, tmp_path):
 
 
 @pytest.mark.parametrize("changes, field", [
-  ({"slots": 0}, "slots"), ({"click_rate": 1.0}, "click_rate"), ({"drift": -1}, "drift"),
+  ({"slots": 0}, "slots"), ({"sessions_per_day": 0}, "sessions_per_day"),
+  ({"click_rate": 1.0}, "click_rate"), ({"drift": -1}, "drift"),
   ({"num_ads": 5, "slots": 3}, "num_ads"), ({"budget": float("nan")}, "budget"),
 ])
 def test_settings_that_cannot_work(changes, field):
