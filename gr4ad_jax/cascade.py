@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,15 @@ import jax
 import numpy as np
 
 from gr4ad_jax import config as config_lib
-from gr4ad_jax import sharding
 from gr4ad_jax.config import ConfigError, TrainConfig
 from gr4ad_jax.data.impressions import read_impressions
 from gr4ad_jax.data.pipeline import train_batches
 from gr4ad_jax.data.sequences import Example
-from gr4ad_jax.learning.reward_batch import RewardBatch
-from gr4ad_jax.learning.reward_data import RewardBatchMaker, RewardSource
+from gr4ad_jax.learning.reward_data import RewardBatchMaker, RewardSource, full_batches, of_rows
 from gr4ad_jax.learning.two_tower import TwoTower, nearest_ads, two_tower_task
 from gr4ad_jax.progress import track
 from gr4ad_jax.reward import RewardRun, open_reward_data
-from gr4ad_jax.training.checkpoint import Checkpoints
-from gr4ad_jax.training.train_loop import train
-from gr4ad_jax.training.train_step import abstract_state
-
-_ROWS = 1024
+from gr4ad_jax.training.train_loop import read_params, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +40,10 @@ class Retrieval:
   def __call__(self, contexts: Sequence[Example], k: int) -> np.ndarray:
     """int32 [R, k] ads for requests, best first."""
     found = []
-    for at in range(0, len(contexts), _ROWS):
-      rows = list(contexts[at : at + _ROWS])
-      spare = _ROWS - len(rows)  # one shape, one program
-      none = np.full((_ROWS, 1), -1, np.int32)
-      user_BD = np.asarray(self.user(self.make_batch(rows + rows[-1:] * spare, none)))
-      found.append(nearest_ads(user_BD[: len(rows)], self.ad_AD, k))
+    for part, rows in full_batches(contexts):
+      none = np.full((len(rows), 1), -1, np.int32)
+      user_BD = np.asarray(self.user(self.make_batch(rows, none)))
+      found.append(nearest_ads(user_BD[: part.stop - part.start], self.ad_AD, k))
     return np.concatenate(found)
 
 
@@ -69,10 +62,7 @@ def train_retrieval(run: RewardRun, workdir: Path) -> Retrieval:
     name: read_impressions(maker, name, progress=track) for name in ("train", "validation")
   }
 
-  def batch_of(rows: Sequence[tuple]) -> RewardBatch:
-    contexts, ads, actions = zip(*rows, strict=True)
-    return make_batch(contexts, np.stack(ads), np.stack(actions))
-
+  batch_of = functools.partial(of_rows, make_batch)
   workdir.mkdir(parents=True, exist_ok=True)
   settings.write_text(config_lib.to_json(run))
   model = TwoTower(run.model, make_batch.vocabulary)
@@ -88,9 +78,7 @@ def train_retrieval(run: RewardRun, workdir: Path) -> Retrieval:
 
 
 def _open(config: TrainConfig, workdir: Path, model, make_batch: RewardBatchMaker) -> Retrieval:
-  abstract = abstract_state(two_tower_task(model), config, sharding.build_mesh(data_parallel=1))
-  with Checkpoints(workdir / "checkpoints") as checkpoints:
-    params = checkpoints.restore_params(abstract, checkpoints.best_step)
+  params, _ = read_params(two_tower_task(model), config, workdir)
   ad_AD = model.apply({"params": params}, make_batch.ad_field_AX[1:], method=TwoTower.ad)
   user = jax.jit(lambda rows: model.apply({"params": params}, rows, method=TwoTower.user))
   return Retrieval(make_batch, np.asarray(ad_AD), user)

@@ -18,7 +18,8 @@ class ConfigError(ValueError):
   """A setting that cannot work; the message names the field, the value and the rule."""
 
 
-def _require(ok: bool, field: str, value: Any, rule: str) -> None:
+def require(ok: bool, field: str, value: Any, rule: str) -> None:
+  """Raises ConfigError naming the field, its value and the rule, unless `ok`."""
   if not ok:
     raise ConfigError(f"{field}={value!r}: {rule}")
 
@@ -56,18 +57,18 @@ class ModelConfig:
   """Type of activations; parameters, softmax, log-probs and losses stay float32."""
 
   def __post_init__(self):
-    _require(self.width > 0 and self.num_heads > 0, "model.width", self.width, "must be positive")
-    _require(
+    require(self.width > 0 and self.num_heads > 0, "model.width", self.width, "must be positive")
+    require(
       self.width % self.num_heads == 0, "model.num_heads", self.num_heads,
       f"must divide model.width={self.width}",
     )
-    _require(self.num_layers >= 1, "model.num_layers", self.num_layers, "must be at least 1")
-    _require(
+    require(self.num_layers >= 1, "model.num_layers", self.num_layers, "must be at least 1")
+    require(
       0 <= self.num_lazy_layers < self.num_layers, "model.num_lazy_layers", self.num_lazy_layers,
       f"must lie in [0, model.num_layers={self.num_layers})",
     )
-    _require(0.0 <= self.dropout < 1.0, "model.dropout", self.dropout, "must lie in [0, 1)")
-    _require(self.mlp_width >= 0, "model.mlp_width", self.mlp_width, "must not be negative")
+    require(0.0 <= self.dropout < 1.0, "model.dropout", self.dropout, "must lie in [0, 1)")
+    require(self.mlp_width >= 0, "model.mlp_width", self.mlp_width, "must not be negative")
 
   @property
   def feed_forward_width(self) -> int:
@@ -94,14 +95,14 @@ class LossConfig:
 
   def __post_init__(self):
     for name in ("ecpm_weight", "mtp_weight", "click_weight", "conversion_weight"):
-      _require(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "must be >= 0")
-    _require(
+      require(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "must be >= 0")
+    require(
       self.click_weight + self.conversion_weight > 0, "loss.conversion_weight",
       self.conversion_weight, "must be positive where loss.click_weight is 0",
     )
-    _require(self.num_ecpm_bins >= 1, "loss.num_ecpm_bins", self.num_ecpm_bins, "must be >= 1")
+    require(self.num_ecpm_bins >= 1, "loss.num_ecpm_bins", self.num_ecpm_bins, "must be >= 1")
     low, high = self.user_weight_range
-    _require(0 <= low <= high, "loss.user_weight_range", (low, high), "needs 0 <= low <= high")
+    require(0 <= low <= high, "loss.user_weight_range", (low, high), "needs 0 <= low <= high")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,10 +141,10 @@ class TrainConfig:
   def __post_init__(self):
     for name in ("num_steps", "batch_size", "log_every", "eval_every", "eval_batches",
                  "checkpoint_every", "fsdp"):
-      _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
+      require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
     for name in ("learning_rate", "clip_norm"):
-      _require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be positive")
-    _require(0 <= self.warmup_share < 1, "train.warmup_share", self.warmup_share, "needs [0, 1)")
+      require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be positive")
+    require(0 <= self.warmup_share < 1, "train.warmup_share", self.warmup_share, "needs [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,11 +165,11 @@ class SearchConfig:
   and activations (int8 and fp8 need qwix)."""
 
   def __post_init__(self):
-    _require(
+    require(
       len(self.widths) > 0 and min(self.widths) >= 1, "search.widths", self.widths,
       "needs one positive width per SID level",
     )
-    _require(self.batch_size >= 1, "search.batch_size", self.batch_size, "must be at least 1")
+    require(self.batch_size >= 1, "search.batch_size", self.batch_size, "must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +187,7 @@ class RewardConfig:
 
   def __post_init__(self):
     for name in ("width", "max_history", "num_price_bins"):
-      _require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "must be at least 1")
+      require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,11 +215,11 @@ class PreferenceConfig:
 
   def __post_init__(self):
     for name in ("weight", "base_weight", "max_rl_weight"):
-      _require(getattr(self, name) >= 0, f"preference.{name}", getattr(self, name), "must be >= 0")
+      require(getattr(self, name) >= 0, f"preference.{name}", getattr(self, name), "must be >= 0")
     for name in ("beta", "delta"):
-      _require(getattr(self, name) > 0, f"preference.{name}", getattr(self, name),
+      require(getattr(self, name) > 0, f"preference.{name}", getattr(self, name),
                "must be positive")
-    _require(self.lists_per_step >= 1, "preference.lists_per_step", self.lists_per_step,
+    require(self.lists_per_step >= 1, "preference.lists_per_step", self.lists_per_step,
              "must be at least 1")
 
 
@@ -248,12 +249,12 @@ class CandidateConfig:
 
   def __post_init__(self):
     for name in ("top", "rest", "sampled"):
-      _require(getattr(self, name) >= 0, f"candidates.{name}", getattr(self, name), "must be >= 0")
-    _require(self.size >= 2, "candidates.top", self.top, "a list needs two candidates")
-    _require(self.width_factor >= 1, "candidates.width_factor", self.width_factor, "must be >= 1")
-    _require(self.temperature > 0, "candidates.temperature", self.temperature, "must be positive")
+      require(getattr(self, name) >= 0, f"candidates.{name}", getattr(self, name), "must be >= 0")
+    require(self.size >= 2, "candidates.top", self.top, "a list needs two candidates")
+    require(self.width_factor >= 1, "candidates.width_factor", self.width_factor, "must be >= 1")
+    require(self.temperature > 0, "candidates.temperature", self.temperature, "must be positive")
     for name in ("top_users_share", "uniform_share"):
-      _require(0 <= getattr(self, name) <= 1, f"candidates.{name}", getattr(self, name),
+      require(0 <= getattr(self, name) <= 1, f"candidates.{name}", getattr(self, name),
                "needs [0, 1]")
 
   @property

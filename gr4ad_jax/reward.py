@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,6 @@ import jax
 import numpy as np
 
 from gr4ad_jax import config as config_lib
-from gr4ad_jax import sharding
 from gr4ad_jax.config import REWARD_TRAINING, ConfigError, RewardConfig, TrainConfig
 from gr4ad_jax.data.impressions import Impressions, read_impressions
 from gr4ad_jax.data.pipeline import train_batches
@@ -29,16 +29,15 @@ from gr4ad_jax.learning.reward_data import (
   RewardBatchMaker,
   RewardSource,
   bids_of,
+  full_batches,
+  of_rows,
   reward_batch_maker,
 )
 from gr4ad_jax.learning.reward_model import RewardModel, reward_task
 from gr4ad_jax.progress import track
 from gr4ad_jax.run import write_json
-from gr4ad_jax.training.checkpoint import Checkpoints
-from gr4ad_jax.training.train_loop import train
-from gr4ad_jax.training.train_step import abstract_state
-
-_ROWS = 1024  # requests scored at once
+from gr4ad_jax.search.recommender import repeat_last
+from gr4ad_jax.training.train_loop import read_params, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,15 +80,11 @@ class RewardScorer:
   def raw(self, contexts: Sequence[Example], ad_RC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """float32 [R, C] logits of click and conversion before calibration."""
     click, conversion = [], []
-    for at in range(0, len(contexts), _ROWS):
-      rows, ads = list(contexts[at : at + _ROWS]), ad_RC[at : at + _ROWS]
-      spare = _ROWS - len(rows)  # one shape, one program
-      batch = self.make_batch(
-        rows + rows[-1:] * spare, np.concatenate([ads, np.repeat(ads[-1:], spare, axis=0)])
-      )
-      logits = self.logits(self.params, batch)
-      click.append(np.asarray(logits.click_BC)[: len(rows)])
-      conversion.append(np.asarray(logits.conversion_BC)[: len(rows)])
+    for part, rows in full_batches(contexts):
+      ads, size = repeat_last(ad_RC[part], len(rows)), part.stop - part.start
+      logits = self.logits(self.params, self.make_batch(rows, ads))
+      click.append(np.asarray(logits.click_BC)[:size])
+      conversion.append(np.asarray(logits.conversion_BC)[:size])
     empty = [np.zeros((0, ad_RC.shape[1]), np.float32)]
     return np.concatenate(click or empty), np.concatenate(conversion or empty)
 
@@ -140,10 +135,7 @@ def train_reward(run: RewardRun, workdir: Path, *, resume: bool = False) -> dict
   workdir.mkdir(parents=True, exist_ok=True)
   settings.write_text(config_lib.to_json(run))
 
-  def batch_of(rows: Sequence[tuple]) -> Any:
-    contexts, shown, action = zip(*rows, strict=True)
-    return make_batch(contexts, np.stack(shown), np.stack(action))
-
+  batch_of = functools.partial(of_rows, make_batch)
   task = reward_task(RewardModel(run.model, make_batch.vocabulary))
   batches = train_batches(
     RewardSource(splits["train"]), batch_of, batch_size=run.train.batch_size, seed=run.train.seed,
@@ -207,9 +199,7 @@ def open_reward_data(run: RewardRun) -> tuple[ExampleMaker, RewardBatchMaker, np
 
 def _scorer(run: RewardRun, workdir: Path, make_batch, bid_A) -> RewardScorer:
   model = RewardModel(run.model, make_batch.vocabulary)
-  abstract = abstract_state(reward_task(model), run.train, sharding.build_mesh(data_parallel=1))
-  with Checkpoints(workdir / "checkpoints") as checkpoints:
-    params = checkpoints.restore_params(abstract, checkpoints.best_step)
+  params, _ = read_params(reward_task(model), run.train, workdir)
   logits = jax.jit(lambda params, batch: model.apply({"params": params}, batch))
   return RewardScorer(make_batch, bid_A, Platt(), Platt(), logits, params)
 

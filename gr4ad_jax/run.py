@@ -38,9 +38,8 @@ from gr4ad_jax.search.export import write_artifact
 from gr4ad_jax.search.recommender import Recommender
 from gr4ad_jax.tokenizer import semantic_id
 from gr4ad_jax.tokenizer.ad_index import AdIndex, build_ad_index
-from gr4ad_jax.training.checkpoint import Checkpoints
-from gr4ad_jax.training.train_loop import train
-from gr4ad_jax.training.train_step import TrainState, abstract_state
+from gr4ad_jax.training.train_loop import read_params, train
+from gr4ad_jax.training.train_step import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,13 +270,9 @@ def load_params(run: RunFile, workdir: Path, vocabulary: Vocabulary) -> tuple[De
     ConfigError: no checkpoint.
   """
   decoder = build_decoder(run.config.model, vocabulary)
-  mesh = sharding.build_mesh(data_parallel=1)
-  abstract = abstract_state(vsl_task(decoder, run.config.loss), run.config.train, mesh)
-  with Checkpoints(workdir / "checkpoints") as checkpoints:
-    step = checkpoints.latest_step if run.lists else checkpoints.best_step
-    if step is None:
-      raise ConfigError(f"{workdir}: no checkpoint yet; run `gr4ad train` first")
-    return decoder, checkpoints.restore_params(abstract, step), step
+  task = vsl_task(decoder, run.config.loss)
+  params, step = read_params(task, run.config.train, workdir, newest=bool(run.lists))
+  return decoder, params, step
 
 
 def open_recommender(

@@ -334,8 +334,13 @@ def _clock_features(time_s_E: np.ndarray) -> dict[str, pd.Categorical]:
   """Weekday and part of the day at the stores."""
   local_E = time_s_E - _behind_utc_s(time_s_E)
   weekday_E = (local_E // _DAY_S + 3) % 7  # 1970-01-01 was a Thursday
-  band_E = np.searchsorted(_HOUR_BAND_STARTS, local_E % _DAY_S // 3600, side="right") - 1
   return {
     "feature_weekday": pd.Categorical.from_codes(weekday_E, list(_WEEKDAYS)),
-    "feature_hour_band": pd.Categorical.from_codes(band_E, list(_HOUR_BANDS)),
+    "feature_hour_band": hour_band(local_E),
   }
+
+
+def hour_band(time_s: np.ndarray) -> pd.Categorical:
+  """Part of the day, night to late, of seconds on the clock that counts."""
+  band = np.searchsorted(_HOUR_BAND_STARTS, time_s % _DAY_S // 3600, side="right") - 1
+  return pd.Categorical.from_codes(band, list(_HOUR_BANDS))

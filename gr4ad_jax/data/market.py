@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from gr4ad_jax.config import ConfigError
+from gr4ad_jax.config import require
 
 DAY_S = 86_400
 START_S = 1_735_689_600  # 2025-01-01, a Wednesday
@@ -75,22 +75,19 @@ class MarketConfig:
   """Of everything that is drawn."""
 
   def __post_init__(self):
+    def check(name: str, ok: bool, rule: str) -> None:
+      require(ok, f"market.{name}", getattr(self, name), rule)
+
     for name in ("num_users", "num_ads", "num_advertisers", "num_categories", "num_contents",
                  "days", "slots"):
-      if getattr(self, name) < 1:
-        raise ConfigError(f"market.{name}={getattr(self, name)}: must be at least 1")
-    if not self.sessions_per_day > 0:
-      raise ConfigError(f"market.sessions_per_day={self.sessions_per_day}: must be positive")
+      check(name, getattr(self, name) >= 1, "must be at least 1")
+    check("sessions_per_day", self.sessions_per_day > 0, "must be positive")
     for name in ("organic_per_request", "drift", "budget", "ranker_error"):
-      if not getattr(self, name) >= 0:
-        raise ConfigError(f"market.{name}={getattr(self, name)}: must be >= 0")
+      check(name, getattr(self, name) >= 0, "must be >= 0")
     for name in ("click_rate", "conversion_rate"):
-      if not 0 < getattr(self, name) < 1:
-        raise ConfigError(f"market.{name}={getattr(self, name)}: must lie between 0 and 1")
-    if not 0 <= self.exploration <= 1:
-      raise ConfigError(f"market.exploration={self.exploration}: must lie in [0, 1]")
-    if self.num_ads < 2 * self.slots:
-      raise ConfigError(f"market.num_ads={self.num_ads}: needs twice market.slots={self.slots}")
+      check(name, 0 < getattr(self, name) < 1, "must lie between 0 and 1")
+    check("exploration", 0 <= self.exploration <= 1, "must lie in [0, 1]")
+    check("num_ads", self.num_ads >= 2 * self.slots, f"needs twice market.slots={self.slots}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gr4ad_jax.config import ConfigError
+from gr4ad_jax.data.completejourney import hour_band
 from gr4ad_jax.data.market import (
   DAY_S,
   SCENES,
@@ -46,8 +47,6 @@ _SCENE_SHARES = (0.6, 0.25, 0.15)
 _HOURS = np.array([2, 1, 1, 1, 1, 2, 3, 5, 6, 6, 6, 7, 9, 8, 6, 6, 6, 7, 9, 11, 12, 11, 8, 4.0])
 _WEEKDAYS = np.array([0.95, 0.95, 1.0, 1.0, 1.05, 1.1, 0.95])
 _ROWS = 2048  # requests answered at once
-_HOUR_BANDS = np.array(["night", "morning", "midday", "afternoon", "evening", "late"])
-_HOUR_BAND_STARTS = (0, 6, 11, 14, 17, 21)
 
 
 class Shelf(NamedTuple):
@@ -291,8 +290,6 @@ def _empty() -> dict[str, np.ndarray]:
 
 
 def _frame(market: Market, columns: dict[str, np.ndarray]) -> pd.DataFrame:
-  hour_E = columns["time"] // 3600 % 24
-  band_E = np.searchsorted(_HOUR_BAND_STARTS, hour_E, side="right") - 1
   is_ad_E = columns["ad"] >= 0
   return pd.DataFrame({
     "user_id": columns["user"],
@@ -304,7 +301,7 @@ def _frame(market: Market, columns: dict[str, np.ndarray]) -> pd.DataFrame:
     "value": columns["value"],
     "ecpm": columns["ecpm"],
     "feature_scene": pd.Categorical.from_codes(columns["scene"], list(SCENES)),
-    "feature_hour_band": pd.Categorical.from_codes(band_E, _HOUR_BANDS),
+    "feature_hour_band": hour_band(columns["time"]),
   })
 
 

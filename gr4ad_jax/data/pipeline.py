@@ -57,21 +57,21 @@ class BatchMaker:
   def context(self, examples: Sequence[Example]) -> Context:
     """What the model reads of the requests, padded to the history limits."""
     num_ads, num_organics = self.sequence.max_ad_history, self.sequence.max_organic_history
-    ad_BT = _pad([e.ad_T for e in examples], num_ads)
-    organic_BO = _pad([e.organic_O for e in examples], num_organics)
+    ad_BT = pad([e.ad_T for e in examples], num_ads)
+    organic_BO = pad([e.organic_O for e in examples], num_organics)
     ad_trend_BT, organic_trend_BO, trend_BN, share_BN = self._trends(
       np.array([e.time_s for e in examples]), ad_BT, organic_BO
     )
     return Context(
       feature_BF=np.stack([e.feature_F for e in examples]).astype(np.int32),
       ad_code_BTL=_look_up(self.codes_AL, ad_BT),
-      ad_count_BT=_pad([e.ad_count_T for e in examples], num_ads),
-      ad_age_BT=_pad([e.ad_age_T for e in examples], num_ads),
+      ad_count_BT=pad([e.ad_count_T for e in examples], num_ads),
+      ad_age_BT=pad([e.ad_age_T for e in examples], num_ads),
       ad_trend_BT=ad_trend_BT,
       organic_code_BOL=_look_up(self.content_codes_OL, organic_BO),
       organic_id_BO=_look_up(self.content_bucket_O, organic_BO),
-      organic_count_BO=_pad([e.organic_count_O for e in examples], num_organics),
-      organic_age_BO=_pad([e.organic_age_O for e in examples], num_organics),
+      organic_count_BO=pad([e.organic_count_O for e in examples], num_organics),
+      organic_age_BO=pad([e.organic_age_O for e in examples], num_organics),
       organic_trend_BO=organic_trend_BO,
       trend_code_BNL=_look_up(self.codes_AL, trend_BN),
       trend_share_BN=share_BN,
@@ -102,7 +102,7 @@ class BatchMaker:
   def __call__(self, examples: Sequence[Example]) -> Batch:
     """A training batch."""
     num_targets = self.sequence.max_targets
-    target_BC = _pad([e.target_C for e in examples], num_targets)
+    target_BC = pad([e.target_C for e in examples], num_targets)
     bucket = [value_bucket(self.scale, e.value_C, e.ecpm_C) for e in examples]
     weight = [
       sample_weight(self.scale, self.loss, np.full(len(e.target_C), e.past_value), e.action_C)
@@ -111,12 +111,13 @@ class BatchMaker:
     return Batch(
       self.context(examples),
       _look_up(self.codes_AL, target_BC),
-      _pad(bucket, num_targets),
-      _pad(weight, num_targets, fill=0.0, dtype=np.float32),
+      pad(bucket, num_targets),
+      pad(weight, num_targets, fill=0.0, dtype=np.float32),
     )
 
 
-def _pad(rows: list[np.ndarray], width: int, *, fill: float = -1, dtype=np.int32) -> np.ndarray:
+def pad(rows: list[np.ndarray], width: int, *, fill: float = -1, dtype=np.int32) -> np.ndarray:
+  """Rows of up to `width` entries as one array."""
   padded = np.full((len(rows), width), fill, dtype)
   for i, row in enumerate(rows):
     padded[i, : len(row)] = row

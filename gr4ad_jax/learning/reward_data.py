@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
 
 from gr4ad_jax.config import RewardConfig
 from gr4ad_jax.data.impressions import Impressions
+from gr4ad_jax.data.pipeline import pad
 from gr4ad_jax.data.records import Action, Logs
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.learning.reward_batch import RewardBatch, RewardVocabulary
@@ -57,8 +58,8 @@ class RewardBatchMaker:
     most = self.config.max_history
     return RewardBatch(
       np.stack([e.feature_F for e in contexts]).astype(np.int32),
-      self.ad_field_AX[_padded([e.ad_T for e in contexts], most) + 1],
-      self.content_field_OX[_padded([e.organic_O for e in contexts], most) + 1],
+      self.ad_field_AX[pad([e.ad_T[:most] for e in contexts], most) + 1],
+      self.content_field_OX[pad([e.organic_O[:most] for e in contexts], most) + 1],
       self.ad_field_AX[ad_BC + 1],
       action_BC >= Action.CLICK,
       action_BC == Action.CONVERSION,
@@ -67,11 +68,19 @@ class RewardBatchMaker:
     )
 
 
-def _padded(rows: list[np.ndarray], width: int) -> np.ndarray:
-  padded = np.full((len(rows), width), -1, np.int32)
-  for i, row in enumerate(rows):
-    padded[i, : min(len(row), width)] = row[:width]
-  return padded
+def of_rows(make_batch: RewardBatchMaker, rows: Sequence[tuple]) -> RewardBatch:
+  """A batch of rows as `RewardSource` gives them."""
+  contexts, shown, action = zip(*rows, strict=True)
+  return make_batch(contexts, np.stack(shown), np.stack(action))
+
+
+def full_batches(
+  contexts: Sequence[Example], size: int = 1024
+) -> Iterator[tuple[slice, list[Example]]]:
+  """Where each batch stands, and its contexts, the last repeated up to `size`: one program."""
+  for at in range(0, len(contexts), size):
+    rows = list(contexts[at : at + size])
+    yield slice(at, at + len(rows)), rows + rows[-1:] * (size - len(rows))
 
 
 def reward_batch_maker(

@@ -105,12 +105,12 @@ class Recommender:
     num_rows, size = len(context.feature_BF), self._config.batch_size
     if num_rows > size:
       raise ValueError(f"{num_rows} requests in one call; search.batch_size={size} is the limit")
-    padded = Context(*(_repeat_last(np.asarray(x), size) for x in context))
+    padded = Context(*(repeat_last(np.asarray(x), size) for x in context))
     subsets = None, None
     if subset_RN is not None:
       if self._word_TU is None:
         raise ValueError("subset_RN: this recommender was made without member_TA")
-      subsets = self._word_TU, _repeat_last(np.asarray(subset_RN, np.int32), size)
+      subsets = self._word_TU, repeat_last(np.asarray(subset_RN, np.int32), size)
     search = self._compile(widths or self._config.widths)
     beams = search(
       self._params, padded, self._prefixes, self._bin_means, *subsets, sampling
@@ -199,7 +199,7 @@ def _expand_within(
   return np.pad(ads_RK, ((0, 0), (0, k - ads_RK.shape[1])), constant_values=-1)
 
 
-def _repeat_last(x: np.ndarray, rows: int) -> np.ndarray:
+def repeat_last(x: np.ndarray, rows: int) -> np.ndarray:
   """Fills a batch up to `rows` by repeating its last row."""
   return x if len(x) == rows else np.concatenate([x, np.repeat(x[-1:], rows - len(x), axis=0)])
 

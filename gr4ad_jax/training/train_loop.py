@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from gr4ad_jax import sharding
-from gr4ad_jax.config import TrainConfig
+from gr4ad_jax.config import ConfigError, TrainConfig
 from gr4ad_jax.learning.task import Task
 from gr4ad_jax.progress import track
 from gr4ad_jax.training.checkpoint import Checkpoints
@@ -87,6 +87,27 @@ def train(
       )
     finally:
       log.close()
+
+
+def read_params(
+  task: Task, config: TrainConfig, folder: Path, *, newest: bool = False
+) -> tuple[Any, int]:
+  """Parameters that `train` has kept in `folder`, on one device, and their step.
+
+  Args:
+    task, config: those of the training.
+    folder: as given to `train`.
+    newest: the last checkpoint instead of that with the best validation loss.
+
+  Raises:
+    ConfigError: no checkpoint.
+  """
+  abstract = abstract_state(task, config, sharding.build_mesh(data_parallel=1))
+  with Checkpoints(folder / "checkpoints") as checkpoints:
+    step = checkpoints.latest_step if newest else checkpoints.best_step
+    if step is None:
+      raise ConfigError(f"{folder}: no checkpoint yet; run `gr4ad train` first")
+    return checkpoints.restore_params(abstract, step), step
 
 
 def _run(
