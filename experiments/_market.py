@@ -18,11 +18,13 @@ from gr4ad_jax.data.market import (
   MarketConfig,
   Requests,
   best_ads,
+  day_of,
   expected_revenue,
   truth,
 )
 from gr4ad_jax.data.market_log import market_logs
 from gr4ad_jax.data.market_worlds import build_market
+from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.schema import read_logs
 from gr4ad_jax.data.sequences import Example, ExampleMaker, time_split
 from gr4ad_jax.data.tfds_builder import open_examples, read_split
@@ -34,7 +36,8 @@ from gr4ad_jax.run import Inputs, write_json
 from gr4ad_jax.search.recommender import Recommender
 
 K = 50  # ads that a system hands to the final ranker
-LIMITS = {"max_ad_history": 32, "max_organic_history": 32, "num_trending": 32}
+FEW = 10  # so few in the harder test
+LIMITS = {"max_ad_history": 32, "max_organic_history": 32, "num_trending": 32, "max_targets": 1}
 
 
 def prepared_market(workdir: Path, config: MarketConfig) -> tuple[Market, Path]:
@@ -54,12 +57,22 @@ class MarketTest(NamedTuple):
   """Requests of a split, in two roles."""
 
   market: Market
+  logs: Logs
   contexts: list[Example]  # R requests, engaged or not, whose revenue is computed
   requests: Requests  # the same for the market
   traffic_share: float  # R over all requests of that time
+  open_RV: np.ndarray  # bool, advertisers whose budget the logged traffic has not used up by then
   best_RK: np.ndarray  # the K ads of the highest true eCPM
   held_out: list[Example]  # requests with engaged ads, whose recall is computed
   targets: EvalRequests  # of those
+
+  def arm_revenue(self, ranked_RK: np.ndarray) -> float:
+    """Currency a request of ads shown to a small share of the traffic."""
+    open_RK = np.take_along_axis(
+      self.open_RV, self.market.advertiser_A[np.maximum(ranked_RK, 0)], axis=1
+    )
+    shown_RK = np.where(open_RK, ranked_RK, -1)
+    return float(expected_revenue(self.market, self.requests, shown_RK).revenue_R.mean())
 
 
 def open_market_test(
@@ -77,9 +90,27 @@ def open_market_test(
   )
   groups = _evenly(group_requests(read_split(examples, split)), num_recall)
   return MarketTest(
-    market, contexts, requests, len(contexts) / len(rows.contexts), best_ads(market, requests, K),
+    market, logs, contexts, requests, len(contexts) / len(rows.contexts),
+    open_advertisers(market, logs, requests), best_ads(market, requests, K),
     [group[0] for group in groups], eval_requests(groups),
   )
+
+
+def open_advertisers(market: Market, logs: Logs, requests: Requests) -> np.ndarray:
+  """bool [R, V]: what the log has spent that day before the request is below the budget."""
+  events = logs.events
+  paid = (events.ad >= 0) & (events.value > 0)
+  advertiser_E = market.advertiser_A[logs.ads.ad_id.astype(np.int64)[events.ad[paid]]]
+  time_s_E, value_E = events.time_s[paid], events.value[paid]
+  day_E, day_R = (np.floor(day_of(t)).astype(int) for t in (time_s_E, requests.time_s_R))
+  open_RV = np.ones((len(day_R), len(market.budget_V)), bool)
+  for row, (day, now_s) in enumerate(zip(day_R, requests.time_s_R, strict=True)):
+    before_E = (day_E == day) & (time_s_E < now_s)
+    spent_V = np.bincount(
+      advertiser_E[before_E], weights=value_E[before_E], minlength=len(market.budget_V)
+    )
+    open_RV[row] = spent_V < market.budget_V
+  return open_RV
 
 
 def _evenly(rows: list, count: int) -> list:
@@ -102,15 +133,20 @@ def list_metrics(
 ) -> dict[str, float]:
   """What K ads a request are worth once the final ranker has chosen among them.
 
+  The system answers a small share of the traffic, as in an A/B test: an advertiser is out of the
+  race where the logged traffic has used up its budget of the day, and what the system spends
+  changes nothing.
+
   Returns:
-    revenue (currency a request, budgets kept), own_revenue (in the system's own order),
-    ndcg_ecpm@50 (of that order, gains = true eCPM, against the best 50 of the catalogue) and
-    recall@50.
+    revenue (currency a request), revenue@10 (the ranker sees the first 10 alone), own_revenue (in
+    the system's own order), whole_revenue (the system answers all traffic, and its own spending
+    ends budgets), ndcg_ecpm@50 (of the system's order, gains = true eCPM, against the best 50 of
+    the catalogue) and recall@50.
   """
   market, requests = test.market, test.requests
   ranked_RK = scorer.rank(test.contexts, ad_RK)
-  revenue = expected_revenue(market, requests, ranked_RK, traffic_share=test.traffic_share)
-  own = expected_revenue(market, requests, ad_RK, traffic_share=test.traffic_share)
+  first_RK = scorer.rank(test.contexts, ad_RK[:, :FEW])
+  whole = expected_revenue(market, requests, ranked_RK, traffic_share=test.traffic_share)
   discount_K = 1 / np.log2(2 + np.arange(K))
   gain_RK = truth(market, requests, ad_RK).ecpm
   best_RK = truth(market, requests, test.best_RK).ecpm
@@ -119,8 +155,10 @@ def list_metrics(
     held_out_RK, test.targets, advertiser_A=market.advertiser_A, ks=(K,), bootstrap=2
   )
   return {
-    "revenue": float(revenue.revenue_R.mean()),
-    "own_revenue": float(own.revenue_R.mean()),
+    "revenue": test.arm_revenue(ranked_RK),
+    f"revenue@{FEW}": test.arm_revenue(first_RK),
+    "own_revenue": test.arm_revenue(ad_RK),
+    "whole_revenue": float(whole.revenue_R.mean()),
     f"ndcg_ecpm@{K}": float(ndcg_R.mean()),
     f"recall@{K}": float(found[f"recall@{K}"]),
   }

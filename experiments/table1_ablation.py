@@ -28,6 +28,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments._market import (
+  FEW,
   K,
   MarketTest,
   list_metrics,
@@ -76,6 +77,7 @@ class Row(NamedTuple):
   sids: str = "ua_sid"
   values: bool = True  # VSL instead of the plain loss
   method: str = "none"  # of PreferenceConfig
+  weight: float = 0.0  # of the list loss; Z_max where the method is uvr
   widths: tuple[int, ...] = WIDE
 
 
@@ -84,21 +86,25 @@ ROWS = {
   "ar": Row("AR decoder, RQ-Kmeans", ("+1.68%", "-"), sids="rq_kmeans", values=False),
   "ua_sid": Row("+ UA-SID", ("+1.92%", "0%"), values=False),
   "vsl": Row("+ VSL", ("+2.80%", "-25%")),
-  "dpo": Row("+ VSL + DPO", ("+3.16%", "-25%"), method="dpo"),
-  "grpo": Row("+ VSL + GRPO", ("+3.21%", "-25%"), method="grpo"),
-  "rspo": Row("+ VSL + RSPO", ("+3.86%", "-25%"), method="rspo"),
-  "uvr": Row("+ UVR", ("+4.01%", "-25%"), method="uvr"),
-  "uvr_dbs": Row("+ UVR + DBS", ("+4.32%", "+20%"), method="uvr", widths=PROGRESSIVE),
+  "dpo": Row("+ VSL + DPO", ("+3.16%", "-25%"), method="dpo", weight=1.0),
+  "grpo": Row("+ VSL + GRPO", ("+3.21%", "-25%"), method="grpo", weight=2.0),
+  "rspo": Row("+ VSL + RSPO", ("+3.86%", "-25%"), method="rspo", weight=1.5),
+  "uvr": Row("+ UVR", ("+4.01%", "-25%"), method="uvr", weight=2.0),
+  "uvr_dbs": Row(
+    "+ UVR + DBS", ("+4.32%", "+20%"), method="uvr", weight=2.0, widths=PROGRESSIVE
+  ),
   "uvr_dbs_mtp": Row(
     "+ UVR + DBS + MTP", ("+3.98%", "+117%"), decoder="multi_token", method="uvr",
-    widths=PROGRESSIVE,
+    weight=2.0, widths=PROGRESSIVE,
   ),
   "gr4ad": Row(
     "GR4AD (UVR + DBS + LazyAR)", ("+4.28%", "+117%"), decoder="lazy", method="uvr",
-    widths=PROGRESSIVE,
+    weight=2.0, widths=PROGRESSIVE,
   ),
 }
-METRICS = ("revenue", "own_revenue", f"ndcg_ecpm@{K}", f"recall@{K}")
+METRICS = (
+  "revenue", f"revenue@{FEW}", "own_revenue", "whole_revenue", f"ndcg_ecpm@{K}", f"recall@{K}"
+)
 ORDERINGS = (("vsl", "ua_sid"), ("rspo", "vsl"), ("rspo", "dpo"), ("rspo", "grpo"), ("uvr", "rspo"))
 
 
@@ -111,13 +117,13 @@ class Settings:
   first_seed: int = 0
   split: str = "test"
   """Requests that are judged: test, or validation for choosing settings."""
-  revenue_requests: int = 2_000
+  revenue_requests: int = 4_000
   """Requests behind the revenue."""
-  recall_requests: int = 3_000
+  recall_requests: int = 4_000
   """Requests behind recall."""
-  first_steps: int = 600
+  first_steps: int = 1_000
   """Steps on logged samples."""
-  second_steps: int = 300
+  second_steps: int = 250
   """Steps of the second stage."""
   second_learning_rate: float = 1e-3
   """Peak of the second stage."""
@@ -135,8 +141,8 @@ class Options:
   market: MarketConfig = MarketConfig()
   model: ModelConfig = ModelConfig(width=64, num_heads=2, num_layers=3, num_lazy_layers=2)
   train: TrainConfig = TrainConfig(batch_size=64, learning_rate=3e-3, log_every=50)
-  preference: PreferenceConfig = PreferenceConfig()
-  candidates: CandidateConfig = CandidateConfig(max_lists=4_000)
+  preference: PreferenceConfig = PreferenceConfig()  # method and weight are the row's
+  candidates: CandidateConfig = CandidateConfig(max_lists=3_000)
   reward: RewardConfig = RewardConfig()
   reward_steps: int = 600
 
@@ -145,7 +151,7 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
   """ROW/revenue_lift, its interval, ROW/recall@50, ROW/ndcg_ecpm@50, ROW/qps_ratio, and more."""
   options = override_all(Options(), overrides)
   if size == "full":
-    options = override_all(options, {"settings.first_steps": 3_000, "settings.second_steps": 1_500,
+    options = override_all(options, {"settings.first_steps": 4_000, "settings.second_steps": 1_000,
                                      "candidates.max_lists": 20_000, "settings.seeds": 5})
   settings = options.settings
   market, data = prepared_market(workdir, options.market)
@@ -283,7 +289,7 @@ def _config(row: Row, options: Options, seed: int, *, stage: int) -> Config:
     loss=LossConfig() if row.values else PLAIN_LOSS,
     train=train, search=_search(row, options),
     preference=PreferenceConfig(method="none") if stage == 1 else dataclasses.replace(
-      options.preference, method=row.method
+      options.preference, method=row.method, weight=row.weight, max_rl_weight=row.weight
     ),
   )
 

@@ -48,9 +48,19 @@ def choose_requests(impressions: Impressions, config: CandidateConfig) -> np.nda
   return rows
 
 
+def generator_of(
+  decoder: Decoder, params: Any, inputs: Inputs, search: SearchConfig
+) -> Recommender:
+  """What makes candidates: the policy by probability alone."""
+  return Recommender(
+    decoder, params, index=inputs.index,
+    config=dataclasses.replace(search, value_exponent=0.0, new_ad_bonus=0.0),
+    bin_means=inputs.scale.bin_means,
+  )
+
+
 def make_lists(
-  decoder: Decoder,
-  params: Any,
+  generator: Recommender,
   inputs: Inputs,
   scorer: RewardScorer,
   impressions: Impressions,
@@ -61,7 +71,7 @@ def make_lists(
   """Two lists per chosen request: the model's candidates, and what was shown.
 
   Args:
-    decoder, params: the present policy.
+    generator: the present policy, from `generator_of`.
     inputs: of its run.
     scorer: prices the candidates.
     impressions: requests with what they showed.
@@ -69,11 +79,6 @@ def make_lists(
     config: how lists are made up.
   """
   widths = tuple(math.ceil(config.width_factor * w) for w in search.widths)
-  recommender = Recommender(
-    decoder, params, index=inputs.index,
-    config=dataclasses.replace(search, value_exponent=0.0, new_ad_bonus=0.0),
-    bin_means=inputs.scale.bin_means,
-  )
   rng, key = np.random.default_rng([config.seed, 1]), jax.random.key(config.seed)
   rows = choose_requests(impressions, config)
   size = search.batch_size
@@ -82,10 +87,10 @@ def make_lists(
     part = rows[at : at + size]
     contexts = [impressions.contexts[row] for row in part]
     context = inputs.make_batch.context(contexts)
-    likely = recommender.search(context, widths=widths)
+    likely = generator.search(context, widths=widths)
     sampled = None
     if config.sampled:
-      sampled = recommender.search(
+      sampled = generator.search(
         context, widths=widths,
         sampling=Sampling(jax.random.fold_in(key, step), config.temperature),
       )
@@ -173,7 +178,8 @@ def write_candidates(
 
   def watched() -> Iterator[CandidateList]:
     for row in make_lists(
-      decoder, params, inputs, scorer, impressions, search=run.config.search, config=config
+      generator_of(decoder, params, inputs, run.config.search), inputs, scorer, impressions,
+      search=run.config.search, config=config,
     ):
       ecpm.append(row.ecpm_C)
       yield row

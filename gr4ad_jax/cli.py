@@ -19,6 +19,7 @@ from gr4ad_jax.config import (
   CandidateConfig,
   LossConfig,
   ModelConfig,
+  OnlineConfig,
   PreferenceConfig,
   RewardConfig,
   SearchConfig,
@@ -110,6 +111,8 @@ class MakeMarket:
 
   out: Path
   """New folder to write: ads, contents, users and events (.parquet)."""
+  stream_days: int = 0
+  """The last days go to OUT/segments instead, one file a day, for `online`."""
   market: Annotated[MarketConfig, tyro.conf.arg(name="")] = MarketConfig()
 
 
@@ -197,6 +200,26 @@ class Candidates:
   overwrite: bool = False
   """Replace lists in --out."""
   candidates: Annotated[CandidateConfig, tyro.conf.arg(name="")] = CandidateConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Online:
+  """A trained run goes on learning from log segments and publishes parameters as it goes."""
+
+  workdir: Path
+  """Folder of the trained run to start from."""
+  segments: Path
+  """Folder of segments: events tables (.parquet, .csv) whose names sort by time. Move files in
+  when they are complete."""
+  out: Path
+  """Folder of the learner, itself a run for evaluate and recommend; one that is there goes on."""
+  reward: Path | None = None
+  """Folder of a reward model; without one, logged samples alone are learned from."""
+  follow: float | None = None
+  """Seconds between looks for new segments, until stopped; default: end after the last one."""
+  online: Annotated[OnlineConfig, tyro.conf.arg(name="")] = OnlineConfig()
+  preference: PreferenceConfig = PreferenceConfig()
+  candidates: CandidateConfig = CandidateConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,6 +318,7 @@ Command = (
   | Annotated[Train, tyro.conf.subcommand("train")]
   | Annotated[Reward, tyro.conf.subcommand("reward")]
   | Annotated[Candidates, tyro.conf.subcommand("candidates")]
+  | Annotated[Online, tyro.conf.subcommand("online")]
   | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
   | Annotated[Recommend, tyro.conf.subcommand("recommend")]
   | Annotated[Report, tyro.conf.subcommand("report")]
@@ -374,6 +398,15 @@ def _run(command: Command) -> None:
         overwrite=command.overwrite,
       )
       terminal.print_numbers(numbers, title=f"candidate lists in {command.out}")
+    case Online():
+      from gr4ad_jax.training.online import learn_online
+
+      state = learn_online(
+        command.workdir, command.segments, command.out, config=command.online,
+        preference=command.preference, candidates=command.candidates, reward=command.reward,
+        follow_s=command.follow,
+      )
+      terminal.console.print(f"learned {int(state.step):,} steps in {command.out}")
     case Evaluate():
       _evaluate(command)
     case Recommend():
@@ -433,7 +466,9 @@ def _make_market(command: MakeMarket) -> None:
   from gr4ad_jax.progress import track
 
   start = time.monotonic()
-  summary = write_market(build_market(command.market), command.out, progress=track)
+  summary = write_market(
+    build_market(command.market), command.out, stream_days=command.stream_days, progress=track
+  )
   seconds = time.monotonic() - start
   terminal.print_summary(summary, title=f"{command.out} in {seconds:.0f} s")
 

@@ -197,19 +197,22 @@ class PreferenceConfig:
   method: Literal["none", "dpo", "s_dpo", "grpo", "rspo", "uvr"] = "uvr"
   """Loss on the lists, added to that of logged samples; none = logged samples alone, uvr = RSPO
   with the weights of the unified objective."""
-  weight: float = 1.0
+  weight: float = 1.5
   """Of the list loss beside the loss of logged samples (not uvr, which has max_rl_weight)."""
   beta: float = 1.0
   """Inverse temperature of RSPO, DPO and S-DPO."""
-  delta: float = 1.0
+  delta: float = 3.0
   """The reference of an anchor counts while its set has moved by less than this (nats, mean)."""
   base_weight: float = 1.0
   """w_0 of the unified weights."""
-  max_rl_weight: float = 1.0
+  max_rl_weight: float = 2.0
   """Z_max of the unified weights."""
   vsl_on: Literal["engaged", "all"] = "engaged"
   """List candidates that the supervised loss learns from in uvr: those that the user engaged with,
   or all of them (eq. 22 read literally)."""
+  reward_range: Literal["all", "list"] = "all"
+  """Rewards fill 0 to 5 between the 1% and 99% quantiles of log eCPM over all lists, or between the
+  smallest and largest of each list."""
   lists_per_step: int = 16
   """Lists in a step, beside train.batch_size logged requests."""
 
@@ -261,6 +264,28 @@ class CandidateConfig:
   def size(self) -> int:
     """Candidates of a list."""
     return self.top + self.rest + self.sampled
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineConfig:
+  """How a run goes on learning (training/online.py). Source: reference section 10."""
+
+  publish_every: int = 500
+  """Steps between publications, counted over segments."""
+  learning_rate_share: float = 0.1
+  """Constant rate, as a share of the run's peak."""
+  passes: int = 1
+  """How often each sample of a segment is learned from."""
+  keep_days: float = 90.0
+  """Events older than this no longer stand in histories."""
+  seed: int = 0
+  """Of shuffling, lists and dropout."""
+
+  def __post_init__(self):
+    for name in ("publish_every", "passes"):
+      require(getattr(self, name) >= 1, f"online.{name}", getattr(self, name), "must be >= 1")
+    for name in ("learning_rate_share", "keep_days"):
+      require(getattr(self, name) > 0, f"online.{name}", getattr(self, name), "must be positive")
 
 
 REWARD_TRAINING = TrainConfig(

@@ -55,6 +55,8 @@ class RunFile:
   """Folder of a trained run whose parameters this one begins with; "" = random ones."""
   lists: str = ""
   """Folder that `gr4ad candidates` wrote, to learn from beside the logged samples; "" = none."""
+  segments: str = ""
+  """Folder of log segments that the run goes on learning from (`gr4ad online`); "" = none."""
   fingerprint: str = ""
   """Of examples and semantic IDs; a run is only ever opened with those it was trained on."""
 
@@ -225,7 +227,10 @@ def _list_dataset(run: RunFile, inputs: Inputs, host: int, hosts: int) -> grain.
   about = json.loads((Path(run.lists) / "lists.json").read_text())
   if about["fingerprint"] != inputs.fingerprint:
     raise ConfigError(f"{run.lists}: was made of other data or other SIDs")
-  make_batch = ListBatchMaker(inputs.make_batch, RewardScale(*about["reward_scale"]), about["size"])
+  scale = RewardScale(*about["reward_scale"])
+  if run.config.preference.reward_range == "list":
+    scale = None
+  make_batch = ListBatchMaker(inputs.make_batch, scale, about["size"])
   return batch_dataset(
     records, make_batch, batch_size=run.config.preference.lists_per_step,
     seed=run.config.train.seed + 1, host=host, num_hosts=hosts, parse=to_list,
@@ -263,15 +268,16 @@ def differences(old: RunFile, new: RunFile) -> list[str]:
 def load_params(run: RunFile, workdir: Path, vocabulary: Vocabulary) -> tuple[Decoder, Any, int]:
   """The decoder, the parameters with the best validation loss, and their step.
 
-  A run that learned from candidate lists gives its last parameters: validation knows only the loss
-  on logged samples, which list learning trades for value.
+  A run that learned from candidate lists, or goes on learning, gives its last parameters:
+  validation knows only the loss on logged samples, which list learning trades for value.
 
   Raises:
     ConfigError: no checkpoint.
   """
   decoder = build_decoder(run.config.model, vocabulary)
   task = vsl_task(decoder, run.config.loss)
-  params, step = read_params(task, run.config.train, workdir, newest=bool(run.lists))
+  newest = bool(run.lists or run.segments)
+  params, step = read_params(task, run.config.train, workdir, newest=newest)
   return decoder, params, step
 
 

@@ -1,21 +1,32 @@
-"""Candidate lists of a trained run, on disk and in training; the DLRM cascade beside it."""
+"""Candidate lists of a trained run, on disk, in training and online; the DLRM cascade beside it."""
 
 import dataclasses
 import json
+import math
+import shutil
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 
 from gr4ad_jax import prepare
 from gr4ad_jax.candidates import choose_requests, write_candidates
 from gr4ad_jax.cascade import train_retrieval
-from gr4ad_jax.config import CandidateConfig, ConfigError, PreferenceConfig, preset
+from gr4ad_jax.config import (
+  CandidateConfig,
+  ConfigError,
+  OnlineConfig,
+  PreferenceConfig,
+  preset,
+)
 from gr4ad_jax.data.impressions import Impressions, read_impressions
 from gr4ad_jax.data.list_records import CandidateList, open_lists, to_list, write_lists
 from gr4ad_jax.data.market import MarketConfig
-from gr4ad_jax.data.market_log import market_logs
+from gr4ad_jax.data.market_log import Cascade, build_shelves, market_logs, simulate_day
 from gr4ad_jax.data.market_worlds import build_market
+from gr4ad_jax.data.schema import read_logs
+from gr4ad_jax.data.segments import append_segment
 from gr4ad_jax.data.sequences import Example, ExampleMaker, time_split
 from gr4ad_jax.data.validation import LogError
 from gr4ad_jax.learning.list_batches import ListBatchMaker
@@ -24,7 +35,12 @@ from gr4ad_jax.learning.two_tower import nearest_ads
 from gr4ad_jax.reward import RewardRun, open_reward, train_reward
 from gr4ad_jax.run import RunFile, load_params, open_inputs, read_run, train_run
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
+from gr4ad_jax.training import online as online_module
 from gr4ad_jax.training import train_loop
+from gr4ad_jax.training.checkpoint import Checkpoints
+from gr4ad_jax.training.metric_log import MetricLog
+from gr4ad_jax.training.online import learn_online
+from gr4ad_jax.training.published import latest, published_steps
 
 MARKET = MarketConfig(
   world="synthetic", num_users=150, num_ads=60, num_advertisers=6, num_categories=4,
@@ -237,3 +253,128 @@ def test_nearest_ads_by_brute_force():
   user, ads = rng.normal(size=(5, 4)), rng.normal(size=(20, 4))
   np.testing.assert_array_equal(nearest_ads(user, ads, 6), np.argsort(-user @ ads.T)[:, :6])
   assert nearest_ads(user, ads, 50).shape == (5, 20)
+
+
+@pytest.fixture(scope="module")
+def segments(world):
+  """The three days after the log, a file each."""
+  folder = world / "segments"
+  folder.mkdir()
+  market = build_market(MARKET)
+  for day in range(20, 23):
+    frame = simulate_day(market, day, Cascade(market, build_shelves(market)),
+                         shelves=build_shelves(market))
+    frame.to_parquet(folder / f"day-{day}.parquet")
+  return folder
+
+
+def online(world, segments, out, **changes):
+  settings = {
+    "config": OnlineConfig(publish_every=2, keep_days=30), "candidates": LISTS,
+    "preference": PreferenceConfig(lists_per_step=4), "reward": world / "reward", **changes,
+  }
+  return learn_online(world / "run", segments, out, **settings)
+
+
+def test_a_segment_joins_the_logs_as_if_it_had_been_there(world, segments):
+  """Against the log of all days built at once: the same contexts, targets and impressions."""
+  logs = read_logs(world / "data" / "logs")
+  joined = append_segment(logs, segments / "day-20.parquet")
+  whole = market_logs(build_market(MARKET))
+  frame = pd.read_parquet(segments / "day-20.parquet")
+  assert joined.new_R.sum() == len(joined.new_R) - logs.events.request.max() - 1
+  assert len(joined.logs.events.user) == len(whole.events.user) + len(frame)
+  events = joined.logs.events
+  order = np.lexsort((events.time_s, events.user))
+  np.testing.assert_array_equal(order, np.arange(len(order)))
+  config = open_inputs(read_run(world / "run")).examples.config
+  start_s = float(frame["time"].min())
+  cut = dataclasses.replace(config, validation_start_s=start_s, test_start_s=start_s + 43_200)
+  by_time = ExampleMaker(joined.logs, cut)
+  by_segment = ExampleMaker(
+    joined.logs, config, split_R=np.where(joined.new_R, 0, -1).astype(np.int8),
+    vocabulary=by_time.vocabulary,
+  )
+  for user in range(len(joined.logs.users.user_id)):
+    expected = [*by_time.user_examples(user, 1), *by_time.user_examples(user, 2)]
+    found = list(by_segment.user_examples(user, 0))
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+      for field in dataclasses.fields(Example):
+        if field.name != "split":
+          np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name))
+
+
+def test_new_users_join_and_rows_of_unknown_ads_are_left_out(world, tmp_path):
+  logs = read_logs(world / "data" / "logs")
+  now = int(logs.events.time_s.max())
+  frame = pd.DataFrame({
+    "user_id": ["stranger", "stranger", logs.users.user_id[3]], "time": [now, now + 5, now + 9],
+    "ad_id": [logs.ads.ad_id[0], "no such ad", logs.ads.ad_id[1]], "action": "click",
+  })
+  frame.to_csv(tmp_path / "a.csv", index=False)
+  joined = append_segment(logs, tmp_path / "a.csv")
+  assert joined.logs.users.user_id[-1] == "stranger" and joined.new_R.sum() == 2
+  assert sum(joined.left_out.values()) == 1
+  assert all(column_U[-1] == "" for column_U in joined.logs.users.features.values())
+  short = append_segment(logs, tmp_path / "a.csv", keep_days=2)
+  assert short.logs.events.time_s.min() >= now + 9 - 2 * 86400 and short.new_R.sum() == 2
+  (tmp_path / "b.csv").write_text("user_id,time\n1,2\n")
+  with pytest.raises(LogError, match="ad_id"):
+    append_segment(logs, tmp_path / "b.csv")
+
+
+def test_online_learning_survives_being_killed(world, segments, tmp_path):
+  """Killed three times in a row, at different moments: the same bits at the end."""
+  whole = online(world, segments, tmp_path / "whole")
+  rows = [json.loads(line) for line in (tmp_path / "whole" / "train_log.jsonl").open()]
+  assert [row["segment"] for row in rows] == [0, 1, 2]
+  assert all(row["examples"] > 0 and row["lists"] > 0 for row in rows)
+  assert rows[-1]["step"] == sum(math.ceil(row["examples"] / 16) for row in rows)
+  published = published_steps(tmp_path / "whole" / "published")
+  assert latest(tmp_path / "whole" / "published")["step"] == published[-1]
+  assert published[-1] % 2 == 0 and rows[-1]["step"] - published[-1] < 2
+
+  class Killed(Exception):
+    pass
+
+  # In the second segment while it publishes; then before it saves; then when it has saved.
+  for place, good in (("publish", 2), ("save", 0), ("write", 0)):
+    owner = {"publish": online_module, "save": Checkpoints, "write": MetricLog}[place]
+    calls, real = [], getattr(owner, place)
+
+    def dies(*args, real=real, calls=calls, good=good, **kwargs):
+      calls.append(1)
+      if len(calls) > good:
+        raise Killed
+      return real(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(owner, place, dies)
+      with pytest.raises(Killed):
+        online(world, segments, tmp_path / "killed")
+  again = online(world, segments, tmp_path / "killed")
+  jax.tree.map(np.testing.assert_array_equal, whole.params, again.params)
+  assert online(world, segments, tmp_path / "whole").step == whole.step  # nothing is left to learn
+  run = read_run(tmp_path / "whole")
+  params = load_params(run, tmp_path / "whole", open_inputs(run).vocabulary)[1]
+  jax.tree.map(np.testing.assert_array_equal, params, whole.params)
+
+
+def test_online_learning_without_a_reward_model_and_its_mistakes(world, segments, tmp_path):
+  one = tmp_path / "segments"
+  one.mkdir()
+  shutil.copy(segments / "day-21.parquet", one / "a.parquet")
+  online(world, one, tmp_path / "out", reward=None)
+  shutil.copy(segments / "day-22.parquet", one / "b.parquet")
+  (one / ".c.parquet").write_text("half written")
+  state = online(world, one, tmp_path / "out", reward=None)
+  rows = [json.loads(line) for line in (tmp_path / "out" / "train_log.jsonl").open()]
+  assert [row["segment"] for row in rows] == [0, 1] and rows[-1]["step"] == int(state.step)
+  assert rows[0]["lists"] == 0 and rows[0]["moved"] < rows[1]["moved"]
+  with pytest.raises(ConfigError, match="other settings"):
+    online(world, one, tmp_path / "out")
+  with pytest.raises(ConfigError, match="no such folder"):
+    online(world, tmp_path / "nothing", tmp_path / "new")
+  with pytest.raises(ConfigError, match="nothing is published"):
+    latest(tmp_path)

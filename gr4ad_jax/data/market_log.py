@@ -7,6 +7,7 @@ action of that impression.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import tempfile
@@ -20,7 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gr4ad_jax.config import ConfigError
+from gr4ad_jax.config import ConfigError, require
 from gr4ad_jax.data.completejourney import hour_band
 from gr4ad_jax.data.market import (
   DAY_S,
@@ -365,18 +366,28 @@ def write_market(
   market: Market,
   out: Path,
   *,
+  stream_days: int = 0,
   progress: Callable[[Iterable, str, int], Iterable] | None = None,
 ) -> dict[str, int]:
   """Writes ads, contents, users and events (.parquet) and market.json, a day at a time.
 
   The files are what `gr4ad prepare parquet` reads. `out` appears when all of them are complete.
 
+  Args:
+    market: with its truth.
+    out: new folder.
+    stream_days: the last days go to segments/day-NNNN.parquet, one file each, instead of events:
+      what `gr4ad online` learns from.
+    progress: like gr4ad_jax.progress.track.
+
   Returns:
     Rows of every table, clicks and conversions.
 
   Raises:
-    ConfigError: `out` exists.
+    ConfigError: `out` exists, or no day is left for the events.
   """
+  require(0 <= stream_days < market.config.days, "stream_days", stream_days,
+          f"must be less than market.days={market.config.days}")
   if out.exists():
     raise ConfigError(f"{out}: exists already; pass another --out")
   out.parent.mkdir(parents=True, exist_ok=True)
@@ -398,7 +409,14 @@ def write_market(
         actions = actions + np.bincount(frame["action"].to_numpy()[on_ads], minlength=3)
         yield frame
 
-    counts["events"] = _write(fresh / "events.parquet", days())
+    every, first = days(), market.config.days - stream_days
+    counts["events"] = _write(fresh / "events.parquet", itertools.islice(every, first))
+    if stream_days:
+      (fresh / "segments").mkdir()
+      counts["events in segments"] = sum(
+        _write(fresh / "segments" / f"day-{day:04d}.parquet", [frame])
+        for day, frame in enumerate(every, first)
+      )
     (fresh / "market.json").write_text(json.dumps(asdict(market.config), indent=2) + "\n")
     fresh.chmod(0o755)
     fresh.rename(out)

@@ -41,7 +41,7 @@ def read_parquet_logs(
   """
   paths = {"ads": ads, "events": events, "users": users, "contents": contents}
   paths = {name: Path(path) for name, path in paths.items() if path is not None}
-  frames = {name: _read_table(path) for name, path in paths.items()}
+  frames = {name: read_table(path) for name, path in paths.items()}
   return build_logs(
     **frames,
     files={name: str(path) for name, path in paths.items()},
@@ -51,7 +51,7 @@ def read_parquet_logs(
   )
 
 
-def _read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path) -> pd.DataFrame:
   if not path.is_file():
     raise LogError(f"{path}: no such file: expected .parquet, .csv or .csv.gz")
   try:

@@ -177,8 +177,18 @@ def _encode(column: np.ndarray, values: list[str]) -> np.ndarray:
 class ExampleMaker:
   """Cuts logs into examples; holds the numbered features and split bounds."""
 
-  def __init__(self, logs: Logs, config: SequenceConfig):
+  def __init__(
+    self, logs: Logs, config: SequenceConfig, *, split_R: np.ndarray | None = None,
+    vocabulary: FeatureVocabulary | None = None,
+  ):
     """Prepares per-request facts.
+
+    Args:
+      logs: with every event that may stand in a history.
+      config: limits, and how requests are split.
+      split_R: int8, the split of every request, -1 = only history; None = by the config. A split
+        may then be empty.
+      vocabulary: feature values; None = those of these logs.
 
     Raises:
       LogError: no engaged ad event, or a split without requests.
@@ -188,13 +198,18 @@ class ExampleMaker:
     self.engaged_E = (events.ad >= 0) & (events.action >= Action.CLICK)
     if not self.engaged_E.any():
       raise LogError(f"{logs.source}: no ad was clicked or converted; there is nothing to learn")
-    self.split_R = self._split_requests()
+    num_requests = int(events.request.max()) + 1
+    self.first_s_R = np.full(num_requests, np.iinfo(np.int64).max)
+    np.minimum.at(self.first_s_R, events.request, events.time_s)
+    self.split_R = self._split_requests() if split_R is None else split_R
     split = self.split_R[np.unique(events.request[self.engaged_E])]
     counts = np.bincount(split[split >= 0], minlength=3)
     for name, count in zip(SPLITS, counts, strict=True):
-      if not count:
+      if not count and split_R is None:
         raise LogError(f"{logs.source}: the {name} split holds no request with an engaged ad")
-    self.vocabulary = build_feature_vocabulary(logs, self.split_R[events.request] == 0)
+    self.vocabulary = vocabulary or build_feature_vocabulary(
+      logs, self.split_R[events.request] == 0
+    )
     self._user_feature_UF = self._stack(
       [_encode(c, v) for c, v in zip(logs.users.features.values(), self.vocabulary.user.values(),
                                      strict=True)], len(logs.users.user_id))
@@ -214,10 +229,7 @@ class ExampleMaker:
     Leave-one-out gives users with fewer than 3 requests to training.
     """
     events, config = self.logs.events, self.config
-    num_requests = int(events.request.max()) + 1
-    first_s_R = np.full(num_requests, np.iinfo(np.int64).max)
-    np.minimum.at(first_s_R, events.request, events.time_s)
-    self.first_s_R = first_s_R
+    first_s_R, num_requests = self.first_s_R, len(self.first_s_R)
     if config.split == "time":
       cuts = [config.train_start_s, config.validation_start_s, config.test_start_s]
       return np.searchsorted(cuts, first_s_R, side="right").astype(np.int8) - 1
@@ -237,17 +249,18 @@ class ExampleMaker:
   def user_examples(self, user: int, split: int) -> Iterator[Example]:
     """Examples of one user in one split (a number of SPLITS), in time order."""
     events, config = self.logs.events, self.config
-    past = _Past(self, user)
-    if not past.ads.size:
-      return
     rows = self._rows(user)
     ad_rows = rows.start + np.flatnonzero(self.engaged_E[rows])
+    requests = self._in_time(np.unique(events.request[ad_rows]), split)
+    if not requests.size:
+      return
+    past = _Past(self, user)
     seen, seen_s = _first_met(
       np.append(past.ads, self.logs.contents.ad[past.organics]),
       np.append(past.ad_time_s, past.organic_time_s),
     )
     ad_requests = events.request[ad_rows]
-    for request in self._in_time(np.unique(ad_requests), split):
+    for request in requests:
       now_s = int(self.first_s_R[request])
       mine = ad_rows[ad_requests == request]
       target, inverse = np.unique(events.ad[mine], return_inverse=True)
@@ -273,11 +286,12 @@ class ExampleMaker:
     """
     events, rows = self.logs.events, self._rows(user)
     shown_rows = rows.start + np.flatnonzero(events.ad[rows] >= 0)
-    if not shown_rows.size:
+    shown_requests = events.request[shown_rows]
+    requests = self._in_time(np.unique(shown_requests), split)
+    if not requests.size:
       return
     past = _Past(self, user)
-    shown_requests = events.request[shown_rows]
-    for request in self._in_time(np.unique(shown_requests), split):
+    for request in requests:
       mine = shown_rows[shown_requests == request]
       now_s = int(self.first_s_R[request])
       yield past.before(now_s, request=int(request), split=split, feature_row=mine[0]), mine

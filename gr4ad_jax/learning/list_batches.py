@@ -21,12 +21,12 @@ class ListBatchMaker:
 
   Attributes:
     make_batch: of the logged samples.
-    scale: of the rewards.
+    scale: of the rewards; None = each list has its own.
     size: candidates of a padded list.
   """
 
   make_batch: BatchMaker
-  scale: RewardScale
+  scale: RewardScale | None
   size: int
 
   def __call__(self, rows: Sequence[CandidateList]) -> ListBatch:
@@ -42,7 +42,7 @@ class ListBatchMaker:
       ecpm_C, size = row.ecpm_C[part], part.stop
       code_BCL[i, part] = make.codes_AL[row.ad_C[part]]
       where_BC[i, part] = np.isfinite(ecpm_C)
-      reward_BC[i, part] = np.nan_to_num(self.scale(ecpm_C))
+      reward_BC[i, part] = np.nan_to_num((self.scale or _own_scale(ecpm_C))(ecpm_C))
       ref_BCL[i, part], has_ref_BC[i, part] = row.ref_logp_CL[part], row.has_ref_C[part]
       action_C = row.action_C[part]
       if make.scale.uses_ecpm:
@@ -55,3 +55,9 @@ class ListBatchMaker:
       make.context([row.context for row in rows]), code_BCL,
       Lists(reward_BC, ref_BCL, has_ref_BC, where_BC), bin_BC, weight_BC,
     )
+
+
+def _own_scale(ecpm_C: np.ndarray) -> RewardScale:
+  """From the smallest to the largest finite eCPM of a list; (0, 0) where there is none."""
+  log_C = np.log1p(ecpm_C[np.isfinite(ecpm_C)])
+  return RewardScale(*map(float, (log_C.min(), log_C.max()) if log_C.size else (0, 0)))

@@ -39,12 +39,13 @@ class UnifiedBatch(NamedTuple):
 def unified_task(decoder: Decoder, loss_config: LossConfig, config: PreferenceConfig) -> Task:
   """Minimises the mean of w L_VSL over logged samples plus what the lists add.
 
-      dpo, s_dpo, grpo, rspo:  + weight * mean of the list loss over its rows
+      dpo, s_dpo, grpo, rspo:  + weight * mean over lists of the mean list loss over its rows
       uvr:  the logged samples have weight w_0 w; engaged list candidates join them with
-            w_VSL w;  + mean of w_RL L_RSPO over the anchors                              (22)
+            w_VSL w;  + mean over lists of the mean of w_RL L_RSPO over its anchors       (22)
 
-  The trunk and the context of a list run once; its candidates lie along the target axis. A plain
-  `Batch`, as validation has it, is judged as logged samples.
+  A short list counts as much as a long one: what was shown (4 ads) as much as what the model would
+  have shown (32). The trunk and the context of a list run once; its candidates lie along the target
+  axis. A plain `Batch`, as validation has it, is judged as logged samples.
   """
   logged_task = vsl_task(decoder, loss_config)
 
@@ -76,7 +77,6 @@ def unified_task(decoder: Decoder, loss_config: LossConfig, config: PreferenceCo
     )
     pairing_key = jax.random.fold_in(jax.random.key(0) if key is None else key, 2)
     list_loss = list_rows(log_probs.sid_BCL, rows.lists, pairing_key)
-    anchors = jnp.sum(list_loss.where).astype(jnp.float32)
     total, samples = metrics["loss"]
     logp_BC = jnp.sum(log_probs.sid_BCL, axis=-1)
     if config.method == "uvr":
@@ -94,19 +94,28 @@ def unified_task(decoder: Decoder, loss_config: LossConfig, config: PreferenceCo
       )
       total = config.base_weight * total + jnp.sum(terms.total_BC * weights.vsl_BC * own_BC)
       samples = samples + jnp.sum(learned_BC)
-      preferred = jnp.sum(jnp.where(list_loss.where, weights.rl_BC * list_loss.loss, 0.0))
+      preferred, num_lists = _sum_lists(list_loss, weights.rl_BC)
       metrics["misalignment"] = (
         jnp.sum(weights.misalignment_BC), jnp.sum(rows.lists.where_BC).astype(jnp.float32)
       )
     else:
-      preferred = config.weight * jnp.sum(list_loss.loss)
-    mean = total / jnp.maximum(samples, 1.0) + preferred / jnp.maximum(anchors, 1.0)
+      preferred, num_lists = _sum_lists(list_loss, config.weight)
+    mean = total / jnp.maximum(samples, 1.0) + preferred / jnp.maximum(num_lists, 1.0)
     # A step's loss is a ratio of sums; this one is the sum of two such ratios.
     metrics["loss"] = (mean * samples, samples)
-    metrics["list_loss"] = (jnp.sum(list_loss.loss), anchors)
+    metrics["list_loss"] = _sum_lists(list_loss, 1.0)
     return metrics | _watch(logp_BC, rows.lists)
 
   return Task(logged_task.init, loss)
+
+
+def _sum_lists(rows: RowLoss, weight: jax.Array | float) -> tuple[jax.Array, jax.Array]:
+  """Sum over lists of the weighted mean over each list's rows, and how many lists have any."""
+  loss, where = jnp.where(rows.where, weight * rows.loss, 0.0), rows.where
+  if loss.ndim == 2:
+    loss = jnp.sum(loss, axis=-1) / jnp.maximum(jnp.sum(where, axis=-1), 1)
+    where = jnp.any(where, axis=-1)
+  return jnp.sum(loss), jnp.sum(where).astype(jnp.float32)
 
 
 def _watch(logp_BC: jax.Array, lists: Lists) -> Metrics:

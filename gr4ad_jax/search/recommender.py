@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -59,6 +60,7 @@ class Recommender:
     if member_TA is not None:
       self._word_TU = jax.device_put(_pack_by_sid(member_TA, index, tree.capacity))
     self._index, self._config = index, config
+    self._plain_decoder = decoder
     decoder, params = with_precision(decoder, params, config.precision)
     self._params = jax.device_put(params)
     self._prefixes = jax.device_put(tree.arrays)
@@ -68,6 +70,14 @@ class Recommender:
     self._compile = functools.cache(
       functools.partial(compile_search, start_fn(decoder), step_fn(decoder), tree)
     )
+
+  def with_params(self, params: Any) -> Recommender:
+    """The same with other parameters; nothing is compiled again."""
+    other = copy.copy(self)
+    other._params = jax.device_put(
+      with_precision(self._plain_decoder, params, self._config.precision)[1]
+    )
+    return other
 
   def __call__(
     self, context: Context, k: int, *, subset_RN: np.ndarray | None = None

@@ -92,6 +92,10 @@ class Checkpoints:
         f"{self._folder / str(step)}: does not fit this run's settings ({error})"
       ) from error
 
+  def wait(self) -> None:
+    """Returns once everything that was saved is on disk."""
+    self._checkpointer.wait()
+
   def close(self) -> None:
     """Waits for pending writes."""
     self._checkpointer.close()

@@ -59,13 +59,36 @@ def test_metrics_of_the_best_lists(test_requests):
   assert got["ndcg_ecpm@50"] == pytest.approx(1.0)
   assert got["recall@50"] == 1.0
   best = best_ads(test.market, test.requests, 50)
-  assert got["revenue"] == pytest.approx(
+  assert got["whole_revenue"] == pytest.approx(
     expected_revenue(test.market, test.requests, best,
                      traffic_share=test.traffic_share).revenue_R.mean()
   )
+  earns_RK = truth(test.market, test.requests, best).ecpm / 1000
+  may_RK = [open_V[test.market.advertiser_A[ads]]
+            for open_V, ads in zip(test.open_RV, best, strict=True)]
+  four = [earns[may][:4].sum() for earns, may in zip(earns_RK, may_RK, strict=True)]
+  assert got["revenue"] == pytest.approx(np.mean(four), rel=1e-5)
+  assert got["revenue@10"] <= got["revenue"]
   worst = _market.list_metrics(test, Oracle(test), test.best_RK[:, ::-1], -np.ones_like(targets))
   assert worst["recall@50"] == 0 and worst["ndcg_ecpm@50"] < 1
   assert worst["own_revenue"] < worst["revenue"] == pytest.approx(got["revenue"])
+
+
+def test_advertisers_are_out_once_the_log_has_spent_their_budget(test_requests):
+  test, market = test_requests, test_requests.market
+  budget_V = np.full(len(market.budget_V), 0.05)
+  budget_V[0] = 0
+  open_RV = _market.open_advertisers(
+    dataclasses.replace(market, budget_V=budget_V), test.logs, test.requests
+  )
+  events = test.logs.events
+  for row in range(0, len(open_RV), 7):
+    now_s, spent_V = int(test.requests.time_s_R[row]), np.zeros(len(budget_V))
+    for ad, value, time_s in zip(events.ad, events.value, events.time_s, strict=True):
+      if ad >= 0 and time_s // 86_400 == now_s // 86_400 and time_s < now_s:
+        spent_V[market.advertiser_A[int(test.logs.ads.ad_id[ad])]] += value
+    assert (open_RV[row] == (spent_V < budget_V)).all()
+  assert not open_RV[:, 0].any() and 0 < open_RV[:, 1:].mean() < 1
 
 
 def found(**revenue):

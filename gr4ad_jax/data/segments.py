@@ -1,0 +1,105 @@
+"""Segments of a log that goes on: files of events that are added to the logs already there.
+
+A segment is a .parquet or .csv file with the columns of the events table (docs/own_logs.md). Its
+users may be new, and have no features then; rows of unknown ads or contents cannot be learned from
+and are left out, counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from gr4ad_jax.data import tables
+from gr4ad_jax.data.parquet_logs import read_table
+from gr4ad_jax.data.records import EventTable, Logs, UserTable
+from gr4ad_jax.data.validation import factorize_ids, require_columns
+
+DAY_S = 86400
+SUFFIXES = (".parquet", ".csv", ".csv.gz")
+
+
+class Appended(NamedTuple):
+  """Logs with a segment at their end."""
+
+  logs: Logs
+  new_R: np.ndarray  # bool, the requests of the segment
+  left_out: dict[str, int]  # rule -> rows of the segment
+
+
+def segment_files(folder: Path) -> list[Path]:
+  """The segments in a folder, by name, which must be their order in time; hidden files are not."""
+  return sorted(
+    path for path in folder.iterdir()
+    if path.name.endswith(SUFFIXES) and not path.name.startswith(".")
+  )
+
+
+def append_segment(logs: Logs, file: Path, *, keep_days: float | None = None) -> Appended:
+  """The logs with the events of a segment.
+
+  Args:
+    logs: what is known so far.
+    file: the segment.
+    keep_days: events older than this, seen from the newest one, are forgotten; None = never.
+
+  Raises:
+    LogError: the file is not readable, lacks a column, or no row of it is valid.
+  """
+  frame = read_table(file)
+  require_columns(frame, ("user_id",), str(file), prefix="")
+  users = _with_users(logs.users, frame["user_id"], str(file))
+  counts: dict[str, int] = {}
+  new = tables.event_table(
+    frame, str(file), counts, ads=logs.ads, contents=logs.contents, users=users,
+    invalid_rows="drop",
+  ).events
+  old = logs.events
+  if keep_days is not None:
+    recent_E = old.time_s >= int(new.time_s.max()) - keep_days * DAY_S
+    old = _rows(old, np.flatnonzero(recent_E))
+  first_new = int(old.request.max()) + 1 if len(old.user) else 0
+  features = {
+    name: np.concatenate([column_E, new.features.get(name, np.full(len(new.user), "", object))])
+    for name, column_E in old.features.items()
+  }
+  joined = EventTable(features=features, **{
+    field.name: np.concatenate([
+      getattr(old, field.name),
+      getattr(new, field.name) + (first_new if field.name == "request" else 0),
+    ])
+    for field in dataclasses.fields(EventTable) if field.name != "features"
+  })
+  joined = _rows(joined, np.lexsort((joined.time_s, joined.user)))
+  request_E, kept = pd.factorize(joined.request)
+  events = dataclasses.replace(joined, request=request_E.astype(np.int32))
+  left_out = {rule: count for rule, count in counts.items() if count and "dropped" in rule}
+  return Appended(
+    dataclasses.replace(logs, users=users, events=events), np.asarray(kept) >= first_new, left_out
+  )
+
+
+def _with_users(users: UserTable, user_id: pd.Series, file: str) -> UserTable:
+  """The user table with those of a segment at its end."""
+  _, names = factorize_ids(user_id, file)
+  fresh = names[~np.isin(names.astype(str), users.user_id.astype(str))]
+  if not len(fresh):
+    return users
+  features = {
+    name: np.append(column_U, np.full(len(fresh), "", object))
+    for name, column_U in users.features.items()
+  }
+  return UserTable(np.append(users.user_id, fresh), features)
+
+
+def _rows(events: EventTable, rows: np.ndarray) -> EventTable:
+  features = {name: column_E[rows] for name, column_E in events.features.items()}
+  return EventTable(features=features, **{
+    field.name: getattr(events, field.name)[rows]
+    for field in dataclasses.fields(EventTable) if field.name != "features"
+  })
+
