@@ -26,7 +26,7 @@ from gr4ad_jax.data.market_log import market_logs
 from gr4ad_jax.data.market_worlds import build_market
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.schema import read_logs
-from gr4ad_jax.data.sequences import Example, ExampleMaker, time_split
+from gr4ad_jax.data.sequences import Example, ExampleMaker, FeatureVocabulary, time_split
 from gr4ad_jax.data.tfds_builder import open_examples, read_split
 from gr4ad_jax.evaluation.evaluate import eval_requests, group_requests
 from gr4ad_jax.evaluation.ranking import EvalRequests, ranking_metrics
@@ -82,17 +82,22 @@ def open_market_test(
   logs, examples = read_logs(data / "logs"), open_examples(data / "examples")
   rows = read_impressions(ExampleMaker(logs, examples.config), split, progress=track)
   contexts = _evenly(sorted(rows.contexts, key=lambda c: c.time_s), num_revenue)
-  scene = len(examples.features.user) + list(examples.features.request).index("scene")
-  values = ["", *examples.features.request["scene"]]
-  requests = Requests(
-    np.array([c.user for c in contexts], np.int32), np.array([c.time_s for c in contexts]),
-    np.array([SCENES.index(values[c.feature_F[scene]]) for c in contexts], np.int8),
-  )
+  requests = requests_of(contexts, examples.features)
   groups = _evenly(group_requests(read_split(examples, split)), num_recall)
   return MarketTest(
     market, logs, contexts, requests, len(contexts) / len(rows.contexts),
     open_advertisers(market, logs, requests), best_ads(market, requests, K),
     [group[0] for group in groups], eval_requests(groups),
+  )
+
+
+def requests_of(contexts: list[Example], features: FeatureVocabulary) -> Requests:
+  """What the market must know of each context to tell the truth."""
+  scene = len(features.user) + list(features.request).index("scene")
+  values = ["", *features.request["scene"]]
+  return Requests(
+    np.array([c.user for c in contexts], np.int32), np.array([c.time_s for c in contexts]),
+    np.array([SCENES.index(values[c.feature_F[scene]]) for c in contexts], np.int8),
   )
 
 

@@ -346,7 +346,7 @@ def market_logs(
   progress: Callable[[Iterable, str, int], Iterable] | None = None,
 ) -> Logs:
   """The log of all days in memory, checked like any other; the rows of users and ads stay."""
-  days = list(_days(market, policy, progress))
+  days = list(market_frames(market, policy=policy, progress=progress))
   return build_logs(
     ads=ads_frame(market), contents=contents_frame(market), users=users_frame(market),
     events=pd.concat(days, ignore_index=True), currency="USD", caveats=CAVEATS,
@@ -354,7 +354,13 @@ def market_logs(
   )
 
 
-def _days(market, policy, progress) -> Iterator[pd.DataFrame]:
+def market_frames(
+  market: Market,
+  *,
+  policy: Policy | None = None,
+  progress: Callable[[Iterable, str, int], Iterable] | None = None,
+) -> Iterator[pd.DataFrame]:
+  """The events of one day after another; arguments as `market_logs`."""
   shelves = build_shelves(market)
   policy = policy or Cascade(market, shelves)
   days = range(market.config.days)
@@ -403,7 +409,7 @@ def write_market(
     actions = np.zeros(3, np.int64)
 
     def days():
-      for frame in _days(market, None, progress):
+      for frame in market_frames(market, progress=progress):
         nonlocal actions
         on_ads = frame["ad_id"].notna().to_numpy()
         actions = actions + np.bincount(frame["action"].to_numpy()[on_ads], minlength=3)

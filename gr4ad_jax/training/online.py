@@ -19,7 +19,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,7 +87,7 @@ def learn_online(
   candidates: CandidateConfig,
   reward: Path | None = None,
   follow_s: float | None = None,
-  on_segment=None,
+  before_segment: Callable[[str, Any, Logs], None] | None = None,
 ) -> TrainState:
   """Learns from every segment that `out` has not learned from yet.
 
@@ -100,7 +100,8 @@ def learn_online(
     candidates: how lists are made; their number per segment is also bounded by the steps.
     reward: folder of a reward model; None = logged samples alone.
     follow_s: seconds between looks for new segments; None = return when none is left.
-    on_segment: called with (name, params, logs) after each, for experiments that measure.
+    before_segment: called with (name, parameters, logs with the segment) before each is learned
+      from: to judge the policy that would have answered it.
 
   Raises:
     ConfigError: `out` belongs to other settings, or a folder is missing.
@@ -109,6 +110,7 @@ def learn_online(
   if not segments.is_dir():
     raise ConfigError(f"{segments}: no such folder of segments")
   learner = _Learner(workdir, segments, out, config, preference, candidates, reward)
+  learner.before_segment = before_segment
   with Checkpoints(out / "checkpoints") as checkpoints:
     state = learner.begin(checkpoints)
     log = MetricLog(out, first_step=int(state.step))
@@ -117,8 +119,6 @@ def learn_online(
         waiting = [p for p in segment_files(segments) if p.name not in learner.done]
         if waiting:
           state = learner.learn(state, waiting, checkpoints, log)
-          if on_segment:
-            on_segment(waiting[0].name, state.params, learner.logs)
         elif follow_s is None:
           return state
         else:
@@ -166,6 +166,7 @@ class _Learner:
       )
     self.reward_scale: RewardScale | None = None
     self.done: list[str] = []
+    self.before_segment: Callable[[str, Any, Logs], None] | None = None
     self.known_A = np.bincount(
       self.logs.events.ad[self.logs.events.ad >= 0], minlength=len(self.logs.ads.ad_id)
     ) > 0
@@ -211,6 +212,8 @@ class _Learner:
     file = waiting[0]
     started = time.time()
     appended = append_segment(self.logs, file, keep_days=self.config.keep_days)
+    if self.before_segment:
+      self.before_segment(file.name, state.params, appended.logs)
     segment = self._read(appended, state)
     number, first_step = len(self.done), int(state.step)
     before = self._judge(state.params, segment)

@@ -1,0 +1,306 @@
+"""Online learning in a market whose tastes drift: frozen, online, and retrained from scratch.
+
+    python -m experiments.run online_drift
+
+A model is trained on the first days of a market (VSL, then UVR on candidate lists). From then on
+the log arrives day by day: one copy of the model stays as it is, one goes on with `gr4ad online`,
+and now and then a new one is trained from scratch on everything so far. All answer the requests of
+the *next* day, with the same histories; what their first four ads earn in expectation is computed
+from the market's truth, as in an A/B test of a small share of the traffic. The reward model is that
+of the first days throughout. An interrupted run goes on.
+
+Expected numbers: docs/value.md. Run time on two CPU cores: 15 minutes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments._market import LIMITS, K, requests_of
+from experiments._runs import tokenized
+from gr4ad_jax import prepare
+from gr4ad_jax.candidates import write_candidates
+from gr4ad_jax.config import (
+  CandidateConfig,
+  Config,
+  ConfigError,
+  ModelConfig,
+  OnlineConfig,
+  PreferenceConfig,
+  RewardConfig,
+  SearchConfig,
+  TrainConfig,
+  override_all,
+)
+from gr4ad_jax.data.impressions import read_impressions
+from gr4ad_jax.data.market import START_S, Market, MarketConfig, expected_revenue
+from gr4ad_jax.data.market_log import DAY_S, market_frames, market_logs
+from gr4ad_jax.data.market_worlds import build_market
+from gr4ad_jax.data.records import Logs
+from gr4ad_jax.data.sequences import Example, ExampleMaker, time_split
+from gr4ad_jax.data.trending import build_trending
+from gr4ad_jax.progress import console, track
+from gr4ad_jax.reward import RewardRun, train_reward
+from gr4ad_jax.run import Inputs, RunFile, load_params, open_inputs, read_run, train_run
+from gr4ad_jax.search.recommender import Recommender
+from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
+from gr4ad_jax.training.online import learn_online
+
+SYSTEMS = ("frozen", "online", "retrained")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What --set may change."""
+
+  first_days: int = 14
+  """Days before the stream begins; the last two of them validate and test the first models."""
+  judge_every: int = 3
+  """Days between judgements of the frozen and the online model."""
+  retrain_days: tuple[int, ...] = (25, 34)
+  """Days whose requests a model answers that was trained on everything before."""
+  requests: int = 2_000
+  """Requests of a day that are answered."""
+  epochs: float = 1.6
+  """Of every training from scratch."""
+  second_steps: int = 200
+  """Of UVR after it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """Everything that --set may change."""
+
+  settings: Settings = Settings()
+  market: MarketConfig = MarketConfig(num_users=3_000, drift=1.2)
+  model: ModelConfig = ModelConfig(width=64, num_heads=2, num_layers=3, num_lazy_layers=2)
+  train: TrainConfig = TrainConfig(batch_size=64, learning_rate=3e-3, log_every=50)
+  search: SearchConfig = SearchConfig(widths=(32, 64, 128), batch_size=64, value_exponent=0.5)
+  preference: PreferenceConfig = PreferenceConfig()
+  candidates: CandidateConfig = CandidateConfig(max_lists=2_000)
+  online: OnlineConfig = OnlineConfig(publish_every=20, learning_rate_share=0.1)
+  reward_steps: int = 500
+
+
+def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
+  """SYSTEM/day_N (currency a request), and ratios to the retrained model with 95% intervals."""
+  del size
+  options = override_all(Options(), overrides)
+  settings = options.settings
+  if max(settings.retrain_days) >= options.market.days:
+    raise ConfigError(f"settings.retrain_days={settings.retrain_days}: beyond the market's days")
+  market = build_market(options.market)
+  segments = _days_on_disk(market, workdir / "days", settings.first_days)
+  first = _prepared(market, workdir, settings.first_days)
+  reward = _reward(first, workdir / "reward", options)
+  start = _from_scratch(first, workdir / "first", reward, options)
+  judge = _Judge(workdir / "judged", market, start, options)
+
+  def before(name: str, params: Any, logs: Logs) -> None:
+    """Nobody has learned from the day `name` yet."""
+    day = int(name.removeprefix("day-").removesuffix(".parquet"))
+    judge(day, logs, "frozen", None)
+    judge(day, logs, "online", params)
+
+  learn_online(
+    start, segments, workdir / "online", config=options.online, preference=options.preference,
+    candidates=options.candidates, reward=reward, before_segment=before,
+  )
+  for day in settings.retrain_days:
+    judge.retrained(day, lambda day=day: _from_scratch(
+      _prepared(market, workdir, day), workdir / f"before-{day}", reward, options
+    ))
+  return judge.results(settings.retrain_days)
+
+
+def _days_on_disk(market: Market, folder: Path, first_day: int) -> Path:
+  """The stream, a file a day."""
+  done = folder / "complete"
+  if not done.exists():
+    folder.mkdir(parents=True, exist_ok=True)
+    for day, frame in enumerate(market_frames(market, progress=track)):
+      if day >= first_day:
+        frame.to_parquet(folder / f"day-{day:04d}.parquet")
+    done.touch()
+  return folder
+
+
+def _prepared(market: Market, workdir: Path, days: int) -> Path:
+  """The log of the first days, cut into examples; all but the last two are learned from."""
+  data = workdir / f"data-{days}"
+  if not (data / "prepared").exists():
+    short = dataclasses.replace(market, config=dataclasses.replace(market.config, days=days))
+    logs = market_logs(short, progress=track)
+    cut = time_split(logs, validation_days=1, test_days=1)
+    prepare.write_prepared(logs, data, cut, LIMITS)
+    tokenized(data, data / "sids", TokenizerConfig())
+    (data / "prepared").touch()
+  return data
+
+
+def _reward(data: Path, folder: Path, options: Options) -> Path:
+  if not (folder / "metrics.json").exists():
+    console.print("reward model")
+    base = RewardRun(str(data.resolve()), RewardConfig())
+    steps = options.reward_steps
+    train = dataclasses.replace(base.train, num_steps=steps, eval_every=max(1, steps // 2),
+                                checkpoint_every=max(1, steps // 2))
+    train_reward(dataclasses.replace(base, train=train), folder, resume=True)
+  return folder
+
+
+def _from_scratch(data: Path, folder: Path, reward: Path, options: Options) -> Path:
+  """VSL, then UVR on lists of its own."""
+  settings = options.settings
+  plain = Config(
+    model=options.model, train=options.train, search=options.search, preference=options.preference
+  )
+  first = RunFile(str(data.resolve()), str((data / "sids").resolve()), plain)
+  samples = open_inputs(first).examples.counts["train"]["examples"]
+  steps = math.ceil(settings.epochs * samples / options.train.batch_size)
+
+  def stage(count: int, **changes) -> Config:
+    train = dataclasses.replace(options.train, num_steps=count, eval_every=count,
+                                checkpoint_every=max(1, count // 2), **changes)
+    return dataclasses.replace(plain, train=train)
+
+  console.print(f"{folder.name}: {samples:,} samples, {steps:,} + {settings.second_steps} steps")
+  first = dataclasses.replace(first, config=stage(steps))
+  train_run(first, folder / "vsl", resume=True)
+  if not (folder / "lists" / "lists.json").exists():
+    write_candidates(folder / "vsl", reward, folder / "lists", config=options.candidates)
+  second = dataclasses.replace(
+    first, config=stage(settings.second_steps, learning_rate=1e-3, seed=100),
+    start=str((folder / "vsl").resolve()), lists=str((folder / "lists").resolve()),
+  )
+  train_run(second, folder / "uvr", resume=True)
+  return folder / "uvr"
+
+
+class _Judge:
+  """Revenue of every system on the requests of a day, kept on disk request by request."""
+
+  def __init__(self, folder: Path, market: Market, start: Path, options: Options):
+    folder.mkdir(parents=True, exist_ok=True)
+    self._folder, self._market, self._options = folder, market, options
+    run = read_run(start)
+    self._inputs: Inputs = open_inputs(run)
+    decoder, params, _ = load_params(run, start, self._inputs.vocabulary)
+    self._recommender = Recommender(
+      decoder, params, index=self._inputs.index, config=options.search,
+      bin_means=self._inputs.scale.bin_means,
+    )
+
+  def __call__(self, day: int, logs: Logs, system: str, params: Any | None) -> None:
+    settings = self._options.settings
+    if (day - settings.first_days) % settings.judge_every and day not in settings.retrain_days:
+      return
+    recommender = self._recommender if params is None else self._recommender.with_params(params)
+    self._answer(day, logs, system, recommender)
+
+  def retrained(self, day: int, train) -> None:
+    """Answers a day with the run that `train` gives."""
+    file = self._folder / f"retrained-{day}.npy"
+    if file.exists():
+      return
+    run_folder = train()
+    run = read_run(run_folder)
+    inputs = open_inputs(run)
+    decoder, params, _ = load_params(run, run_folder, inputs.vocabulary)
+    recommender = Recommender(
+      decoder, params, index=inputs.index, config=self._options.search,
+      bin_means=inputs.scale.bin_means,
+    )
+    logs = market_logs(dataclasses.replace(
+      self._market, config=dataclasses.replace(self._market.config, days=day + 1)
+    ))
+    self._answer(day, logs, "retrained", recommender)
+
+  def _answer(self, day: int, logs: Logs, system: str, recommender: Recommender) -> None:
+    file = self._folder / f"{system}-{day}.npy"
+    if file.exists():
+      return
+    contexts = self._contexts(day, logs)
+    make_batch = dataclasses.replace(self._inputs.make_batch, trending=build_trending(logs))
+    size = self._options.search.batch_size
+    ad_RK = np.concatenate([
+      recommender(make_batch.context(contexts[at : at + size]), K).ad_RK
+      for at in range(0, len(contexts), size)
+    ])
+    requests = requests_of(contexts, self._inputs.examples.features)
+    np.save(file, expected_revenue(self._market, requests, ad_RK).revenue_R)
+
+  def _contexts(self, day: int, logs: Logs) -> list[Example]:
+    """Evenly spread requests of a day, by user and time."""
+    begin_s = START_S + day * DAY_S
+    examples = self._inputs.examples
+    maker = ExampleMaker(logs, examples.config, vocabulary=examples.features,
+                         split_R=np.full(int(logs.events.request.max()) + 1, -1, np.int8))
+    today_R = (maker.first_s_R >= begin_s) & (maker.first_s_R < begin_s + DAY_S)
+    maker.split_R[today_R] = 0
+    rows = read_impressions(maker, "train").contexts
+    count = min(self._options.settings.requests, len(rows))
+    return [rows[i] for i in np.linspace(0, len(rows) - 1, count).astype(int)]
+
+  def results(self, retrain_days: tuple[int, ...]) -> dict[str, float]:
+    """Means by day, and ratios to the retrained model over all days that it has answered."""
+    revenue = {
+      system: {
+        int(file.stem.split("-")[1]): np.load(file)
+        for file in sorted(self._folder.glob(f"{system}-*.npy"))
+      }
+      for system in SYSTEMS
+    }
+    found = {
+      f"{system}/day_{day}": float(values.mean())
+      for system, days in revenue.items() for day, values in days.items()
+    }
+    whole = {s: np.concatenate([revenue[s][day] for day in retrain_days]) for s in SYSTEMS}
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(0, len(whole["online"]), (2_000, len(whole["online"])))
+    for a, b in (("online", "retrained"), ("frozen", "retrained"), ("online", "frozen")):
+      ratios = whole[a][drawn].mean(axis=1) / whole[b][drawn].mean(axis=1) - 1
+      low, high = np.quantile(ratios, (0.025, 0.975))
+      found |= {
+        f"{a}_over_{b}/mean": float(whole[a].mean() / whole[b].mean() - 1),
+        f"{a}_over_{b}/ci_low": float(low), f"{a}_over_{b}/ci_high": float(high),
+      }
+    return found
+
+
+def table(results: Mapping[str, float]) -> str:
+  """Revenue by day, and the ratios."""
+  days = sorted({int(name.split("_")[-1]) for name in results if "/day_" in name})
+  lines = ["| day | " + " | ".join(SYSTEMS) + " |", "|---:" * 4 + "|"]
+  for day in days:
+    cells = [results.get(f"{system}/day_{day}") for system in SYSTEMS]
+    lines.append(f"| {day} | " + " | ".join("" if x is None else f"{x:.4f}" for x in cells) + " |")
+  lines += ["", "| revenue on the days that all three answered | difference (95%) |", "|---|---:|"]
+  for pair in ("online_over_retrained", "frozen_over_retrained", "online_over_frozen"):
+    mean, low, high = (results[f"{pair}/{part}"] for part in ("mean", "ci_low", "ci_high"))
+    lines.append(f"| {pair.replace('_', ' ')} | {mean:+.1%} ({low:+.1%} to {high:+.1%}) |")
+  return "\n".join(lines)
+
+
+def plots(results: Mapping[str, float]) -> dict[str, Figure]:
+  """Revenue of the three systems over the days."""
+  figure = Figure(figsize=(7.0, 3.6), layout="constrained")
+  ax = figure.subplots()
+  styles = {"frozen": ("#b0553a", "o-"), "online": ("#2f6f9f", "o-"), "retrained": ("#333", "D")}
+  for system, (colour, style) in styles.items():
+    days = sorted(int(n.split("_")[-1]) for n in results if n.startswith(f"{system}/day_"))
+    ax.plot(days, [results[f"{system}/day_{d}"] for d in days], style, color=colour, label=system,
+            markersize=5)
+  ax.set_xlabel("day of the market")
+  ax.set_title("Expected revenue of the first four ads, currency a request", loc="left")
+  ax.spines[["top", "right"]].set_visible(False)
+  ax.grid(alpha=0.3)
+  ax.legend(frameon=False)
+  return {"online_drift": figure}
