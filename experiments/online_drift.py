@@ -46,12 +46,12 @@ from gr4ad_jax.data.market_worlds import build_market
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.sequences import Example, ExampleMaker, time_split
 from gr4ad_jax.data.trending import build_trending
+from gr4ad_jax.online import learn_online
 from gr4ad_jax.progress import console, track
 from gr4ad_jax.reward import RewardRun, train_reward
 from gr4ad_jax.run import Inputs, RunFile, load_params, open_inputs, read_run, train_run
 from gr4ad_jax.search.recommender import Recommender
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
-from gr4ad_jax.training.online import learn_online
 
 SYSTEMS = ("frozen", "online", "retrained")
 

@@ -399,7 +399,7 @@ def _run(command: Command) -> None:
       )
       terminal.print_numbers(numbers, title=f"candidate lists in {command.out}")
     case Online():
-      from gr4ad_jax.training.online import learn_online
+      from gr4ad_jax.online import learn_online
 
       state = learn_online(
         command.workdir, command.segments, command.out, config=command.online,

@@ -268,7 +268,7 @@ class CandidateConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OnlineConfig:
-  """How a run goes on learning (training/online.py). Source: reference section 10."""
+  """How a run goes on learning (online.py). Source: reference section 10."""
 
   publish_every: int = 500
   """Steps between publications, counted over segments."""

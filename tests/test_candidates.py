@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from gr4ad_jax import online as online_module
 from gr4ad_jax import prepare
 from gr4ad_jax.candidates import choose_requests, write_candidates
 from gr4ad_jax.cascade import train_retrieval
@@ -32,14 +33,13 @@ from gr4ad_jax.data.validation import LogError
 from gr4ad_jax.learning.list_batches import ListBatchMaker
 from gr4ad_jax.learning.preference import RewardScale
 from gr4ad_jax.learning.two_tower import nearest_ads
+from gr4ad_jax.online import learn_online
 from gr4ad_jax.reward import RewardRun, open_reward, train_reward
 from gr4ad_jax.run import RunFile, load_params, open_inputs, read_run, train_run
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
-from gr4ad_jax.training import online as online_module
 from gr4ad_jax.training import train_loop
 from gr4ad_jax.training.checkpoint import Checkpoints
 from gr4ad_jax.training.metric_log import MetricLog
-from gr4ad_jax.training.online import learn_online
 from gr4ad_jax.training.published import latest, published_steps
 
 MARKET = MarketConfig(
