@@ -68,7 +68,7 @@ def make_lists(
   search: SearchConfig,
   config: CandidateConfig,
 ) -> Iterator[CandidateList]:
-  """Two lists per chosen request: the model's candidates, and what was shown.
+  """Lists of the chosen requests: the model's candidates, and what was shown.
 
   Args:
     generator: the present policy, from `generator_of`.
@@ -97,7 +97,7 @@ def make_lists(
     ad_RC, logp_RCL = _pick(likely, sampled, inputs, config, rng)
     ecpm_RC = scorer(contexts, ad_RC).ecpm_RC
     shown_RC, action_RC = impressions.shown_RC[part], impressions.action_RC[part]
-    shown_ecpm_RC = scorer(contexts, shown_RC).ecpm_RC
+    shown_ecpm_RC = scorer(contexts, shown_RC).ecpm_RC if config.shown else None
     for r, row in enumerate(contexts):
       there = ad_RC[r] >= 0
       done = dict(zip(shown_RC[r].tolist(), action_RC[r].tolist(), strict=True))
@@ -105,7 +105,8 @@ def make_lists(
         row, ad_RC[r, there], ecpm_RC[r, there], logp_RCL[r, there], there[there],
         np.array([done.get(ad, -1) for ad in ad_RC[r, there].tolist()], np.int8),
       )
-      yield _shown_list(row, shown_RC[r], shown_ecpm_RC[r], action_RC[r], inputs)
+      if config.shown:
+        yield _shown_list(row, shown_RC[r], shown_ecpm_RC[r], action_RC[r], inputs)
 
 
 def _pick(

@@ -240,6 +240,8 @@ class CandidateConfig:
   """Drawn from the model with `temperature`: exploration."""
   temperature: float = 1.5
   """Of the sampled ones; their logged log-probability is the untempered one."""
+  shown: bool = True
+  """Also keep what the logging system showed, as a list without references."""
   top_users_share: float = 0.3
   """Share of the requests, those of the users with the largest past value, that lists are made
   for."""

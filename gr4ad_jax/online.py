@@ -285,9 +285,9 @@ class _Learner:
         self.out / "published", self.start_params, step=int(state.step)
       )
       per_step = self.run.config.preference.lists_per_step
-      most = math.ceil(self._steps(len(samples)) * per_step / 2)  # two lists a request
+      most = self._steps(len(samples)) * per_step // (1 + self.candidates.shown)
       config = dataclasses.replace(
-        self.candidates, max_lists=min(self.candidates.max_lists, most),
+        self.candidates, max_lists=max(1, min(self.candidates.max_lists, most)),
         seed=self.config.seed + len(self.done),
       )
       lists = list(make_lists(
