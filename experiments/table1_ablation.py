@@ -91,18 +91,18 @@ ROWS = {
   "vsl": Row("+ VSL", ("+2.80%", "-25%")),
   "dpo": Row("+ VSL + DPO", ("+3.16%", "-25%"), method="dpo", weight=1.0),
   "grpo": Row("+ VSL + GRPO", ("+3.21%", "-25%"), method="grpo", weight=2.0),
-  "rspo": Row("+ VSL + RSPO", ("+3.86%", "-25%"), method="rspo", weight=1.5),
-  "uvr": Row("+ UVR", ("+4.01%", "-25%"), method="uvr", weight=2.0),
+  "rspo": Row("+ VSL + RSPO", ("+3.86%", "-25%"), method="rspo", weight=16.0),
+  "uvr": Row("+ UVR", ("+4.01%", "-25%"), method="uvr", weight=12.0),
   "uvr_dbs": Row(
-    "+ UVR + DBS", ("+4.32%", "+20%"), method="uvr", weight=2.0, widths=PROGRESSIVE
+    "+ UVR + DBS", ("+4.32%", "+20%"), method="uvr", weight=12.0, widths=PROGRESSIVE
   ),
   "uvr_dbs_mtp": Row(
     "+ UVR + DBS + MTP", ("+3.98%", "+117%"), decoder="multi_token", method="uvr",
-    weight=2.0, widths=PROGRESSIVE,
+    weight=12.0, widths=PROGRESSIVE,
   ),
   "gr4ad": Row(
     "GR4AD (UVR + DBS + LazyAR)", ("+4.28%", "+117%"), decoder="lazy", method="uvr",
-    weight=2.0, widths=PROGRESSIVE,
+    weight=12.0, widths=PROGRESSIVE,
   ),
 }
 METRICS = (

@@ -197,7 +197,7 @@ class PreferenceConfig:
   method: Literal["none", "dpo", "s_dpo", "grpo", "rspo", "uvr"] = "uvr"
   """Loss on the lists, added to that of logged samples; none = logged samples alone, uvr = RSPO
   with the weights of the unified objective."""
-  weight: float = 1.5
+  weight: float = 10.0
   """Of the list loss beside the loss of logged samples (not uvr, which has max_rl_weight)."""
   beta: float = 1.0
   """Inverse temperature of RSPO, DPO and S-DPO."""
@@ -205,7 +205,7 @@ class PreferenceConfig:
   """The reference of an anchor counts while its set has moved by less than this (nats, mean)."""
   base_weight: float = 1.0
   """w_0 of the unified weights."""
-  max_rl_weight: float = 2.0
+  max_rl_weight: float = 10.0
   """Z_max of the unified weights."""
   vsl_on: Literal["engaged", "all"] = "engaged"
   """List candidates that the supervised loss learns from in uvr: those that the user engaged with,
@@ -240,7 +240,7 @@ class CandidateConfig:
   """Drawn from the model with `temperature`: exploration."""
   temperature: float = 1.5
   """Of the sampled ones; their logged log-probability is the untempered one."""
-  shown: bool = True
+  shown: bool = False
   """Also keep what the logging system showed, as a list without references."""
   top_users_share: float = 0.3
   """Share of the requests, those of the users with the largest past value, that lists are made

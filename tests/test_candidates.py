@@ -51,7 +51,7 @@ CONTEXT = Example(
   4, 2, 0, 1_700_000_000, 7.5, np.array([1, 2], np.int32), NONE, SMALL, SMALL, NONE, SMALL, SMALL,
   NONE, np.zeros(0, np.int8), np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros(0, bool),
 )
-LISTS = CandidateConfig(top=4, rest=4, sampled=3, max_lists=60)
+LISTS = CandidateConfig(top=4, rest=4, sampled=3, max_lists=60, shown=True)
 
 
 def tiny(**train):
