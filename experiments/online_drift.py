@@ -83,9 +83,9 @@ class Options:
   model: ModelConfig = ModelConfig(width=64, num_heads=2, num_layers=3, num_lazy_layers=2)
   train: TrainConfig = TrainConfig(batch_size=64, learning_rate=3e-3, log_every=50)
   search: SearchConfig = SearchConfig(widths=(32, 64, 128), batch_size=64, value_exponent=0.5)
-  preference: PreferenceConfig = PreferenceConfig()
-  candidates: CandidateConfig = CandidateConfig(max_lists=2_000)
-  online: OnlineConfig = OnlineConfig(publish_every=20, learning_rate_share=0.1)
+  preference: PreferenceConfig = PreferenceConfig(max_rl_weight=2.0)
+  candidates: CandidateConfig = CandidateConfig(max_lists=2_000, shown=True)
+  online: OnlineConfig = OnlineConfig(publish_every=20, learning_rate_share=0.3)
   reward_steps: int = 500
 
 
@@ -299,6 +299,8 @@ def plots(results: Mapping[str, float]) -> dict[str, Figure]:
     ax.plot(days, [results[f"{system}/day_{d}"] for d in days], style, color=colour, label=system,
             markersize=5)
   ax.set_xlabel("day of the market")
+  ax.xaxis.get_major_locator().set_params(integer=True)
+  ax.set_ylim(bottom=0)
   ax.set_title("Expected revenue of the first four ads, currency a request", loc="left")
   ax.spines[["top", "right"]].set_visible(False)
   ax.grid(alpha=0.3)
