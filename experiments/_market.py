@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gr4ad_jax import prepare
-from gr4ad_jax.config import SearchConfig
+from gr4ad_jax.config import RewardConfig, SearchConfig
 from gr4ad_jax.data.impressions import read_impressions
 from gr4ad_jax.data.market import (
   SCENES,
@@ -30,8 +30,8 @@ from gr4ad_jax.data.sequences import Example, ExampleMaker, FeatureVocabulary, t
 from gr4ad_jax.data.tfds_builder import open_examples, read_split
 from gr4ad_jax.evaluation.evaluate import eval_requests, group_requests
 from gr4ad_jax.evaluation.ranking import EvalRequests, ranking_metrics
-from gr4ad_jax.progress import track
-from gr4ad_jax.reward import RewardScorer
+from gr4ad_jax.progress import console, track
+from gr4ad_jax.reward import RewardRun, RewardScorer, train_reward
 from gr4ad_jax.run import Inputs, write_json
 from gr4ad_jax.search.recommender import Recommender
 
@@ -53,11 +53,30 @@ def prepared_market(workdir: Path, config: MarketConfig) -> tuple[Market, Path]:
   return market, data
 
 
+def trained_reward(
+  folder: Path, data: Path, *, steps: int, model: RewardConfig | None = None
+) -> Path:
+  """A reward model in `folder`."""
+  if not (folder / "metrics.json").exists():
+    console.print("reward model")
+    train_reward(reward_run(data, steps=steps, model=model), folder, resume=True)
+  return folder
+
+
+def reward_run(
+  data: Path, *, steps: int, model: RewardConfig | None = None, seed: int = 0
+) -> RewardRun:
+  """Settings of a reward model of so many steps, judged twice."""
+  run, half = RewardRun(str(data.resolve()), model or RewardConfig()), max(1, steps // 2)
+  return dataclasses.replace(run, train=dataclasses.replace(
+    run.train, num_steps=steps, eval_every=half, checkpoint_every=half, seed=seed
+  ))
+
+
 class MarketTest(NamedTuple):
   """Requests of a split, in two roles."""
 
   market: Market
-  logs: Logs
   contexts: list[Example]  # R requests, engaged or not, whose revenue is computed
   requests: Requests  # the same for the market
   traffic_share: float  # R over all requests of that time
@@ -81,11 +100,11 @@ def open_market_test(
   """Evenly spread requests of a split."""
   logs, examples = read_logs(data / "logs"), open_examples(data / "examples")
   rows = read_impressions(ExampleMaker(logs, examples.config), split, progress=track)
-  contexts = _evenly(sorted(rows.contexts, key=lambda c: c.time_s), num_revenue)
+  contexts = evenly(sorted(rows.contexts, key=lambda c: c.time_s), num_revenue)
   requests = requests_of(contexts, examples.features)
-  groups = _evenly(group_requests(read_split(examples, split)), num_recall)
+  groups = evenly(group_requests(read_split(examples, split)), num_recall)
   return MarketTest(
-    market, logs, contexts, requests, len(contexts) / len(rows.contexts),
+    market, contexts, requests, len(contexts) / len(rows.contexts),
     open_advertisers(market, logs, requests), best_ads(market, requests, K),
     [group[0] for group in groups], eval_requests(groups),
   )
@@ -118,7 +137,8 @@ def open_advertisers(market: Market, logs: Logs, requests: Requests) -> np.ndarr
   return open_RV
 
 
-def _evenly(rows: list, count: int) -> list:
+def evenly(rows: list, count: int) -> list:
+  """`count` of the rows, or all, evenly spread."""
   return [rows[i] for i in np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
 
 

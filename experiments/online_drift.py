@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments._market import LIMITS, K, requests_of
+from experiments._market import LIMITS, evenly, recommend_all, requests_of, trained_reward
 from experiments._runs import tokenized
 from gr4ad_jax import prepare
 from gr4ad_jax.candidates import write_candidates
@@ -34,22 +34,21 @@ from gr4ad_jax.config import (
   ModelConfig,
   OnlineConfig,
   PreferenceConfig,
-  RewardConfig,
   SearchConfig,
   TrainConfig,
   override_all,
 )
 from gr4ad_jax.data.impressions import read_impressions
 from gr4ad_jax.data.market import START_S, Market, MarketConfig, expected_revenue
-from gr4ad_jax.data.market_log import DAY_S, market_frames, market_logs
+from gr4ad_jax.data.market_log import DAY_S, market_logs, write_market
 from gr4ad_jax.data.market_worlds import build_market
 from gr4ad_jax.data.records import Logs
+from gr4ad_jax.data.segments import append_segment
 from gr4ad_jax.data.sequences import Example, ExampleMaker, time_split
 from gr4ad_jax.data.trending import build_trending
 from gr4ad_jax.online import learn_online
 from gr4ad_jax.progress import console, track
-from gr4ad_jax.reward import RewardRun, train_reward
-from gr4ad_jax.run import Inputs, RunFile, load_params, open_inputs, read_run, train_run
+from gr4ad_jax.run import Inputs, RunFile, open_inputs, open_recommender, read_run, train_run
 from gr4ad_jax.search.recommender import Recommender
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 
@@ -97,9 +96,12 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
   if max(settings.retrain_days) >= options.market.days:
     raise ConfigError(f"settings.retrain_days={settings.retrain_days}: beyond the market's days")
   market = build_market(options.market)
-  segments = _days_on_disk(market, workdir / "days", settings.first_days)
+  if not (workdir / "market").exists():
+    stream_days = options.market.days - settings.first_days
+    write_market(market, workdir / "market", stream_days=stream_days, progress=track)
+  segments = workdir / "market" / "segments"
   first = _prepared(market, workdir, settings.first_days)
-  reward = _reward(first, workdir / "reward", options)
+  reward = trained_reward(workdir / "reward", first, steps=options.reward_steps)
   start = _from_scratch(first, workdir / "first", reward, options)
   judge = _Judge(workdir / "judged", market, start, options)
 
@@ -114,22 +116,10 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
     candidates=options.candidates, reward=reward, before_segment=before,
   )
   for day in settings.retrain_days:
-    judge.retrained(day, lambda day=day: _from_scratch(
-      _prepared(market, workdir, day), workdir / f"before-{day}", reward, options
-    ))
+    data = _prepared(market, workdir, day)
+    run_folder = _from_scratch(data, workdir / f"before-{day}", reward, options)
+    judge.retrained(day, segments / f"day-{day:04d}.parquet", run_folder)
   return judge.results(settings.retrain_days)
-
-
-def _days_on_disk(market: Market, folder: Path, first_day: int) -> Path:
-  """The stream, a file a day."""
-  done = folder / "complete"
-  if not done.exists():
-    folder.mkdir(parents=True, exist_ok=True)
-    for day, frame in enumerate(market_frames(market, progress=track)):
-      if day >= first_day:
-        frame.to_parquet(folder / f"day-{day:04d}.parquet")
-    done.touch()
-  return folder
 
 
 def _prepared(market: Market, workdir: Path, days: int) -> Path:
@@ -143,17 +133,6 @@ def _prepared(market: Market, workdir: Path, days: int) -> Path:
     tokenized(data, data / "sids", TokenizerConfig())
     (data / "prepared").touch()
   return data
-
-
-def _reward(data: Path, folder: Path, options: Options) -> Path:
-  if not (folder / "metrics.json").exists():
-    console.print("reward model")
-    base = RewardRun(str(data.resolve()), RewardConfig())
-    steps = options.reward_steps
-    train = dataclasses.replace(base.train, num_steps=steps, eval_every=max(1, steps // 2),
-                                checkpoint_every=max(1, steps // 2))
-    train_reward(dataclasses.replace(base, train=train), folder, resume=True)
-  return folder
 
 
 def _from_scratch(data: Path, folder: Path, reward: Path, options: Options) -> Path:
@@ -192,11 +171,7 @@ class _Judge:
     self._folder, self._market, self._options = folder, market, options
     run = read_run(start)
     self._inputs: Inputs = open_inputs(run)
-    decoder, params, _ = load_params(run, start, self._inputs.vocabulary)
-    self._recommender = Recommender(
-      decoder, params, index=self._inputs.index, config=options.search,
-      bin_means=self._inputs.scale.bin_means,
-    )
+    self._recommender, _, _ = open_recommender(run, start, self._inputs)
 
   def __call__(self, day: int, logs: Logs, system: str, params: Any | None) -> None:
     settings = self._options.settings
@@ -205,23 +180,12 @@ class _Judge:
     recommender = self._recommender if params is None else self._recommender.with_params(params)
     self._answer(day, logs, system, recommender)
 
-  def retrained(self, day: int, train) -> None:
-    """Answers a day with the run that `train` gives."""
-    file = self._folder / f"retrained-{day}.npy"
-    if file.exists():
-      return
-    run_folder = train()
+  def retrained(self, day: int, segment: Path, run_folder: Path) -> None:
+    """Answers a day, which is in `segment`, with a run that was trained on all before it."""
     run = read_run(run_folder)
     inputs = open_inputs(run)
-    decoder, params, _ = load_params(run, run_folder, inputs.vocabulary)
-    recommender = Recommender(
-      decoder, params, index=inputs.index, config=self._options.search,
-      bin_means=inputs.scale.bin_means,
-    )
-    logs = market_logs(dataclasses.replace(
-      self._market, config=dataclasses.replace(self._market.config, days=day + 1)
-    ))
-    self._answer(day, logs, "retrained", recommender)
+    recommender, _, _ = open_recommender(run, run_folder, inputs)
+    self._answer(day, append_segment(inputs.logs, segment).logs, "retrained", recommender)
 
   def _answer(self, day: int, logs: Logs, system: str, recommender: Recommender) -> None:
     file = self._folder / f"{system}-{day}.npy"
@@ -229,12 +193,9 @@ class _Judge:
       return
     contexts = self._contexts(day, logs)
     make_batch = dataclasses.replace(self._inputs.make_batch, trending=build_trending(logs))
-    size = self._options.search.batch_size
-    ad_RK = np.concatenate([
-      recommender(make_batch.context(contexts[at : at + size]), K).ad_RK
-      for at in range(0, len(contexts), size)
-    ])
-    requests = requests_of(contexts, self._inputs.examples.features)
+    inputs = dataclasses.replace(self._inputs, make_batch=make_batch)
+    ad_RK = recommend_all(recommender, inputs, contexts, self._options.search)
+    requests = requests_of(contexts, inputs.examples.features)
     np.save(file, expected_revenue(self._market, requests, ad_RK).revenue_R)
 
   def _contexts(self, day: int, logs: Logs) -> list[Example]:
@@ -245,9 +206,7 @@ class _Judge:
                          split_R=np.full(int(logs.events.request.max()) + 1, -1, np.int8))
     today_R = (maker.first_s_R >= begin_s) & (maker.first_s_R < begin_s + DAY_S)
     maker.split_R[today_R] = 0
-    rows = read_impressions(maker, "train").contexts
-    count = min(self._options.settings.requests, len(rows))
-    return [rows[i] for i in np.linspace(0, len(rows) - 1, count).astype(int)]
+    return evenly(read_impressions(maker, "train").contexts, self._options.settings.requests)
 
   def results(self, retrain_days: tuple[int, ...]) -> dict[str, float]:
     """Means by day, and ratios to the retrained model over all days that it has answered."""

@@ -35,6 +35,8 @@ from experiments._market import (
   open_market_test,
   prepared_market,
   recommend_all,
+  reward_run,
+  trained_reward,
 )
 from experiments._runs import paired_interval, tokenized
 from gr4ad_jax.candidates import write_candidates
@@ -54,7 +56,7 @@ from gr4ad_jax.data.market import MarketConfig
 from gr4ad_jax.data.tfds_builder import to_example
 from gr4ad_jax.model.build import start_fn, step_fn
 from gr4ad_jax.progress import console, track
-from gr4ad_jax.reward import RewardRun, RewardScorer, open_reward, train_reward
+from gr4ad_jax.reward import RewardScorer, open_reward
 from gr4ad_jax.run import RunFile, load_params, open_inputs, train_run, write_json
 from gr4ad_jax.search.beam_search import compile_search
 from gr4ad_jax.search.bench_decode import time_in_turns
@@ -162,7 +164,9 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
     market, data, settings.split, num_revenue=settings.revenue_requests,
     num_recall=settings.recall_requests,
   )
-  reward = _reward_folder(workdir, data, options)
+  reward = trained_reward(
+    workdir / "reward", data, steps=options.reward_steps, model=options.reward
+  )
   scorer = open_reward(reward)
   sids = {
     "ua_sid": tokenized(data, workdir / "sids" / "ua_sid", TokenizerConfig()),
@@ -206,23 +210,6 @@ def summary(found: Mapping[str, Mapping[str, list[float]]]) -> dict[str, float]:
   return results
 
 
-def _reward_folder(workdir: Path, data: Path, options: Options) -> Path:
-  folder = workdir / "reward"
-  if not (folder / "metrics.json").exists():
-    console.print("reward model")
-    train_reward(_reward_run(data, options, 0), folder, resume=True)
-  return folder
-
-
-def _reward_run(data: Path, options: Options, seed: int) -> RewardRun:
-  run = RewardRun(str(data.resolve()), options.reward)
-  steps = options.reward_steps
-  return dataclasses.replace(run, train=dataclasses.replace(
-    run.train, num_steps=steps, eval_every=max(1, steps // 2), checkpoint_every=max(1, steps // 2),
-    seed=seed,
-  ))
-
-
 def _row_metrics(
   name: str, folder: Path, data: Path, sids: Mapping[str, Path], reward: Path,
   scorer: RewardScorer, test: MarketTest, options: Options, seed: int,
@@ -233,7 +220,8 @@ def _row_metrics(
     return json.loads(file.read_text())
   console.print(f"seed {seed}: {ROWS[name].label}")
   if name == "dlrm":
-    retrieval = train_retrieval(_reward_run(data, options, seed), folder / "two_tower")
+    of_seed = reward_run(data, steps=options.reward_steps, model=options.reward, seed=seed)
+    retrieval = train_retrieval(of_seed, folder / "two_tower")
     lists = [retrieval(contexts, K) for contexts in (test.contexts, test.held_out)]
   else:
     run_file, run_folder = _trained(name, folder, data, sids, reward, options, seed)

@@ -38,7 +38,7 @@ from gr4ad_jax.data.records import Action, Logs
 from gr4ad_jax.data.segments import Appended, append_segment, segment_files
 from gr4ad_jax.data.sequences import Example, ExampleMaker
 from gr4ad_jax.data.trending import build_trending
-from gr4ad_jax.learning.list_batches import ListBatchMaker
+from gr4ad_jax.learning.list_batches import list_batch_maker
 from gr4ad_jax.learning.preference import RewardScale, fit_reward_scale
 from gr4ad_jax.learning.task import Task
 from gr4ad_jax.learning.unified_task import UnifiedBatch, unified_task
@@ -50,10 +50,11 @@ from gr4ad_jax.search.recommender import Recommender
 from gr4ad_jax.training.checkpoint import Checkpoints
 from gr4ad_jax.training.metric_log import MeanMetrics, MetricLog
 from gr4ad_jax.training.published import forget_before, publish, read_published
-from gr4ad_jax.training.train_loop import DivergedError
+from gr4ad_jax.training.train_loop import DivergedError, mean_loss
 from gr4ad_jax.training.train_step import (
   TrainState,
   abstract_state,
+  begin_with,
   compile_init,
   compile_loss,
   compile_train_step,
@@ -110,7 +111,6 @@ def learn_online(
   if not segments.is_dir():
     raise ConfigError(f"{segments}: no such folder of segments")
   learner = _Learner(workdir, segments, out, config, preference, candidates, reward)
-  learner.before_segment = before_segment
   with Checkpoints(out / "checkpoints") as checkpoints:
     state = learner.begin(checkpoints)
     log = MetricLog(out, first_step=int(state.step))
@@ -118,7 +118,7 @@ def learn_online(
       while True:
         waiting = [p for p in segment_files(segments) if p.name not in learner.done]
         if waiting:
-          state = learner.learn(state, waiting, checkpoints, log)
+          state = learner.learn(state, waiting, checkpoints, log, before_segment)
         elif follow_s is None:
           return state
         else:
@@ -137,8 +137,9 @@ class _Learner:
       train, learning_rate=config.learning_rate_share * train.learning_rate, warmup_share=0.0,
       final_learning_rate_share=1.0, seed=config.seed,
     )
-    self.method = preference.method if reward else "none"
-    preference = dataclasses.replace(preference, method=self.method)
+    if not reward:
+      preference = dataclasses.replace(preference, method="none")
+    with_lists = preference.method != "none"
     self.run = dataclasses.replace(
       start, config=dataclasses.replace(start.config, train=train, preference=preference),
       start=str(workdir.resolve()), lists="", segments=str(segments.resolve()),
@@ -147,12 +148,12 @@ class _Learner:
     self.file = OnlineFile(config, candidates, str(reward.resolve()) if reward else "")
     self.inputs: Inputs = open_inputs(self.run)
     self.logs: Logs = self.inputs.logs
-    self.scorer: RewardScorer | None = open_reward(reward) if self.method != "none" else None
-    self.decoder, params, _ = load_params(start, workdir, self.inputs.vocabulary)
+    self.scorer: RewardScorer | None = open_reward(reward) if with_lists else None
+    decoder, params, _ = load_params(start, workdir, self.inputs.vocabulary)
     self.start_params = jax.tree.map(np.asarray, params)
     self.task: Task = (
-      vsl_task(self.decoder, self.run.config.loss) if self.method == "none"
-      else unified_task(self.decoder, self.run.config.loss, preference)
+      unified_task(decoder, self.run.config.loss, preference) if with_lists
+      else vsl_task(decoder, self.run.config.loss)
     )
     self.mesh = sharding.build_mesh(data_parallel=train.data_parallel, fsdp=train.fsdp)
     self.abstract = abstract_state(self.task, train, self.mesh)
@@ -160,13 +161,12 @@ class _Learner:
     self.loss_fn = compile_loss(self.task, self.mesh, self.abstract)
     self.to_devices = sharding.global_batch(self.mesh)
     self.generator: Recommender | None = None
-    if self.scorer:
+    if with_lists:
       self.generator = generator_of(
-        self.decoder, self.start_params, self.inputs, self.run.config.search
+        decoder, self.start_params, self.inputs, self.run.config.search
       )
     self.reward_scale: RewardScale | None = None
     self.done: list[str] = []
-    self.before_segment: Callable[[str, Any, Logs], None] | None = None
     self.known_A = np.bincount(
       self.logs.events.ad[self.logs.events.ad >= 0], minlength=len(self.logs.ads.ad_id)
     ) > 0
@@ -187,12 +187,8 @@ class _Learner:
       state = compile_init(self.task, self.run.config.train, self.abstract)(
         jax.random.key(self.config.seed)
       )
-      layout = jax.tree.map(lambda leaf: leaf.sharding, state.params)
-      # A copy: steps give the buffers of their parameters away.
-      fresh = jax.tree.map(np.copy, self.start_params)
-      state = state._replace(params=jax.device_put(fresh, layout))
       publish(self.out / "published", 0, self.start_params, {"segments": 0})
-      return state
+      return begin_with(state, self.start_params)
     state, about = checkpoints.restore(self.abstract, step)
     self.done = list(about["segments"])
     if about["reward_scale"]:
@@ -206,31 +202,31 @@ class _Learner:
     return state
 
   def learn(
-    self, state: TrainState, waiting: Sequence[Path], checkpoints: Checkpoints, log: MetricLog
+    self, state: TrainState, waiting: Sequence[Path], checkpoints: Checkpoints, log: MetricLog,
+    before_segment: Callable[[str, Any, Logs], None] | None,
   ) -> TrainState:
     """Judges the next segment, learns from it, keeps and publishes."""
     file = waiting[0]
     started = time.time()
     appended = append_segment(self.logs, file, keep_days=self.config.keep_days)
-    if self.before_segment:
-      self.before_segment(file.name, state.params, appended.logs)
+    if before_segment:
+      before_segment(file.name, state.params, appended.logs)
     segment = self._read(appended, state)
     number, first_step = len(self.done), int(state.step)
-    before = self._judge(state.params, segment)
-    total = MeanMetrics()
-    for batch in self._batches(segment, number):
+    judged = self._judged(segment)
+    before = self._loss(state.params, judged)
+    total, step = MeanMetrics(), first_step
+    for step, batch in enumerate(self._batches(segment, number), first_step + 1):
       state, metrics = self.step_fn(state, self.to_devices(batch))
       total.add(metrics)
-      step = int(state.step)
       if step % self.config.publish_every == 0:
         self._publish(step, state.params, file.name, appended.logs)
-    step = int(state.step)
-    means = total.means() if step > first_step else {}
+    means = total.means()
     if not all(math.isfinite(means.get(name, 0.0)) for name in ("loss", "grad_norm")):
       raise DivergedError(
         f"{file}: the loss is no longer finite; what is kept is that of step {first_step}"
       )
-    after = self._judge(state.params, segment)
+    after = self._loss(state.params, judged)
     self.done.append(file.name)
     self.logs = appended.logs
     if step > first_step:
@@ -270,12 +266,9 @@ class _Learner:
     maker = ExampleMaker(
       appended.logs, examples.config, split_R=split_R, vocabulary=examples.features
     )
-    samples = [
-      example for user in np.unique(appended.logs.events.user[
-        appended.new_R[appended.logs.events.request]
-      ]).tolist()
-      for example in maker.user_examples(user, 0)
-    ]
+    events = appended.logs.events
+    users = np.unique(events.user[appended.new_R[events.request]]).tolist()
+    samples = [example for user in users for example in maker.user_examples(user, 0)]
     make_batch = self.inputs.make_batch
     if make_batch.trending is not None:
       make_batch = dataclasses.replace(make_batch, trending=build_trending(appended.logs))
@@ -307,36 +300,34 @@ class _Learner:
     size, per_step = self.run.config.train.batch_size, self.run.config.preference.lists_per_step
     rng = np.random.default_rng([self.config.seed, number])
     order = _endless(len(segment.lists), rng)
-    make_lists_batch = None
-    if self.method != "none":
-      make_lists_batch = ListBatchMaker(
-        segment.make_batch,
-        None if self.run.config.preference.reward_range == "list" else self.reward_scale,
-        max(self.candidates.size, MAX_SHOWN),
-      )
+    make_lists_batch = list_batch_maker(
+      segment.make_batch, self.run.config.preference, self.reward_scale,
+      max(self.candidates.size, MAX_SHOWN),
+    )
     for _ in range(self.config.passes):
       shuffled = rng.permutation(len(segment.examples))
       for at in range(0, len(shuffled), size):
         rows = [segment.examples[i] for i in shuffled[at : at + size]]
         logged = segment.make_batch(_filled(rows, size))
-        if make_lists_batch is None:
+        if not self.scorer:
           yield logged
-        else:
-          chosen = [segment.lists[next(order)] for _ in range(per_step if segment.lists else 0)]
-          chosen += [_no_list(rows[0], logged)] * (per_step - len(chosen))
-          yield UnifiedBatch(logged, make_lists_batch(chosen))
+          continue
+        chosen = [_no_list(rows[0], logged)] * per_step
+        if segment.lists:
+          chosen = [segment.lists[next(order)] for _ in range(per_step)]
+        yield UnifiedBatch(logged, make_lists_batch(chosen))
 
-  def _judge(self, params: Any, segment: _Segment) -> float:
-    """The loss on the segment's samples (at most 20 batches); NaN where it has none."""
-    size = self.run.config.train.batch_size
-    rows = segment.examples
+  def _judged(self, segment: _Segment) -> list[Batch]:
+    """At most 20 batches of the segment's samples, evenly spread."""
+    size, rows = self.run.config.train.batch_size, segment.examples
     picked = np.linspace(0, len(rows) - 1, min(len(rows), 20 * size)).astype(int)
-    total = MeanMetrics()
-    for at in range(0, len(picked), size):
-      part = [rows[i] for i in picked[at : at + size]]
-      batch: Batch = segment.make_batch(_filled(part, size))
-      total.add(self.loss_fn(params, self.to_devices(batch)))
-    return total.means()["loss"] if len(picked) else float("nan")
+    return [
+      segment.make_batch(_filled([rows[i] for i in picked[at : at + size]], size))
+      for at in range(0, len(picked), size)
+    ]
+
+  def _loss(self, params: Any, batches: Sequence[Batch]) -> float:
+    return mean_loss(self.loss_fn, params, batches, self.to_devices).get("loss", float("nan"))
 
   def _publish(self, step: int, params: Any, name: str, logs: Logs) -> None:
     publish(self.out / "published", step, params, {

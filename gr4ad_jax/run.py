@@ -29,7 +29,7 @@ from gr4ad_jax.data.schema import read_logs
 from gr4ad_jax.data.sequences import NUM_ORGANIC_BUCKETS
 from gr4ad_jax.data.tfds_builder import ExampleSet, open_examples, to_example, training_events
 from gr4ad_jax.data.value import ValueScale, fit_value_scale
-from gr4ad_jax.learning.list_batches import ListBatchMaker
+from gr4ad_jax.learning.list_batches import list_batch_maker
 from gr4ad_jax.learning.preference import RewardScale
 from gr4ad_jax.learning.unified_task import UnifiedBatch, unified_task
 from gr4ad_jax.learning.vsl_task import vsl_task
@@ -227,10 +227,9 @@ def _list_dataset(run: RunFile, inputs: Inputs, host: int, hosts: int) -> grain.
   about = json.loads((Path(run.lists) / "lists.json").read_text())
   if about["fingerprint"] != inputs.fingerprint:
     raise ConfigError(f"{run.lists}: was made of other data or other SIDs")
-  scale = RewardScale(*about["reward_scale"])
-  if run.config.preference.reward_range == "list":
-    scale = None
-  make_batch = ListBatchMaker(inputs.make_batch, scale, about["size"])
+  make_batch = list_batch_maker(
+    inputs.make_batch, run.config.preference, RewardScale(*about["reward_scale"]), about["size"]
+  )
   return batch_dataset(
     records, make_batch, batch_size=run.config.preference.lists_per_step,
     seed=run.config.train.seed + 1, host=host, num_hosts=hosts, parse=to_list,

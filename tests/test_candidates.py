@@ -261,9 +261,9 @@ def segments(world):
   folder = world / "segments"
   folder.mkdir()
   market = build_market(MARKET)
+  shelves = build_shelves(market)
   for day in range(20, 23):
-    frame = simulate_day(market, day, Cascade(market, build_shelves(market)),
-                         shelves=build_shelves(market))
+    frame = simulate_day(market, day, Cascade(market, shelves), shelves=shelves)
     frame.to_parquet(folder / f"day-{day}.parquet")
   return folder
 

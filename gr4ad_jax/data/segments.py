@@ -17,9 +17,9 @@ import pandas as pd
 from gr4ad_jax.data import tables
 from gr4ad_jax.data.parquet_logs import read_table
 from gr4ad_jax.data.records import EventTable, Logs, UserTable
+from gr4ad_jax.data.trending import DAY_S
 from gr4ad_jax.data.validation import factorize_ids, require_columns
 
-DAY_S = 86400
 SUFFIXES = (".parquet", ".csv", ".csv.gz")
 
 

@@ -21,6 +21,7 @@ from gr4ad_jax.training.metric_log import MeanMetrics, MetricLog, read_log
 from gr4ad_jax.training.train_step import (
   TrainState,
   abstract_state,
+  begin_with,
   compile_init,
   compile_loss,
   compile_train_step,
@@ -72,8 +73,7 @@ def train(
     else:
       state = compile_init(task, config, abstract)(jax.random.key(config.seed))
       if start_params is not None:
-        layout = jax.tree.map(lambda leaf: leaf.sharding, state.params)
-        state = state._replace(params=jax.device_put(start_params, layout))
+        state = begin_with(state, start_params)
     if first_step >= config.num_steps:
       return state
     step_fn = compile_train_step(task, config, mesh, abstract)
@@ -81,7 +81,7 @@ def train(
     log = MetricLog(folder, first_step=first_step)
     try:
       return _run(
-        state, step_fn, lambda params: _validate(loss_fn, params, validation, to_devices),
+        state, step_fn, lambda params: mean_loss(loss_fn, params, validation, to_devices),
         config=config, batches=batches, to_devices=to_devices, checkpoints=checkpoints, log=log,
         first_step=first_step, folder=folder,
       )
@@ -161,8 +161,9 @@ def _check(means: dict[str, float], step: int, first_loss: float, last_saved: in
     )
 
 
-def _validate(loss_fn, params, validation, to_devices) -> dict[str, float]:
+def mean_loss(loss_fn, params, batches, to_devices) -> dict[str, float]:
+  """Means of all metrics over batches, {} where there are none; `loss_fn` from `compile_loss`."""
   total = MeanMetrics()
-  for batch in validation:
+  for batch in batches:
     total.add(loss_fn(params, to_devices(batch)))
   return total.means()

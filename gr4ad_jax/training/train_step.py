@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -48,6 +49,12 @@ def compile_init(
 ) -> Callable[[jax.Array], TrainState]:
   """key -> state, born in its layout."""
   return jax.jit(lambda key: init_state(task, config, key), out_shardings=_layout(abstract))
+
+
+def begin_with(state: TrainState, params: Any) -> TrainState:
+  """The state with other parameters, in its layout; copies, as steps give their buffers away."""
+  layout = jax.tree.map(lambda leaf: leaf.sharding, state.params)
+  return state._replace(params=jax.device_put(jax.tree.map(np.array, params), layout))
 
 
 def compile_train_step(

@@ -9,6 +9,7 @@ import pytest
 from experiments import _market, table1_ablation
 from gr4ad_jax.data.market import MarketConfig, best_ads, expected_revenue, truth
 from gr4ad_jax.data.market_log import arrivals
+from gr4ad_jax.data.schema import read_logs
 
 SMALL = MarketConfig(
   world="synthetic", num_users=200, num_ads=80, num_advertisers=8, num_categories=5,
@@ -17,8 +18,12 @@ SMALL = MarketConfig(
 
 
 @pytest.fixture(scope="module")
-def test_requests(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("market")
+def folder(tmp_path_factory):
+  return tmp_path_factory.mktemp("market")
+
+
+@pytest.fixture(scope="module")
+def test_requests(folder):
   market, data = _market.prepared_market(folder, SMALL)
   again, _ = _market.prepared_market(folder, SMALL)
   assert np.array_equal(market.bid_A, again.bid_A)
@@ -74,19 +79,20 @@ def test_metrics_of_the_best_lists(test_requests):
   assert worst["own_revenue"] < worst["revenue"] == pytest.approx(got["revenue"])
 
 
-def test_advertisers_are_out_once_the_log_has_spent_their_budget(test_requests):
+def test_advertisers_are_out_once_the_log_has_spent_their_budget(folder, test_requests):
   test, market = test_requests, test_requests.market
+  logs = read_logs(folder / "data" / "logs")
   budget_V = np.full(len(market.budget_V), 0.05)
   budget_V[0] = 0
   open_RV = _market.open_advertisers(
-    dataclasses.replace(market, budget_V=budget_V), test.logs, test.requests
+    dataclasses.replace(market, budget_V=budget_V), logs, test.requests
   )
-  events = test.logs.events
+  events = logs.events
   for row in range(0, len(open_RV), 7):
     now_s, spent_V = int(test.requests.time_s_R[row]), np.zeros(len(budget_V))
     for ad, value, time_s in zip(events.ad, events.value, events.time_s, strict=True):
       if ad >= 0 and time_s // 86_400 == now_s // 86_400 and time_s < now_s:
-        spent_V[market.advertiser_A[int(test.logs.ads.ad_id[ad])]] += value
+        spent_V[market.advertiser_A[int(logs.ads.ad_id[ad])]] += value
     assert (open_RV[row] == (spent_V < budget_V)).all()
   assert not open_RV[:, 0].any() and 0 < open_RV[:, 1:].mean() < 1
 
