@@ -35,8 +35,8 @@ from gr4ad_jax.reward import RewardRun, RewardScorer, train_reward
 from gr4ad_jax.run import Inputs, write_json
 from gr4ad_jax.search.recommender import Recommender
 
-K = 50  # ads that a system hands to the final ranker
-FEW = 10  # so few in the harder test
+K = 50  # ads that a system finds
+HANDED = 10  # of them that the final ranker sees
 LIMITS = {"max_ad_history": 32, "max_organic_history": 32, "num_trending": 32, "max_targets": 1}
 
 
@@ -163,14 +163,14 @@ def list_metrics(
   changes nothing.
 
   Returns:
-    revenue (currency a request), revenue@10 (the ranker sees the first 10 alone), own_revenue (in
-    the system's own order), whole_revenue (the system answers all traffic, and its own spending
-    ends budgets), ndcg_ecpm@50 (of the system's order, gains = true eCPM, against the best 50 of
-    the catalogue) and recall@50.
+    revenue@10 (currency a request; the ranker sees the first 10), revenue@50 (it sees all),
+    own_revenue (in the system's own order), whole_revenue (of 50; the system answers all traffic,
+    and its own spending ends budgets), ndcg_ecpm@50 (of the system's order, gains = true eCPM,
+    against the best 50 of the catalogue) and recall@50.
   """
   market, requests = test.market, test.requests
   ranked_RK = scorer.rank(test.contexts, ad_RK)
-  first_RK = scorer.rank(test.contexts, ad_RK[:, :FEW])
+  first_RK = scorer.rank(test.contexts, ad_RK[:, :HANDED])
   whole = expected_revenue(market, requests, ranked_RK, traffic_share=test.traffic_share)
   discount_K = 1 / np.log2(2 + np.arange(K))
   gain_RK = truth(market, requests, ad_RK).ecpm
@@ -180,8 +180,8 @@ def list_metrics(
     held_out_RK, test.targets, advertiser_A=market.advertiser_A, ks=(K,), bootstrap=2
   )
   return {
-    "revenue": test.arm_revenue(ranked_RK),
-    f"revenue@{FEW}": test.arm_revenue(first_RK),
+    f"revenue@{HANDED}": test.arm_revenue(first_RK),
+    f"revenue@{K}": test.arm_revenue(ranked_RK),
     "own_revenue": test.arm_revenue(ad_RK),
     "whole_revenue": float(whole.revenue_R.mean()),
     f"ndcg_ecpm@{K}": float(ndcg_R.mean()),

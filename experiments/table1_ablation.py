@@ -5,10 +5,10 @@
 
 The fitted market (data/market.py). Every generative row trains for the same number of steps in two
 stages, the second from the first's parameters: logged samples alone, or with candidate lists of the
-first stage's model priced by the reward model. Each hands 50 ads a request to the same final
-ranker, the reward model; what the four shown ads earn is computed from the market's truth. Finished
-runs and rows are reused. `--check` exits 1 where a list-trained row loses more than 1% of the
-supervised row's recall@50: the known failure of reinforcement learning.
+first stage's model priced by the reward model. Each hands its first 10 ads a request, or all 50, to
+the same final ranker, the reward model; what the four shown ads earn is computed from the market's
+truth. Finished runs and rows are reused. `--check` exits 1 where a list-trained row loses more than
+1% of the supervised row's recall@50: the known failure of reinforcement learning.
 
 Expected numbers beside the paper's: docs/value.md. Run time on two CPU cores: under an hour.
 """
@@ -28,7 +28,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments._market import (
-  FEW,
+  HANDED,
   K,
   MarketTest,
   list_metrics,
@@ -70,7 +70,7 @@ PLAIN_LOSS = LossConfig(
 # On validation: at this size the defaults' weights cost more samples than they are worth, and the
 # value head, learned from the logging policy's noisy estimates, does not help to rank.
 VALUE_LOSS = LossConfig(ecpm_weight=0.2, conversion_weight=2.0, user_weight_range=(0.8, 1.25))
-WIDE, PROGRESSIVE = (128, 128, 128), (32, 64, 128)
+WIDE, PROGRESSIVE = (64, 64, 64), (16, 32, 64)
 
 
 class Row(NamedTuple):
@@ -91,25 +91,24 @@ ROWS = {
   "ar": Row("AR decoder, RQ-Kmeans", ("+1.68%", "-"), sids="rq_kmeans", values=False),
   "ua_sid": Row("+ UA-SID", ("+1.92%", "0%"), values=False),
   "vsl": Row("+ VSL", ("+2.80%", "-25%")),
-  "dpo": Row("+ VSL + DPO", ("+3.16%", "-25%"), method="dpo", weight=1.0),
-  "grpo": Row("+ VSL + GRPO", ("+3.21%", "-25%"), method="grpo", weight=2.0),
-  "rspo": Row("+ VSL + RSPO", ("+3.86%", "-25%"), method="rspo", weight=16.0),
-  "uvr": Row("+ UVR", ("+4.01%", "-25%"), method="uvr", weight=12.0),
+  "dpo": Row("+ VSL + DPO", ("+3.16%", "-25%"), method="dpo", weight=3.0),
+  "grpo": Row("+ VSL + GRPO", ("+3.21%", "-25%"), method="grpo", weight=8.0),
+  "rspo": Row("+ VSL + RSPO", ("+3.86%", "-25%"), method="rspo", weight=32.0),
+  "uvr": Row("+ UVR", ("+4.01%", "-25%"), method="uvr", weight=40.0),
   "uvr_dbs": Row(
-    "+ UVR + DBS", ("+4.32%", "+20%"), method="uvr", weight=12.0, widths=PROGRESSIVE
+    "+ UVR + DBS", ("+4.32%", "+20%"), method="uvr", weight=40.0, widths=PROGRESSIVE
   ),
   "uvr_dbs_mtp": Row(
     "+ UVR + DBS + MTP", ("+3.98%", "+117%"), decoder="multi_token", method="uvr",
-    weight=12.0, widths=PROGRESSIVE,
+    weight=40.0, widths=PROGRESSIVE,
   ),
   "gr4ad": Row(
     "GR4AD (UVR + DBS + LazyAR)", ("+4.28%", "+117%"), decoder="lazy", method="uvr",
-    weight=12.0, widths=PROGRESSIVE,
+    weight=40.0, widths=PROGRESSIVE,
   ),
 }
-METRICS = (
-  "revenue", f"revenue@{FEW}", "own_revenue", "whole_revenue", f"ndcg_ecpm@{K}", f"recall@{K}"
-)
+REVENUES = (f"revenue@{HANDED}", f"revenue@{K}")  # the first one is the table's
+METRICS = (*REVENUES, "own_revenue", "whole_revenue", f"ndcg_ecpm@{K}", f"recall@{K}")
 ORDERINGS = (("vsl", "ua_sid"), ("rspo", "vsl"), ("rspo", "dpo"), ("rspo", "grpo"), ("uvr", "rspo"))
 
 
@@ -145,8 +144,10 @@ class Options:
   settings: Settings = Settings()
   market: MarketConfig = MarketConfig()
   model: ModelConfig = ModelConfig(width=64, num_heads=2, num_layers=3, num_lazy_layers=2)
-  train: TrainConfig = TrainConfig(batch_size=64, learning_rate=3e-3, log_every=50)
-  preference: PreferenceConfig = PreferenceConfig()  # method and weight are the row's
+  train: TrainConfig = TrainConfig(
+    batch_size=64, learning_rate=3e-3, log_every=50, eval_batches=8
+  )
+  preference: PreferenceConfig = PreferenceConfig(reward_range="list")  # method, weight: the row's
   candidates: CandidateConfig = CandidateConfig(max_lists=3_000)
   reward: RewardConfig = RewardConfig()
   reward_steps: int = 600
@@ -190,23 +191,23 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
 def summary(found: Mapping[str, Mapping[str, list[float]]]) -> dict[str, float]:
   """Means over seeds, lifts over the cascade, and paired differences of the orderings."""
   results: dict[str, float] = {}
-  base = np.array(found["dlrm"]["revenue"]) if "dlrm" in found else None
   for name, metrics in found.items():
     for metric, values in metrics.items():
       results[f"{name}/{metric}"] = float(np.mean(values))
       results |= {f"{name}/{metric}/seed{i}": v for i, v in enumerate(values)}
-    if base is not None and len(base) > 1:
-      lift = np.array(metrics["revenue"]) / base - 1
-      interval = paired_interval("lift", lift)
-      results |= {
-        f"{name}/revenue_lift": interval["lift/mean"],
-        f"{name}/revenue_lift_ci_low": interval["lift/ci_low"],
-        f"{name}/revenue_lift_ci_high": interval["lift/ci_high"],
-      }
-  for better, worse in ORDERINGS:
-    if {better, worse} <= set(found) and len(found[better]["revenue"]) > 1:
-      difference = np.array(found[better]["revenue"]) / np.array(found[worse]["revenue"]) - 1
-      results |= paired_interval(f"{better}_over_{worse}", difference)
+
+  def compare(better: str, worse: str, name: str, revenue: str) -> None:
+    if {better, worse} <= set(found) and len(found[better][revenue]) > 1:
+      change = np.array(found[better][revenue]) / np.array(found[worse][revenue]) - 1
+      interval = paired_interval("change", change)
+      results[name] = interval["change/mean"]
+      results.update({f"{name}_{end}": interval[f"change/{end}"] for end in ("ci_low", "ci_high")})
+
+  for revenue, lift in zip(REVENUES, ("revenue_lift", f"revenue_lift@{K}"), strict=True):
+    for name in found:
+      compare(name, "dlrm", f"{name}/{lift}", revenue)
+    for better, worse in ORDERINGS:
+      compare(better, worse, f"{better}_over_{worse}/{lift}", revenue)
   return results
 
 
@@ -328,48 +329,71 @@ def check(results: Mapping[str, float]) -> list[str]:
 def table(results: Mapping[str, float]) -> str:
   """One row a system, the paper's figures beside ours; the orderings below."""
   lines = [
-    f"| | revenue | paper | recall@{K} | NDCG by eCPM | QPS | paper |",
-    "|---|---:|---:|---:|---:|---:|---:|",
+    f"| | revenue, {HANDED} to the ranker | paper | revenue, {K} | recall@{K} | NDCG by eCPM | "
+    "QPS | paper |",
+    "|---|---:|---:|---:|---:|---:|---:|---:|",
   ]
+
+  def change(name: str, digits: int = 1) -> str:
+    if name not in results:
+      return "-"
+    mean, low, high = (results[name + end] for end in ("", "_ci_low", "_ci_high"))
+    return f"{mean:+.{digits}%} ({low:+.{digits}%} to {high:+.{digits}%})"
+
   for name, row in ROWS.items():
-    if f"{name}/revenue" not in results:
+    if f"{name}/recall@{K}" not in results:
       continue
-    lift = "-"
-    if f"{name}/revenue_lift" in results and name != "dlrm":
-      low, high = (results[f"{name}/revenue_lift_ci_{end}"] for end in ("low", "high"))
-      lift = f"{results[f'{name}/revenue_lift']:+.1%} ({low:+.1%} to {high:+.1%})"
+    lifts = ["-", "-"] if name == "dlrm" else [
+      change(f"{name}/revenue_lift"), change(f"{name}/revenue_lift@{K}")
+    ]
     speed = results.get(f"{name}/qps_ratio")
     lines.append(
-      f"| {row.label} | {lift} | {row.paper[0]} | {results[f'{name}/recall@{K}']:.4f} | "
-      f"{results[f'{name}/ndcg_ecpm@{K}']:.4f} | {f'{speed - 1:+.0%}' if speed else ''} | "
-      f"{row.paper[1]} |"
+      f"| {row.label} | {lifts[0]} | {row.paper[0]} | {lifts[1]} | "
+      f"{results[f'{name}/recall@{K}']:.4f} | {results[f'{name}/ndcg_ecpm@{K}']:.4f} | "
+      f"{f'{speed - 1:+.0%}' if speed else ''} | {row.paper[1]} |"
     )
-  lines += ["", "| revenue, paired by seed | difference (95% t interval) |", "|---|---:|"]
+  lines += [
+    "", f"| revenue, paired by seed (95% t interval) | {HANDED} to the ranker | {K} |",
+    "|---|---:|---:|",
+  ]
   for better, worse in ORDERINGS:
-    key = f"{better}_over_{worse}"
-    if f"{key}/mean" in results:
-      mean, low, high = (results[f"{key}/{part}"] for part in ("mean", "ci_low", "ci_high"))
-      lines.append(f"| {better} over {worse} | {mean:+.2%} ({low:+.2%} to {high:+.2%}) |")
-  if "vsl" in {name.split("/")[0] for name in results} and "uvr/revenue" in results:
+    key = f"{better}_over_{worse}/revenue_lift"
+    if key in results:
+      lines.append(
+        f"| {better} over {worse} | {change(key, 2)} | {change(f'{key}@{K}', 2)} |"
+      )
+  if {f"{name}/recall@{K}" for name in ("vsl", "rspo", "uvr")} <= set(results):
     lines += ["", *(check(results) or [f"No list-trained row loses recall@{K} against vsl."])]
   return "\n".join(lines)
 
 
 def plots(results: Mapping[str, float]) -> dict[str, Figure]:
-  """Revenue lift of each row."""
+  """Revenue lift of each row, beside the paper's."""
   names = [name for name in ROWS if f"{name}/revenue_lift" in results and name != "dlrm"]
-  figure = Figure(figsize=(7.5, 3.8), layout="constrained")
+  figure = Figure(figsize=(7.5, 5.2), layout="constrained")
   ax = figure.subplots()
-  lifts = np.array([results[f"{name}/revenue_lift"] for name in names]) * 100
-  ends = np.array([
-    [results[f"{name}/revenue_lift_ci_{end}"] for name in names] for end in ("low", "high")
-  ]) * 100
   places = np.arange(len(names))[::-1]
-  ax.barh(places, lifts, xerr=np.abs(ends - lifts), color="#4878a8", error_kw={"lw": 1})
+
+  def bars(offset: float, lifts: list[float], ends: list[list[float]] | None, **style) -> None:
+    error = None if ends is None else np.abs(np.array(ends).T - lifts) * 100
+    ax.barh(places + offset, np.array(lifts) * 100, 0.26, xerr=error, error_kw={"lw": 1}, **style)
+
+  for offset, lift, handed, color in (
+    (0.27, "revenue_lift", HANDED, "#2f5f8f"), (0, f"revenue_lift@{K}", K, "#8db4d9")
+  ):
+    bars(
+      offset, [results[f"{name}/{lift}"] for name in names],
+      [[results[f"{name}/{lift}_ci_{end}"] for end in ("low", "high")] for name in names],
+      color=color, label=f"here, {handed} ads to the ranker",
+    )
+  paper = [float(ROWS[name].paper[0].rstrip("%")) / 100 for name in names]
+  bars(-0.27, paper, None, color="#b8b8b8", label="paper, online")
   ax.set_yticks(places, [ROWS[name].label for name in names])
-  ax.set_title("Expected revenue over the DLRM cascade, %", loc="left")
+  ax.set_title("Revenue over the DLRM cascade, % (bars: 95% interval over seeds)", loc="left")
+  ax.axvline(0, color="black", lw=0.8)
   ax.spines[["top", "right"]].set_visible(False)
   ax.grid(axis="x", alpha=0.3)
+  ax.legend(frameon=False)
   return {"table1": figure}
 
 

@@ -145,6 +145,7 @@ class TrainConfig:
     for name in ("learning_rate", "clip_norm"):
       require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be positive")
     require(0 <= self.warmup_share < 1, "train.warmup_share", self.warmup_share, "needs [0, 1)")
+    require(0 <= self.seed < 2**31, "train.seed", self.seed, "needs 0 <= seed < 2**31")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,12 +63,13 @@ def compile_train_step(
   """(state, batch) -> (state, metrics); the state is donated.
 
   The loss is a ratio of sums over the whole batch, so it does not depend on the mesh. Dropout keys
-  follow from the seed and the step, so a resumed run draws the same ones.
+  follow from the seed and the step, so a resumed run draws the same ones. The seed is an argument
+  of the program, so that runs of other seeds find it in the compile cache.
   """
   optimizer, schedule = build_optimizer(config), learning_rate(config)
 
-  def train_step(state: TrainState, batch: Any):
-    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+  def train_step(state: TrainState, batch: Any, seed: jax.Array):
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
 
     def loss_fn(params):
       metrics = task.loss(params, batch, key)
@@ -83,13 +84,14 @@ def compile_train_step(
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, optimizer_state), metrics
 
-  layout = _layout(abstract)
-  return jax.jit(
+  layout, everywhere = _layout(abstract), sharding.replicated(mesh)
+  compiled = jax.jit(
     train_step,
-    in_shardings=(layout, sharding.batch_sharding(mesh)),
-    out_shardings=(layout, sharding.replicated(mesh)),
+    in_shardings=(layout, sharding.batch_sharding(mesh), everywhere),
+    out_shardings=(layout, everywhere),
     donate_argnums=0,
   )
+  return lambda state, batch: compiled(state, batch, np.int32(config.seed))
 
 
 def compile_loss(

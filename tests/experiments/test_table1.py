@@ -72,11 +72,11 @@ def test_metrics_of_the_best_lists(test_requests):
   may_RK = [open_V[test.market.advertiser_A[ads]]
             for open_V, ads in zip(test.open_RV, best, strict=True)]
   four = [earns[may][:4].sum() for earns, may in zip(earns_RK, may_RK, strict=True)]
-  assert got["revenue"] == pytest.approx(np.mean(four), rel=1e-5)
-  assert got["revenue@10"] <= got["revenue"]
+  assert got["revenue@50"] == pytest.approx(np.mean(four), rel=1e-5)
+  assert got["revenue@10"] <= got["revenue@50"]
   worst = _market.list_metrics(test, Oracle(test), test.best_RK[:, ::-1], -np.ones_like(targets))
   assert worst["recall@50"] == 0 and worst["ndcg_ecpm@50"] < 1
-  assert worst["own_revenue"] < worst["revenue"] == pytest.approx(got["revenue"])
+  assert worst["own_revenue"] < worst["revenue@50"] == pytest.approx(got["revenue@50"])
 
 
 def test_advertisers_are_out_once_the_log_has_spent_their_budget(folder, test_requests):
@@ -99,7 +99,9 @@ def test_advertisers_are_out_once_the_log_has_spent_their_budget(folder, test_re
 
 def found(**revenue):
   return {
-    name: {"revenue": values, "recall@50": [0.8] * len(values)}
+    name: {
+      "revenue@10": values, "revenue@50": [2.0] * len(values), "recall@50": [0.8] * len(values)
+    }
     for name, values in revenue.items()
   }
 
@@ -109,8 +111,8 @@ def test_lifts_are_paired_by_seed():
                                           rspo=[1.21, 2.42, 4.84]))
   assert results["vsl/revenue_lift"] == pytest.approx(0.1)
   assert results["vsl/revenue_lift_ci_low"] == pytest.approx(0.1)
-  assert results["rspo_over_vsl/mean"] == pytest.approx(0.1)
-  assert results["dlrm/revenue_lift"] == 0
+  assert results["rspo_over_vsl/revenue_lift"] == pytest.approx(0.1)
+  assert results["dlrm/revenue_lift"] == results["vsl/revenue_lift@50"] == 0
 
 
 def test_lost_recall_fails_loudly(monkeypatch, tmp_path, capsys):
