@@ -279,7 +279,7 @@ def _config(row: Row, options: Options, seed: int, *, stage: int) -> Config:
   return Config(
     model=dataclasses.replace(options.model, decoder=row.decoder),
     loss=VALUE_LOSS if row.values else PLAIN_LOSS,
-    train=train, search=_search(row, options),
+    train=train, search=_search(row._replace(widths=WIDE), options),  # lists come from wide beams
     preference=PreferenceConfig(method="none") if stage == 1 else dataclasses.replace(
       options.preference, method=row.method, weight=row.weight, max_rl_weight=row.weight
     ),
