@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Installs this checkout on every host of a Cloud TPU slice and starts one command on all of them.
+# Installs this checkout on every host of a Cloud TPU slice and starts one command on all of them, or
+# starts it as several processes on this machine.
 set -euo pipefail
 
 usage() {
   cat <<'USAGE'
 usage: ./launch_tpu.sh --name NAME --zone ZONE [options] [-- COMMAND [ARGUMENT ...]]
+       ./launch_tpu.sh --local N [--retries N] -- COMMAND [ARGUMENT ...]
 
 Copies this checkout to every host of a Cloud TPU slice, installs it there and runs COMMAND on all
 hosts at once; fails when COMMAND fails. Needs the gcloud CLI, logged in.
@@ -17,14 +19,18 @@ hosts at once; fails when COMMAND fails. Needs the gcloud CLI, logged in.
   --version VERSION  with --create: TPU software version; default: Google's advice for TYPE
   --spot             with --create: a spot slice: cheaper, may be taken away at any time
   --delete           delete the slice at the end, after a failure too
+  --local N          N processes on this machine instead, joined into one run (CPU: by gloo)
+  --retries N        start COMMAND again where it fails, up to N times; give it --resume
   --dry-run          print the commands, run none
   --help             print this text
 
 Without COMMAND, --create and --delete only create or delete. COMMAND runs in the copied checkout;
-what it writes there stays on its host, so give it a folder that all hosts share. `gr4ad train` uses
-all chips of one host so far: give it a slice with one host, for example v6e-8.
+what it writes there stays on its host, so give it a folder that all hosts share. The hosts join into
+one run of `gr4ad train` (GR4AD_DISTRIBUTED=auto; under SLURM: GR4AD_DISTRIBUTED=auto srun gr4ad train
+...). A run that is told to stop (SIGTERM) saves its state first; --resume goes on.
 
 examples:
+  ./launch_tpu.sh --local 2 -- gr4ad train --preset tiny --data data/x --workdir runs/x
   ./launch_tpu.sh --name ads --zone us-east5-b --create --type v6e-8 --spot
   ./launch_tpu.sh --name ads --zone us-east5-b -- \
     gr4ad train --preset base --data /mnt/shared/data --workdir /mnt/shared/run --resume
@@ -59,11 +65,11 @@ run() {
   fi
 }
 
-name='' zone='' project='' type='' version='' create=0 spot=0 delete=0 dry_run=0
+name='' zone='' project='' type='' version='' local='' retries=0 create=0 spot=0 delete=0 dry_run=0
 command=()
 while (($#)); do
   case $1 in
-    --name | --zone | --project | --type | --version)
+    --name | --zone | --project | --type | --version | --local | --retries)
       [[ $# -gt 1 && -n $2 && $2 != -* ]] || fail_usage "$1 needs a value"
       printf -v "${1#--}" '%s' "$2"
       shift
@@ -84,6 +90,59 @@ while (($#)); do
   esac
   shift
 done
+
+[[ $retries =~ ^[0-9]+$ ]] || fail_usage "--retries $retries: needs a number"
+
+# Runs its words until they succeed, one time and $retries more.
+with_retries() {
+  local left=$retries code=0
+  while true; do
+    "$@" && return
+    code=$?
+    ((left-- > 0)) || return "$code"
+    printf 'launch_tpu.sh: failed with %s, starting again (%s left)\n' "$code" "$left" >&2
+  done
+}
+
+# One run as $local processes; where one fails the others, which would wait for it, are stopped.
+run_local() {
+  local port=$((20000 + RANDOM % 20000)) number code=0 stopping=0 patience=30
+  local pids=()
+  for ((number = 0; number < local; number++)); do
+    GR4AD_DISTRIBUTED="127.0.0.1:$port,$local,$number" JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" \
+      "${command[@]}" &
+    pids+=($!)
+  done
+  trap 'stopping=1; kill -TERM "${pids[@]}" 2>/dev/null' TERM INT
+  for ((number = 0; number < local && !code; number++)); do
+    wait -n || code=$?
+  done
+  # Those that were asked to stop take their time to save; the others have no use for it.
+  while [[ -n $(jobs -r) ]] && ((stopping || patience-- > 0)); do
+    sleep 1
+  done
+  kill -KILL "${pids[@]}" 2>/dev/null || true
+  wait || true
+  trap - TERM INT
+  return "$code"
+}
+
+if [[ -n $local ]]; then
+  [[ $local =~ ^[1-9][0-9]*$ ]] || fail_usage "--local $local: needs a number of processes"
+  if [[ -n $name$zone$project$type$version ]] || ((create || spot || delete)); then
+    fail_usage '--local takes no options of a slice'
+  fi
+  ((${#command[@]})) || fail_usage 'there is nothing to do: add -- COMMAND'
+  if ((dry_run)); then
+    for ((number = 0; number < local; number++)); do
+      printf 'GR4AD_DISTRIBUTED=127.0.0.1:PORT,%s,%s %s &\n' \
+        "$local" "$number" "$(quote_words "${command[@]}")"
+    done
+    exit
+  fi
+  with_retries run_local
+  exit
+fi
 
 [[ -n $name ]] || fail_usage '--name is missing'
 [[ -n $zone ]] || fail_usage '--zone is missing'
@@ -154,5 +213,6 @@ rm -rf gr4ad_jax experiments
 tar -xzf ../gr4ad_jax.tar.gz
 test -d .venv || uv venv --python 3.12
 uv pip install --quiet --editable ".[tpu]"'
-  on_every_host "cd gr4ad_jax && . .venv/bin/activate && $(quote_words "${command[@]}")"
+  line="cd gr4ad_jax && . .venv/bin/activate && GR4AD_DISTRIBUTED=auto $(quote_words "${command[@]}")"
+  with_retries on_every_host "$line"
 fi

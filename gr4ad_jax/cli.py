@@ -329,7 +329,11 @@ Command = (
 
 
 def main(argv: list[str] | None = None) -> None:
-  """Entry point. Exits 0 on success, 2 on bad input (one line), 1 where training diverged."""
+  """Entry point.
+
+  Exits 0 on success, 2 on bad input (one line), 1 where training diverged or could not be saved,
+  143 where it was asked to stop (SIGTERM) and has saved.
+  """
   argv = sys.argv[1:] if argv is None else argv
   try:
     _run(_parse(argv))
@@ -339,10 +343,13 @@ def main(argv: list[str] | None = None) -> None:
     print(f"gr4ad: error: {_one_line(error)}", file=sys.stderr)
     sys.exit(2)
   except RuntimeError as error:
-    if os.environ.get("GR4AD_DEBUG") or type(error).__name__ != "DivergedError":
+    # By name: importing the classes would import JAX for every command.
+    codes = {"DivergedError": 1, "CheckpointError": 1, "PreemptedError": 143}
+    code = codes.get(type(error).__name__)
+    if os.environ.get("GR4AD_DEBUG") or code is None:
       raise
     print(f"gr4ad: training stopped: {_one_line(error)}", file=sys.stderr)
-    sys.exit(1)
+    sys.exit(code)
   except KeyboardInterrupt:
     print("gr4ad: interrupted", file=sys.stderr)
     sys.exit(130)
@@ -497,8 +504,10 @@ def _tokenize(command: Tokenize) -> None:
 
 
 def _train(command: Train) -> None:
+  from gr4ad_jax import distributed
   from gr4ad_jax.run import RunFile, train_run
 
+  distributed.join()
   config = config_lib.Config(
     command.model, command.loss, command.train, command.search, command.preference
   )
@@ -506,7 +515,8 @@ def _train(command: Train) -> None:
   start, lists = (str(path.resolve()) if path else "" for path in (command.start, command.lists))
   run = RunFile(str(command.data.resolve()), str(sids.resolve()), config, start, lists)
   state = train_run(run, command.workdir, resume=command.resume)
-  terminal.console.print(f"trained {int(state.step):,} steps in {command.workdir}")
+  if distributed.is_first():
+    terminal.console.print(f"trained {int(state.step):,} steps in {command.workdir}")
 
 
 def _reward(command: Reward) -> None:

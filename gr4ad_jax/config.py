@@ -55,6 +55,9 @@ class ModelConfig:
   """Dropout rate on sub-layer outputs during training."""
   compute_dtype: Literal["float32", "bfloat16"] = "float32"
   """Type of activations; parameters, softmax, log-probs and losses stay float32."""
+  remat: Literal["none", "products", "all"] = "none"
+  """What the backward pass computes again instead of keeping: nothing, all of a layer but its
+  matrix products, or all of a layer."""
 
   def __post_init__(self):
     require(self.width > 0 and self.num_heads > 0, "model.width", self.width, "must be positive")
@@ -136,14 +139,20 @@ class TrainConfig:
   data_parallel: int = 0
   """Devices along the batch; 0 takes all that fsdp leaves."""
   fsdp: int = 1
-  """Devices over which parameters and optimizer state are sharded."""
+  """Devices over which the weights of layers and their optimizer state are split, and the batch."""
+  tensor: int = 1
+  """Devices over which heads, hidden units and embedding tables (rows) are split."""
+  accumulate: int = 1
+  """Parts of a batch that a step works through one after another: memory for time."""
 
   def __post_init__(self):
     for name in ("num_steps", "batch_size", "log_every", "eval_every", "eval_batches",
-                 "checkpoint_every", "fsdp"):
+                 "checkpoint_every", "fsdp", "tensor", "accumulate"):
       require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
     for name in ("learning_rate", "clip_norm"):
       require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be positive")
+    require(self.batch_size % self.accumulate == 0, "train.accumulate", self.accumulate,
+            f"must divide train.batch_size={self.batch_size}")
     require(0 <= self.warmup_share < 1, "train.warmup_share", self.warmup_share, "needs [0, 1)")
     require(0 <= self.seed < 2**31, "train.seed", self.seed, "needs 0 <= seed < 2**31")
 

@@ -155,7 +155,10 @@ class _Learner:
       unified_task(decoder, self.run.config.loss, preference) if with_lists
       else vsl_task(decoder, self.run.config.loss)
     )
-    self.mesh = sharding.build_mesh(data_parallel=train.data_parallel, fsdp=train.fsdp)
+    self.mesh = sharding.training_mesh(train)
+    if with_lists:
+      rows = preference.lists_per_step
+      sharding.check_rows(self.mesh, train, "preference.lists_per_step", rows)
     self.abstract = abstract_state(self.task, train, self.mesh)
     self.step_fn = compile_train_step(self.task, train, self.mesh, self.abstract)
     self.loss_fn = compile_loss(self.task, self.mesh, self.abstract)
@@ -182,14 +185,14 @@ class _Learner:
       self.out.mkdir(parents=True, exist_ok=True)
       (self.out / "online.json").write_text(config_lib.to_json(self.file))
       (self.out / "run.json").write_text(config_lib.to_json(self.run))
-    step = checkpoints.latest_step
-    if step is None:
+    restored = checkpoints.restore_newest(self.abstract)
+    if restored is None:
       state = compile_init(self.task, self.run.config.train, self.abstract)(
         jax.random.key(self.config.seed)
       )
       publish(self.out / "published", 0, self.start_params, {"segments": 0})
       return begin_with(state, self.start_params)
-    state, about = checkpoints.restore(self.abstract, step)
+    state, about = restored
     self.done = list(about["segments"])
     if about["reward_scale"]:
       self.reward_scale = RewardScale(*about["reward_scale"])

@@ -27,6 +27,11 @@ console = Console(stderr=True)
 _SECONDS_BETWEEN_LINES = 10.0
 
 
+def be_quiet() -> None:
+  """This process says nothing of its progress any more: another one does."""
+  console.quiet = True
+
+
 class _RateColumn(ProgressColumn):
   """Items per second since the bar started."""
 
@@ -58,7 +63,9 @@ def track(
   """
   if total is None and hasattr(items, "__len__"):
     total = len(items) * step + completed
-  if sys.stderr.isatty():
+  if console.quiet:
+    yield from items
+  elif sys.stderr.isatty():
     yield from _track_bar(items, description, total, step, completed)
   else:
     yield from _track_lines(items, description, total, step, completed)

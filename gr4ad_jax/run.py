@@ -19,8 +19,8 @@ import jax
 import numpy as np
 
 from gr4ad_jax import config as config_lib
-from gr4ad_jax import sharding
-from gr4ad_jax.config import Config, ConfigError
+from gr4ad_jax import distributed, sharding
+from gr4ad_jax.config import Config, ConfigError, TrainConfig
 from gr4ad_jax.data.batch import Vocabulary
 from gr4ad_jax.data.list_records import open_lists, to_list
 from gr4ad_jax.data.pipeline import BatchMaker, batch_dataset, read_ahead
@@ -176,6 +176,7 @@ def train_run(run: RunFile, workdir: Path, *, resume: bool = False) -> TrainStat
     DivergedError: see `train_loop.train`.
   """
   taken = (workdir / "run.json").exists()
+  distributed.wait_for_all("looked for run.json")  # before the first process writes it
   if taken and not resume:
     raise ConfigError(f"{workdir}: holds a run already; pass --resume or another --workdir")
   inputs = open_inputs(run)
@@ -185,11 +186,7 @@ def train_run(run: RunFile, workdir: Path, *, resume: bool = False) -> TrainStat
   check_widths(run.config, inputs.vocabulary)
   config = run.config.train
   hosts, host = jax.process_count(), jax.process_index()
-  mesh = sharding.build_mesh(data_parallel=config.data_parallel, fsdp=config.fsdp)
-  if config.batch_size % mesh.size:
-    raise ConfigError(
-      f"train.batch_size={config.batch_size}: must be a multiple of the {mesh.size} devices"
-    )
+  mesh = sharding.training_mesh(config)
   start_params = _start_params(run, inputs) if run.start else None
   decoder = build_decoder(run.config.model, inputs.vocabulary)
   logged = batch_dataset(
@@ -197,6 +194,8 @@ def train_run(run: RunFile, workdir: Path, *, resume: bool = False) -> TrainStat
     seed=config.seed, host=host, num_hosts=hosts,
   )
   if run.lists:
+    rows = run.config.preference.lists_per_step
+    sharding.check_rows(mesh, config, "preference.lists_per_step", rows)
     lists = _list_dataset(run, inputs, host, hosts)
     batches = grain.MapDataset.range(config.num_steps).map(
       lambda step: UnifiedBatch(logged[step], lists[step])
@@ -204,12 +203,15 @@ def train_run(run: RunFile, workdir: Path, *, resume: bool = False) -> TrainStat
     task = unified_task(decoder, run.config.loss, run.config.preference)
   else:
     batches, task = logged, vsl_task(decoder, run.config.loss)
-  if host == 0:
+  if distributed.is_first():
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "run.json").write_text(config_lib.to_json(run))
   return train(
     task, config, batches=read_ahead(batches), folder=workdir, mesh=mesh,
-    validation=validation_batches(inputs, config, host, hosts), start_params=start_params,
+    validation=validation_batches(
+      inputs, config, host, hosts, parts=sharding.row_parts(mesh)
+    ),
+    start_params=start_params,
   )
 
 
@@ -236,10 +238,27 @@ def _list_dataset(run: RunFile, inputs: Inputs, host: int, hosts: int) -> grain.
   )
 
 
-def validation_batches(inputs: Inputs, config, host: int, hosts: int) -> list[Any]:
-  """The first batches of the validation split in its stored (shuffled) order."""
+def validation_batches(
+  inputs: Inputs, config: TrainConfig, host: int, hosts: int, *, parts: int = 1
+) -> list[Any]:
+  """The first batches of the validation split in its stored (shuffled) order.
+
+  Args:
+    inputs: with the split.
+    config: batch size and number of batches.
+    host, hosts: which rows of each batch this process reads.
+    parts: rows of a batch are a multiple of this.
+
+  Raises:
+    ConfigError: the split is smaller than that.
+  """
   source = inputs.examples.sources["validation"]
-  rows = min(config.batch_size, len(source)) // hosts
+  rows = min(config.batch_size, len(source) // parts * parts) // hosts
+  if not rows:
+    raise ConfigError(
+      f"the validation split has {len(source)} examples, the batch is split over {parts} devices; "
+      "take fewer with train.data_parallel"
+    )
   count = max(1, min(config.eval_batches, len(source) // (rows * hosts)))
   batches = []
   for i in range(count):
@@ -288,11 +307,15 @@ def open_recommender(
   with_value: bool = False,
   member_TA: np.ndarray | None = None,
 ) -> tuple[Recommender, int, int]:
-  """The recommender of a trained run, its number of parameters, and the checkpoint's step."""
+  """The recommender of a trained run, its number of parameters, and the checkpoint's step.
+
+  It searches on the devices of this host, laid out as for training.
+  """
   decoder, params, step = load_params(run, workdir, inputs.vocabulary)
   recommender = Recommender(
     decoder, params, index=inputs.index, config=run.config.search,
     bin_means=inputs.scale.bin_means, with_value=with_value, member_TA=member_TA,
+    mesh=sharding.search_mesh(run.config.train, run.config.search.batch_size),
   )
   return recommender, count_params(params), step
 

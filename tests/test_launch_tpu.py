@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,8 @@ def calls(tmp_path):
 def remote_words(call):
   """The words that the host's shell makes of the last part of an ssh call."""
   (line,) = [word for word in call if word.startswith("--command=")]
-  return shlex.split(line.removeprefix("--command=cd gr4ad_jax && . .venv/bin/activate && "))
+  start = "--command=cd gr4ad_jax && . .venv/bin/activate && GR4AD_DISTRIBUTED=auto "
+  return shlex.split(line.removeprefix(start))
 
 
 def test_dry_run_prints_the_commands_that_a_real_run_makes(tmp_path, fake_tools):
@@ -118,6 +120,10 @@ def test_slice_is_deleted_after_a_failure_but_not_when_it_was_never_created(
     ((*PLACE, "--"), "no command after --"),
     ((*PLACE, "gr4ad", "demo"), "unknown argument 'gr4ad'"),
     ((*PLACE, "--zoen", "z"), "unknown argument '--zoen'"),
+    (("--local", "x", "--", "ls"), "--local x: needs a number"),
+    (("--local", "2"), "nothing to do"),
+    (("--local", "2", *PLACE, "--", "ls"), "no options of a slice"),
+    ((*PLACE, "--retries", "x", "--", "ls"), "--retries x: needs a number"),
     ((*PLACE, "--create"), "--create needs --type"),
     ((*PLACE, "--create", "--type", "h100-8"), "add --version"),
     ((*PLACE, "--spot", "--", "ls"), "go with --create"),
@@ -134,5 +140,55 @@ def test_bad_usage_exits_2_and_names_the_mistake(arguments, complaint):
 def test_help_names_every_option():
   result = launch("--help")
   assert result.returncode == 0
-  for option in ("name", "zone", "project", "create", "type", "spot", "delete", "dry-run"):
+  for option in ("name", "zone", "project", "create", "type", "spot", "delete", "local", "retries",
+                 "dry-run"):
     assert f"\n  --{option}" in result.stdout
+
+
+LOCAL = "import os, signal, sys, time; number = int(os.environ['GR4AD_DISTRIBUTED'][-1]);"
+
+
+def test_local_processes_know_each_other_and_all_must_succeed():
+  code = LOCAL + (  # one write, so that lines do not mix
+    "os.write(1, '{GR4AD_DISTRIBUTED} {JAX_PLATFORMS}\\n'.format(**os.environ).encode())"
+  )
+  result = launch("--local", "3", "--", sys.executable, "-c", code)
+  assert result.returncode == 0, result.stderr
+  lines = [line.split() for line in sorted(result.stdout.splitlines())]
+  assert [line[0].split(",")[1:] for line in lines] == [["3", "0"], ["3", "1"], ["3", "2"]]
+  assert len({line[0].split(",")[0] for line in lines}) == 1  # one address
+  assert {line[1] for line in lines} == {os.environ.get("JAX_PLATFORMS", "cpu")}
+
+  start = time.monotonic()
+  code = LOCAL + "sys.exit(5) if number else time.sleep(1)"
+  result = launch("--local", "2", "--", sys.executable, "-c", code)
+  assert result.returncode == 5 and time.monotonic() - start < 30
+
+
+def test_local_passes_a_request_to_stop_on_and_waits(tmp_path):
+  code = LOCAL + (
+    "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), os.write(1, b'saved\\n'),"
+    " sys.exit(143)));"
+    f"open(r'{tmp_path}/' + str(number), 'w').close(); time.sleep(60)"
+  )
+  process = subprocess.Popen(
+    ["bash", str(SCRIPT), "--local", "2", "--", sys.executable, "-c", code],
+    stdout=subprocess.PIPE, text=True,
+  )
+  while len(list(tmp_path.iterdir())) < 2:
+    time.sleep(0.05)
+  process.terminate()
+  output = process.communicate(timeout=40)[0]
+  assert process.returncode == 143 and output.split() == ["saved", "saved"]
+
+
+def test_a_failing_command_is_started_again(tmp_path, fake_tools, monkeypatch):
+  code = LOCAL + (
+    f"path = r'{tmp_path}/tries'; open(path, 'a').write('x'); sys.exit(len(open(path).read()) < 3)"
+  )
+  again = launch("--local", "1", "--retries", "2", "--", sys.executable, "-c", code)
+  assert again.returncode == 0 and again.stderr.count("starting again") == 2
+  monkeypatch.setenv("FAIL", "--command=cd gr4ad_jax && . .venv/bin/activate && "
+                             "GR4AD_DISTRIBUTED=auto gr4ad demo")
+  result = launch(*PLACE, "--retries", "1", "--", "gr4ad", "demo", path=fake_tools)
+  assert result.returncode == 7 and result.stderr.count("starting again (0 left)") == 1

@@ -158,12 +158,12 @@ def train_batches(
     make_batch: rows -> a batch; padding and look-up.
     batch_size: rows over all hosts.
     seed: of the shuffle; each epoch has its own order.
-    host, num_hosts: which slice of the records this process reads.
+    host, num_hosts: which rows of every batch this process reads.
     read_threads: reading ahead; 0 reads in the calling thread.
     parse: a record of the source -> a row.
 
   Raises:
-    ValueError: the batch does not divide over the hosts, or a host has fewer records than rows.
+    ValueError: the batch does not divide over the hosts, or is larger than the split.
   """
   dataset = batch_dataset(
     source, make_batch, batch_size=batch_size, seed=seed, host=host, num_hosts=num_hosts,
@@ -182,23 +182,24 @@ def batch_dataset(
   num_hosts: int = 1,
   parse: Callable[[Any], Any] = training_example,
 ) -> grain.MapDataset:
-  """All batches of `train_batches` by their number: dataset[n] is that of step n."""
+  """All batches of `train_batches` by their number: dataset[n] is that of step n.
+
+  Hosts read consecutive rows of one batch, so that any number of hosts makes the same batches.
+  """
   if batch_size % num_hosts:
     raise ValueError(f"train.batch_size={batch_size}: must be a multiple of the {num_hosts} hosts")
-  rows = batch_size // num_hosts
-  if len(source) // num_hosts < rows:
+  if len(source) < batch_size:
     raise ValueError(
       f"train.batch_size={batch_size}: larger than the {len(source)} training examples"
     )
-  return (
-    grain.MapDataset.source(source)
-    .seed(seed)
-    .shuffle()
-    .slice(slice(host, None, num_hosts))
-    .repeat()
-    .map(parse)
-    .batch(rows, drop_remainder=True, batch_fn=make_batch)
-  )
+  rows = batch_size // num_hosts
+  order = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+
+  def batch(number: int) -> Any:
+    first = number * batch_size + host * rows
+    return make_batch([parse(order[first + row]) for row in range(rows)])
+
+  return grain.MapDataset.range(len(order) // batch_size).map(batch)
 
 
 def read_ahead(dataset: grain.MapDataset, read_threads: int = 2) -> grain.DatasetIterator:

@@ -20,6 +20,7 @@ from gr4ad_jax.config import ModelConfig
 from gr4ad_jax.data.batch import Context, Vocabulary
 from gr4ad_jax.model.layers import Linear, Norm
 from gr4ad_jax.model.tokens import TokenTables
+from gr4ad_jax.sharding import ROWS, TENSOR, constrain
 
 
 class EncodedContext(NamedTuple):
@@ -86,8 +87,10 @@ class ContextProcessor(nn.Module):
     num_features = features_BFD.shape[1]
     no_code_BFL = jnp.full((num_rows, num_features, vocabulary.num_levels), -1, jnp.int32)
     return EncodedContext(
-      Norm(self.config.norm, name="norm")(
-        jnp.concatenate(groups_BSD, axis=1)
+      # Split along the width, as heads are: lazy keys and values are these tokens.
+      constrain(
+        Norm(self.config.norm, name="norm")(jnp.concatenate(groups_BSD, axis=1)),
+        ROWS, None, TENSOR,
       ),
       jnp.concatenate(
         [

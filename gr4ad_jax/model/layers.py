@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from gr4ad_jax.config import ModelConfig
+from gr4ad_jax.sharding import ROWS, TENSOR, constrain
 
 NEG_INF = -1e30  # finite, so that a fully masked row has finite gradients
 
@@ -192,6 +193,7 @@ class FeedForward(nn.Module):
   def __call__(self, h: jax.Array) -> jax.Array:
     gate_and_value = Linear((2, self.config.feed_forward_width), name="in")(h)
     hidden = jax.nn.silu(gate_and_value[..., 0, :]) * gate_and_value[..., 1, :]
+    hidden = constrain(hidden, ROWS, *(None,) * (hidden.ndim - 2), TENSOR)
     return Linear(self.config.width, name="out")(hidden)
 
 
@@ -237,9 +239,23 @@ class DecoderLayer(nn.Module):
     Returns:
       The new states and the cache with this position written.
     """
+    if cache is not None or self.config.remat == "none":
+      return self._apply(h_BCQD, kv, mask_BS, cache, position, deterministic)
+    policy = jax.checkpoint_policies.nothing_saveable
+    if self.config.remat == "products":
+      policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+
+    def apply(layer: DecoderLayer, h_BCQD: jax.Array, kv: KeyValue, mask_BS: jax.Array):
+      return layer._apply(h_BCQD, kv, mask_BS, None, position, deterministic)[0]
+
+    return nn.remat(apply, policy=policy)(self, h_BCQD, kv, mask_BS), None
+
+  def _apply(
+    self, h_BCQD, kv, mask_BS, cache, position, deterministic
+  ) -> tuple[jax.Array, LayerCache | None]:
     attend, mix, feed = self.norms
     h_BCQD += self.drop(self.cross(attend(h_BCQD), kv, mask_BS), deterministic)
     mixed_BCQD, cache = self.self_attention(mix(h_BCQD), cache, position)
     h_BCQD += self.drop(mixed_BCQD, deterministic)
     h_BCQD += self.drop(self.feed_forward(feed(h_BCQD)), deterministic)
-    return h_BCQD, cache
+    return constrain(h_BCQD, ROWS), cache

@@ -16,6 +16,7 @@ from gr4ad_jax.data.batch import Context, Vocabulary
 from gr4ad_jax.model.context import ContextProcessor
 from gr4ad_jax.model.layers import DecoderLayer, KeyValue, LayerCache, Linear, Norm
 from gr4ad_jax.model.tokens import CopySource, TokenOutput, TokenTables
+from gr4ad_jax.sharding import ROWS, constrain
 
 
 class TargetLogProbs(NamedTuple):
@@ -49,8 +50,9 @@ class Fuse(nn.Module):
 
   @nn.compact
   def __call__(self, m: jax.Array, token: jax.Array) -> jax.Array:
-    gated = m * Linear(self.config.width, name="gate")(token)
-    return Linear(self.config.width, name="out")(jnp.concatenate([gated, token], axis=-1))
+    gated = m * constrain(Linear(self.config.width, name="gate")(token), ROWS)
+    fused = Linear(self.config.width, name="out")(jnp.concatenate([gated, token], axis=-1))
+    return constrain(fused, ROWS)
 
 
 class LazyDecoder(nn.Module):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from gr4ad_jax.config import ModelConfig
 from gr4ad_jax.data.batch import Vocabulary
 from gr4ad_jax.model.layers import NEG_INF, Linear
+from gr4ad_jax.sharding import ROWS, TENSOR, constrain
 
 if TYPE_CHECKING:  # context.py reads the tables of this module
   from gr4ad_jax.model.context import EncodedContext
@@ -48,7 +49,7 @@ class TokenTables(nn.Module):
       return jax.lax.switch(level, branches, code)
     dtype = jnp.dtype(self.config.compute_dtype)
     table_VD = self.tables[level].astype(dtype) * self.config.width**0.5
-    return jnp.where((code >= 0)[..., None], table_VD[jnp.maximum(code, 0)], 0)
+    return constrain(jnp.where((code >= 0)[..., None], table_VD[jnp.maximum(code, 0)], 0), ROWS)
 
   def embed_all(self, code_L: jax.Array) -> jax.Array:
     """Sum of the embeddings of a whole SID: int32 [..., L] -> [..., D]."""
@@ -57,7 +58,8 @@ class TokenTables(nn.Module):
   def logits(self, h_D: jax.Array, level: int) -> jax.Array:
     """Scores of all codes of a level: [..., D] -> float32 [..., V]."""
     table_VD = self.tables[level].astype(h_D.dtype)
-    return jnp.einsum("...D,VD->...V", h_D, table_VD, preferred_element_type=jnp.float32)
+    logits_V = jnp.einsum("...D,VD->...V", h_D, table_VD, preferred_element_type=jnp.float32)
+    return constrain(logits_V, ROWS, *(None,) * (logits_V.ndim - 2), TENSOR)
 
 
 class CopySource(NamedTuple):

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from gr4ad_jax import sharding
 from gr4ad_jax.config import SearchConfig
 from gr4ad_jax.data.batch import Context
 from gr4ad_jax.model.build import Decoder, start_fn, step_fn
@@ -43,6 +45,7 @@ class Recommender:
     bin_means: Sequence[float],
     with_value: bool = False,
     member_TA: np.ndarray | None = None,
+    mesh: Mesh | None = None,
   ):
     """Prepares the search.
 
@@ -54,30 +57,53 @@ class Recommender:
       bin_means: mean value of each bucket.
       with_value: compute expected values even where gamma is 0 (one more decoding step).
       member_TA: bool, which ads belong to each of T subsets that requests may name (targeting).
+      mesh: devices of this host that share the parameters and the requests of a call; None = the
+        default device alone.
+
+    Raises:
+      ValueError: the batch does not divide over the mesh.
     """
+    self._mesh = mesh
+    if mesh is not None and config.batch_size % sharding.row_parts(mesh):
+      raise ValueError(
+        f"search.batch_size={config.batch_size}: must be a multiple of the "
+        f"{sharding.row_parts(mesh)} devices along the batch"
+      )
     tree = build_prefix_tree(index.sids_SL)
     self._member_TA, self._word_TU = member_TA, None
     if member_TA is not None:
-      self._word_TU = jax.device_put(_pack_by_sid(member_TA, index, tree.capacity))
+      self._word_TU = self._everywhere(_pack_by_sid(member_TA, index, tree.capacity))
     self._index, self._config = index, config
     self._plain_decoder = decoder
     decoder, params = with_precision(decoder, params, config.precision)
-    self._params = jax.device_put(params)
-    self._prefixes = jax.device_put(tree.arrays)
+    self._params = self._lay_out(params)
+    self._prefixes = self._everywhere(tree.arrays)
     self._bin_means = None
     if with_value or config.value_exponent:
-      self._bin_means = jax.device_put(np.asarray(bin_means, np.float32))
-    self._compile = functools.cache(
-      functools.partial(compile_search, start_fn(decoder), step_fn(decoder), tree)
-    )
+      self._bin_means = self._everywhere(np.asarray(bin_means, np.float32))
+
+    @functools.cache
+    def compiled(widths: tuple[int, ...]):
+      search = compile_search(start_fn(decoder), step_fn(decoder), tree, widths)
+      return search if mesh is None else sharding.MeshProgram(mesh, search)
+
+    self._compile = compiled
 
   def with_params(self, params: Any) -> Recommender:
     """The same with other parameters; nothing is compiled again."""
     other = copy.copy(self)
-    other._params = jax.device_put(
+    other._params = self._lay_out(
       with_precision(self._plain_decoder, params, self._config.precision)[1]
     )
     return other
+
+  def _lay_out(self, params: Any) -> Any:
+    if self._mesh is None:
+      return jax.device_put(params)
+    return jax.device_put(params, sharding.state_sharding(self._mesh, params))
+
+  def _everywhere(self, arrays: Any) -> Any:
+    return jax.device_put(arrays, None if self._mesh is None else sharding.replicated(self._mesh))
 
   def __call__(
     self, context: Context, k: int, *, subset_RN: np.ndarray | None = None
@@ -116,6 +142,8 @@ class Recommender:
     if num_rows > size:
       raise ValueError(f"{num_rows} requests in one call; search.batch_size={size} is the limit")
     padded = Context(*(repeat_last(np.asarray(x), size) for x in context))
+    if self._mesh is not None:
+      padded = jax.device_put(padded, sharding.batch_sharding(self._mesh))
     subsets = None, None
     if subset_RN is not None:
       if self._word_TU is None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from orbax.checkpoint import v1 as ocp
 
+from gr4ad_jax import distributed
 from gr4ad_jax.config import ConfigError
+from gr4ad_jax.progress import console
 from gr4ad_jax.training.train_step import TrainState
 
 _policies = ocp.training.preservation_policies
+
+
+class CheckpointError(RuntimeError):
+  """A checkpoint could not be written; the message names the last good one."""
 
 
 class Checkpoints:
@@ -25,6 +33,9 @@ class Checkpoints:
     """Opens `folder` (created where missing); half-written steps of a killed run are removed."""
     logging.getLogger("absl").setLevel(logging.ERROR)
     self._folder = folder.absolute()
+    self._open()
+
+  def _open(self) -> None:
     self._checkpointer = ocp.training.Checkpointer(
       self._folder,
       save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
@@ -49,12 +60,26 @@ class Checkpoints:
       state: the training state; its step names the checkpoint.
       data_iterator: the JSON state of this run's input.
       validation_loss: of these parameters where it was measured; decides which step is the best.
+
+    Raises:
+      CheckpointError: this step, or the one before, could not be written (a full disk).
     """
     metrics = None if validation_loss is None else {"loss": validation_loss}
-    self._checkpointer.save_async(
-      int(state.step), state._asdict(), metrics=metrics,
-      custom_metadata={"data_iterator": data_iterator},
-    )
+    with self._writing():
+      self._checkpointer.save_async(
+        int(state.step), state._asdict(), metrics=metrics,
+        custom_metadata={"data_iterator": data_iterator},
+      )
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
+    except (OSError, ValueError) as error:  # ValueError is what tensorstore raises
+      kept = f"the last good step is {self.latest_step}" if self.latest_step else "none is kept yet"
+      raise CheckpointError(
+        f"{self._folder}: a checkpoint could not be written; {kept}. Is the disk full? ({error})"
+      ) from error
 
   @property
   def latest_step(self) -> int | None:
@@ -69,6 +94,38 @@ class Checkpoints:
     if not measured:
       return self.latest_step
     return min(measured, key=lambda c: c.metrics["loss"]).step
+
+  def restore_newest(self, abstract: TrainState) -> tuple[TrainState, Any] | None:
+    """As `restore`, of the newest step that can be read; None where there is none at all.
+
+    Damaged steps after it are renamed to STEP.damaged, and said so.
+
+    Raises:
+      ConfigError: no step can be read; nothing is renamed.
+    """
+    failed: dict[int, Exception] = {}
+    for step in sorted((c.step for c in self._checkpointer.checkpoints), reverse=True):
+      try:
+        restored = self.restore(abstract, step)
+      except Exception as error:  # whatever reading half a file gives
+        failed[step] = error
+        continue
+      if failed:
+        self.close()
+        for damaged in failed if distributed.is_first() else ():
+          place = self._folder / str(damaged)
+          place.rename(place.with_name(f"{damaged}.damaged"))
+          console.print(f"{place}: cannot be read, set aside; going on from step {step}")
+        distributed.wait_for_all("set damaged checkpoints aside")
+        self._open()
+      return restored
+    if failed:
+      newest, error = next(iter(failed.items()))
+      raise ConfigError(
+        f"{self._folder}: none of the steps {sorted(failed)} can be read: step {newest} is damaged "
+        f"or does not fit this run's settings ({error})"
+      ) from error
+    return None
 
   def restore(self, abstract: TrainState, step: int) -> tuple[TrainState, Any]:
     """State (laid out as `abstract`) and data-iterator state of a step."""
@@ -93,18 +150,28 @@ class Checkpoints:
       ) from error
 
   def wait(self) -> None:
-    """Returns once everything that was saved is on disk."""
-    self._checkpointer.wait()
+    """Returns once everything that was saved is on disk.
+
+    Raises:
+      CheckpointError: it is not.
+    """
+    with self._writing():
+      self._checkpointer.wait()
 
   def close(self) -> None:
-    """Waits for pending writes."""
-    self._checkpointer.close()
+    """Waits for pending writes; errors as `wait`."""
+    with self._writing():
+      self._checkpointer.close()
 
   def __enter__(self) -> Checkpoints:
     return self
 
-  def __exit__(self, *_) -> None:
-    self.close()
+  def __exit__(self, kind, *_) -> None:
+    try:
+      self.close()
+    except CheckpointError:
+      if kind is None:  # else the first error is the one to hear of
+        raise
 
 
 def _placeholders(tree: Any) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from gr4ad_jax import distributed
 from gr4ad_jax.learning.task import Metrics
 
 
@@ -34,10 +35,16 @@ class MeanMetrics:
 
 
 class MetricLog:
-  """Appends rows to train_log.jsonl and scalars to tb/; a resumed run drops rows past its start."""
+  """Appends rows to train_log.jsonl and scalars to tb/; a resumed run drops rows past its start.
+
+  Of several processes only the first one writes.
+  """
 
   def __init__(self, folder: Path, *, first_step: int):
     """Opens the logs of a run that continues after `first_step` (0 = a new run)."""
+    self._writes = distributed.is_first()
+    if not self._writes:
+      return
     self._path = folder / "train_log.jsonl"
     kept = [row for row in read_log(folder) if row["step"] <= first_step] if first_step else []
     self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
@@ -52,6 +59,8 @@ class MetricLog:
       kind: "train" or "validation".
       values: name -> number.
     """
+    if not self._writes:
+      return
     self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
     self._file.flush()
     for name, value in values.items():
@@ -59,6 +68,8 @@ class MetricLog:
 
   def close(self) -> None:
     """Flushes both."""
+    if not self._writes:
+      return
     self._file.close()
     self._writer.close()
 

@@ -12,12 +12,13 @@ import grain
 import jax
 from jax.sharding import Mesh
 
-from gr4ad_jax import sharding
+from gr4ad_jax import distributed, sharding
 from gr4ad_jax.config import ConfigError, TrainConfig
 from gr4ad_jax.learning.task import Task
 from gr4ad_jax.progress import track
 from gr4ad_jax.training.checkpoint import Checkpoints
 from gr4ad_jax.training.metric_log import MeanMetrics, MetricLog, read_log
+from gr4ad_jax.training.preemption import PreemptedError, Preemption
 from gr4ad_jax.training.train_step import (
   TrainState,
   abstract_state,
@@ -61,14 +62,17 @@ def train(
 
   Raises:
     DivergedError: a loss or gradient that is not finite, or a loss twice that of the first window.
+    PreemptedError: SIGTERM came; the state of the step then finished is saved.
+    CheckpointError: a checkpoint could not be written.
   """
-  mesh = mesh or sharding.build_mesh(data_parallel=config.data_parallel, fsdp=config.fsdp)
+  mesh = mesh or sharding.training_mesh(config)
   to_devices = sharding.global_batch(mesh)
   abstract = abstract_state(task, config, mesh)
-  with Checkpoints(folder / "checkpoints") as checkpoints:
-    first_step = checkpoints.latest_step or 0
-    if first_step:
-      state, iterator_state = checkpoints.restore(abstract, first_step)
+  with Checkpoints(folder / "checkpoints") as checkpoints, Preemption() as preemption:
+    first_step = 0
+    if restored := checkpoints.restore_newest(abstract):
+      state, iterator_state = restored
+      first_step = int(state.step)
       batches.set_state(iterator_state)
     else:
       state = compile_init(task, config, abstract)(jax.random.key(config.seed))
@@ -78,12 +82,15 @@ def train(
       return state
     step_fn = compile_train_step(task, config, mesh, abstract)
     loss_fn = compile_loss(task, mesh, abstract)
+    earlier = read_log(folder)
+    distributed.wait_for_all("read the log")
     log = MetricLog(folder, first_step=first_step)
     try:
       return _run(
         state, step_fn, lambda params: mean_loss(loss_fn, params, validation, to_devices),
-        config=config, batches=batches, to_devices=to_devices, checkpoints=checkpoints, log=log,
-        first_step=first_step, folder=folder,
+        config=config, batches=batches, to_devices=to_devices, checkpoints=checkpoints,
+        preemption=preemption, log=log, first_step=first_step, folder=folder,
+        first_loss=next((row["loss"] for row in earlier if row["kind"] == "train"), None),
       )
     finally:
       log.close()
@@ -102,7 +109,9 @@ def read_params(
   Raises:
     ConfigError: no checkpoint.
   """
-  abstract = abstract_state(task, config, sharding.build_mesh(data_parallel=1))
+  # Several processes share whole parameters: each can read them all.
+  mesh = sharding.build_mesh(data_parallel=0 if jax.process_count() > 1 else 1)
+  abstract = abstract_state(task, config, mesh)
   with Checkpoints(folder / "checkpoints") as checkpoints:
     step = checkpoints.latest_step if newest else checkpoints.best_step
     if step is None:
@@ -111,10 +120,10 @@ def read_params(
 
 
 def _run(
-  state, step_fn, validate, *, config, batches, to_devices, checkpoints, log, first_step, folder
+  state, step_fn, validate, *, config, batches, to_devices, checkpoints, preemption, log,
+  first_step, folder, first_loss,
 ) -> TrainState:
   window = MeanMetrics()
-  first_loss = next((row["loss"] for row in read_log(folder) if row["kind"] == "train"), None)
   last_saved = first_step or None
   clock, rows = time.monotonic(), 0
   steps = range(first_step + 1, config.num_steps + 1)
@@ -123,7 +132,8 @@ def _run(
     window.add(metrics)
     rows += config.batch_size
     last = step == config.num_steps
-    saving = last or step % config.checkpoint_every == 0
+    stopping = preemption.reached(step) and not last
+    saving = last or stopping or step % config.checkpoint_every == 0
     validating = last or step % config.eval_every == 0
     if last or saving or validating or step % config.log_every == 0:
       means = window.means()
@@ -142,6 +152,11 @@ def _run(
         state, data_iterator=batches.get_state(), validation_loss=validation_loss
       )
       last_saved = step
+    if stopping:
+      checkpoints.wait()
+      raise PreemptedError(
+        f"asked to stop: step {step} is saved in {folder}; the same command with --resume goes on"
+      )
     if step == first_step + 1 or saving or validating or step % config.log_every == 0:
       clock, rows = time.monotonic(), 0
   return state

@@ -59,7 +59,7 @@ def begin_with(state: TrainState, params: Any) -> TrainState:
 
 def compile_train_step(
   task: Task, config: TrainConfig, mesh: Mesh, abstract: TrainState
-) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+) -> sharding.MeshProgram:
   """(state, batch) -> (state, metrics); the state is donated.
 
   The loss is a ratio of sums over the whole batch, so it does not depend on the mesh. Dropout keys
@@ -68,15 +68,20 @@ def compile_train_step(
   """
   optimizer, schedule = build_optimizer(config), learning_rate(config)
 
+  def sums(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
+    metrics = task.loss(params, batch, key)
+    return metrics["loss"][0], metrics
+
   def train_step(state: TrainState, batch: Any, seed: jax.Array):
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-
-    def loss_fn(params):
-      metrics = task.loss(params, batch, key)
-      total, weight = metrics["loss"]
-      return total / jnp.maximum(weight, 1e-9), metrics
-
-    (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    gradient = jax.grad(sums, has_aux=True)
+    if config.accumulate == 1:
+      grads, metrics = gradient(state.params, batch, key)
+    else:
+      grads, metrics = _accumulated(gradient, state.params, batch, key, config.accumulate)
+    # The weight does not depend on the parameters, so sums can be added before they are divided.
+    weight = jnp.maximum(metrics["loss"][1], 1e-9)
+    grads = jax.tree.map(lambda g: g / weight, grads)
     updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
     one = jnp.ones(())
     metrics["grad_norm"] = (optax.tree.norm(grads), one)
@@ -91,15 +96,33 @@ def compile_train_step(
     out_shardings=(layout, everywhere),
     donate_argnums=0,
   )
-  return lambda state, batch: compiled(state, batch, np.int32(config.seed))
+  return sharding.MeshProgram(mesh, compiled, (np.int32(config.seed),))
+
+
+def _accumulated(gradient, params: Any, batch: Any, key: jax.Array, parts: int):
+  """Sums of gradients and metrics over parts of the batch; every device keeps its own rows."""
+
+  def split(x: jax.Array) -> jax.Array:
+    return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
+
+  def add(sums, part):
+    number, rows = part
+    return jax.tree.map(jnp.add, sums, gradient(params, rows, jax.random.fold_in(key, number))), ()
+
+  batch = jax.tree.map(split, batch)
+  first = jax.tree.map(lambda x: x[0], batch)
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, first, key)
+  )
+  return jax.lax.scan(add, zeros, (jnp.arange(parts), batch))[0]
 
 
 def compile_loss(
   task: Task, mesh: Mesh, abstract: TrainState
-) -> Callable[[Any, Any], Metrics]:
+) -> sharding.MeshProgram:
   """(params, batch) -> metrics, without dropout."""
-  return jax.jit(
+  return sharding.MeshProgram(mesh, jax.jit(
     lambda params, batch: task.loss(params, batch, None),
     in_shardings=(_layout(abstract.params), sharding.batch_sharding(mesh)),
     out_shardings=sharding.replicated(mesh),
-  )
+  ))

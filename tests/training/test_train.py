@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,16 +15,11 @@ import jax
 import numpy as np
 import pytest
 
-from gr4ad_jax import sharding
 from gr4ad_jax.config import Config, ConfigError, ModelConfig, SearchConfig, TrainConfig
-from gr4ad_jax.data.pipeline import train_batches
-from gr4ad_jax.learning.vsl_task import vsl_task
-from gr4ad_jax.model.build import build_decoder
 from gr4ad_jax.run import RunFile, load_params, open_inputs, train_run
-from gr4ad_jax.training.checkpoint import Checkpoints
+from gr4ad_jax.training.checkpoint import CheckpointError, Checkpoints
 from gr4ad_jax.training.metric_log import read_log
 from gr4ad_jax.training.train_loop import DivergedError
-from gr4ad_jax.training.train_step import abstract_state, compile_init, compile_train_step
 
 CONFIG = Config(
   model=ModelConfig(
@@ -53,11 +50,8 @@ def assert_same_bits(a, b) -> None:
     np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
 
 
-@pytest.mark.parametrize("at_step", [5, 9])
-def test_killed_run_resumes_to_the_same_bits(finished, tiny_data, tmp_path, at_step):
-  """SIGKILL lands wherever it lands after `at_step`: between steps, or inside a checkpoint."""
-  workdir = tmp_path / "run"
-  run = run_of(tiny_data)
+def interrupted(run: RunFile, workdir: Path, at_step: int, kind: signal.Signals):
+  """A process that trains and gets a signal after `at_step`; its exit code and error output."""
   script = (
     "from pathlib import Path\n"
     "from gr4ad_jax.config import from_dict\n"
@@ -76,10 +70,22 @@ def test_killed_run_resumes_to_the_same_bits(finished, tiny_data, tmp_path, at_s
     if process.poll() is not None:
       pytest.fail(f"the run ended by itself: {process.stderr.read()[-2000:]}")
     time.sleep(0.002)
-  process.send_signal(signal.SIGKILL)
-  process.wait()
+  process.send_signal(kind)
+  errors = process.communicate()[1]
+  return process.returncode, errors
+
+
+@pytest.mark.parametrize(("at_step", "kind"), [(9, signal.SIGKILL), (2, signal.SIGTERM)])
+def test_a_stopped_run_resumes_to_the_same_bits(finished, tiny_data, tmp_path, at_step, kind):
+  """SIGKILL lands between steps or inside a checkpoint; after SIGTERM the present step is kept."""
+  workdir, run = tmp_path / "run", run_of(tiny_data)
+  code, errors = interrupted(run, workdir, at_step, kind)
   with Checkpoints(workdir / "checkpoints") as checkpoints:
-    assert checkpoints.latest_step is None or checkpoints.latest_step < 14
+    kept = checkpoints.latest_step
+  assert kept is None or kept < 14
+  if kind == signal.SIGTERM:
+    assert f"PreemptedError: asked to stop: step {kept} is saved" in errors and code == 1
+    assert kept == read_log(workdir)[-1]["step"]
   state = train_run(run, workdir, resume=True)
   assert_same_bits(state, finished[0])
   # The log reads as if nothing had happened: the same steps, each once, with the same losses.
@@ -102,6 +108,45 @@ def test_finished_run_is_kept_and_best_checkpoint_is_readable(finished, tiny_dat
   if best == 14:
     assert_same_bits(params, state.params)
   assert list((workdir / "tb").glob("events*"))
+
+
+def test_a_damaged_newest_checkpoint_is_set_aside(finished, tiny_data, tmp_path, capsys):
+  state, source = finished
+  workdir = tmp_path / "run"
+  shutil.copytree(source, workdir)
+  steps = workdir / "checkpoints"
+  oldest = min(int(p.name) for p in steps.iterdir() if p.name.isdigit())
+  largest = max((steps / "14").rglob("*"), key=lambda p: p.stat().st_size * p.is_file())
+  os.truncate(largest, largest.stat().st_size // 2)
+  assert_same_bits(train_run(run_of(tiny_data), workdir, resume=True), state)
+  assert (steps / "14.damaged").is_dir() and (steps / "14").is_dir()
+  assert "cannot be read, set aside; going on from step" in capsys.readouterr().err
+  for step in steps.iterdir():
+    for file in step.rglob("manifest.ocdbt"):
+      os.truncate(file, 10)
+  with pytest.raises(ConfigError, match=f"none of the steps .*{oldest}.* can be read"):
+    train_run(run_of(tiny_data), workdir, resume=True)
+
+
+def test_a_full_disk_is_said_and_the_last_good_checkpoint_stays(finished, tmp_path):
+  """A limit on the size of files stands in for the full disk."""
+  state = finished[0]
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  with pytest.raises(CheckpointError, match="last good step is 14. Is the disk full"):
+    with Checkpoints(tmp_path) as checkpoints:
+      checkpoints.save(state, data_iterator={}, validation_loss=None)
+      checkpoints.wait()
+      try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+        checkpoints.save(state._replace(step=state.step + 1), data_iterator={},
+                         validation_loss=None)
+        checkpoints.wait()
+      finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+  with Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.latest_step == 14
 
 
 def test_validation_loss_falls(finished):
@@ -128,33 +173,3 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(tiny_data, tmp_path
     assert all(
       np.isfinite(r["loss"]) for r in read_log(tmp_path / "run") if r["step"] <= latest
     )
-
-
-def test_every_mesh_gives_the_same_losses(tiny_data):
-  run = run_of(tiny_data)
-  inputs = open_inputs(run)
-  model = dataclasses.replace(CONFIG.model, dropout=0.0)
-  task = vsl_task(build_decoder(model, inputs.vocabulary), run.config.loss)
-  losses = {}
-  for shape in ((1, 1), (8, 1), (4, 2)):
-    mesh = sharding.build_mesh(data_parallel=shape[0], fsdp=shape[1])
-    abstract = abstract_state(task, CONFIG.train, mesh)
-    state = compile_init(task, CONFIG.train, abstract)(jax.random.key(0))
-    step = compile_train_step(task, CONFIG.train, mesh, abstract)
-    batches = train_batches(
-      inputs.examples.sources["train"], inputs.make_batch, batch_size=16, seed=0
-    )
-    losses[shape] = []
-    for _ in range(2):
-      state, metrics = step(state, sharding.global_batch(mesh)(next(batches)))
-      losses[shape].append(float(metrics["loss"][0] / metrics["loss"][1]))
-    if shape == (4, 2):  # parameters and optimizer state really are split
-      kernel = state.params["layers_0"]["feed_forward"]["in"]["kernel"]
-      assert kernel.addressable_shards[0].data.size * 2 == kernel.size
-  np.testing.assert_allclose(losses[8, 1], losses[1, 1], rtol=2e-5)
-  np.testing.assert_allclose(losses[4, 2], losses[1, 1], rtol=2e-5)
-
-
-def test_more_devices_than_there_are():
-  with pytest.raises(ValueError, match="devices"):
-    sharding.build_mesh(data_parallel=5, fsdp=2)

@@ -1,0 +1,87 @@
+"""Two real processes, joined by gloo, against one: the same losses, one folder of checkpoints."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from gr4ad_jax import distributed
+from gr4ad_jax.config import ConfigError
+from gr4ad_jax.run import load_params, open_inputs, read_run
+from gr4ad_jax.training.metric_log import read_log
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = (
+  "--preset", "tiny", "--model.width", "32", "--model.num-layers", "2", "--model.num-lazy-layers",
+  "1", "--train.num-steps", "8", "--train.batch-size", "16", "--train.log-every", "1",
+  "--train.eval-every", "4", "--train.eval-batches", "2", "--train.checkpoint-every", "2",
+  "--train.data-parallel", "2", "--train.fsdp", "2",
+)
+
+
+def environment(devices: int) -> dict[str, str]:
+  flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
+  return {
+    **os.environ, "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
+  }
+
+
+def train(data: Path, workdir: Path, processes: int, *more: str) -> subprocess.CompletedProcess:
+  command = [
+    sys.executable, "-m", "gr4ad_jax", "train", "--data", str(data), "--workdir", str(workdir),
+    *SETTINGS, *more,
+  ]
+  if processes > 1:
+    command = ["bash", "launch_tpu.sh", "--local", str(processes), "--", *command]
+  return subprocess.run(
+    command, cwd=ROOT, env=environment(4 // processes), capture_output=True, text=True,
+    timeout=400,
+  )
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_data, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("alone") / "run"
+  result = train(tiny_data, workdir, 1)
+  assert result.returncode == 0, result.stderr
+  return workdir
+
+
+def params_of(workdir: Path):
+  """Read by this one process on other devices than it was trained on."""
+  run = read_run(workdir)
+  return load_params(run, workdir, open_inputs(run).vocabulary)[1]
+
+
+def test_two_processes_train_as_one_and_resume(tiny_data, alone, tmp_path):
+  workdir = tmp_path / "run"
+  result = train(tiny_data, workdir, 2)
+  assert result.returncode == 0, result.stderr
+  assert "trained 8 steps" in result.stdout and result.stdout.count("trained") == 1
+  rows, expected = read_log(workdir), read_log(alone)
+  assert [(r["step"], r["kind"]) for r in rows] == [(r["step"], r["kind"]) for r in expected]
+  np.testing.assert_allclose(
+    [r["loss"] for r in rows], [r["loss"] for r in expected], rtol=2e-5
+  )
+  for got, want in zip(
+    jax.tree.leaves(params_of(workdir)), jax.tree.leaves(params_of(alone)), strict=True
+  ):
+    assert np.mean(np.abs(got - want) > 1e-3) < 0.01
+
+  again = train(tiny_data, workdir, 2)
+  assert again.returncode == 2 and "pass --resume" in again.stderr
+  resumed = train(tiny_data, workdir, 1, "--resume")
+  assert resumed.returncode == 0, resumed.stderr
+  assert "trained 8 steps" in resumed.stdout
+
+
+def test_a_wrong_variable_is_refused(monkeypatch):
+  for value in ("yes", "host,2,0", "host:1,2,2", "host:1,2"):
+    monkeypatch.setenv(distributed.VARIABLE, value)
+    with pytest.raises(ConfigError, match="needs auto, or HOST:PORT,PROCESSES,NUMBER"):
+      distributed.join()
