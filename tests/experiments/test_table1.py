@@ -137,5 +137,5 @@ def test_the_table_shows_what_is_there():
   ) | {"vsl/qps_ratio": 0.75}
   text = table1_ablation.table(results)
   assert "| + VSL | +20" in text and "-25% | -25% |" in text
-  assert "rspo over vsl" in text and "No list-trained row" in text
+  assert "rspo over vsl" in text and "RSPO and UVR keep 99%" in text
   assert set(table1_ablation.plots(results)) == {"table1"}
