@@ -17,6 +17,7 @@ from gr4ad_jax import terminal
 from gr4ad_jax.config import (
   REWARD_TRAINING,
   CandidateConfig,
+  DataShape,
   LossConfig,
   ModelConfig,
   OnlineConfig,
@@ -166,11 +167,29 @@ class Train:
   """Folder of a trained run to begin with, of the same model and data."""
   lists: Path | None = None
   """Folder that `candidates` wrote: learn from these lists, too, as --preference.method says."""
+  profile: str | None = None
+  """Steps to trace, as 10:20, into WORKDIR/profile; `xprof WORKDIR/profile` shows them."""
   model: ModelConfig = ModelConfig()
   loss: LossConfig = LossConfig()
   train: TrainConfig = TrainConfig()
   search: SearchConfig = SearchConfig()
   preference: PreferenceConfig = PreferenceConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class MakePlan:
+  """Parameters, FLOPs, memory per device and time of a training run, before it costs anything."""
+
+  devices: str
+  """KIND-NUMBER: a TPU slice (v4, v5e, v5p, v6e) as Google names it, GPUs (a100, h100, h200, l4,
+  l20), or cpu; for example v5e-16, h100-8."""
+  preset: Literal[tuple(config_lib.PRESETS)] = "small"  # type: ignore[valid-type]
+  """Named settings; the options below change single ones."""
+  mfu: float = 0.4
+  """Share of the peak that the run is assumed to reach."""
+  data: Annotated[DataShape, tyro.conf.arg(name="")] = DataShape()
+  model: ModelConfig = ModelConfig()
+  train: TrainConfig = TrainConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,6 +335,7 @@ Command = (
   | Annotated[MakeMarket, tyro.conf.subcommand("market")]
   | Annotated[Tokenize, tyro.conf.subcommand("tokenize")]
   | Annotated[Train, tyro.conf.subcommand("train")]
+  | Annotated[MakePlan, tyro.conf.subcommand("plan")]
   | Annotated[Reward, tyro.conf.subcommand("reward")]
   | Annotated[Candidates, tyro.conf.subcommand("candidates")]
   | Annotated[Online, tyro.conf.subcommand("online")]
@@ -356,19 +376,20 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parse(argv: list[str]) -> Command:
-  """`train`'s options take their defaults from the preset named on the same line."""
-  if argv[:1] == ["train"]:
-    name = _preset_name(argv[1:])
-    if name in config_lib.PRESETS:
-      chosen = config_lib.PRESETS[name]
-      command = tyro.cli(
-        Train, args=argv[1:], prog="gr4ad train",
-        default=Train(
-          data=tyro.MISSING, workdir=tyro.MISSING, preset=name, model=chosen.model,
-          loss=chosen.loss, train=chosen.train, search=chosen.search,
-        ),
+  """Options of `train` and `plan` take their defaults from the preset named on the same line."""
+  name = _preset_name(argv[1:]) if argv[:1] in (["train"], ["plan"]) else None
+  if name in config_lib.PRESETS:
+    chosen = config_lib.PRESETS[name]
+    if argv[0] == "train":
+      default = Train(
+        data=tyro.MISSING, workdir=tyro.MISSING, preset=name, model=chosen.model,
+        loss=chosen.loss, train=chosen.train, search=chosen.search,
       )
-      return command
+    else:
+      default = MakePlan(
+        devices=tyro.MISSING, preset=name, model=chosen.model, train=chosen.train
+      )
+    return tyro.cli(type(default), args=argv[1:], prog=f"gr4ad {argv[0]}", default=default)
   # An option of `prepare` may also stand after the source, as people type it.
   cascade = (tyro.conf.CascadeSubcommandArgs,)
   return tyro.cli(Command, args=argv, prog="gr4ad", description=__doc__, config=cascade)
@@ -395,6 +416,8 @@ def _run(command: Command) -> None:
       _tokenize(command)
     case Train():
       _train(command)
+    case MakePlan():
+      _plan(command)
     case Reward():
       _reward(command)
     case Candidates():
@@ -506,6 +529,7 @@ def _tokenize(command: Tokenize) -> None:
 def _train(command: Train) -> None:
   from gr4ad_jax import distributed
   from gr4ad_jax.run import RunFile, train_run
+  from gr4ad_jax.training.profiling import parse_steps
 
   distributed.join()
   config = config_lib.Config(
@@ -514,9 +538,20 @@ def _train(command: Train) -> None:
   sids = command.sids or command.data / "sids"
   start, lists = (str(path.resolve()) if path else "" for path in (command.start, command.lists))
   run = RunFile(str(command.data.resolve()), str(sids.resolve()), config, start, lists)
-  state = train_run(run, command.workdir, resume=command.resume)
+  profile = parse_steps(command.profile) if command.profile else None
+  state = train_run(run, command.workdir, resume=command.resume, profile=profile)
   if distributed.is_first():
     terminal.console.print(f"trained {int(state.step):,} steps in {command.workdir}")
+
+
+def _plan(command: MakePlan) -> None:
+  from gr4ad_jax.devices import parse_devices
+  from gr4ad_jax.plan import plan_run
+
+  device, count = parse_devices(command.devices)
+  config = config_lib.Config(model=command.model, train=command.train)
+  planned = plan_run(config, command.data, device, count, mfu=command.mfu)
+  terminal.print_plan(planned, title=f"{command.preset} on {command.devices}")
 
 
 def _reward(command: Reward) -> None:

@@ -300,6 +300,23 @@ class OnlineConfig:
       require(getattr(self, name) > 0, f"online.{name}", getattr(self, name), "must be positive")
 
 
+@dataclasses.dataclass(frozen=True)
+class DataShape:
+  """Sizes that the data will have, where there are none yet."""
+
+  codebook_sizes: tuple[int, ...] = (4096, 1024, 256)
+  """Codes of each SID level."""
+  context_tokens: int = 256
+  """Tokens of a request's context: histories, features, trending ads."""
+  max_targets: int = 4
+  """Targets of a training example, padded ones included."""
+
+  def __post_init__(self):
+    require(len(self.codebook_sizes) >= 2 and min(self.codebook_sizes) >= 1, "codebook_sizes",
+            self.codebook_sizes, "needs two levels or more of at least one code")
+    require(self.max_targets >= 1, "max_targets", self.max_targets, "must be at least 1")
+
+
 REWARD_TRAINING = TrainConfig(
   num_steps=1200, batch_size=256, learning_rate=3e-3, weight_decay=1e-3, log_every=100,
   eval_every=300, checkpoint_every=300,
@@ -345,6 +362,11 @@ PRESETS: dict[str, Config] = {
     # half again as many of those are found.
     search=SearchConfig(value_exponent=0.25, new_ad_bonus=1.0),
   ),
+  # 4.7 million parameters beside four codebooks of 256; what bench_training measures.
+  "mini": Config(
+    model=ModelConfig(width=256, num_heads=4, num_layers=4, num_lazy_layers=2, mlp_width=768),
+    train=TrainConfig(num_steps=5_000),
+  ),
   # Hours on a CPU, minutes on an accelerator.
   "small": Config(
     model=ModelConfig(width=256, num_heads=4, num_layers=9, num_lazy_layers=6, dropout=0.1),
@@ -352,10 +374,10 @@ PRESETS: dict[str, Config] = {
     search=SearchConfig(widths=(128, 256, 512)),
   ),
   "base": _paper(512),
-  "paper-0.03B": _paper(384),
-  "paper-0.08B": _paper(704),
-  "paper-0.16B": _paper(1024),
-  "paper-0.32B": _paper(1472),
+  "0.03b": _paper(384),
+  "0.08b": _paper(704),
+  "0.16b": _paper(1024),
+  "0.32b": _paper(1472),
 }
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from gr4ad_jax import config as config_lib
 from gr4ad_jax import distributed, sharding
-from gr4ad_jax.config import Config, ConfigError, TrainConfig
+from gr4ad_jax.config import Config, ConfigError, ModelConfig, TrainConfig
 from gr4ad_jax.data.batch import Vocabulary
 from gr4ad_jax.data.list_records import open_lists, to_list
 from gr4ad_jax.data.pipeline import BatchMaker, batch_dataset, read_ahead
@@ -34,6 +34,7 @@ from gr4ad_jax.learning.preference import RewardScale
 from gr4ad_jax.learning.unified_task import UnifiedBatch, unified_task
 from gr4ad_jax.learning.vsl_task import vsl_task
 from gr4ad_jax.model.build import Decoder, build_decoder, count_params
+from gr4ad_jax.model.cost import train_flops
 from gr4ad_jax.search.export import write_artifact
 from gr4ad_jax.search.recommender import Recommender
 from gr4ad_jax.tokenizer import semantic_id
@@ -163,13 +164,16 @@ def check_widths(config: Config, vocabulary: Vocabulary) -> None:
     )
 
 
-def train_run(run: RunFile, workdir: Path, *, resume: bool = False) -> TrainState:
+def train_run(
+  run: RunFile, workdir: Path, *, resume: bool = False, profile: range | None = None
+) -> TrainState:
   """Trains in `workdir`.
 
   Args:
     run: data and settings.
     workdir: a new folder, or with `resume` that of an earlier run with the same settings.
     resume: continue an earlier run (a new run where there is none).
+    profile: steps to trace into workdir/profile.
 
   Raises:
     ConfigError: the folder is taken, or its settings differ.
@@ -211,8 +215,17 @@ def train_run(run: RunFile, workdir: Path, *, resume: bool = False) -> TrainStat
     validation=validation_batches(
       inputs, config, host, hosts, parts=sharding.row_parts(mesh)
     ),
-    start_params=start_params,
+    start_params=start_params, profile=profile, dtype=run.config.model.compute_dtype,
+    example_flops=0.0 if run.lists else example_flops(run.config.model, inputs),
   )
+
+
+def example_flops(config: ModelConfig, inputs: Inputs) -> int:
+  """FLOPs of learning from one logged request."""
+  sequence, vocabulary = inputs.make_batch.sequence, inputs.vocabulary
+  tokens = 1 + len(vocabulary.feature_sizes) + vocabulary.num_trending
+  tokens += sequence.max_ad_history + sequence.max_organic_history
+  return train_flops(config, vocabulary, context_tokens=tokens, targets=sequence.max_targets)
 
 
 def _start_params(run: RunFile, inputs: Inputs) -> Any:

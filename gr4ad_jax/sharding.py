@@ -96,13 +96,15 @@ def check_rows(mesh: Mesh, config: TrainConfig, name: str, rows: int) -> None:
 def search_mesh(config: TrainConfig, batch_size: int) -> Mesh | None:
   """This host's devices as a run's settings use them, for searches of so many requests.
 
-  None, the default device alone, where there is only one.
+  None, the default device alone, where they use one, or do not fit these devices.
   """
   devices, split = jax.local_devices(), config.fsdp * config.tensor
   if len(devices) == 1 or len(devices) % split or batch_size % config.fsdp:
     return None
   available = min(config.data_parallel or len(devices), len(devices) // split)
   data = math.gcd(available, batch_size // config.fsdp)
+  if data * split == 1:
+    return None
   return build_mesh(
     data_parallel=data, fsdp=config.fsdp, tensor=config.tensor, devices=devices
   )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from gr4ad_jax.evaluation.report_verdict import methods
+
+if TYPE_CHECKING:  # it imports JAX
+  from gr4ad_jax.plan import Plan
 
 console = Console()
 
@@ -37,6 +41,39 @@ def print_numbers(numbers: Mapping[str, float | str], *, title: str) -> None:
       value = f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
     table.add_row(name, value)
   console.print(table)
+
+
+def print_plan(plan: Plan, *, title: str) -> None:
+  """What a run needs, and whether the devices hold it."""
+  def size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e7 else f"{num_bytes / 1e6:,.2f} MB"
+
+  def duration(seconds: float) -> str:
+    for unit, length in (("h", 3600), ("min", 60), ("s", 1)):
+      if seconds >= 2 * length:
+        return f"{seconds / length:,.1f} {unit}"
+    return f"{1e3 * seconds:,.1f} ms"
+
+  print_numbers({
+    "parameters": f"{plan.num_params:,}",
+    "mesh (data x fsdp x tensor)": " x ".join(map(str, plan.mesh)),
+    "FLOPs of an example": f"{plan.flops_per_example:.3g}",
+    "FLOPs of a step": f"{plan.flops_per_step:.3g}",
+    "per device: parameters": size(plan.params_bytes),
+    "per device: optimizer": size(plan.optimizer_bytes),
+    "per device: gradients and updates": size(2 * plan.gradients_bytes),
+    "per device: activations, at most": size(plan.activations_bytes),
+    "per device: all of it": size(plan.needed_bytes),
+    "memory of a device": size(plan.memory_bytes),
+    f"step, at {plan.mfu:.0%} of the peak or as memory allows": duration(plan.step_s),
+    "examples/s": f"{plan.examples_per_s:,.0f}",
+    "all steps": duration(plan.run_s),
+  }, title=title)
+  if not plan.fits:
+    console.print(
+      "does not fit: raise train.fsdp or train.tensor, take more devices, set "
+      "model.remat=products or all, or train.accumulate"
+    )
 
 
 def print_health(sizes: tuple[int, ...], health: dict[str, float], *, title: str) -> None:

@@ -105,3 +105,49 @@ def decode_flops(
   if with_value:
     heads += 2 * tokens[-1] * d * vocabulary.num_ecpm_bins
   return context + own + heads
+
+
+def train_flops(
+  config: ModelConfig,
+  vocabulary: Vocabulary,
+  *,
+  context_tokens: int,
+  targets: int,
+) -> int:
+  """FLOPs of one request's forward and backward pass under teacher forcing.
+
+  The backward pass counts twice the forward pass; what `remat` computes again does not count.
+
+  Args:
+    config: of the decoder.
+    vocabulary: its sizes.
+    context_tokens: S, the constant token included.
+    targets: C, padded ones included.
+  """
+  d, S, levels = config.width, context_tokens, vocabulary.num_levels
+  positions = levels + 1
+  depth = config.num_layers - config.num_lazy_layers
+  per_layer = 2 * (_layer_weights(config) + 2 * S * d)  # of one token
+  causal = per_layer + 2 * 2 * positions * d  # with attention over all positions
+  alone = per_layer + 2 * 2 * d  # with attention to itself
+  fuse = 2 * 3 * d * d
+  head_rows, layers_with_kv = targets, config.num_layers
+  match config.decoder:
+    case "lazy":
+      head_rows += 1  # the un-fused row
+      own = config.num_lazy_layers * positions * causal + head_rows * positions * depth * causal
+      own += targets * (levels + config.fuse_bos) * fuse
+    case "autoregressive":
+      own = targets * positions * config.num_layers * causal
+    case "multi_token":
+      layers_with_kv += levels * depth
+      own = config.num_layers * alone + targets * levels * (depth * alone + 2 * 2 * d * d)
+  context = 2 * S * d * d
+  if config.kv_mode == "projected":
+    context += layers_with_kv * 2 * 2 * S * d * d
+  heads = 2 * head_rows * d * sum(vocabulary.codebook_sizes)
+  heads += 2 * targets * d * vocabulary.num_ecpm_bins
+  if config.copy_path:
+    context += 2 * S * d * d
+    heads += 2 * targets * levels * (d * d + S * d)
+  return 3 * (context + own + heads)

@@ -6,6 +6,7 @@ positions present in a call, `C` candidates (training) or beams (search) of one 
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -54,7 +55,32 @@ class Linear(nn.Module):
     axes = "bcd"[: len(out)]  # one product whose weight quantisation can recognise
     if kernel.dtype != x.dtype:
       kernel = kernel.astype(x.dtype)
-    return jnp.einsum(f"...a,a{axes}->...{axes}", x, kernel)
+    return _product(x, kernel, axes)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x: jax.Array, kernel: jax.Array, axes: str) -> jax.Array:
+  """x W; its own gradient only puts the factors of W's gradient in the order that needs no copy.
+
+  JAX's would give W's gradient transposed and copy both the gradient of y, which is large, and the
+  result: a tenth of a training step on CPU.
+  """
+  return jnp.einsum(f"...a,a{axes}->...{axes}", x, kernel)
+
+
+def _product_forward(x, kernel, axes):
+  return _product(x, kernel, axes), (x, kernel)
+
+
+def _product_backward(axes, kept, y_bar):
+  x, kernel = kept
+  x_bar = jnp.einsum(f"...{axes},a{axes}->...a", y_bar, kernel)
+  x_rows = x.reshape(-1, x.shape[-1])
+  y_rows = y_bar.reshape(len(x_rows), kernel.size // kernel.shape[0])
+  return x_bar, jnp.einsum("na,nb->ab", x_rows, y_rows).reshape(kernel.shape)
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 class Norm(nn.Module):

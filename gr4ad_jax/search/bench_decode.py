@@ -17,12 +17,11 @@ import numpy as np
 
 from gr4ad_jax.config import ModelConfig
 from gr4ad_jax.data.batch import Context, Vocabulary
+from gr4ad_jax.devices import matmul
 from gr4ad_jax.model.build import build_decoder, init_params, start_fn, step_fn
 from gr4ad_jax.model.cost import decode_flops
 from gr4ad_jax.search.beam_search import Beams, compile_search
 from gr4ad_jax.search.legal_prefixes import PrefixTree, build_prefix_tree
-
-MATMUL_SHAPE = (2048, 1024, 1024)  # large enough that overheads do not count
 
 
 class DecodeProgram(NamedTuple):
@@ -139,14 +138,6 @@ def compile_decode(
   return DecodeProgram(compiled, args, flops, compile_s, num_bytes)
 
 
-def _matmul(dtype: str) -> tuple[Callable[[], jax.Array], int]:
-  """A large matrix product, and its FLOPs."""
-  rows, inner, columns = MATMUL_SHAPE
-  left, right = jnp.ones((rows, inner), dtype), jnp.ones((inner, columns), dtype)
-  multiply = jax.jit(jnp.matmul)
-  return lambda: multiply(left, right), 2 * rows * inner * columns
-
-
 def time_in_turns(
   programs: Mapping[str, Callable[[], Any]], *, repeats: int, progress: Callable | None = None
 ) -> dict[str, np.ndarray]:
@@ -188,7 +179,7 @@ def measure(
   Returns:
     Timings by name, and the FLOP/s of the matrix product (median).
   """
-  multiply, matmul_flops = _matmul(dtype)
+  multiply, matmul_flops = matmul(dtype)
   calls = {name: lambda p=p: p.search(*p.args) for name, p in programs.items()}
   seconds = time_in_turns(calls | {"": multiply}, repeats=repeats, progress=progress)
   rate = matmul_flops / float(np.median(seconds[""]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,13 @@ from jax.sharding import Mesh
 
 from gr4ad_jax import distributed, sharding
 from gr4ad_jax.config import ConfigError, TrainConfig
+from gr4ad_jax.devices import peak_flops
 from gr4ad_jax.learning.task import Task
 from gr4ad_jax.progress import track
 from gr4ad_jax.training.checkpoint import Checkpoints
 from gr4ad_jax.training.metric_log import MeanMetrics, MetricLog, read_log
 from gr4ad_jax.training.preemption import PreemptedError, Preemption
+from gr4ad_jax.training.profiling import Speed, Trace
 from gr4ad_jax.training.train_step import (
   TrainState,
   abstract_state,
@@ -42,6 +43,9 @@ def train(
   folder: Path,
   mesh: Mesh | None = None,
   start_params: Any = None,
+  example_flops: float = 0.0,
+  dtype: str = "float32",
+  profile: range | None = None,
 ) -> TrainState:
   """Trains to `config.num_steps`, continuing from the newest checkpoint in `folder`, if any.
 
@@ -56,6 +60,9 @@ def train(
     folder: checkpoints/, train_log.jsonl and tb/ go here.
     mesh: devices; None builds one from the config.
     start_params: parameters of step 0; None = the task's own.
+    example_flops: of one example, for MFU in the log; 0 = not known.
+    dtype: of its matrix products.
+    profile: steps to trace into folder/profile; None = none.
 
   Returns:
     The final state.
@@ -85,14 +92,18 @@ def train(
     earlier = read_log(folder)
     distributed.wait_for_all("read the log")
     log = MetricLog(folder, first_step=first_step)
+    peak = peak_flops(list(mesh.devices.flat), dtype) if example_flops else 0.0
+    trace = Trace(folder / "profile", profile)
     try:
       return _run(
         state, step_fn, lambda params: mean_loss(loss_fn, params, validation, to_devices),
         config=config, batches=batches, to_devices=to_devices, checkpoints=checkpoints,
         preemption=preemption, log=log, first_step=first_step, folder=folder,
+        speed=Speed(example_flops=example_flops, peak=peak), trace=trace,
         first_loss=next((row["loss"] for row in earlier if row["kind"] == "train"), None),
       )
     finally:
+      trace.close()
       log.close()
 
 
@@ -121,16 +132,17 @@ def read_params(
 
 def _run(
   state, step_fn, validate, *, config, batches, to_devices, checkpoints, preemption, log,
-  first_step, folder, first_loss,
+  first_step, folder, speed, trace, first_loss,
 ) -> TrainState:
   window = MeanMetrics()
   last_saved = first_step or None
-  clock, rows = time.monotonic(), 0
   steps = range(first_step + 1, config.num_steps + 1)
   for step in track(steps, "train, steps", config.num_steps, completed=first_step):
+    trace.before(step)
     state, metrics = step_fn(state, to_devices(next(batches)))
     window.add(metrics)
-    rows += config.batch_size
+    speed.add(config.batch_size)
+    trace.after(step, state)
     last = step == config.num_steps
     stopping = preemption.reached(step) and not last
     saving = last or stopping or step % config.checkpoint_every == 0
@@ -138,7 +150,7 @@ def _run(
     if last or saving or validating or step % config.log_every == 0:
       means = window.means()
       if step > first_step + 1:  # the first step is mostly compilation
-        means["examples_per_second"] = rows / (time.monotonic() - clock)
+        means |= speed.values()
       log.write(step, "train", means)
       first_loss = first_loss or means["loss"]
       _check(means, step, first_loss, last_saved)
@@ -158,7 +170,7 @@ def _run(
         f"asked to stop: step {step} is saved in {folder}; the same command with --resume goes on"
       )
     if step == first_step + 1 or saving or validating or step % config.log_every == 0:
-      clock, rows = time.monotonic(), 0
+      speed.restart()
   return state
 
 

@@ -18,7 +18,7 @@ from tests.support import VOCABULARY, random_codes, random_context, shaken_param
 @pytest.mark.parametrize("kind", ["lazy"])
 def test_variants_without_caches_find_the_same(kind):
   """Decoding again without caches, and a copy of the context for each beam, change nothing."""
-  config = ModelConfig(decoder=kind, width=16, num_heads=2, num_layers=3, num_lazy_layers=1,
+  config = ModelConfig(decoder=kind, width=16, num_heads=2, num_layers=2, num_lazy_layers=1,
                        copy_path=True)
   decoder = build_decoder(config, VOCABULARY)
   params = shaken_params(decoder)

@@ -1,4 +1,4 @@
-"""Counts from the config against real parameters and the compiled program's own analysis."""
+"""Counts from the config against real parameters and XLA's own analysis of the programs."""
 
 import dataclasses
 
@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from gr4ad_jax.config import ModelConfig
-from gr4ad_jax.data.batch import Vocabulary
+from gr4ad_jax.config import LossConfig, ModelConfig
+from gr4ad_jax.data.batch import Batch, Vocabulary
+from gr4ad_jax.learning.vsl_task import vsl_task
 from gr4ad_jax.model.build import build_decoder, count_params, init_params, start_fn, step_fn
-from gr4ad_jax.model.cost import decode_flops, num_params
+from gr4ad_jax.model.cost import decode_flops, num_params, train_flops
 from gr4ad_jax.search.beam_search import compile_search
 from gr4ad_jax.search.legal_prefixes import build_prefix_tree
 from tests.support import VOCABULARY, random_context
@@ -32,13 +33,33 @@ def test_parameters_are_counted(changes, num_trending):
   assert num_params(config, vocabulary) == count_params(params)
 
 
+WIDER = Vocabulary(
+  codebook_sizes=(64, 32, 32), feature_sizes=(3, 4), num_ecpm_bins=8, num_count_buckets=16,
+  num_age_buckets=32, num_trend_buckets=32, num_trending=3, num_organic_buckets=64,
+)
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_flops_are_those_of_the_training_program(changes):
+  config, targets = dataclasses.replace(CONFIG, **changes), 3
+  decoder = build_decoder(config, WIDER)
+  context = random_context(np.random.default_rng(0), 2, history=30, organic=20)
+  batch = Batch(
+    context, np.zeros((2, targets, 3), np.int32), np.zeros((2, targets), np.int32),
+    np.ones((2, targets), np.float32),
+  )
+  task = vsl_task(decoder, LossConfig())
+  gradient = jax.jit(jax.grad(lambda params: task.loss(params, batch, None)["loss"][0]))
+  measured = gradient.lower(jax.eval_shape(task.init, jax.random.key(0))).cost_analysis()["flops"]
+  computed = 2 * train_flops(
+    config, WIDER, context_tokens=1 + 2 + 30 + 20 + 3, targets=targets
+  )
+  assert 1.0 < measured / computed < 1.06, measured / computed
+
+
 @pytest.mark.parametrize("changes", VARIANTS[2:6], ids=str)
 def test_flops_are_those_of_the_compiled_search(changes):
-  config = dataclasses.replace(CONFIG, **changes)
-  vocabulary = Vocabulary(
-    codebook_sizes=(64, 32, 32), feature_sizes=(3, 4), num_ecpm_bins=8, num_count_buckets=16,
-    num_age_buckets=32, num_trend_buckets=32, num_trending=3, num_organic_buckets=64,
-  )
+  config, vocabulary = dataclasses.replace(CONFIG, **changes), WIDER
   rng, widths = np.random.default_rng(0), (32, 48, 64)
   decoder = build_decoder(config, vocabulary)
   params = init_params(decoder, jax.random.key(0))
@@ -49,7 +70,7 @@ def test_flops_are_those_of_the_compiled_search(changes):
   search = compile_search(start_fn(decoder), step_fn(decoder), tree, widths)
   for with_value in (False, True):
     args = (params, context, tree.arrays, *([np.ones(8, np.float32)] if with_value else []))
-    measured = search.lower(*args).compile().cost_analysis()["flops"]
+    measured = search.lower(*args).cost_analysis()["flops"]
     computed = decode_flops(
       config, vocabulary, context_tokens=context_tokens, widths=widths, with_value=with_value
     )

@@ -208,7 +208,7 @@ def test_fuse_by_hand():
 
 @pytest.mark.parametrize(
   ("name", "billions"),
-  [("paper-0.03B", 0.027), ("paper-0.08B", 0.079), ("paper-0.16B", 0.157), ("paper-0.32B", 0.311)],
+  [("0.03b", 0.027), ("0.08b", 0.079), ("0.16b", 0.157), ("0.32b", 0.311)],
 )
 def test_paper_presets_have_the_papers_sizes(name, billions):
   """Reference 2.7: 126 d^2 of layers, 3 d^2 of Fuse, 21504 d of tables; ours adds the context."""

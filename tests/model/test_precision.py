@@ -18,7 +18,7 @@ from tests.support import VOCABULARY, random_codes, random_context
   ("multi_token", "int8", 2, 0.05),
 ])  # fmt: skip
 def test_is_close_smaller_and_searchable(kind, precision, smaller, error):
-  config = ModelConfig(decoder=kind, width=64, num_heads=2, num_layers=4, num_lazy_layers=2,
+  config = ModelConfig(decoder=kind, width=64, num_heads=2, num_layers=2, num_lazy_layers=1,
                        copy_path=True)
   decoder = build_decoder(config, VOCABULARY)
   params = init_params(decoder, jax.random.key(0))

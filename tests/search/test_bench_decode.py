@@ -11,7 +11,7 @@ from gr4ad_jax.config import ModelConfig
 from gr4ad_jax.search import bench_decode
 from gr4ad_jax.search.bench_decode import BenchConfig, random_context, random_vocabulary
 
-TINY = ModelConfig(width=16, num_heads=2, num_layers=3, num_lazy_layers=2)
+TINY = ModelConfig(width=16, num_heads=2, num_layers=2, num_lazy_layers=1)
 
 
 def test_measures_every_cell_of_the_grid():

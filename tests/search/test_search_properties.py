@@ -59,7 +59,7 @@ def scored(kind: str, batch: int):
 @given(
   chosen=st.sets(st.integers(0, len(EVERY_SID) - 1), min_size=1),
   subset=st.none() | st.sets(st.integers(0, len(EVERY_SID) - 1)),
-  beams=st.sampled_from([5, 210]), batch=st.sampled_from([1, 3]),
+  beams=st.sampled_from([5, 210]), batch=st.just(3),
 )
 def test_equals_enumeration(kind, chosen, subset, beams, batch):
   """Any catalogue, any subset of it (none left, too), fewer SIDs than beams, every decoder."""

@@ -1,6 +1,7 @@
 """Semantic IDs of small hand-made logs: codes, contents, storage, health."""
 
 import dataclasses
+import functools
 import importlib.util
 
 import numpy as np
@@ -8,7 +9,7 @@ import pandas as pd
 import pytest
 
 from gr4ad_jax.data.schema import LogError, build_logs
-from gr4ad_jax.tokenizer import residual_kmeans, semantic_id
+from gr4ad_jax.tokenizer import fsq, residual_kmeans, rq_vae, semantic_id
 from gr4ad_jax.tokenizer.embeddings import embed
 from gr4ad_jax.tokenizer.feature_hash import hash_codes
 from gr4ad_jax.tokenizer.quantizers import METHODS
@@ -223,7 +224,13 @@ def test_more_codes_than_ads_are_refused_with_the_remedy():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_quantizer_makes_semantic_ids_that_survive_a_folder(method, tmp_path):
+def test_every_quantizer_makes_semantic_ids_that_survive_a_folder(method, tmp_path, monkeypatch):
+  for module, name, config in (
+    (rq_vae, "fit", rq_vae.RqVaeConfig), (rq_vae, "fit_plus", rq_vae.RqKmeansPlusConfig),
+    (fsq, "fit", fsq.FsqConfig),
+  ):  # fewer steps: what is learned is tested elsewhere
+    short = functools.partial(getattr(module, name), config=config(num_steps=40))
+    monkeypatch.setattr(module, name, short)
   logs = make_logs(num_ads=40)
   sids = assign_semantic_ids(logs, small(quantizer=method, codebook_sizes=(8, 4, 32)))
   assert (sids.codes_AL.min(0) >= 0).all() and (sids.codes_AL.max(0) < (8, 4, 32)).all()

@@ -154,7 +154,7 @@ def test_layers_are_gathered_and_tables_are_not():
 @pytest.mark.parametrize("shape", [(1, 8, 1), (1, 1, 8), (1, 4, 2)])
 def test_parameters_of_a_device_fall_with_their_number(shape):
   """Shapes of the 0.16B preset; nothing is allocated."""
-  config = preset("paper-0.16B").model
+  config = preset("0.16b").model
   vocabulary = dataclasses.replace(
     SMALL, codebook_sizes=(4096, 1024, 4096), feature_sizes=(2**20,)
   )

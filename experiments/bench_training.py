@@ -1,0 +1,249 @@
+"""Training throughput beside a PyTorch peer of the same size, and beside a matrix product.
+
+    pip install -e '.[peers]'    # cornac, whose TIGER is the peer, and PyTorch
+    python -m experiments.run bench_training
+
+The preset "mini" (4.7 million parameters, four codebooks of 256), 64 requests a step, each with a
+history of 20 ads and one target. Windows of whole steps (gradients, clipping, AdamW) take turns
+with windows of a large matrix product; flop_share is the model's matrix-product FLOP/s over those.
+TIGER is cornac's with its defaults (4 + 4 layers; 4.7 million parameters): 20 items of 4 codes as
+80 tokens, 64 examples a step; its training loop runs once between two of ours. Without cornac its
+number is NaN.
+
+The input is measured by itself: examples/s that grain reads, decodes, looks up and pads (stored
+requests of Complete Journey as in `make demo`, with the threads that training uses), beside
+examples/s of the training step of the preset "small" on such batches.
+
+Expected on two CPU cores: see docs/architecture.md. Run time there: six minutes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments._runs import prepared_journey, tokenized
+from gr4ad_jax import sharding
+from gr4ad_jax.config import Config, override_all, preset
+from gr4ad_jax.data.batch import Batch, Context, Vocabulary
+from gr4ad_jax.data.pipeline import train_batches
+from gr4ad_jax.devices import matmul
+from gr4ad_jax.learning.vsl_task import vsl_task
+from gr4ad_jax.model.build import build_decoder
+from gr4ad_jax.model.cost import num_params, train_flops
+from gr4ad_jax.progress import console
+from gr4ad_jax.run import RunFile, example_flops, open_inputs
+from gr4ad_jax.search.bench_decode import random_context, random_vocabulary, time_in_turns
+from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
+from gr4ad_jax.training.train_step import abstract_state, compile_init, compile_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What --set may change."""
+
+  preset: str = "mini"
+  codebook_sizes: tuple[int, ...] = (256, 256, 256, 256)
+  history: int = 20
+  """Ads in the context of a request."""
+  targets: int = 1
+  batch_size: int = 64
+  steps: int = 5
+  """Of a timed window."""
+  repeats: int = 10
+  """Timed windows."""
+  peer_sessions: int = 150
+  """Sessions of 21 items that the peer trains on: 20 examples each; 0 leaves it out."""
+  input_batch_size: int = 64
+  """Requests a step where the input is measured; 0 leaves it out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+  settings: Settings = Settings()
+
+
+def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
+  """examples_per_second, num_params, flop_share, peer_..., input_..., small_examples_per_second."""
+  del size
+  settings = override_all(_Options(), overrides).settings
+  config = override_all(
+    preset(settings.preset), {"train.batch_size": settings.batch_size, "train.data_parallel": 1}
+  )
+  vocabulary = dataclasses.replace(
+    random_vocabulary(settings.codebook_sizes), num_organic_buckets=1
+  )
+  flops = settings.batch_size * train_flops(
+    config.model, vocabulary, targets=settings.targets,
+    context_tokens=1 + len(vocabulary.feature_sizes) + settings.history,
+  )
+  window = _training_window(config, vocabulary, _random_batch(settings, vocabulary), settings.steps)
+  multiply, matmul_flops = matmul(config.model.compute_dtype)
+  per_window = max(1, round(settings.steps * flops / matmul_flops))
+
+  def products() -> jax.Array:
+    return [multiply() for _ in range(per_window)][-1]
+
+  def measure() -> dict[str, np.ndarray]:
+    console.print(f"ours, {settings.repeats} windows of {settings.steps} steps")
+    return time_in_turns({"step": window, "matmul": products}, repeats=settings.repeats)
+
+  seconds = [measure()]
+  peer = _peer(settings)
+  if not math.isnan(peer["peer_examples_per_second"]):
+    seconds.append(measure())
+  step_s = float(np.median([s["step"] for s in seconds])) / settings.steps
+  rate = per_window * matmul_flops / float(np.median([s["matmul"] for s in seconds]))
+  results = {
+    "examples_per_second": settings.batch_size / step_s,
+    "num_params": float(num_params(config.model, vocabulary)),
+    "flop_share": flops / step_s / rate,
+    "matmul_gflops_per_second": rate / 1e9,
+  }
+  return results | peer | (_input(workdir, settings) if settings.input_batch_size else {})
+
+
+def _random_batch(settings: Settings, vocabulary: Vocabulary) -> Batch:
+  """Full histories of ads, no organic ones."""
+  fixed = 1 + len(vocabulary.feature_sizes)
+  context = random_context(vocabulary, settings.batch_size, fixed + 2 * settings.history)
+  context = Context(**{
+    name: rows[:, :0] if name.startswith("organic") else rows
+    for name, rows in context._asdict().items()
+  })
+  rng = np.random.default_rng(1)
+  shape = (settings.batch_size, settings.targets)
+  codes = [rng.integers(0, size, shape, np.int32) for size in settings.codebook_sizes]
+  return Batch(
+    context, np.stack(codes, axis=-1), rng.integers(0, vocabulary.num_ecpm_bins, shape, np.int32),
+    np.ones(shape, np.float32),
+  )
+
+
+def _training_window(
+  config: Config, vocabulary: Vocabulary, batch: Batch, steps: int
+) -> Callable[[], dict]:
+  """Some steps that go on from where the last call ended; the host runs ahead, as in training."""
+  mesh = sharding.training_mesh(config.train)
+  task = vsl_task(build_decoder(config.model, vocabulary), config.loss)
+  abstract = abstract_state(task, config.train, mesh)
+  state = [compile_init(task, config.train, abstract)(jax.random.key(0))]
+  step = compile_train_step(task, config.train, mesh, abstract)
+  on_device = sharding.global_batch(mesh)(batch)
+
+  def window() -> dict:
+    for _ in range(steps):
+      state[0], metrics = step(state[0], on_device)
+    return metrics
+
+  return window
+
+
+def _peer(settings: Settings) -> dict[str, float]:
+  """The training loop of cornac's TIGER on random sessions, once."""
+  needed = ("cornac", "torch", "transformers")
+  missing = [name for name in needed if not importlib.util.find_spec(name)]
+  if missing or not settings.peer_sessions:
+    console.print(f"peer: not measured ({', '.join(missing) or 'no sessions'})")
+    return {"peer_examples_per_second": math.nan, "peer_num_params": math.nan}
+  from cornac.data import FeatureModality
+  from cornac.eval_methods import NextItemEvaluation
+  from cornac.models import TIGER
+
+  class Timed(TIGER):
+    def _fit_seq2seq(self, torch, val_set):
+      start = time.perf_counter()
+      super()._fit_seq2seq(torch, val_set)
+      self.seconds = time.perf_counter() - start
+
+  console.print(f"peer, {20 * settings.peer_sessions} examples")
+  rng = np.random.default_rng(0)
+  length, num_items = settings.history + 1, 2_000
+  events = [
+    (f"user{s}", f"session{s}", f"item{rng.integers(num_items)}", s * length + place)
+    for s in range(settings.peer_sessions) for place in range(length)
+  ]  # fmt: skip
+  features = rng.standard_normal((num_items, 32)).astype(np.float32)
+  split = NextItemEvaluation.from_splits(
+    train_data=events, test_data=events[:length], fmt="USIT",
+    item_feature=FeatureModality(features=features, ids=[f"item{n}" for n in range(num_items)]),
+  )
+  peer = Timed(
+    tokenizer="rkmeans", n_epochs=1, batch_size=settings.batch_size, max_len=settings.history,
+    device="cpu", seed=0,
+  )
+  peer.fit(split.train_set)
+  examples = sum(len(session) - 1 for session in split.train_set.sessions.values())
+  return {
+    "peer_examples_per_second": examples / peer.seconds,
+    "peer_num_params": float(sum(p.numel() for p in peer.model.parameters())),
+  }
+
+
+def _input(workdir: Path, settings: Settings) -> dict[str, float]:
+  """Input of stored requests, and the step of the preset "small" on it."""
+  data = prepared_journey(workdir)
+  sids = tokenized(data, workdir / "sids", TokenizerConfig())
+  config = override_all(
+    preset("small"), {"train.batch_size": settings.input_batch_size, "train.data_parallel": 1}
+  )
+  inputs = open_inputs(RunFile(str(data), str(sids), config))
+  batches = train_batches(
+    inputs.examples.sources["train"], inputs.make_batch, batch_size=settings.input_batch_size,
+    seed=0,
+  )
+  for _ in range(20):
+    batch = next(batches)
+  console.print("input")
+  count, start = 200, time.perf_counter()
+  for _ in range(count):
+    next(batches)
+  input_rate = count * settings.input_batch_size / (time.perf_counter() - start)
+  window = _training_window(config, inputs.vocabulary, batch, 1)
+  console.print("step of the preset small")
+  step_s = float(np.median(time_in_turns({"step": window}, repeats=5)["step"]))
+  return {
+    "input_examples_per_second": input_rate,
+    "small_examples_per_second": settings.input_batch_size / step_s,
+    "small_gflop_per_example": example_flops(config.model, inputs) / 1e9,
+  }
+
+
+def table(results: Mapping[str, float]) -> str:
+  """Throughput, then the input."""
+  lines = [
+    "| | parameters | examples/s | share of the matmul rate |", "|---|---:|---:|---:|",
+    f"| ours | {results['num_params'] / 1e6:.2f} M | {results['examples_per_second']:,.0f} | "
+    f"{results['flop_share']:.0%} of {results['matmul_gflops_per_second']:,.0f} GFLOP/s |",
+  ]
+  if math.isnan(results["peer_examples_per_second"]):
+    lines.append("| TIGER (cornac) | | not measured: pip install -e '.[peers]' | |")
+  else:
+    lines.append(
+      f"| TIGER (cornac) | {results['peer_num_params'] / 1e6:.2f} M | "
+      f"{results['peer_examples_per_second']:,.0f} | |"
+    )
+    ratio = results["examples_per_second"] / results["peer_examples_per_second"]
+    lines += ["", f"Ours over TIGER: {ratio:.1f}."]
+  if "input_examples_per_second" in results:
+    ratio = results["input_examples_per_second"] / results["small_examples_per_second"]
+    lines += [
+      "",
+      f"Input: {results['input_examples_per_second']:,.0f} examples/s, {ratio:.0f} times what a "
+      f"step of the preset small takes ({results['small_examples_per_second']:,.1f}).",
+    ]
+  return "\n".join(lines)
+
+
+def plots(results: Mapping[str, float]) -> dict[str, Figure]:
+  """None."""
+  del results
+  return {}
