@@ -177,6 +177,32 @@ class Train:
 
 
 @dataclasses.dataclass(frozen=True)
+class MakeSweep:
+  """Many training runs: every combination of a grid, or a search; finished ones are kept."""
+
+  data: Path
+  """Folder that `prepare` wrote."""
+  workdir: Path
+  """Folder of the sweep; each run gets a folder in it, and results.json sums up."""
+  grid: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH=VALUES ...")]
+  """PATH=VALUE,VALUE ...; PATH+PATH=VALUE+VALUE,... vary together; with --trials also
+  PATH=LOW:HIGH and PATH=LOW:HIGH:log. As in model.width=32,64 train.seed=0,1."""
+  sids: Path | None = None
+  """Folder that `tokenize` wrote; default DATA/sids."""
+  preset: Literal[tuple(config_lib.PRESETS)] = "small"  # type: ignore[valid-type]
+  """Named settings that all runs start from."""
+  set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH=VALUE ...")] = ()
+  """Settings that all runs share."""
+  jobs: int = 1
+  """Runs at once on this machine."""
+  launch: str = ""
+  """Words before each run's command, such as a launch of a TPU slice; {name} and {number} are
+  replaced. All hosts need the folders."""
+  trials: int = 0
+  """Runs of a search over the grid's ranges (needs Optuna)."""
+
+
+@dataclasses.dataclass(frozen=True)
 class MakePlan:
   """Parameters, FLOPs, memory per device and time of a training run, before it costs anything."""
 
@@ -335,6 +361,7 @@ Command = (
   | Annotated[MakeMarket, tyro.conf.subcommand("market")]
   | Annotated[Tokenize, tyro.conf.subcommand("tokenize")]
   | Annotated[Train, tyro.conf.subcommand("train")]
+  | Annotated[MakeSweep, tyro.conf.subcommand("sweep")]
   | Annotated[MakePlan, tyro.conf.subcommand("plan")]
   | Annotated[Reward, tyro.conf.subcommand("reward")]
   | Annotated[Candidates, tyro.conf.subcommand("candidates")]
@@ -416,6 +443,8 @@ def _run(command: Command) -> None:
       _tokenize(command)
     case Train():
       _train(command)
+    case MakeSweep():
+      _sweep(command)
     case MakePlan():
       _plan(command)
     case Reward():
@@ -542,6 +571,27 @@ def _train(command: Train) -> None:
   state = train_run(run, command.workdir, resume=command.resume, profile=profile)
   if distributed.is_first():
     terminal.console.print(f"trained {int(state.step):,} steps in {command.workdir}")
+
+
+def _sweep(command: MakeSweep) -> None:
+  from gr4ad_jax.sweep import Sweep, parse_grid, run_sweep
+
+  shared = {}
+  for text in command.set:
+    path, equals, value = text.partition("=")
+    if not equals:
+      raise ValueError(f"set={text!r}: needs PATH=VALUE")
+    shared[path] = value
+  config = config_lib.override_all(config_lib.preset(command.preset), shared)
+  sweep = Sweep(
+    command.data, command.sids or command.data / "sids", command.workdir, command.preset, config,
+    shared, parse_grid(command.grid), jobs=command.jobs, launch=command.launch,
+    trials=command.trials,
+  )
+  results = run_sweep(sweep)
+  terminal.print_sweep(results, title=f"{command.workdir}/results.json")
+  if any(result.status != "finished" for result in results):
+    sys.exit(1)
 
 
 def _plan(command: MakePlan) -> None:

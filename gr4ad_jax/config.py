@@ -51,6 +51,11 @@ class ModelConfig:
   copy_path: bool = False
   """Mix in next codes copied from ads in the context: the user's history and what is trending
   (beyond the paper; off = paper)."""
+  id_rows: int = 0
+  """Rows of a table that ids of users and of ads in the history are hashed into (beyond the paper);
+  0 = none, then an ad is known by its codes and a user by features alone."""
+  id_width: int = 16
+  """Width of that table."""
   dropout: float = 0.0
   """Dropout rate on sub-layer outputs during training."""
   compute_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -71,7 +76,10 @@ class ModelConfig:
       f"must lie in [0, model.num_layers={self.num_layers})",
     )
     require(0.0 <= self.dropout < 1.0, "model.dropout", self.dropout, "must lie in [0, 1)")
-    require(self.mlp_width >= 0, "model.mlp_width", self.mlp_width, "must not be negative")
+    for name in ("mlp_width", "id_rows"):
+      require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name),
+              "must not be negative")
+    require(self.id_width >= 1, "model.id_width", self.id_width, "must be at least 1")
 
   @property
   def feed_forward_width(self) -> int:
@@ -126,6 +134,9 @@ class TrainConfig:
   """AdamW decay, on matrices only."""
   clip_norm: float = 1.0
   """Global gradient norm is clipped to this."""
+  table_learning_rate: float = 0.0
+  """Constant rate of row-wise Adagrad for the table of ids (model.id_rows), which keeps one number
+  a row instead of AdamW's two a weight; 0 = AdamW like all else."""
   seed: int = 0
   """Seed of parameters, shuffling and dropout."""
   log_every: int = 50
@@ -153,6 +164,8 @@ class TrainConfig:
       require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be positive")
     require(self.batch_size % self.accumulate == 0, "train.accumulate", self.accumulate,
             f"must divide train.batch_size={self.batch_size}")
+    require(self.table_learning_rate >= 0, "train.table_learning_rate", self.table_learning_rate,
+            "must not be negative")
     require(0 <= self.warmup_share < 1, "train.warmup_share", self.warmup_share, "needs [0, 1)")
     require(0 <= self.seed < 2**31, "train.seed", self.seed, "needs 0 <= seed < 2**31")
 
@@ -409,21 +422,32 @@ def override(config: ConfigT, path: str, value: Any) -> ConfigT:
   Raises:
     ConfigError: no such path (the nearest valid one is named), or a value of the wrong type.
   """
-  valid = [p for p, _ in _leaves(config)]
-  if path not in valid:
-    raise ConfigError(f"unknown setting {path!r}; {_nearest(path, valid)}")
-  head, _, rest = path.partition(".")
-  if rest:
-    return dataclasses.replace(config, **{head: override(getattr(config, head), rest, value)})
-  hint = typing.get_type_hints(type(config))[head]
-  return dataclasses.replace(config, **{head: _parse(hint, value, path)})
+  return override_all(config, {path: value})
 
 
 def override_all(config: ConfigT, overrides: Mapping[str, Any]) -> ConfigT:
-  """A copy of `config` with every path of `overrides` replaced, in their order; as `override`."""
+  """A copy of `config` with every path of `overrides` replaced at once; as `override`."""
+  valid = [path for path, _ in _leaves(config)]
+  changes: dict[str, Any] = {}
   for path, value in overrides.items():
-    config = override(config, path, value)
-  return config
+    if path not in valid:
+      raise ConfigError(f"unknown setting {path!r}; {_nearest(path, valid)}")
+    *parts, name = path.split(".")
+    inner = changes
+    for part in parts:
+      inner = inner.setdefault(part, {})
+    inner[name] = value
+  return _replaced(config, changes, "")
+
+
+def _replaced(config: ConfigT, changes: dict[str, Any], prefix: str) -> ConfigT:
+  hints = typing.get_type_hints(type(config))
+  return dataclasses.replace(config, **{
+    name: _replaced(getattr(config, name), value, f"{prefix}{name}.")
+    if isinstance(value, dict)
+    else _parse(hints[name], value, prefix + name)
+    for name, value in changes.items()
+  })
 
 
 def _leaves(config: Any, prefix: str = "") -> list[tuple[str, Any]]:

@@ -33,7 +33,7 @@ from gr4ad_jax.config import CandidateConfig, ConfigError, OnlineConfig, Prefere
 from gr4ad_jax.data.batch import Batch
 from gr4ad_jax.data.impressions import MAX_SHOWN, read_impressions
 from gr4ad_jax.data.list_records import CandidateList
-from gr4ad_jax.data.pipeline import BatchMaker
+from gr4ad_jax.data.pipeline import BatchMaker, hash_ids
 from gr4ad_jax.data.records import Action, Logs
 from gr4ad_jax.data.segments import Appended, append_segment, segment_files
 from gr4ad_jax.data.sequences import Example, ExampleMaker
@@ -273,6 +273,10 @@ class _Learner:
     users = np.unique(events.user[appended.new_R[events.request]]).tolist()
     samples = [example for user in users for example in maker.user_examples(user, 0)]
     make_batch = self.inputs.make_batch
+    if make_batch.user_hash_U is not None:  # users may be new
+      make_batch = dataclasses.replace(
+        make_batch, user_hash_U=hash_ids(appended.logs.users.user_id)
+      )
     if make_batch.trending is not None:
       make_batch = dataclasses.replace(make_batch, trending=build_trending(appended.logs))
     lists: list[CandidateList] = []

@@ -154,6 +154,8 @@ def _kept_for_backward(
 ) -> int:
   """Bytes that the loss of so many rows keeps between its passes, parameters left out."""
   context = random_context(vocabulary, 1, shape.context_tokens)
+  if config.model.id_rows:
+    context = context._replace(user_id_B=np.zeros(1, np.int32), ad_id_BT=context.ad_count_BT)
   one = Batch(
     context, np.zeros((1, shape.max_targets, vocabulary.num_levels), np.int32),
     np.zeros((1, shape.max_targets), np.int32), np.ones((1, shape.max_targets), np.float32),

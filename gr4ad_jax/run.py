@@ -23,7 +23,7 @@ from gr4ad_jax import distributed, sharding
 from gr4ad_jax.config import Config, ConfigError, ModelConfig, TrainConfig
 from gr4ad_jax.data.batch import Vocabulary
 from gr4ad_jax.data.list_records import open_lists, to_list
-from gr4ad_jax.data.pipeline import BatchMaker, batch_dataset, read_ahead
+from gr4ad_jax.data.pipeline import BatchMaker, batch_dataset, hash_ids, read_ahead
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.schema import read_logs
 from gr4ad_jax.data.sequences import NUM_ORGANIC_BUCKETS
@@ -114,6 +114,10 @@ def open_inputs(run: RunFile) -> Inputs:
     examples.config, run.config.loss, scale, sids.codes_AL, sids.content_codes_OL,
     content_buckets(logs), logs.contents.ad, examples.trending,
   )
+  if run.config.model.id_rows:
+    make_batch = dataclasses.replace(
+      make_batch, user_hash_U=hash_ids(logs.users.user_id), ad_hash_A=hash_ids(logs.ads.ad_id)
+    )
   index = build_ad_index(sids.codes_AL, training_engagements(logs, examples).astype(np.float64))
   vocabulary = make_batch.vocabulary(examples.features.sizes, sids.codebook_sizes)
   return Inputs(logs, examples, sids, index, make_batch, scale, vocabulary, fingerprint)

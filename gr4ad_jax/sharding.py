@@ -2,7 +2,8 @@
 
 Axes: `data` and `fsdp` split the rows of a batch; `fsdp` also splits the weights of layers, and
 `tensor` splits heads, hidden units and the rows of embedding tables (which are the columns of tied
-heads). Layouts are rules from a parameter's path to axes; optimizer state follows its parameter.
+heads); the table of ids is split over both. Layouts are rules from a parameter's path to axes;
+optimizer state follows its parameter.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ _MIN_SHARDED_SIZE = 2**12  # smaller arrays cost more to gather than to keep
 
 # The first rule whose pattern ends a parameter's path lays it out, a name a dimension. A dimension
 # that its axis does not divide stays whole.
-LAYOUTS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+LAYOUTS: tuple[tuple[str, tuple[str | tuple[str, str] | None, ...]], ...] = (
+  (r"ids/table", ((TENSOR, FSDP), None)),  # hash rows, width; optimizer: hash rows, 1
   (r"tables/level_\d+|features|organic_id|content|ad_\d+", (TENSOR, None)),  # vocabulary, width
   (r"cross/(query|key|value)/kernel", (FSDP, TENSOR, None)),  # width, heads, head width
   (r"qkv/kernel", (FSDP, None, TENSOR, None)),  # width, 3, heads, head width
@@ -168,7 +170,7 @@ def state_sharding(mesh: Mesh, abstract_state: Any) -> Any:
   return jax.tree_util.tree_map_with_path(layout, abstract_state)
 
 
-def _rule(name: str, ndim: int) -> tuple[str | None, ...] | None:
+def _rule(name: str, ndim: int) -> tuple[str | tuple[str, str] | None, ...] | None:
   for pattern, axes in LAYOUTS:
     if len(axes) == ndim and re.search(rf"(^|/)({pattern})$", name):
       return axes

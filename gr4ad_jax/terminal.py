@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
@@ -13,6 +13,7 @@ from gr4ad_jax.evaluation.report_verdict import methods
 
 if TYPE_CHECKING:  # it imports JAX
   from gr4ad_jax.plan import Plan
+  from gr4ad_jax.sweep import Result
 
 console = Console()
 
@@ -40,6 +41,26 @@ def print_numbers(numbers: Mapping[str, float | str], *, title: str) -> None:
     if not isinstance(value, str):
       value = f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
     table.add_row(name, value)
+  console.print(table)
+
+
+def print_sweep(results: Sequence[Result], *, title: str) -> None:
+  """Runs by their loss, failed ones last."""
+  table = Table(title=title, title_justify="left")
+  paths = list(dict.fromkeys(path for result in results for path in result.settings))
+  for path in paths:
+    table.add_column(path.replace(".", ".\n"), justify="right", overflow="fold")
+  for column in ("loss", "SID loss", "examples/s"):
+    table.add_column(column, justify="right")
+  for result in sorted(results, key=lambda r: (r.status != "finished", r.loss)):
+    cells = [result.settings.get(path, "") for path in paths]
+    if result.status == "finished":
+      speed = result.values.get("examples_per_second")
+      cells += [f"{result.loss:.4f}", f"{result.values.get('sid_loss', float('nan')):.4f}",
+                "" if speed is None else f"{speed:,.0f}"]
+    else:
+      cells += ["failed", "", ""]
+    table.add_row(*cells)
   console.print(table)
 
 

@@ -26,6 +26,13 @@ class Context(NamedTuple):
   organic_trend_BO: np.ndarray  # int32, the same of the ad of that product
   trend_code_BNL: np.ndarray  # int32, SID codes of the currently most engaged ads, best first
   trend_share_BN: np.ndarray  # int32, bucket of their share
+  # 31-bit hashes of ids; None where the model has no table of ids (ModelConfig.id_rows).
+  user_id_B: np.ndarray | None = None
+  ad_id_BT: np.ndarray | None = None  # of the ad history
+
+  def present(self) -> dict[str, np.ndarray]:
+    """Fields that are there, by name."""
+    return {name: x for name, x in self._asdict().items() if x is not None}
 
 
 class Batch(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,6 +37,7 @@ class BatchMaker:
     content_bucket_O: int32 hash bucket of every organic content id.
     content_ad_O: int32 ad of the same product, -1 = none.
     trending: current shares by day, or None.
+    user_hash_U, ad_hash_A: int32 hashes of ids, for models with a table of ids; else None.
   """
 
   sequence: SequenceConfig
@@ -46,6 +48,8 @@ class BatchMaker:
   content_bucket_O: np.ndarray
   content_ad_O: np.ndarray
   trending: Trending | None
+  user_hash_U: np.ndarray | None = None
+  ad_hash_A: np.ndarray | None = None
 
   def vocabulary(self, feature_sizes: Sequence[int], codebook_sizes: Sequence[int]) -> Vocabulary:
     """Sizes that the model needs for these batches."""
@@ -75,6 +79,8 @@ class BatchMaker:
       organic_trend_BO=organic_trend_BO,
       trend_code_BNL=_look_up(self.codes_AL, trend_BN),
       trend_share_BN=share_BN,
+      user_id_B=None if self.user_hash_U is None else self.user_hash_U[[e.user for e in examples]],
+      ad_id_BT=None if self.ad_hash_A is None else _look_up(self.ad_hash_A, ad_BT),
     )
 
   def _trends(
@@ -114,6 +120,17 @@ class BatchMaker:
       pad(bucket, num_targets),
       pad(weight, num_targets, fill=0.0, dtype=np.float32),
     )
+
+
+def hash_ids(ids: np.ndarray) -> np.ndarray:
+  """int32 >= 0, the same for an id on every machine."""
+  return np.array(
+    [
+      int.from_bytes(hashlib.blake2b(str(i).encode(), digest_size=4).digest()) >> 1
+      for i in ids.tolist()
+    ],
+    np.int32,
+  )
 
 
 def pad(rows: list[np.ndarray], width: int, *, fill: float = -1, dtype=np.int32) -> np.ndarray:

@@ -39,6 +39,7 @@ def init_params(decoder: Decoder, key: jax.Array) -> Any:
     organic_code_BOL=codes, organic_id_BO=one, organic_count_BO=one, organic_age_BO=one,
     organic_trend_BO=one,
     trend_code_BNL=jnp.zeros((*trending.shape, levels), jnp.int32), trend_share_BN=trending,
+    **({"user_id_B": one[0], "ad_id_BT": one} if decoder.config.id_rows else {}),
   )
   return jax.jit(decoder.init)(key, context, codes)["params"]
 

@@ -51,6 +51,9 @@ class ContextProcessor(nn.Module):
 
     constant_11D = self.param("constant", nn.initializers.normal(1.0), (1, 1, width)).astype(dtype)
     features_BFD = jnp.broadcast_to(constant_11D, (num_rows, 1, width))
+    embed_ids = Ids(self.config, name="ids") if self.config.id_rows else None
+    if embed_ids:
+      features_BFD += embed_ids(context.user_id_B[:, None])
     if vocabulary.feature_sizes:
       offsets_F = jnp.cumsum(jnp.array((0, *vocabulary.feature_sizes[:-1])))
       index_BF = context.feature_BF + offsets_F
@@ -69,6 +72,8 @@ class ContextProcessor(nn.Module):
     ad_BTD = history(
       "ad", context.ad_code_BTL, context.ad_count_BT, context.ad_age_BT, context.ad_trend_BT
     )
+    if embed_ids:
+      ad_BTD += embed_ids(context.ad_id_BT)
     ad_BTD = Linear(width, name="ad_projection")(ad_BTD)
     organic_BOD = history(
       "organic", context.organic_code_BOL, context.organic_count_BO, context.organic_age_BO,
@@ -111,6 +116,23 @@ class ContextProcessor(nn.Module):
       if self.config.copy_path
       else None,
     )
+
+
+class Ids(nn.Module):
+  """Hashed ids of users and ads: a narrow table of any number of rows, then one Linear."""
+
+  config: ModelConfig
+
+  def setup(self):
+    shape = (self.config.id_rows, self.config.id_width)
+    self.table_NE = self.param("table", nn.initializers.normal(shape[1] ** -0.5), shape)
+    self.projection = Linear(self.config.width)
+
+  def __call__(self, hash: jax.Array) -> jax.Array:
+    """int32 hashes [...], -1 = padding (zeros) -> [..., D]."""
+    row = jnp.maximum(hash, 0) % self.config.id_rows
+    row_E = jnp.where((hash >= 0)[..., None], self.table_NE[row], 0)
+    return self.projection(constrain(row_E, ROWS).astype(jnp.dtype(self.config.compute_dtype)))
 
 
 class CopyBias(nn.Module):

@@ -2,11 +2,12 @@
 
 A product of [n, a] with [a, b] counts 2 n a b. Norms, softmax and other element-wise work are left
 out; compiled programs count a few percent more (tests/model/test_cost.py). The sums over cached
-positions of decoding are element-wise too.
+positions of decoding are element-wise too, and the narrow projection of hashed ids is left out.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from gr4ad_jax.config import ModelConfig
@@ -29,9 +30,23 @@ def num_params(config: ModelConfig, vocabulary: Vocabulary) -> int:
       own = config.num_layers * layer + d + levels * (depth * layer + 2 * d * d + 2 * d)
   tables = sum(vocabulary.codebook_sizes) * d
   output = d + d * vocabulary.num_ecpm_bins
+  if config.id_rows:
+    output += config.id_width * (config.id_rows + d)
   if config.copy_path:
     output += 2 * d * d + levels * (d + 1)
   return own + tables + output + _context_params(config, vocabulary)
+
+
+def num_table_params(config: ModelConfig, vocabulary: Vocabulary) -> int:
+  """Numbers in tables of embeddings: codes (and heads, which are tied), features, buckets.
+
+  What is left of `num_params` without them is the N of scaling laws.
+  """
+  narrow = dataclasses.replace(config, copy_path=False)
+  context = _context_params(narrow, vocabulary) - config.width
+  groups = 3 + bool(vocabulary.num_trending)
+  tables = sum(vocabulary.codebook_sizes) * config.width + config.id_rows * config.id_width
+  return tables + context - groups * config.width**2
 
 
 def _context_params(config: ModelConfig, vocabulary: Vocabulary) -> int:

@@ -66,7 +66,7 @@ def write_artifact(
   (batch,) = jax.export.symbolic_shape("batch")
   context = {
     name: jax.ShapeDtypeStruct((batch, *array.shape[1:]), np.int32)
-    for name, array in sample._asdict().items()
+    for name, array in sample.present().items()
   }
   program = jax.export.export(jax.jit(search), platforms=PLATFORMS)(
     [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in fixed], context
@@ -79,7 +79,7 @@ def write_artifact(
       unfinished / "arrays.npz", ads_start=index.ads_start, ads_A=index.ads_A,
       ad_id_A=ad_id_A.astype(str), **{f"program_{i:04d}": x for i, x in enumerate(fixed)},
     )
-    np.savez(unfinished / "sample.npz", **sample._asdict())
+    np.savez(unfinished / "sample.npz", **sample.present())
     shutil.copy(artifact.__file__, unfinished / "reader.py")
     vocabulary = decoder.vocabulary
     manifest = {
@@ -94,7 +94,7 @@ def write_artifact(
       "ranking": {
         "value_exponent": config.value_exponent, "new_ad_bonus": config.new_ad_bonus
       },
-      "context": {name: list(array.shape[1:]) for name, array in sample._asdict().items()},
+      "context": {name: list(array.shape[1:]) for name, array in sample.present().items()},
       "program_arrays": len(fixed),
       "run": about,
     }

@@ -141,7 +141,9 @@ class Recommender:
     num_rows, size = len(context.feature_BF), self._config.batch_size
     if num_rows > size:
       raise ValueError(f"{num_rows} requests in one call; search.batch_size={size} is the limit")
-    padded = Context(*(repeat_last(np.asarray(x), size) for x in context))
+    padded = Context(**{
+      name: repeat_last(np.asarray(x), size) for name, x in context.present().items()
+    })
     if self._mesh is not None:
       padded = jax.device_put(padded, sharding.batch_sharding(self._mesh))
     subsets = None, None

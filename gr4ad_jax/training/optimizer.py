@@ -1,8 +1,11 @@
-"""AdamW with warm-up and cosine decay. Source: reference section 10."""
+"""AdamW with warm-up and cosine decay (reference section 10); row-wise Adagrad for large tables."""
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import jax
+import jax.numpy as jnp
 import optax
 
 from gr4ad_jax.config import TrainConfig
@@ -21,11 +24,53 @@ def learning_rate(config: TrainConfig) -> optax.Schedule:
 
 
 def build_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-  """Clip by global norm, then AdamW (0.9, 0.95) with decay on matrices only."""
-  return optax.chain(
-    optax.clip_by_global_norm(config.clip_norm),
-    optax.adamw(
-      learning_rate(config), b1=0.9, b2=0.95, eps=1e-8, weight_decay=config.weight_decay,
-      mask=lambda params: jax.tree.map(lambda p: p.ndim >= 2, params),
-    ),
+  """Clip by global norm, then AdamW (0.9, 0.95) with decay on matrices only.
+
+  With `table_learning_rate` the table of ids learns by row-wise Adagrad instead.
+  """
+  adamw = optax.adamw(
+    learning_rate(config), b1=0.9, b2=0.95, eps=1e-8, weight_decay=config.weight_decay,
+    mask=lambda params: jax.tree.map(lambda p: p.ndim >= 2, params),
   )
+  clip = optax.clip_by_global_norm(config.clip_norm)
+  if not config.table_learning_rate:
+    return optax.chain(clip, adamw)
+  tables = optax.chain(
+    scale_by_row_adagrad(), optax.scale_by_learning_rate(config.table_learning_rate)
+  )
+  return optax.chain(clip, optax.partition({"tables": tables, "all else": adamw}, _labels))
+
+
+def _labels(params: Any) -> Any:
+  def label(path, _) -> str:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return "tables" if name.endswith("ids/table") else "all else"
+
+  return jax.tree_util.tree_map_with_path(label, params)
+
+
+class RowAdagradState(NamedTuple):
+  """Sums of squared gradients, one number a row."""
+
+  sum_of_squares: Any
+
+
+def scale_by_row_adagrad(*, eps: float = 1e-10) -> optax.GradientTransformation:
+  """Divides each row by the root of the sum, over steps, of its mean squared gradient.
+
+  A row that no example of a batch touches has gradient 0 and stays as it is: no decay, no
+  momentum. Source: Adagrad (Duchi et al. 2011), a row sharing its statistics as in DLRM.
+  """
+
+  def init(params: Any) -> RowAdagradState:
+    return RowAdagradState(jax.tree.map(lambda p: jnp.zeros((*p.shape[:-1], 1)), params))
+
+  def update(grads: Any, state: RowAdagradState, params: Any = None):
+    del params
+    sums = jax.tree.map(
+      lambda g, s: s + jnp.mean(g * g, axis=-1, keepdims=True), grads, state.sum_of_squares
+    )
+    scaled = jax.tree.map(lambda g, s: g * jax.lax.rsqrt(s + eps), grads, sums)
+    return scaled, RowAdagradState(sums)
+
+  return optax.GradientTransformation(init, update)

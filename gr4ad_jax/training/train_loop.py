@@ -158,6 +158,10 @@ def _run(
     if validating:
       values = validate(state.params)
       validation_loss = values["loss"]
+      if not math.isfinite(validation_loss):
+        raise DivergedError(
+          f"step {step}: validation loss is {validation_loss}; {_kept(last_saved)}; {_ADVICE}"
+        )
       log.write(step, "validation", values)
     if saving or validating:
       checkpoints.save(
@@ -174,17 +178,23 @@ def _run(
   return state
 
 
+_ADVICE = "start a new run with a lower train.learning_rate or train.clip_norm"
+
+
+def _kept(last_saved: int | None) -> str:
+  return f"the last good checkpoint is step {last_saved}" if last_saved else "no checkpoint yet"
+
+
 def _check(means: dict[str, float], step: int, first_loss: float, last_saved: int | None) -> None:
   """A checkpoint is only ever written after this has passed, so the last one is good."""
-  kept = f"the last good checkpoint is step {last_saved}" if last_saved else "no checkpoint yet"
-  advice = "start a new run with a lower train.learning_rate or train.clip_norm"
+  kept = _kept(last_saved)
   for name in ("loss", "grad_norm"):
     if not math.isfinite(means[name]):
-      raise DivergedError(f"step {step}: {name} is {means[name]}; {kept}; {advice}")
+      raise DivergedError(f"step {step}: {name} is {means[name]}; {kept}; {_ADVICE}")
   if means["loss"] > 2 * first_loss + 1:
     raise DivergedError(
       f"step {step}: loss {means['loss']:.3f} is over twice the first one ({first_loss:.3f}); "
-      f"{kept}; {advice}"
+      f"{kept}; {_ADVICE}"
     )
 
 

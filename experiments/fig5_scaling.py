@@ -1,0 +1,390 @@
+"""Figure 5 at CPU size: loss and revenue against parameters, FLOPs and beam width.
+
+    python -m experiments.run fig5_scaling
+
+A family of LazyAR decoders with the paper's depth (L = 9, K = 6) and widths 16 to 224, 0.2 to 8
+million parameters, each trained on the same requests of the fitted market (data/market.py) by a
+`gr4ad sweep`. Loss is the SID loss (nats) of held-out test requests; revenue is what four ads in
+the model's own order earn, computed from the market's truth.
+
+    L(N) = E + A N^-alpha
+
+is fitted to the means over seeds, N = parameters without embedding tables; intervals come from a
+bootstrap over held-out users and seeds. The largest model's loss is predicted from the others.
+Beam widths are those of the largest model. Finished runs are reused.
+
+Expected numbers: docs/scaling.md. Run time on two CPU cores: 20 minutes a seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import scipy.optimize
+from matplotlib.figure import Figure
+
+from experiments._market import MarketTest, open_market_test, prepared_market, recommend_all
+from experiments._runs import tokenized
+from gr4ad_jax.config import (
+  LossConfig,
+  ModelConfig,
+  SearchConfig,
+  TrainConfig,
+  override_all,
+  preset,
+)
+from gr4ad_jax.data.market import MarketConfig
+from gr4ad_jax.data.tfds_builder import read_split
+from gr4ad_jax.model.cost import num_params, num_table_params
+from gr4ad_jax.progress import console
+from gr4ad_jax.run import Inputs, RunFile, example_flops, load_params, open_inputs, write_json
+from gr4ad_jax.search.recommender import Recommender
+from gr4ad_jax.sweep import Sweep, parse_grid, run_name, run_sweep
+from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
+
+WIDTHS = (16, 32, 64, 96, 144, 224)
+PAPER = {0.03: 3.359, 0.08: 3.203, 0.16: 3.015, 0.32: 2.907}  # billions of parameters: loss
+K = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What --set may change."""
+
+  widths: tuple[int, ...] = WIDTHS
+  seeds: int = 2
+  learning_rate: float = 3e-3
+  """Of width 64; others by 1 / sqrt(width)."""
+  beams: tuple[int, ...] = (4, 16, 64, 128)
+  """Beams on every level, for the largest model; the others have search.widths."""
+  revenue_requests: int = 2_000
+  bootstrap: int = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """Everything that --set may change."""
+
+  settings: Settings = Settings()
+  market: MarketConfig = MarketConfig(num_users=6_000, days=42)
+  model: ModelConfig = ModelConfig(num_layers=9, num_lazy_layers=6)  # width and heads vary
+  loss: LossConfig = LossConfig()
+  train: TrainConfig = TrainConfig(num_steps=1_000, batch_size=64, eval_every=500)
+  search: SearchConfig = SearchConfig(widths=(64, 64, 64))
+
+
+class Family(NamedTuple):
+  """Models of all sizes, S seeds each, smallest first. M sizes, R held-out requests."""
+
+  num_params_M: np.ndarray
+  free_params_M: np.ndarray  # without tables
+  train_flops_M: np.ndarray  # of the whole training
+  loss_MSR: np.ndarray  # nats, of each held-out request
+  user_R: np.ndarray
+  revenue_MS: np.ndarray  # currency a request
+
+
+class PowerLaw(NamedTuple):
+  """L(N) = floor + scale N^-exponent."""
+
+  floor: float
+  scale: float
+  exponent: float
+
+  def __call__(self, size: np.ndarray | float) -> np.ndarray | float:
+    return self.floor + self.scale * np.asarray(size, float) ** -self.exponent
+
+
+def fit_power_law(size_M: np.ndarray, loss_M: np.ndarray) -> PowerLaw:
+  """Least squares, with floor >= 0 and exponent > 0.
+
+  For a given exponent the rest is linear, so only the exponent is searched.
+
+  Raises:
+    ValueError: fewer than three sizes.
+  """
+  if len(size_M) < 3:
+    raise ValueError(f"settings.widths: {len(size_M)} sizes; a power law needs three")
+
+  def linear(exponent: float) -> tuple[float, float, float]:
+    columns = np.stack([np.ones(len(size_M)), np.asarray(size_M, float) ** -exponent], axis=1)
+    weights, _ = scipy.optimize.nnls(columns, loss_M)
+    return (*weights, float(np.sum((columns @ weights - loss_M) ** 2)))
+
+  grid = np.geomspace(0.01, 2.0, 80)
+  best = int(np.argmin([linear(exponent)[2] for exponent in grid]))
+  low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
+  found = scipy.optimize.minimize_scalar(
+    lambda exponent: linear(exponent)[2], bounds=(low, high), method="bounded"
+  )
+  floor, scale, _ = linear(found.x)
+  return PowerLaw(float(floor), float(scale), float(found.x))
+
+
+def fitted(size_M: np.ndarray, loss_M: np.ndarray) -> dict[str, float]:
+  """exponent, floor, scale, r2, and the error of the largest model's loss from the others."""
+  law = fit_power_law(size_M, loss_M)
+  residual = np.sum((law(size_M) - loss_M) ** 2) / np.sum((loss_M - loss_M.mean()) ** 2)
+  predicted = float(fit_power_law(size_M[:-1], loss_M[:-1])(size_M[-1]))
+  return {
+    "exponent": law.exponent, "floor": law.floor, "scale": law.scale, "r2": 1 - float(residual),
+    "predicted_loss": predicted, "predicted_loss_error": abs(predicted / loss_M[-1] - 1),
+  }
+
+
+def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
+  """r2, exponent, predicted_loss_error, their intervals; sizeI/..., beamI/...."""
+  options = override_all(Options(), overrides)
+  if size == "full":
+    options = override_all(options, {"settings.seeds": 3, "train.num_steps": 6_000})
+  market, data = prepared_market(workdir, options.market)
+  sids = tokenized(data, workdir / "sids", TokenizerConfig())
+  sweep = _sweep(workdir, data, sids, options)
+  for result in run_sweep(sweep):
+    if result.status != "finished":
+      raise RuntimeError(f"{workdir / 'sweep' / result.name}: failed; see output.log there")
+  test = open_market_test(
+    market, data, "test", num_revenue=options.settings.revenue_requests, num_recall=1
+  )
+  family, beams = _judged(workdir, sweep, test, options)
+  results = _fits(family, options.settings) | beams
+  for row in range(len(family.num_params_M)):
+    results |= {
+      f"size{row}/params": float(family.num_params_M[row]),
+      f"size{row}/free_params": float(family.free_params_M[row]),
+      f"size{row}/train_flops": float(family.train_flops_M[row]),
+      f"size{row}/loss": float(family.loss_MSR[row].mean()),
+      f"size{row}/revenue": float(family.revenue_MS[row].mean()),
+    }
+    results |= {
+      f"size{row}/loss/seed{seed}": float(loss)
+      for seed, loss in enumerate(family.loss_MSR[row].mean(axis=-1))
+    }
+  return results
+
+
+def _sweep(workdir: Path, data: Path, sids: Path, options: Options) -> Sweep:
+  settings = options.settings
+  sizes = ",".join(
+    f"{width}+{max(1, width // 32)}+{settings.learning_rate * (64 / width) ** 0.5:.3g}"
+    for width in sorted(settings.widths)
+  )
+  start, shared = preset("tiny"), {}
+  for part in ("model", "loss", "train", "search"):
+    wanted = dataclasses.asdict(getattr(options, part))
+    there = dataclasses.asdict(getattr(start, part))
+    for name, value in wanted.items():
+      if value != there[name] and name not in ("width", "num_heads", "learning_rate", "seed"):
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        shared[f"{part}.{name}"] = text
+  grid = parse_grid([
+    f"train.seed={','.join(map(str, range(settings.seeds)))}",
+    f"model.width+model.num_heads+train.learning_rate={sizes}",
+  ])
+  config = override_all(start, shared)
+  return Sweep(data, sids, workdir / "sweep", "tiny", config, shared, grid)
+
+
+def _judged(
+  workdir: Path, sweep: Sweep, test: MarketTest, options: Options
+) -> tuple[Family, dict[str, float]]:
+  """Losses and revenue of all models, and of the largest by beam width; kept in WORKDIR."""
+  settings, inputs, examples = options.settings, None, None
+  sizes: dict[int, list[tuple[np.ndarray, float]]] = {}
+  about: dict[int, tuple[int, int, float]] = {}
+  beams: dict[str, float] = {}
+  for point in sweep.grid.points():
+    config = override_all(sweep.config, point)
+    run_file = RunFile(str(sweep.data.resolve()), str(sweep.sids.resolve()), config)
+    if inputs is None:
+      inputs = open_inputs(run_file)
+      examples = read_split(inputs.examples, "test")
+    name = f"{config.model.width}-{config.train.seed}"
+    folder = sweep.workdir / run_name(point)
+    decoder, params, _ = load_params(run_file, folder, inputs.vocabulary)
+    file = workdir / "judged" / f"{name}.npz"
+    if not file.exists():
+      console.print(f"judge: width {config.model.width}, seed {config.train.seed}")
+      loss_R = _losses(decoder, params, inputs, examples)
+      revenue, _ = _revenue(decoder, params, inputs, test, config.search)
+      file.parent.mkdir(parents=True, exist_ok=True)
+      np.savez(file, loss_R=loss_R, revenue=revenue)
+    stored = np.load(file)
+    sizes.setdefault(config.model.width, []).append((stored["loss_R"], float(stored["revenue"])))
+    total = num_params(config.model, inputs.vocabulary)
+    about[config.model.width] = (
+      total, total - num_table_params(config.model, inputs.vocabulary),
+      example_flops(config.model, inputs) * config.train.batch_size * config.train.num_steps,
+    )
+    if config.model.width == max(settings.widths) and config.train.seed == 0:
+      beams = _by_beams(workdir / "judged" / "beams.json", decoder, params, inputs, test, options)
+  widths = sorted(sizes)
+  family = Family(
+    *(np.array([about[width][i] for width in widths], float) for i in range(3)),
+    np.stack([np.stack([loss_R for loss_R, _ in sizes[width]]) for width in widths]),
+    np.array([example.user for example in examples]),
+    np.array([[revenue for _, revenue in sizes[width]] for width in widths]),
+  )
+  return family, beams
+
+
+def _losses(decoder, params, inputs: Inputs, examples: Sequence) -> np.ndarray:
+  """float32 [R] SID loss (nats) of each held-out example's first target."""
+
+  @jax.jit
+  def losses(params, batch):
+    log_probs = decoder.apply({"params": params}, batch.context, batch.target_BCL)
+    return -log_probs.sid_BCL[:, 0].sum(axis=-1)
+
+  size = 128
+  padded = list(examples) + [examples[-1]] * (-len(examples) % size)
+  found = [
+    np.asarray(losses(params, inputs.make_batch(padded[at : at + size])))
+    for at in range(0, len(padded), size)
+  ]
+  return np.concatenate(found)[: len(examples)]
+
+
+def _revenue(
+  decoder, params, inputs: Inputs, test: MarketTest, search: SearchConfig
+) -> tuple[float, float]:
+  """Currency a request in the model's own order, and requests/s of the search."""
+  recommender = Recommender(
+    decoder, params, index=inputs.index, config=search, bin_means=inputs.scale.bin_means
+  )
+  recommend_all(recommender, inputs, test.contexts[: search.batch_size], search)  # compiles
+  start = time.perf_counter()
+  ad_RK = recommend_all(recommender, inputs, test.contexts, search)
+  rate = len(test.contexts) / (time.perf_counter() - start)
+  return test.arm_revenue(ad_RK), rate
+
+
+def _by_beams(
+  file: Path, decoder, params, inputs: Inputs, test: MarketTest, options: Options
+) -> dict[str, float]:
+  if not file.exists():
+    found: dict[str, float] = {}
+    for row, beams in enumerate(options.settings.beams):
+      console.print(f"judge: {beams} beams")
+      widths = (beams,) * inputs.vocabulary.num_levels
+      search = dataclasses.replace(options.search, widths=widths)
+      revenue, rate = _revenue(decoder, params, inputs, test, search)
+      found |= {
+        f"beam{row}/width": float(beams), f"beam{row}/revenue": revenue,
+        f"beam{row}/requests_per_s": rate,
+      }
+    write_json(file, found)
+  return json.loads(file.read_text())
+
+
+def _fits(family: Family, settings: Settings) -> dict[str, float]:
+  """The fit to the means, and bootstrap intervals over users and seeds."""
+  results = fitted(family.free_params_M, family.loss_MSR.mean(axis=(1, 2)))
+  results |= {
+    f"{name}/all_params": value
+    for name, value in fitted(family.num_params_M, family.loss_MSR.mean(axis=(1, 2))).items()
+  }
+  users, row_of = np.unique(family.user_R, return_inverse=True)
+  count_U = np.bincount(row_of)
+  num_sizes, num_seeds, _ = family.loss_MSR.shape
+  sum_MSU = np.stack([
+    [np.bincount(row_of, weights=loss_R) for loss_R in loss_SR] for loss_SR in family.loss_MSR
+  ])
+  rng, draws = np.random.default_rng(0), []
+  for _ in range(settings.bootstrap):
+    user = rng.integers(0, len(users), len(users))
+    seed_MS = rng.integers(0, num_seeds, (num_sizes, num_seeds))
+    loss_MS = sum_MSU[:, :, user].sum(axis=-1) / count_U[user].sum()
+    draws.append(fitted(
+      family.free_params_M, np.take_along_axis(loss_MS, seed_MS, axis=1).mean(axis=1)
+    ))
+  for name in ("exponent", "floor", "r2", "predicted_loss_error"):
+    low, high = np.quantile([draw[name] for draw in draws], (0.025, 0.975))
+    results |= {f"{name}_ci_low": float(low), f"{name}_ci_high": float(high)}
+  return results
+
+
+def _rows(results: Mapping[str, float], prefix: str) -> list[dict[str, float]]:
+  rows = []
+  while any(name.startswith(f"{prefix}{len(rows)}/") for name in results):
+    start = f"{prefix}{len(rows)}/"
+    rows.append({n.removeprefix(start): v for n, v in results.items() if n.startswith(start)})
+  return rows
+
+
+def table(results: Mapping[str, float]) -> str:
+  """Sizes, the fit, beams."""
+  lines = [
+    "| parameters | without tables | training FLOPs | test SID loss | revenue |",
+    "|---:|---:|---:|---:|---:|",
+  ]
+  for row in _rows(results, "size"):
+    lines.append(
+      f"| {row['params'] / 1e6:.2f} M | {row['free_params'] / 1e6:.3f} M | "
+      f"{row['train_flops']:.2e} | {row['loss']:.4f} | {row['revenue']:.4f} |"
+    )
+
+  def interval(name: str) -> str:
+    return f"{results[f'{name}_ci_low']:.4g} to {results[f'{name}_ci_high']:.4g}"
+
+  lines += [
+    "",
+    f"L(N) = {results['floor']:.3f} + {results['scale']:.3g} N^-{results['exponent']:.3f}, N "
+    f"without tables; exponent 95% {interval('exponent')}, floor {interval('floor')}; R^2 "
+    f"{results['r2']:.4f}.",
+    "",
+    f"The largest model's loss from the others: {results['predicted_loss']:.4f}, off by "
+    f"{results['predicted_loss_error']:.2%} (95% up to "
+    f"{results['predicted_loss_error_ci_high']:.2%}). With N = all parameters: exponent "
+    f"{results['exponent/all_params']:.3f}, R^2 {results['r2/all_params']:.4f}, off by "
+    f"{results['predicted_loss_error/all_params']:.2%}.",
+    "", "| beams, largest model | revenue | requests/s |", "|---:|---:|---:|",
+  ]
+  for row in _rows(results, "beam"):
+    lines.append(
+      f"| {row['width']:.0f} | {row['revenue']:.4f} | {row['requests_per_s']:,.0f} |"
+    )
+  return "\n".join(lines)
+
+
+def plots(results: Mapping[str, float]) -> dict[str, Figure]:
+  """Loss over parameters and FLOPs, revenue over parameters and beams."""
+  sizes, beams = _rows(results, "size"), _rows(results, "beam")
+  figure = Figure(figsize=(9.5, 6.4), layout="constrained")
+  (loss_ax, flops_ax), (revenue_ax, beam_ax) = figure.subplots(2, 2)
+  free = np.array([row["free_params"] for row in sizes])
+  loss = np.array([row["loss"] for row in sizes])
+  law = PowerLaw(results["floor"], results["scale"], results["exponent"])
+  smooth = np.geomspace(free[0], free[-1])
+  loss_ax.plot(smooth, law(smooth), color="#8db4d9", label="fit")
+  for row in sizes:
+    seeds = [value for name, value in row.items() if name.startswith("loss/seed")]
+    loss_ax.plot([row["free_params"]] * len(seeds), seeds, ".", color="#2f5f8f", ms=4)
+  loss_ax.plot(free, loss, "o", color="#2f5f8f", label="mean of seeds")
+  loss_ax.plot(free[-1], results["predicted_loss"], "x", color="#b03a2e", ms=9,
+               label="predicted from the others")
+  loss_ax.set_title("Test SID loss (nats)", loc="left")
+  loss_ax.set_xlabel("parameters without tables")
+  flops_ax.plot([row["train_flops"] for row in sizes], loss, "o-", color="#2f5f8f")
+  flops_ax.set_title("Test SID loss (nats)", loc="left")
+  flops_ax.set_xlabel("training FLOPs")
+  revenue_ax.plot(free, [row["revenue"] for row in sizes], "o-", color="#2f5f8f")
+  revenue_ax.set_title("Revenue of a request", loc="left")
+  revenue_ax.set_xlabel("parameters without tables")
+  beam_ax.plot([row["width"] for row in beams], [row["revenue"] for row in beams], "o-",
+               color="#2f5f8f")
+  beam_ax.set_title("Revenue of a request, largest model", loc="left")
+  beam_ax.set_xlabel("beams")
+  for ax in (loss_ax, flops_ax, revenue_ax, beam_ax):
+    ax.set_xscale("log")
+    ax.grid(alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+  loss_ax.legend(frameon=False, fontsize=8)
+  return {"fig5": figure}
