@@ -1,38 +1,42 @@
 #!/usr/bin/env bash
-# Installs this checkout on every host of a Cloud TPU slice and starts one command on all of them, or
-# starts it as several processes on this machine.
+# Installs this checkout on every host of a Cloud TPU slice and starts one command on all of them; or
+# starts it on the GPUs of a SLURM cluster, or as several processes on this machine.
 set -euo pipefail
 
 usage() {
   cat <<'USAGE'
 usage: ./launch_tpu.sh --name NAME --zone ZONE [options] [-- COMMAND [ARGUMENT ...]]
+       ./launch_tpu.sh --slurm NODES --gpus N [--retries N] -- COMMAND [ARGUMENT ...]
        ./launch_tpu.sh --local N [--retries N] -- COMMAND [ARGUMENT ...]
 
 Copies this checkout to every host of a Cloud TPU slice, installs it there and runs COMMAND on all
-hosts at once; fails when COMMAND fails. Needs the gcloud CLI, logged in.
+hosts at once, with its output here; fails when COMMAND fails. Needs the gcloud CLI, logged in.
 
   --name NAME        the slice (TPU VM)
   --zone ZONE        its zone, for example us-east5-b
   --project PROJECT  the Google Cloud project; default: the one that gcloud is set to
-  --create           create the slice first; needs --type
+  --create           ask for the slice first, as a queued resource, and wait for it; needs --type
   --type TYPE        with --create: accelerator type, for example v6e-16
   --version VERSION  with --create: TPU software version; default: Google's advice for TYPE
   --spot             with --create: a spot slice: cheaper, may be taken away at any time
-  --delete           delete the slice at the end, after a failure too
-  --local N          N processes on this machine instead, joined into one run (CPU: by gloo)
-  --retries N        start COMMAND again where it fails, up to N times; give it --resume
+  --delete           delete the slice (its queued resource) at the end, after a failure too
+  --slurm NODES      instead, COMMAND on so many nodes by srun, from a shared installed checkout
+  --gpus N           with --slurm: GPUs of a node, one process each
+  --local N          instead, N processes on this machine, joined into one run (CPU: by gloo)
+  --retries N        start COMMAND again where it fails, up to N times; give it --resume. With
+                     --create a slice that was taken away is asked for again
   --dry-run          print the commands, run none
   --help             print this text
 
 Without COMMAND, --create and --delete only create or delete. COMMAND runs in the copied checkout;
 what it writes there stays on its host, so give it a folder that all hosts share. The hosts join into
-one run of `gr4ad train` (GR4AD_DISTRIBUTED=auto; under SLURM: GR4AD_DISTRIBUTED=auto srun gr4ad train
-...). A run that is told to stop (SIGTERM) saves its state first; --resume goes on.
+one run of `gr4ad train` (GR4AD_DISTRIBUTED=auto). A run that is told to stop (SIGTERM) saves its
+state first; --resume goes on.
 
 examples:
   ./launch_tpu.sh --local 2 -- gr4ad train --preset tiny --data data/x --workdir runs/x
-  ./launch_tpu.sh --name ads --zone us-east5-b --create --type v6e-8 --spot
-  ./launch_tpu.sh --name ads --zone us-east5-b -- \
+  ./launch_tpu.sh --slurm 2 --gpus 8 -- gr4ad train --data /shared/x --workdir /shared/run --resume
+  ./launch_tpu.sh --name ads --zone us-east5-b --create --type v6e-8 --spot --retries 20 -- \
     gr4ad train --preset base --data /mnt/shared/data --workdir /mnt/shared/run --resume
   ./launch_tpu.sh --name ads --zone us-east5-b --delete
 USAGE
@@ -65,11 +69,11 @@ run() {
   fi
 }
 
-name='' zone='' project='' type='' version='' local='' retries=0 create=0 spot=0 delete=0 dry_run=0
+name='' zone='' project='' type='' version='' local='' slurm='' gpus='' retries=0 create=0 spot=0 delete=0 dry_run=0
 command=()
 while (($#)); do
   case $1 in
-    --name | --zone | --project | --type | --version | --local | --retries)
+    --name | --zone | --project | --type | --version | --local | --slurm | --gpus | --retries)
       [[ $# -gt 1 && -n $2 && $2 != -* ]] || fail_usage "$1 needs a value"
       printf -v "${1#--}" '%s' "$2"
       shift
@@ -144,6 +148,21 @@ if [[ -n $local ]]; then
   exit
 fi
 
+if [[ -n $slurm$gpus ]]; then
+  [[ $slurm =~ ^[1-9][0-9]*$ ]] || fail_usage "--slurm $slurm: needs a number of nodes"
+  [[ $gpus =~ ^[1-9][0-9]*$ ]] || fail_usage "--gpus $gpus: needs a number of GPUs"
+  if [[ -n $name$zone$project$type$version ]] || ((create || spot || delete)); then
+    fail_usage '--slurm takes no options of a slice'
+  fi
+  ((${#command[@]})) || fail_usage 'there is nothing to do: add -- COMMAND'
+  # JAX reads SLURM's variables; every process takes the GPU of its number within the node. A job
+  # that is to be preempted sends SIGTERM to its steps, time enough to save.
+  export GR4AD_DISTRIBUTED=auto
+  with_retries run srun --nodes="$slurm" --ntasks-per-node="$gpus" --gpus-per-node="$gpus" \
+    --export=ALL,GR4AD_DISTRIBUTED=auto --kill-on-bad-exit=1 "${command[@]}"
+  exit
+fi
+
 [[ -n $name ]] || fail_usage '--name is missing'
 [[ -n $zone ]] || fail_usage '--zone is missing'
 ((${#command[@]} || create || delete)) || fail_usage 'there is nothing to do: add -- COMMAND'
@@ -168,40 +187,54 @@ if ! ((dry_run)) && ! command -v gcloud >/dev/null; then
 fi
 
 tpu=(gcloud compute tpus tpu-vm)
+queue=(gcloud compute tpus queued-resources)
 place=(--zone="$zone")
 if [[ -n $project ]]; then
   place+=(--project="$project")
 fi
 
 delete_slice() {
-  run "${tpu[@]}" delete "$name" "${place[@]}" --quiet
+  run "${queue[@]}" delete "$name" "${place[@]}" --force --quiet
+}
+
+# The state of the queued resource, as Google names it.
+slice_state() {
+  run "${queue[@]}" describe "$name" "${place[@]}" '--format=value(state.state)'
+}
+
+create_slice() {
+  local machine=(--node-id="$name" --accelerator-type="$type" --runtime-version="$version") state
+  if ((spot)); then
+    machine+=(--spot)
+  fi
+  run "${queue[@]}" create "$name" "${place[@]}" "${machine[@]}" || return
+  while true; do
+    state=$(slice_state) || return
+    if ((dry_run)); then
+      printf '%s\n' "$state"
+      return
+    fi
+    case $state in
+      ACTIVE) return ;;
+      FAILED | SUSPENDING | SUSPENDED | DELETING)
+        printf 'launch_tpu.sh: %s is %s\n' "$name" "$state" >&2
+        return 1
+        ;;
+    esac
+    printf 'launch_tpu.sh: %s is %s, waiting\n' "$name" "$state" >&2
+    sleep "${GR4AD_POLL_S:-30}"
+  done
 }
 
 on_every_host() {
   run "${tpu[@]}" ssh "$name" "${place[@]}" --worker=all --command="$1"
 }
 
-if ((create)); then
-  machine=(--accelerator-type="$type" --version="$version")
-  if ((spot)); then
-    machine+=(--spot)
-  fi
-  run "${tpu[@]}" create "$name" "${place[@]}" "${machine[@]}"
-fi
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+archive=$root/.cache/launch/$name.tar.gz
 
-# From here on only: where creating fails, a slice of this name may be somebody else's.
-if ((delete)); then
-  trap delete_slice EXIT
-fi
-
-if ((${#command[@]})); then
-  root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-  archive=$root/.cache/launch/$name.tar.gz
-  run mkdir -p "$root/.cache/launch"
-  run tar -C "$root" --exclude=__pycache__ -czf "$archive" \
-    gr4ad_jax experiments pyproject.toml requirements.txt README.md LICENSE
-  run "${tpu[@]}" scp "$archive" "$name:gr4ad_jax.tar.gz" "${place[@]}" --worker=all
-
+install_on_slice() {
+  run "${tpu[@]}" scp "$archive" "$name:gr4ad_jax.tar.gz" "${place[@]}" --worker=all || return
   # The images bring Python 3.10, so uv brings a newer one. Files that earlier runs wrote stay.
   # shellcheck disable=SC2016  # the variables are the host's
   on_every_host 'set -e
@@ -213,6 +246,32 @@ rm -rf gr4ad_jax experiments
 tar -xzf ../gr4ad_jax.tar.gz
 test -d .venv || uv venv --python 3.12
 uv pip install --quiet --editable ".[tpu]"'
+}
+
+# The command; a slice that was created here and taken away since is made again first.
+run_on_slice() {
+  if ((starts++ && create)) && [[ $(slice_state) != ACTIVE ]]; then
+    delete_slice || true
+    create_slice && install_on_slice || return
+  fi
+  on_every_host "$line"
+}
+
+if ((create)); then
+  create_slice
+fi
+
+# From here on only: where creating fails, a slice of this name may be somebody else's.
+if ((delete)); then
+  trap delete_slice EXIT
+fi
+
+if ((${#command[@]})); then
+  run mkdir -p "$root/.cache/launch"
+  run tar -C "$root" --exclude=__pycache__ -czf "$archive" \
+    gr4ad_jax experiments pyproject.toml requirements.txt README.md LICENSE
+  install_on_slice
+  starts=0
   line="cd gr4ad_jax && . .venv/bin/activate && GR4AD_DISTRIBUTED=auto $(quote_words "${command[@]}")"
-  with_retries on_every_host "$line"
+  with_retries run_on_slice
 fi

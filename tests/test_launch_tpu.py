@@ -13,6 +13,7 @@ import pytest
 SCRIPT = Path(__file__).resolve().parents[1] / "launch_tpu.sh"
 PLACE = ("--name", "ads", "--zone", "us-east5-b")
 TPU = ["gcloud", "compute", "tpus", "tpu-vm"]
+QUEUE = ["gcloud", "compute", "tpus", "queued-resources"]
 # Each word is one that careless quoting breaks.
 AWKWARD = ["gr4ad", "it's", 'a "b"  c', "$HOME `id` \\", "*", "", "two\nlines", "--x=&|;", "é"]
 
@@ -26,15 +27,22 @@ def launch(*arguments, path=None):
 
 @pytest.fixture
 def fake_tools(tmp_path):
-  """A PATH whose gcloud, tar and mkdir write down their words and fail where $FAIL is one."""
+  """A PATH whose tools write down their words, and fail where $FAIL is one.
+
+  Slices are in the states of $STATES, one after another; the last one stays.
+  """
   tools = tmp_path / "bin"
   tools.mkdir()
-  for name in ("gcloud", "tar", "mkdir"):
+  for name in ("gcloud", "tar", "mkdir", "srun"):
     tool = tools / name
     tool.write_text(
       f"#!{sys.executable}\nimport json, os, sys\n"
       f"with open({str(tmp_path / 'calls')!r}, 'a') as log:\n"
       f"  log.write(json.dumps([{name!r}, *sys.argv[1:]]) + '\\n')\n"
+      "if 'describe' in sys.argv:\n"
+      "  states = os.environ.get('STATES', 'ACTIVE').split()\n"
+      f"  asked = open({str(tmp_path / 'calls')!r}).read().count('describe')\n"
+      "  print(states[min(asked, len(states)) - 1])\n"
       "sys.exit(7 if os.environ.get('FAIL') in sys.argv else 0)\n"
     )
     tool.chmod(0o755)
@@ -69,26 +77,31 @@ def test_dry_run_prints_the_commands_that_a_real_run_makes(tmp_path, fake_tools)
   assert calls(tmp_path) == made
 
   place = ["--zone=us-east5-b", "--project=my ads"]
-  machine = ["--accelerator-type=v6e-16", "--version=v2-alpha-tpuv6e", "--spot"]
-  assert made[0] == [*TPU, "create", "ads", *place, *machine]
-  assert [call[0] for call in made[1:3]] == ["mkdir", "tar"]
-  archive = made[2][made[2].index("-czf") + 1]
-  assert made[3] == [*TPU, "scp", archive, "ads:gr4ad_jax.tar.gz", *place, "--worker=all"]
-  for call in made[4:6]:
+  machine = [
+    "--node-id=ads", "--accelerator-type=v6e-16", "--runtime-version=v2-alpha-tpuv6e", "--spot"
+  ]
+  assert made[0] == [*QUEUE, "create", "ads", *place, *machine]
+  assert made[1] == [*QUEUE, "describe", "ads", *place, "--format=value(state.state)"]
+  assert [call[0] for call in made[2:4]] == ["mkdir", "tar"]
+  archive = made[3][made[3].index("-czf") + 1]
+  assert made[4] == [*TPU, "scp", archive, "ads:gr4ad_jax.tar.gz", *place, "--worker=all"]
+  for call in made[5:7]:
     assert call[:8] == [*TPU, "ssh", "ads", *place] and call[8] == "--worker=all"
-  assert '".[tpu]"' in made[4][9]
-  assert remote_words(made[5]) == AWKWARD
-  assert made[6] == [*TPU, "delete", "ads", *place, "--quiet"]
-  assert len(made) == 7
+  assert '".[tpu]"' in made[5][9]
+  assert remote_words(made[6]) == AWKWARD
+  assert made[7] == [*QUEUE, "delete", "ads", *place, "--force", "--quiet"]
+  assert len(made) == 8
 
 
 def test_only_the_asked_steps_run():
   assert launch(*PLACE, "--delete", "--dry-run").stdout.splitlines() == [
-    "gcloud compute tpus tpu-vm delete ads --zone=us-east5-b --quiet"
+    "gcloud compute tpus queued-resources delete ads --zone=us-east5-b --force --quiet"
   ]
   assert launch(*PLACE, "--create", "--type", "v4-8", "--dry-run").stdout.splitlines() == [
-    "gcloud compute tpus tpu-vm create ads --zone=us-east5-b --accelerator-type=v4-8"
-    " --version=tpu-ubuntu2204-base"
+    "gcloud compute tpus queued-resources create ads --zone=us-east5-b --node-id=ads"
+    " --accelerator-type=v4-8 --runtime-version=tpu-ubuntu2204-base",
+    "gcloud compute tpus queued-resources describe ads --zone=us-east5-b"
+    " '--format=value(state.state)'",
   ]
   words = launch(*PLACE, "--dry-run", "--", "gr4ad", "demo").stdout.split()
   assert "create" not in words and "delete" not in words
@@ -101,12 +114,48 @@ def test_slice_is_deleted_after_a_failure_but_not_when_it_was_never_created(
   monkeypatch.setenv("FAIL", "scp")
   assert launch(*arguments, path=fake_tools).returncode == 7
   steps = [call[4] for call in calls(tmp_path) if call[0] == "gcloud"]
-  assert steps == ["create", "scp", "delete"]
+  assert steps == ["create", "describe", "scp", "delete"]
 
   (tmp_path / "calls").unlink()
   monkeypatch.setenv("FAIL", "create")
   assert launch(*arguments, path=fake_tools).returncode == 7
   assert [call[4] for call in calls(tmp_path)] == ["create"]
+
+
+def test_waits_in_the_queue_and_asks_again_for_a_slice_that_was_taken_away(
+  tmp_path, fake_tools, monkeypatch
+):
+  monkeypatch.setenv("GR4AD_POLL_S", "0")
+  monkeypatch.setenv("STATES", "WAITING_FOR_RESOURCES PROVISIONING ACTIVE SUSPENDED ACTIVE")
+  monkeypatch.setenv("FAIL", "--command=cd gr4ad_jax && . .venv/bin/activate && "
+                             "GR4AD_DISTRIBUTED=auto gr4ad demo")
+  arguments = (*PLACE, "--create", "--type", "v6e-16", "--retries", "1", "--", "gr4ad", "demo")
+  result = launch(*arguments, path=fake_tools)
+  assert result.returncode == 7
+  assert "ads is WAITING_FOR_RESOURCES, waiting" in result.stderr
+  steps = [call[4] for call in calls(tmp_path) if call[0] == "gcloud"]
+  made = ["scp", "ssh", "ssh"]
+  assert steps == [
+    "create", "describe", "describe", "describe", *made, "describe", "delete", "create",
+    "describe", *made,
+  ]
+
+  (tmp_path / "calls").unlink()
+  monkeypatch.setenv("STATES", "FAILED")
+  result = launch(*arguments, path=fake_tools)
+  assert result.returncode == 1 and "ads is FAILED" in result.stderr
+
+
+def test_slurm_starts_one_process_a_gpu(tmp_path, fake_tools):
+  arguments = ("--slurm", "2", "--gpus", "8")
+  printed = launch(*arguments, "--dry-run", "--", *AWKWARD, path=fake_tools)
+  assert printed.returncode == 0 and calls(tmp_path) == []
+  assert launch(*arguments, "--", *AWKWARD, path=fake_tools).returncode == 0
+  (made,) = calls(tmp_path)
+  assert shlex.split(printed.stdout) == made == [
+    "srun", "--nodes=2", "--ntasks-per-node=8", "--gpus-per-node=8",
+    "--export=ALL,GR4AD_DISTRIBUTED=auto", "--kill-on-bad-exit=1", *AWKWARD,
+  ]
 
 
 @pytest.mark.parametrize(
@@ -124,6 +173,10 @@ def test_slice_is_deleted_after_a_failure_but_not_when_it_was_never_created(
     (("--local", "2"), "nothing to do"),
     (("--local", "2", *PLACE, "--", "ls"), "no options of a slice"),
     ((*PLACE, "--retries", "x", "--", "ls"), "--retries x: needs a number"),
+    (("--slurm", "0", "--gpus", "8", "--", "ls"), "--slurm 0: needs a number"),
+    (("--slurm", "2", "--", "ls"), "--gpus : needs a number"),
+    (("--slurm", "2", "--gpus", "8"), "nothing to do"),
+    (("--slurm", "2", "--gpus", "8", *PLACE, "--", "ls"), "no options of a slice"),
     ((*PLACE, "--create"), "--create needs --type"),
     ((*PLACE, "--create", "--type", "h100-8"), "add --version"),
     ((*PLACE, "--spot", "--", "ls"), "go with --create"),
@@ -140,8 +193,8 @@ def test_bad_usage_exits_2_and_names_the_mistake(arguments, complaint):
 def test_help_names_every_option():
   result = launch("--help")
   assert result.returncode == 0
-  for option in ("name", "zone", "project", "create", "type", "spot", "delete", "local", "retries",
-                 "dry-run"):
+  for option in ("name", "zone", "project", "create", "type", "spot", "delete", "local", "slurm",
+                 "gpus", "retries", "dry-run"):
     assert f"\n  --{option}" in result.stdout
 
 
