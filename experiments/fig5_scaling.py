@@ -130,12 +130,13 @@ def fit_power_law(size_M: np.ndarray, loss_M: np.ndarray) -> PowerLaw:
 
 def fitted(size_M: np.ndarray, loss_M: np.ndarray) -> dict[str, float]:
   """exponent, floor, scale, r2, and the error of the largest model's loss from the others."""
+  loss_M = np.asarray(loss_M, float)
   law = fit_power_law(size_M, loss_M)
   residual = np.sum((law(size_M) - loss_M) ** 2) / np.sum((loss_M - loss_M.mean()) ** 2)
   predicted = float(fit_power_law(size_M[:-1], loss_M[:-1])(size_M[-1]))
   return {
     "exponent": law.exponent, "floor": law.floor, "scale": law.scale, "r2": 1 - float(residual),
-    "predicted_loss": predicted, "predicted_loss_error": abs(predicted / loss_M[-1] - 1),
+    "predicted_loss": predicted, "predicted_loss_error": float(abs(predicted / loss_M[-1] - 1)),
   }
 
 
@@ -386,5 +387,7 @@ def plots(results: Mapping[str, float]) -> dict[str, Figure]:
     ax.set_xscale("log")
     ax.grid(alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
+  for ax in (revenue_ax, beam_ax):
+    ax.set_ylim(bottom=0)
   loss_ax.legend(frameon=False, fontsize=8)
   return {"fig5": figure}
