@@ -117,7 +117,7 @@ def _random_batch(settings: Settings, vocabulary: Vocabulary) -> Batch:
   context = random_context(vocabulary, settings.batch_size, fixed + 2 * settings.history)
   context = Context(**{
     name: rows[:, :0] if name.startswith("organic") else rows
-    for name, rows in context._asdict().items()
+    for name, rows in context.present().items()
   })
   rng = np.random.default_rng(1)
   shape = (settings.batch_size, settings.targets)

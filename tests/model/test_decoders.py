@@ -124,7 +124,7 @@ def test_padding_changes_nothing(model):
 
   padded = Context(**{
     name: pad(value, 3) if name.startswith(("ad_", "organic_")) else value
-    for name, value in context._asdict().items()
+    for name, value in context.present().items()
   })
   for a, b in zip(forced(context, codes), forced(padded, codes), strict=True):
     if a is not None:
@@ -154,7 +154,7 @@ def test_empty_context_is_finite(model):
   _, _, forced = model
   context = Context(**{
     name: np.full_like(value, 0 if name == "feature_BF" else -1)
-    for name, value in random_context(np.random.default_rng(6), 1)._asdict().items()
+    for name, value in random_context(np.random.default_rng(6), 1).present().items()
   })
   assert np.isfinite(forced(context, random_codes(np.random.default_rng(6), 1, 2)).sid_BCL).all()
 

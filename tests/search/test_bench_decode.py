@@ -43,7 +43,7 @@ def test_context_is_full_and_as_long_as_asked():
   context = random_context(vocabulary, 2, 20)
   tokens = 1 + context.feature_BF.shape[1] + context.ad_count_BT.shape[1]
   assert tokens + context.organic_count_BO.shape[1] == 20
-  assert all((x >= 0).all() for x in context)
+  assert all((x >= 0).all() for x in context.present().values())
   with pytest.raises(ValueError, match="context_tokens=4: must be at least 5"):
     random_context(vocabulary, 2, 4)
 

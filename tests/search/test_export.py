@@ -59,7 +59,7 @@ def test_equals_the_jitted_search_bit_for_bit(exported, tmp_path, rows):
   tree = build_prefix_tree(index.sids_SL)
   search = compile_search(start_fn(decoder), step_fn(decoder), tree, CONFIG.widths)
   expected = search(params, context, tree.arrays, np.asarray(BIN_MEANS, np.float32))
-  np.savez(tmp_path / "context.npz", **context._asdict())
+  np.savez(tmp_path / "context.npz", **context.present())
   paths = [str(path) for path in (folder, tmp_path / "context.npz", tmp_path / "found.npz")]
   subprocess.run([sys.executable, "-c", ANSWER, *paths], check=True, cwd=tmp_path)
   with np.load(tmp_path / "found.npz") as found:
@@ -76,7 +76,7 @@ def test_recommends_what_the_run_recommends(exported):
   expected = Recommender(
     decoder, params, index=index, config=CONFIG, bin_means=BIN_MEANS
   )(context, 6)
-  ads, scores = Artifact(folder).recommend(context._asdict(), k=6)
+  ads, scores = Artifact(folder).recommend(context.present(), k=6)
   assert ads == [[str(AD_IDS[ad]) for ad in row if ad >= 0] for row in expected.ad_RK.tolist()]
   assert all(row == sorted(row, reverse=True) for row in scores)
 
@@ -97,7 +97,7 @@ def test_manifest_and_sample(exported, tmp_path):
 def test_bad_requests_and_folders_are_named(exported, tmp_path):
   folder, decoder, params, index = exported
   artifact = Artifact(folder)
-  context = random_context(np.random.default_rng(0), 2)._asdict()
+  context = random_context(np.random.default_rng(0), 2).present()
   missing = {name: x for name, x in context.items() if name != "ad_age_BT"}
   with pytest.raises(ValueError, match="ad_age_BT is missing"):
     artifact.search(missing)

@@ -19,6 +19,7 @@ from gr4ad_jax.config import Config, ConfigError, ModelConfig, SearchConfig, Tra
 from gr4ad_jax.run import RunFile, load_params, open_inputs, train_run
 from gr4ad_jax.training.checkpoint import CheckpointError, Checkpoints
 from gr4ad_jax.training.metric_log import read_log
+from gr4ad_jax.training.profiling import parse_steps
 from gr4ad_jax.training.train_loop import DivergedError
 
 CONFIG = Config(
@@ -42,7 +43,7 @@ def run_of(tiny_data: Path, **train) -> RunFile:
 def finished(tiny_data, tmp_path_factory):
   """A run that nothing disturbed."""
   workdir = tmp_path_factory.mktemp("finished") / "run"
-  return train_run(run_of(tiny_data), workdir), workdir
+  return train_run(run_of(tiny_data), workdir, profile=range(3, 5)), workdir
 
 
 def assert_same_bits(a, b) -> None:
@@ -108,6 +109,23 @@ def test_finished_run_is_kept_and_best_checkpoint_is_readable(finished, tiny_dat
   if best == 14:
     assert_same_bits(params, state.params)
   assert list((workdir / "tb").glob("events*"))
+
+
+def test_steps_are_traced_and_their_speed_is_logged(finished):
+  """Beside the other tests this shows that tracing changes nothing."""
+  (trace,) = (finished[1] / "profile").rglob("*.xplane.pb")
+  names = {
+    event.name
+    for plane in jax.profiler.ProfileData.from_file(str(trace)).planes
+    for line in plane.lines for event in line.events
+  }
+  assert any("train_step" in name for name in names)
+  rows = [row for row in read_log(finished[1]) if row["kind"] == "train"]
+  assert all(0 < row["mfu"] < 1 and row["examples_per_second"] > 0 for row in rows[1:])
+  assert [parse_steps("10:20")[0], parse_steps("10:20")[-1]] == [10, 20]
+  for text in ("10", "0:5", "7:6", "a:b"):
+    with pytest.raises(ConfigError, match="FIRST"):
+      parse_steps(text)
 
 
 def test_a_damaged_newest_checkpoint_is_set_aside(finished, tiny_data, tmp_path, capsys):
