@@ -157,7 +157,6 @@ if [[ -n $slurm$gpus ]]; then
   ((${#command[@]})) || fail_usage 'there is nothing to do: add -- COMMAND'
   # JAX reads SLURM's variables; every process takes the GPU of its number within the node. A job
   # that is to be preempted sends SIGTERM to its steps, time enough to save.
-  export GR4AD_DISTRIBUTED=auto
   with_retries run srun --nodes="$slurm" --ntasks-per-node="$gpus" --gpus-per-node="$gpus" \
     --export=ALL,GR4AD_DISTRIBUTED=auto --kill-on-bad-exit=1 "${command[@]}"
   exit

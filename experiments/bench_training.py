@@ -14,7 +14,7 @@ The input is measured by itself: examples/s that grain reads, decodes, looks up 
 requests of Complete Journey as in `make demo`, with the threads that training uses), beside
 examples/s of the training step of the preset "small" on such batches.
 
-Expected on two CPU cores: see docs/architecture.md. Run time there: six minutes.
+Expected on two CPU cores: see docs/scaling.md. Run time there: six minutes.
 """
 
 from __future__ import annotations

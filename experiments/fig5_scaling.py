@@ -50,8 +50,6 @@ from gr4ad_jax.sweep import Sweep, parse_grid, run_name, run_sweep
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 
 WIDTHS = (16, 32, 64, 96, 144, 224)
-PAPER = {0.03: 3.359, 0.08: 3.203, 0.16: 3.015, 0.32: 2.907}  # billions of parameters: loss
-K = 50
 
 
 @dataclasses.dataclass(frozen=True)

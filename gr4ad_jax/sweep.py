@@ -163,7 +163,8 @@ def run_sweep(sweep: Sweep) -> list[Result]:
   for name, settings in points:
     _check_folder(sweep, name, settings)
   results: dict[str, Result] = {}
-  with _Processes() as processes, concurrent.futures.ThreadPoolExecutor(sweep.jobs) as pool:
+  # Left in the other order: processes are told to stop before the pool waits for them.
+  with concurrent.futures.ThreadPoolExecutor(sweep.jobs) as pool, _Processes() as processes:
     futures = [
       pool.submit(_run_one, sweep, name, settings, number, processes)
       for number, (name, settings) in enumerate(points)
