@@ -102,6 +102,8 @@ class Prepare:
   """Currently most engaged ads shown to every request; default 64, and 0 for leave-one-out."""
   max_targets: int = 4
   """Targets per training example; larger requests give several."""
+  workers: int = 1
+  """Processes that cut examples, on one copy of the log (Linux, macOS)."""
   overwrite: bool = False
   """Replace an earlier result in --out."""
 
@@ -498,22 +500,22 @@ def _prepare(command: Prepare) -> None:
     "max_ad_history": command.max_ad_history, "max_organic_history": command.max_organic_history,
     "num_trending": command.num_trending, "max_targets": command.max_targets,
   }
+  config_lib.require(command.workers >= 1, "--workers", command.workers, "must be at least 1")
+  common = {"limits": limits, "workers": command.workers, "overwrite": command.overwrite}
   start = time.monotonic()
   match command.source:
     case CompleteJourney() as source:
       summary = prepare.prepare_completejourney(
         command.out, min_ad_events=source.min_ad_events, train_weeks=source.train_weeks,
-        households=source.households,
-        limits=limits, overwrite=command.overwrite,
+        households=source.households, **common,
       )
     case Parquet() as source:
       summary = prepare.prepare_parquet(
-        command.out, **dataclasses.asdict(source), limits=limits, overwrite=command.overwrite
+        command.out, **dataclasses.asdict(source), **common
       )
     case Amazon() as source:
       summary = prepare.prepare_amazon(
-        command.out, source.folder, users=source.users, limits=limits,
-        overwrite=command.overwrite,
+        command.out, source.folder, users=source.users, **common
       )
   seconds = time.monotonic() - start
   terminal.print_summary(summary, title=f"prepared {command.out} in {seconds:.0f} s")

@@ -40,6 +40,7 @@ def prepare_completejourney(
   train_weeks: int = 20,
   households: int | None = None,
   limits: Limits | None = None,
+  workers: int = 1,
   overwrite: bool = False,
 ) -> dict[str, int]:
   """Complete Journey: weeks 1-47 train, 48-49 validate, 50-53 test.
@@ -68,7 +69,7 @@ def prepare_completejourney(
     validation_start_s=completejourney.week_start_s(completejourney.VALIDATION_WEEK),
     test_start_s=completejourney.week_start_s(completejourney.TEST_WEEK),
   )
-  return write_prepared(logs, out, config, limits)
+  return write_prepared(logs, out, config, limits, workers=workers)
 
 
 def prepare_parquet(
@@ -85,6 +86,7 @@ def prepare_parquet(
   train_days: float | None = None,
   invalid_rows: InvalidRows = "error",
   limits: Limits | None = None,
+  workers: int = 1,
   overwrite: bool = False,
 ) -> dict[str, int]:
   """A user's own logs; arguments as `gr4ad prepare parquet --help` explains them.
@@ -103,7 +105,7 @@ def prepare_parquet(
     )
   else:
     config = SequenceConfig(split="leave_one_out", num_trending=0)
-  return write_prepared(logs, out, config, limits)
+  return write_prepared(logs, out, config, limits, workers=workers)
 
 
 def prepare_amazon(
@@ -112,6 +114,7 @@ def prepare_amazon(
   *,
   users: int | None = None,
   limits: Limits | None = None,
+  workers: int = 1,
   overwrite: bool = False,
 ) -> dict[str, int]:
   """Public review sequences under the leave-one-out protocol.
@@ -122,7 +125,8 @@ def prepare_amazon(
   """
   _check_free(out, overwrite)
   logs = amazon.read_amazon(folder, max_users=users)
-  return write_prepared(logs, out, SequenceConfig(split="leave_one_out", num_trending=0), limits)
+  config = SequenceConfig(split="leave_one_out", num_trending=0)
+  return write_prepared(logs, out, config, limits, workers=workers)
 
 
 def _check_free(out: Path, overwrite: bool) -> None:
@@ -131,13 +135,14 @@ def _check_free(out: Path, overwrite: bool) -> None:
 
 
 def write_prepared(
-  logs: Logs, out: Path, config: SequenceConfig, limits: Limits | None = None
+  logs: Logs, out: Path, config: SequenceConfig, limits: Limits | None = None, *,
+  workers: int = 1,
 ) -> dict[str, int]:
   """Stores logs and the examples cut from them below `out`; `limits` change single settings."""
   chosen = {name: value for name, value in (limits or {}).items() if value is not None}
   config = dataclasses.replace(config, **chosen)
   write_logs(logs, out / "logs")
-  prepare_examples(logs, out / "examples", config)
+  prepare_examples(logs, out / "examples", config, workers=workers)
   return summary(logs, out)
 
 

@@ -1,12 +1,16 @@
 """The installed command: whole paths at tiny size, and exit codes on users' mistakes."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from gr4ad_jax import cli
+from gr4ad_jax.data.sequences import SPLITS
+from gr4ad_jax.data.tfds_builder import open_examples
 
 TRAIN = ["--preset", "tiny", "--train.num-steps", "30", "--train.eval-every", "30",
          "--train.checkpoint-every", "30", "--train.data-parallel", "1"]
@@ -105,6 +109,34 @@ def test_parquet_logs_are_prepared(tmp_path, capsys):
   assert run(*args) == 2
   assert "--overwrite" in capsys.readouterr().err
   assert run(*args, "--overwrite") == 0
+
+
+def test_worker_processes_write_the_same_examples(tmp_path):
+  """In a process of its own: a fork beside this one's threads proves nothing about the command."""
+  rng = np.random.default_rng(1)
+  log = write_logs(tmp_path)
+  events = pd.DataFrame({
+    "user_id": np.repeat(np.arange(250), 4), "time": np.tile([0, 3, 12, 19], 250) * 86400,
+    "ad_id": rng.integers(0, 12, 1000), "action": "click",
+  })
+  events.to_parquet(tmp_path / "events.parquet")
+  made = []
+  for workers in (1, 2):
+    out = tmp_path / f"by{workers}"
+    subprocess.run(
+      [sys.executable, "-m", "gr4ad_jax", "prepare", "--out", out, "--workers", str(workers),
+       "parquet", *log], check=True, capture_output=True, timeout=120,
+    )
+    made.append(open_examples(out / "examples"))
+  one, two = made
+  assert one.counts == two.counts
+  for split in SPLITS:
+    assert len(one.sources[split]) >= 250  # several tasks a worker
+    for a, b in zip(one.sources[split], two.sources[split], strict=True):
+      assert a.keys() == b.keys()
+      for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+  np.testing.assert_array_equal(one.train_past_value_N, two.train_past_value_N)
 
 
 def test_tokenize_judges_its_codes_and_takes_own_embeddings(tiny_data, tmp_path, capsys):

@@ -12,13 +12,18 @@ and `open_examples(folder)` gives random access to them.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
+import functools
 import io
+import itertools
 import json
 import logging
+import multiprocessing
 import shutil
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +49,7 @@ _ARRAYS = {
   "new_C": np.uint8,
 }
 _TARGET_COLUMNS = ("value_N", "ecpm_N", "action_N", "past_value_N")
+_USERS_PER_TASK = 100  # of a worker process
 _SCALARS = {"request": np.int32, "user": np.int32, "time_s": np.int64, "past_value": np.float32}
 
 
@@ -65,9 +71,9 @@ class AdRequests(tfds.core.GeneratorBasedBuilder):
 
   VERSION = tfds.core.Version("1.0.0")
 
-  def __init__(self, *, maker: ExampleMaker | None = None, **kwargs):
-    """A builder that reads; with `maker` it can also write."""
-    self._maker = maker
+  def __init__(self, *, maker: ExampleMaker | None = None, workers: int = 1, **kwargs):
+    """A builder that reads; with `maker` it can also write, cutting in `workers` processes."""
+    self._maker, self._workers = maker, workers
     self.train_targets: list[tuple[np.ndarray, ...]] = []  # filled while writing
     super().__init__(file_format="array_record", **kwargs)
 
@@ -84,14 +90,55 @@ class AdRequests(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, split: int) -> Iterator[tuple[str, dict]]:
     users = range(len(self._maker.logs.users.user_id))
-    for user in track(users, f"examples ({SPLITS[split]}), users"):
-      for part, example in enumerate(self._maker.user_examples(user, split)):
+    tasks = [users[i : i + _USERS_PER_TASK] for i in range(0, len(users), _USERS_PER_TASK)]
+    made = _map(functools.partial(_cut, split=split), self._maker, tasks, self._workers)
+    of_users = itertools.chain.from_iterable(made)
+    for examples in track(of_users, f"examples ({SPLITS[split]}), users", len(users)):
+      for part, example in enumerate(examples):
         if SPLITS[split] == "train":
           self.train_targets.append(
             (example.value_C, example.ecpm_C, example.action_C,
              np.full(len(example.target_C), example.past_value, np.float32))
           )
         yield f"{example.request}-{part}", to_record(example)
+
+
+def _cut(maker: ExampleMaker, users: Sequence[int], *, split: int) -> list[list[Example]]:
+  return [list(maker.user_examples(user, split)) for user in users]
+
+
+def _map(
+  function: Callable, maker: ExampleMaker, tasks: Sequence[Sequence[int]], workers: int
+) -> Iterator:
+  """function(maker, task) of every task, in order; a few tasks ahead in worker processes."""
+  if workers == 1:
+    yield from (function(maker, task) for task in tasks)
+    return
+  with warnings.catch_warnings():
+    # A fork shares the log's memory. Workers touch numpy alone, none of what JAX's threads hold.
+    warnings.filterwarnings("ignore", "os.fork|.*multi-threaded", category=Warning)
+    pool = multiprocessing.get_context("fork").Pool(workers, _keep, (function, maker))
+  waiting = collections.deque()
+  with pool:
+    for task in tasks:
+      waiting.append(pool.apply_async(_work, (task,)))
+      if len(waiting) > 2 * workers:
+        yield waiting.popleft().get()
+    while waiting:
+      yield waiting.popleft().get()
+
+
+_kept: tuple[Callable, ExampleMaker] | None = None  # in a worker process
+
+
+def _keep(function: Callable, maker: ExampleMaker) -> None:
+  global _kept
+  _kept = function, maker
+
+
+def _work(task: Sequence[int]) -> list:
+  function, maker = _kept
+  return function(maker, task)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,8 +166,16 @@ class ExampleSet:
   trending: Trending | None
 
 
-def prepare_examples(logs: Logs, folder: Path, config: SequenceConfig) -> None:
+def prepare_examples(
+  logs: Logs, folder: Path, config: SequenceConfig, *, workers: int = 1
+) -> None:
   """Writes all examples below `folder`, replacing what is there.
+
+  Args:
+    logs: what to cut.
+    folder: to write.
+    config: how to cut.
+    workers: processes that cut; the files do not depend on it.
 
   Raises:
     LogError: the logs give no example for a split.
@@ -128,7 +183,7 @@ def prepare_examples(logs: Logs, folder: Path, config: SequenceConfig) -> None:
   maker = ExampleMaker(logs, config)
   shutil.rmtree(folder, ignore_errors=True)
   folder.mkdir(parents=True)
-  builder = AdRequests(maker=maker, data_dir=str(folder))
+  builder = AdRequests(maker=maker, workers=workers, data_dir=str(folder))
   with quiet_tfds():
     builder.download_and_prepare()
   sources = {name: builder.as_data_source(split=name) for name in SPLITS}
