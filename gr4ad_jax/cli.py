@@ -24,6 +24,7 @@ from gr4ad_jax.config import (
   PreferenceConfig,
   RewardConfig,
   SearchConfig,
+  ServingConfig,
   TrainConfig,
 )
 from gr4ad_jax.data.market import MarketConfig
@@ -305,6 +306,29 @@ class Export:
 
 
 @dataclasses.dataclass(frozen=True)
+class Serve:
+  """A trained run answers over HTTP: recommendations, new ads, events; a page at /."""
+
+  workdir: Path
+  """Folder of a trained run."""
+  host: str = "127.0.0.1"
+  """Address to listen on; 0.0.0.0 = all of this machine's."""
+  port: int = 8000
+  """Port to listen on."""
+  store: Path | None = None
+  """Folder for accepted events and ads; default WORKDIR/serving."""
+  segments: Path | None = None
+  """Folder for log segments, which `online --segments` reads; default STORE/segments."""
+  published: Path | None = None
+  """Folder of parameters to follow, `published` below the --out of `online`."""
+  redis: str | None = None
+  """URL of a Redis that servers share for users' events and answers, redis://HOST:PORT/0."""
+  clock: Literal["real", "log"] = "real"
+  """What time it is for the model: "log" begins right after the log's last event (old logs)."""
+  serving: ServingConfig = ServingConfig()
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
   """WORKDIR -> one HTML page that opens from disk."""
 
@@ -370,6 +394,7 @@ Command = (
   | Annotated[Online, tyro.conf.subcommand("online")]
   | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
   | Annotated[Recommend, tyro.conf.subcommand("recommend")]
+  | Annotated[Serve, tyro.conf.subcommand("serve")]
   | Annotated[Report, tyro.conf.subcommand("report")]
   | Annotated[Export, tyro.conf.subcommand("export")]
   | Annotated[Bench, tyro.conf.subcommand("bench")]
@@ -472,6 +497,8 @@ def _run(command: Command) -> None:
       _evaluate(command)
     case Recommend():
       _recommend(command)
+    case Serve():
+      _serve(command)
     case Report():
       from gr4ad_jax.evaluation.report import write_report
 
@@ -491,6 +518,31 @@ def _run(command: Command) -> None:
       demo.run_demo(
         command.workdir, size=command.size, minutes=command.minutes, fresh=command.fresh
       )
+
+
+def _serve(command: Serve) -> None:
+  from gr4ad_jax.progress import track
+  from gr4ad_jax.serving.server import build_app, serve
+  from gr4ad_jax.serving.service import Service
+
+  store = command.store or command.workdir / "serving"
+  service = Service(
+    command.workdir, config=command.serving, store=store,
+    segments=command.segments or store / "segments", published=command.published,
+    redis=command.redis, clock=command.clock, progress=track,
+  )
+  if service.log_age_days > 30:
+    terminal.console.print(
+      f"the log ended {service.log_age_days:.0f} days ago, which the model sees as idle users; "
+      "`--clock log` serves as of the log's end"
+    )
+  where = "localhost" if command.host in ("0.0.0.0", "127.0.0.1") else command.host
+  terminal.console.print(f"serving http://{where}:{command.port}  (API: /docs, metrics: /metrics)")
+  serve(
+    build_app(service, api_key=os.environ.get("GR4AD_API_KEY")), host=command.host,
+    port=command.port,
+  )
+  terminal.console.print("stopped")
 
 
 def _prepare(command: Prepare) -> None:

@@ -314,6 +314,54 @@ class OnlineConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ServingConfig:
+  """How a server answers. Source: paper 4.2; reference section 8."""
+
+  batch_sizes: tuple[int, ...] = (1, 4, 16)
+  """Requests of one compiled call; as many as wait, filled up to the next of these."""
+  beam_factors: tuple[float, ...] = (0.5, 1.0, 1.6)
+  """Beam schedules, as multiples of the run's widths: 1 at peak, larger ones while traffic leaves
+  room, smaller ones in overload only."""
+  max_wait_ms: float = 2.0
+  """How long a request may wait for others to share its call when nothing is running."""
+  deadline_ms: float = 500.0
+  """A request that has waited so long is given up (503)."""
+  max_queue: int = 64
+  """Requests that may wait; more are refused (429)."""
+  cache_ttl_s: float = 60.0
+  """How long an answer may be given again to the same user with the same context; 0 = never."""
+  cache_size: int = 100_000
+  """Answers kept, where the cache is in this process."""
+  max_k: int = 100
+  """Ads that a request may ask for."""
+  max_history: int = 512
+  """Events of a user that are read, or that a request may bring."""
+  max_body_bytes: int = 1 << 20
+  """Larger request bodies are refused (413)."""
+  body_timeout_s: float = 10.0
+  """Slower request bodies are refused (408)."""
+  segment_s: float = 60.0
+  """Seconds between log segments written for `gr4ad online`."""
+  keep_days: float = 90.0
+  """Older events that are in a segment are removed from the store."""
+  spare: float = 0.25
+  """Room for new SIDs without recompilation, as a share of those at the start (at least 1,000)."""
+
+  def __post_init__(self):
+    sizes, factors = self.batch_sizes, self.beam_factors
+    require(len(sizes) > 0 and min(sizes) >= 1 and list(sizes) == sorted(set(sizes)),
+            "serving.batch_sizes", sizes, "needs ascending sizes of at least 1")
+    require(len(factors) > 0 and min(factors) > 0 and list(factors) == sorted(set(factors)),
+            "serving.beam_factors", factors, "needs ascending positive factors")
+    require(1.0 in factors, "serving.beam_factors", factors, "needs 1.0, the widths at peak")
+    for name in ("max_wait_ms", "cache_ttl_s", "spare"):
+      require(getattr(self, name) >= 0, f"serving.{name}", getattr(self, name), "must be >= 0")
+    for name in ("deadline_ms", "max_queue", "cache_size", "max_k", "max_history",
+                 "max_body_bytes", "body_timeout_s", "segment_s", "keep_days"):
+      require(getattr(self, name) > 0, f"serving.{name}", getattr(self, name), "must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
 class DataShape:
   """Sizes that the data will have, where there are none yet."""
 

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from gr4ad_jax.config import ConfigError
-from gr4ad_jax.data.records import AdTable
 from gr4ad_jax.data.sequences import ExampleMaker
 from gr4ad_jax.run import open_inputs, open_recommender, read_run
-
-TARGETING_COLUMNS = (
-  "advertiser_id", "category", "conversion_type", "ad_type", "account_id", "campaign_id"
-)
+from gr4ad_jax.search.targeting import Targeting
 
 
 def recommend_for_user(
@@ -54,7 +48,11 @@ def recommend_for_user(
   example = maker.latest_context(int(found[0]))
   member_TA = subset_RN = None
   if where:
-    member_TA = np.stack([_matches(logs.ads, condition) for condition in where])
+    targeting = Targeting(logs.ads)
+    try:
+      member_TA = np.stack([targeting.matches(condition) for condition in where])
+    except ConfigError as error:
+      raise ConfigError(f"--where {error}") from None
     if not member_TA.all(axis=0).any():
       raise ConfigError(f"--where {' '.join(where)}: no ad meets all of them")
     subset_RN = np.arange(len(where), dtype=np.int32)[None]
@@ -74,23 +72,3 @@ def recommend_for_user(
     f"history that the model reads, ad revenue {example.past_value:.2f} {logs.currency}"
   )
   return rows, logs.currency, about
-
-
-def _matches(ads: AdTable, condition: str) -> np.ndarray:
-  """bool [A]: the ads that meet one "COLUMN=VALUE"; a category holds those below it, too."""
-  column, found, value = condition.partition("=")
-  if not found or column not in TARGETING_COLUMNS:
-    raise ConfigError(
-      f"--where {condition!r}: write COLUMN=VALUE, with one of {', '.join(TARGETING_COLUMNS)}"
-    )
-  # What an ad counts as: its value, and of a category the ones above it.
-  held = [[text] for text in getattr(ads, column).tolist()]
-  if column == "category":
-    held = [list(itertools.accumulate(text.split(" > "), "{} > {}".format)) for (text,) in held]
-  matches_A = np.array([value in texts for texts in held], bool)
-  if not matches_A.any():
-    known = sorted(set(itertools.chain.from_iterable(held)) - {""})
-    close = difflib.get_close_matches(value, known, n=3, cutoff=0.4) or known[:3]
-    hint = f"the nearest are {', '.join(map(repr, close))}" if close else "the column is empty"
-    raise ConfigError(f"--where {condition!r}: no ad has it; {hint}")
-  return matches_A

@@ -254,7 +254,7 @@ class ExampleMaker:
     requests = self._in_time(np.unique(events.request[ad_rows]), split)
     if not requests.size:
       return
-    past = _Past(self, user)
+    past = self.past(user)
     seen, seen_s = _first_met(
       np.append(past.ads, self.logs.contents.ad[past.organics]),
       np.append(past.ad_time_s, past.organic_time_s),
@@ -270,7 +270,10 @@ class ExampleMaker:
       ecpm = np.full(len(target), np.nan, np.float32)
       np.fmax.at(ecpm, inverse, events.ecpm[mine])
       new = seen_s[np.searchsorted(seen, target)] >= now_s
-      context = past.before(now_s, request=int(request), split=split, feature_row=mine[0])
+      context = past.before(
+        now_s, config=config, feature_F=self.feature(user, mine[0]), user=user,
+        request=int(request), split=split,
+      )
       for i in range(0, len(target), config.max_targets):
         part = slice(i, i + config.max_targets)
         yield dataclasses.replace(
@@ -290,11 +293,13 @@ class ExampleMaker:
     requests = self._in_time(np.unique(shown_requests), split)
     if not requests.size:
       return
-    past = _Past(self, user)
+    past = self.past(user)
     for request in requests:
       mine = shown_rows[shown_requests == request]
-      now_s = int(self.first_s_R[request])
-      yield past.before(now_s, request=int(request), split=split, feature_row=mine[0]), mine
+      yield past.before(
+        int(self.first_s_R[request]), config=self.config, feature_F=self.feature(user, mine[0]),
+        user=user, request=int(request), split=split,
+      ), mine
 
   def latest_context(self, user: int) -> Example:
     """The context that a request after the last event of `user` would have; no targets."""
@@ -303,7 +308,19 @@ class ExampleMaker:
       now_s, feature_row = int(events.time_s.max()) + 1, None
     else:
       now_s, feature_row = int(events.time_s[rows.stop - 1]) + 1, rows.stop - 1
-    return _Past(self, user).before(now_s, request=-1, split=-1, feature_row=feature_row)
+    return self.past(user).before(
+      now_s, config=self.config, feature_F=self.feature(user, feature_row), user=user
+    )
+
+  def past(self, user: int) -> Past:
+    """Everything that one user did."""
+    events, rows = self.logs.events, self._rows(user)
+    time_s_E, content_E = events.time_s[rows], events.content[rows]
+    engaged_E, organic_E = self.engaged_E[rows], content_E >= 0
+    return Past(
+      events.ad[rows][engaged_E], time_s_E[engaged_E],
+      events.value[rows][engaged_E].astype(np.float64), content_E[organic_E], time_s_E[organic_E],
+    )
 
   def feature(self, user: int, row: int | None) -> np.ndarray:
     """int32 [F] of a request: the user's features, then those of event `row` (None = unknown)."""
@@ -320,24 +337,37 @@ class ExampleMaker:
     return requests[np.argsort(self.first_s_R[requests], kind="stable")]
 
 
-class _Past:
-  """What a user did with ads and contents, ready to be cut at any time."""
+@dataclasses.dataclass(frozen=True)
+class Past:
+  """What a user did with ads and contents, in time order, ready to be cut at any time.
 
-  def __init__(self, maker: ExampleMaker, user: int):
-    events, rows = maker.logs.events, maker._rows(user)
-    self._maker, self._user = maker, user
-    time_s_E, content_E = events.time_s[rows], events.content[rows]
-    engaged_E, organic_E = maker.engaged_E[rows], content_E >= 0
-    self.ads, self.ad_time_s = events.ad[rows][engaged_E], time_s_E[engaged_E]
-    self.organics, self.organic_time_s = content_E[organic_E], time_s_E[organic_E]
-    value = events.value[rows][engaged_E].astype(np.float64)
-    self._past_value = np.append(0.0, np.cumsum(value))
+  Attributes:
+    ads, ad_time_s, ad_value: ads engaged with; unix seconds; currency.
+    organics, organic_time_s: contents met.
+  """
+
+  ads: np.ndarray
+  ad_time_s: np.ndarray
+  ad_value: np.ndarray
+  organics: np.ndarray
+  organic_time_s: np.ndarray
+
+  def merged(self, other: Past) -> Past:
+    """Both pasts of one user as one; at equal times `other` comes later."""
+    ad = np.argsort(np.append(self.ad_time_s, other.ad_time_s), kind="stable")
+    organic = np.argsort(np.append(self.organic_time_s, other.organic_time_s), kind="stable")
+    return Past(**{
+      field.name: np.append(getattr(self, field.name), getattr(other, field.name))[
+        organic if field.name.startswith("organic") else ad
+      ]
+      for field in dataclasses.fields(Past)
+    })
 
   def before(
-    self, now_s: int, *, request: int, split: int, feature_row: int | None
+    self, now_s: int, *, config: SequenceConfig, feature_F: np.ndarray, user: int = -1,
+    request: int = -1, split: int = -1,
   ) -> Example:
     """The context of a request at that time, without targets: what came strictly earlier."""
-    config = self._maker.config
     num_ads = int(np.searchsorted(self.ad_time_s, now_s))
     num_organics = int(np.searchsorted(self.organic_time_s, now_s))
     history = _distinct(
@@ -349,10 +379,9 @@ class _Past:
     )
     empty = np.zeros(0)
     return Example(
-      request, self._user, split, now_s, float(self._past_value[num_ads]),
-      self._maker.feature(self._user, feature_row), *history, *organic, empty.astype(np.int32),
-      empty.astype(np.int8), empty.astype(np.float32), empty.astype(np.float32),
-      empty.astype(bool),
+      request, user, split, now_s, float(self.ad_value[:num_ads].sum()), feature_F,
+      *history, *organic, empty.astype(np.int32), empty.astype(np.int8),
+      empty.astype(np.float32), empty.astype(np.float32), empty.astype(bool),
     )
 
 

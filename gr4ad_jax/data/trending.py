@@ -55,8 +55,46 @@ def share_bucket(share: np.ndarray) -> np.ndarray:
   return np.clip(bucket, 0, NUM_TREND_BUCKETS - 1).astype(np.uint8)
 
 
+class LiveTrending:
+  """Shares that go on from those of a log: engagements are added, and each day has its row."""
+
+  def __init__(self, logs: Logs):
+    """Begins after the log's last day."""
+    self._score_A, self._now = _scores(logs)
+    self._count_A = np.zeros(len(self._score_A))  # of the day that has no row after it yet
+    self._day = self._now.first_day + len(self._now.ad_DN) - 1
+
+  def add(self, ad_N: np.ndarray) -> None:
+    """Counts engagements of the present day, -1 = none."""
+    ad_N = ad_N[ad_N >= 0]
+    most = int(ad_N.max(initial=-1)) + 1
+    grow = max(0, most - len(self._score_A))
+    self._score_A = np.append(self._score_A, np.zeros(grow))
+    self._count_A = np.append(self._count_A, np.zeros(grow))
+    np.add.at(self._count_A, ad_N, 1)
+
+  def at(self, now_s: float) -> Trending:
+    """The shares by day, up to those that a request at this time sees."""
+    while self._day < now_s // DAY_S:
+      self._day += 1
+      self._score_A = _later(self._score_A, self._count_A)
+      self._count_A = np.zeros_like(self._count_A)
+      kept = self._now.ad_DN.shape[1]
+      ad_N, bucket_N = _largest(self._score_A, kept)
+      self._now = Trending(
+        self._now.first_day, np.vstack([self._now.ad_DN, ad_N]),
+        np.vstack([self._now.bucket_DN, bucket_N]),
+      )
+    return self._now
+
+
 def build_trending(logs: Logs) -> Trending:
   """Shares of clicks and conversions, decayed with a half-life of 3 days, day by day."""
+  return _scores(logs)[1]
+
+
+def _scores(logs: Logs) -> tuple[np.ndarray, Trending]:
+  """The decayed counts after the last day, and the shares of all days."""
   events = logs.events
   rows = (events.ad >= 0) & (events.action >= Action.CLICK)
   ad_E, day_E = events.ad[rows], events.time_s[rows] // DAY_S
@@ -70,13 +108,23 @@ def build_trending(logs: Logs) -> Trending:
   score_A = np.zeros(num_ads)
   for row in range(1, num_days):
     yesterday = ad_E[order[bounds[row - 1] : bounds[row]]]
-    score_A = score_A * 0.5 ** (1 / HALF_LIFE_DAYS) + np.bincount(yesterday, minlength=num_ads)
-    best = np.argpartition(-score_A, kept - 1)[:kept]
-    best = best[np.lexsort((best, -score_A[best]))]
-    real = score_A[best] > 0
-    ad_DN[row] = np.where(real, best, -1)
-    bucket_DN[row] = np.where(real, share_bucket(score_A[best] / score_A.sum()), 0)
-  return Trending(first_day, ad_DN, bucket_DN)
+    score_A = _later(score_A, np.bincount(yesterday, minlength=num_ads))
+    ad_DN[row], bucket_DN[row] = _largest(score_A, kept)
+  return score_A, Trending(first_day, ad_DN, bucket_DN)
+
+
+def _later(score_A: np.ndarray, count_A: np.ndarray) -> np.ndarray:
+  """The counts a day later."""
+  return score_A * 0.5 ** (1 / HALF_LIFE_DAYS) + count_A
+
+
+def _largest(score_A: np.ndarray, kept: int) -> tuple[np.ndarray, np.ndarray]:
+  """A day's row: ads, best first, and buckets of their shares."""
+  best = np.argpartition(-score_A, kept - 1)[:kept]
+  best = best[np.lexsort((best, -score_A[best]))]
+  real = score_A[best] > 0
+  share = score_A[best] / max(score_A.sum(), 1e-300)
+  return np.where(real, best, -1), np.where(real, share_bucket(share), 0)
 
 
 def save_trending(trending: Trending, path: Path) -> None:

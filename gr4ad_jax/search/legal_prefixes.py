@@ -12,6 +12,7 @@ code of it leads somewhere, and costs what its gather costs (0.1 of 200 ms at ba
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,12 +38,15 @@ class PrefixTree(NamedTuple):
   num_sids: int  # how many there are now; not a fact that a compiled search may use
 
 
-def build_prefix_tree(sids_SL: np.ndarray, *, spare: float = 0.0) -> PrefixTree:
+def build_prefix_tree(
+  sids_SL: np.ndarray, *, spare: float = 0.0, codebook_sizes: Sequence[int] | None = None
+) -> PrefixTree:
   """Builds the tree in one vectorised pass per level.
 
   Args:
     sids_SL: int32, distinct SIDs in lexicographic order.
     spare: room for `refill`: so many more SIDs, and children of a node, as a share of those there.
+    codebook_sizes: no node can have more children than its level has codes; None = not known.
 
   Raises:
     ValueError: empty, unsorted or repeated SIDs, negative codes, or a negative `spare`.
@@ -53,6 +57,8 @@ def build_prefix_tree(sids_SL: np.ndarray, *, spare: float = 0.0) -> PrefixTree:
   capacity = math.ceil(len(sids_SL) * (1 + spare))
   arrays, most_L = _arrays(sids_SL, capacity)
   branching_L = tuple(math.ceil(most * (1 + spare)) for most in most_L)
+  if codebook_sizes is not None:
+    branching_L = tuple(map(min, branching_L, codebook_sizes))
   return PrefixTree(arrays, branching_L, capacity, len(sids_SL))
 
 

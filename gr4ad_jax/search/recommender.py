@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +30,7 @@ class Recommendations(NamedTuple):
   code_RKL: np.ndarray  # int32, the SID generated for the ad
   logp_RK: np.ndarray  # float32, log p(SID | X)
   expected_value_RK: np.ndarray  # float32, currency (or eCPM); NaN where it was not asked for
+  level_logp_RKL: np.ndarray  # float32, log p(s_l | s_<l, X) of the ad's SID
 
 
 class Recommender:
@@ -178,34 +179,64 @@ class Recommender:
       config: gamma and bonus (other fields are not read).
       subset_RN: as for the search; of the ads on an SID only those in all subsets are returned.
     """
-    value_RW = np.full_like(beams.logp_BW, np.nan)
-    if beams.expected_value_BW is not None:
-      value_RW = beams.expected_value_BW
-    score_RW = score_beams(
-      beams._asdict(), np.concatenate([getattr(context, name) for name in HISTORY], axis=1),
-      value_exponent=config.value_exponent, new_ad_bonus=config.new_ad_bonus,
-    )
-    order_RW = np.argsort(-score_RW, axis=1, kind="stable")
+    keep = None
+    if subset_RN is not None:
+      def keep(ad_RK: np.ndarray) -> np.ndarray:
+        inside_RK = np.ones(ad_RK.shape, bool)
+        for subset_R in np.asarray(subset_RN).T:
+          inside_RK &= self._member_TA[subset_R[:, None], ad_RK] | (subset_R[:, None] < 0)
+        return inside_RK
+    return rank_ads(self._index, beams, context, k, config=config, keep=keep)
 
-    def in_order(x: np.ndarray) -> np.ndarray:
-      return np.take_along_axis(x, order_RW.reshape(order_RW.shape + (1,) * (x.ndim - 2)), axis=1)
 
-    sid_RW = in_order(beams.sid_BW)
-    if subset_RN is None:
-      ad_RK = expand(self._index, sid_RW, k)
-    else:
-      ad_RK = _expand_within(self._index, sid_RW, k, self._member_TA, subset_RN)
-    # The beam that each ad came from: the one that holds its SID.
-    same_RKW = self._index.sid_of_ad_A[ad_RK][..., None] == sid_RW[:, None, :]
-    beam_RK = np.argmax(same_RKW, axis=-1)
-    empty_RK = ad_RK < 0
-    code_RKL = np.take_along_axis(in_order(beams.code_BWL), beam_RK[..., None], axis=1)
-    return Recommendations(
-      ad_RK,
-      np.where(empty_RK[..., None], -1, code_RKL),
-      np.where(empty_RK, NEG_INF, np.take_along_axis(in_order(beams.logp_BW), beam_RK, axis=1)),
-      np.where(empty_RK, np.nan, np.take_along_axis(in_order(value_RW), beam_RK, axis=1)),
-    )
+def rank_ads(
+  index: AdIndex,
+  beams: Beams,
+  context: Context,
+  k: int,
+  *,
+  config: SearchConfig,
+  keep: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Recommendations:
+  """The k best ads among found SIDs; see `Recommender.rank`.
+
+  Args:
+    index: of the search.
+    beams: numpy arrays of R requests.
+    context: of the same requests.
+    k: ads wanted.
+    config: gamma and bonus.
+    keep: ad indices [R, K] -> bool [R, K], which of them the requests may get; None = all.
+  """
+  value_RW = np.full_like(beams.logp_BW, np.nan)
+  if beams.expected_value_BW is not None:
+    value_RW = beams.expected_value_BW
+  score_RW = score_beams(
+    beams._asdict(), np.concatenate([getattr(context, name) for name in HISTORY], axis=1),
+    value_exponent=config.value_exponent, new_ad_bonus=config.new_ad_bonus,
+  )
+  order_RW = np.argsort(-score_RW, axis=1, kind="stable")
+
+  def in_order(x: np.ndarray) -> np.ndarray:
+    return np.take_along_axis(x, order_RW.reshape(order_RW.shape + (1,) * (x.ndim - 2)), axis=1)
+
+  sid_RW = in_order(beams.sid_BW)
+  ad_RK = expand(index, sid_RW, k) if keep is None else _expand_kept(index, sid_RW, k, keep)
+  # The beam that each ad came from: the one that holds its SID.
+  same_RKW = index.sid_of_ad_A[ad_RK][..., None] == sid_RW[:, None, :]
+  beam_RK = np.argmax(same_RKW, axis=-1)
+  empty_RK = ad_RK < 0
+
+  def of_beam(x: np.ndarray) -> np.ndarray:
+    return np.take_along_axis(in_order(x), beam_RK.reshape(beam_RK.shape + (1,) * (x.ndim - 2)), 1)
+
+  return Recommendations(
+    ad_RK,
+    np.where(empty_RK[..., None], -1, of_beam(beams.code_BWL)),
+    np.where(empty_RK, NEG_INF, of_beam(beams.logp_BW)),
+    np.where(empty_RK, np.nan, of_beam(value_RW)),
+    np.where(empty_RK[..., None], NEG_INF, of_beam(beams.level_logp_BWL)),
+  )
 
 
 def _pack_by_sid(member_TA: np.ndarray, index: AdIndex, capacity: int) -> np.ndarray:
@@ -222,16 +253,13 @@ def _pack_by_sid(member_TA: np.ndarray, index: AdIndex, capacity: int) -> np.nda
   return pack_subsets(member_TS, capacity)
 
 
-def _expand_within(
-  index: AdIndex, sid_RW: np.ndarray, k: int, member_TA: np.ndarray, subset_RN: np.ndarray
+def _expand_kept(
+  index: AdIndex, sid_RW: np.ndarray, k: int, keep: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-  """As `expand`, of the ads that are in all subsets of their request."""
+  """As `expand`, of the ads that their request may get."""
   most = int(np.diff(index.ads_start).max())
   every_RK = expand(index, sid_RW, sid_RW.shape[1] * most)
-  keep_RK = every_RK >= 0
-  for subset_R in np.asarray(subset_RN).T:
-    inside_RK = member_TA[subset_R[:, None], every_RK]
-    keep_RK &= inside_RK | (subset_R[:, None] < 0)
+  keep_RK = (every_RK >= 0) & keep(every_RK)
   first_RK = np.argsort(~keep_RK, axis=1, kind="stable")[:, :k]
   ads_RK = np.where(
     np.take_along_axis(keep_RK, first_RK, 1), np.take_along_axis(every_RK, first_RK, 1), -1

@@ -209,3 +209,36 @@ def embed(
       return encode_texts(texts, encoder)
 
   return text_embeddings(logs, encode, logs.ads.text, logs.contents.text)
+
+
+def open_encoder(
+  encoder: Encoder, *, folder: Path | None = None
+) -> Callable[[AdTable], np.ndarray]:
+  """What embeds ads that come later, as `embed` embedded the log's.
+
+  Args:
+    encoder: as given to `embed`.
+    folder: as given to `embed`; holds the fine-tuned parameters of "uae".
+
+  Returns:
+    A function: ads -> float32 [N, D] unit rows; it raises ValueError where encoder "given" meets
+    an ad without embedding.
+
+  Raises:
+    ValueError: not exactly one fine-tuned encoder in the folder.
+  """
+  if encoder == "given":
+    return lambda ads: given_embeddings(ads, None).ad_AD
+  if encoder == "wordllama":
+    return lambda ads: encode_texts(ads.text, "wordllama")
+  minilm, params, inputs, max_tokens = load_minilm(), None, lambda ads: ads.text, MAX_TOKENS
+  if encoder == "uae":
+    tuned = [p for p in folder.glob("uae-*.npz") if not p.name.endswith(".resume.npz")]
+    if len(tuned) != 1:
+      raise ValueError(f"{folder}: {len(tuned)} fine-tuned encoders (uae-*.npz), needs one")
+    params, inputs = load_params(tuned[0], encoder=minilm), ad_inputs
+    max_tokens = UaeConfig().max_tokens
+  return lambda ads: embed_inputs(
+    [text if text.strip() else BLANK_TEXT for text in inputs(ads)], minilm, params=params,
+    max_tokens=max_tokens,
+  )

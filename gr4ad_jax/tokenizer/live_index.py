@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,13 +86,17 @@ class Snapshot:
   priority_A: np.ndarray
   _ids: _AdIds = dataclasses.field(repr=False)
 
+  def find(self, ad_id: str) -> int:
+    """The ad's row number, also where it is retired; -1 = an unknown ad."""
+    return self._ids.row(ad_id, len(self.priority_A))
+
   def row_of(self, ad_id: str) -> int:
     """The ad's row number, also where it is retired.
 
     Raises:
       KeyError: an unknown ad.
     """
-    row = self._ids.row(ad_id, len(self.priority_A))
+    row = self.find(ad_id)
     if row < 0:
       raise KeyError(f"ad_id {ad_id!r} is not in the index (version {self.version})")
     return row
@@ -205,11 +209,14 @@ class LiveAdIndex:
     """The index after the last write. Take it once a request: the next one may differ."""
     return self._snapshot
 
-  def apply(self, change: IndexChange) -> Snapshot:
+  def apply(
+    self, change: IndexChange, *, accept: Callable[[Snapshot], None] | None = None
+  ) -> Snapshot:
     """One atomic write; readers see all of it or nothing.
 
     Args:
       change: ads to add, retire and re-encode.
+      accept: sees the new snapshot before any reader does; what it raises undoes the write.
 
     Returns:
       The new snapshot.
@@ -257,6 +264,8 @@ class LiveAdIndex:
       for array in (keys_S, priority_A, *vars(index).values()):
         array.flags.writeable = False
       new = Snapshot(old.version + 1, index, sizes, keys_S, priority_A, old._ids)
+      if accept is not None:
+        accept(new)
       old._ids.extend(num_old, new_ids)  # before it is published: its readers look rows up there
       self._snapshot = new
       return new

@@ -1,0 +1,83 @@
+"""Conditions on ads, as "COLUMN=VALUE": which ads a request may get."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from gr4ad_jax.config import ConfigError
+from gr4ad_jax.data.records import AdTable
+
+COLUMNS = ("advertiser_id", "category", "conversion_type", "ad_type", "account_id", "campaign_id")
+
+
+class _Column(NamedTuple):
+  number_of: dict[str, int]  # value -> number
+  number_A: np.ndarray  # int32, of each ad
+
+
+class Targeting:
+  """The columns of a catalogue, ready for conditions; `updated` gives that of a changed one."""
+
+  def __init__(self, ads: AdTable):
+    self._columns: dict[str, _Column] = {}
+    for name in COLUMNS:
+      number_A, values = pd.factorize(getattr(ads, name))
+      self._columns[name] = _Column(
+        {value: i for i, value in enumerate(values.tolist())}, number_A.astype(np.int32)
+      )
+
+  def updated(self, row_N: np.ndarray, ads: AdTable) -> Targeting:
+    """The same with other values in some rows; rows past the end must follow without a gap."""
+    other = Targeting.__new__(Targeting)
+    other._columns = {}
+    num_rows = max(len(self), int(row_N.max()) + 1 if len(row_N) else 0)
+    for name, (number_of, number_A) in self._columns.items():
+      number_of = dict(number_of)
+      new_A = np.zeros(num_rows, np.int32)
+      new_A[: len(number_A)] = number_A
+      values = getattr(ads, name).tolist()
+      new_A[row_N] = [number_of.setdefault(value, len(number_of)) for value in values]
+      other._columns[name] = _Column(number_of, new_A)
+    return other
+
+  def __len__(self) -> int:
+    return len(self._columns["category"].number_A)
+
+  def matches(self, condition: str) -> np.ndarray:
+    """bool [A]: the ads that meet one "COLUMN=VALUE"; a category holds those below it, too.
+
+    Raises:
+      ConfigError: no such column, or a value that no ad has.
+    """
+    column, found, value = condition.partition("=")
+    if not found or column not in COLUMNS:
+      raise ConfigError(f"{condition!r}: write COLUMN=VALUE, with one of {', '.join(COLUMNS)}")
+    number_of, number_A = self._columns[column]
+    meets_N = np.zeros(len(number_of), bool)
+    if column == "category":
+      below = f"{value} > "
+      hits = [i for name, i in number_of.items() if name == value or name.startswith(below)]
+      meets_N[hits] = True
+    elif value in number_of:
+      meets_N[number_of[value]] = True
+    if not value or not meets_N.any():
+      raise ConfigError(f"{condition!r}: no ad has it; {self._hint(column, value)}")
+    return meets_N[number_A]
+
+  def values(self, column: str) -> list[str]:
+    """What a condition on this column may name, sorted; of categories the ones above, too."""
+    known = set(self._columns[column].number_of)
+    if column == "category":
+      paths = (itertools.accumulate(text.split(" > "), "{} > {}".format) for text in known)
+      known = set(itertools.chain.from_iterable(paths))
+    return sorted(known - {""})
+
+  def _hint(self, column: str, value: str) -> str:
+    known = self.values(column)
+    close = difflib.get_close_matches(value, known, n=3, cutoff=0.4) or known[:3]
+    return f"the nearest are {', '.join(map(repr, close))}" if close else "the column is empty"

@@ -1,0 +1,1 @@
+"""Online serving: HTTP API, dynamic batches and beams, realtime index, user events."""

@@ -1,0 +1,166 @@
+"""Requests that come one by one -> calls of the engine, with a bounded queue and deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import concurrent.futures
+import dataclasses
+import functools
+import math
+import time
+
+from gr4ad_jax.search.beam_schedule import ArrivalRate, TrafficAwareBeams
+from gr4ad_jax.serving.engine import Answer, Ask, Engine
+
+
+class Overloaded(Exception):
+  """The queue is full, or the server is going down."""
+
+  def __init__(self, message: str, *, retry_after_s: int):
+    super().__init__(message)
+    self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(Exception):
+  """The request waited longer than its deadline allows."""
+
+
+@dataclasses.dataclass(eq=False)
+class _Waiting:
+  ask: Ask
+  factor: float | None
+  since_s: float
+  answer: asyncio.Future
+
+
+class Batcher:
+  """One call of the engine at a time; what waits meanwhile shares the next one.
+
+  An idle engine takes a request after `max_wait_ms`, a busy one as soon as it is free.
+  """
+
+  def __init__(self, engine: Engine):
+    """Starts at base widths; the engine must be warm."""
+    config = engine.config
+    self._engine, self._config = engine, config
+    self._queue: collections.deque[_Waiting] = collections.deque()
+    self._arrived, self._stopping = asyncio.Event(), False
+    self._thread = concurrent.futures.ThreadPoolExecutor(1, "engine")
+    self._loop_task: asyncio.Task | None = None
+    self.rate = ArrivalRate()
+    largest = config.batch_sizes[-1]
+    self.beams = TrafficAwareBeams(
+      {factor: engine.request_s(factor) for factor in config.beam_factors},
+      call_s={factor: engine.call_s[factor, largest] for factor in config.beam_factors},
+      max_call_s=config.deadline_ms / 2000,
+    )
+
+  @property
+  def waiting(self) -> int:
+    """Requests in the queue."""
+    return len(self._queue)
+
+  def start(self) -> None:
+    """Begins to take requests to the engine; needs a running event loop."""
+    self._loop_task = asyncio.get_running_loop().create_task(self._run())
+
+  async def stop(self) -> None:
+    """Refuses new requests, answers those that wait, and ends."""
+    self._stopping = True
+    self._arrived.set()
+    if self._loop_task:
+      await self._loop_task
+    self._thread.shutdown()
+
+  async def ask(self, ask: Ask, *, factor: float | None = None) -> tuple[Answer, float]:
+    """The answer and how long it waited for its call, in seconds.
+
+    Args:
+      ask: the request.
+      factor: beam factor; None = as traffic allows.
+
+    Raises:
+      Overloaded: no room in the queue, or going down.
+      DeadlineExceeded: see there.
+      ConfigError: a condition that no ad meets.
+    """
+    now_s = time.monotonic()
+    if self._stopping:
+      raise Overloaded("going down", retry_after_s=1)
+    if len(self._queue) >= self._config.max_queue:
+      raise Overloaded(
+        f"{len(self._queue)} requests are waiting", retry_after_s=self._drain_s()
+      )
+    self.rate.add(now_s)
+    waiting = _Waiting(ask, factor, now_s, asyncio.get_running_loop().create_future())
+    self._queue.append(waiting)
+    self._arrived.set()
+    return await waiting.answer
+
+  def _drain_s(self) -> int:
+    """Seconds, at least 1, after which the queue will have gone down."""
+    return max(1, math.ceil(len(self._queue) / self.beams.capacity))
+
+  async def _run(self) -> None:
+    largest = self._config.batch_sizes[-1]
+    while True:
+      await self._arrived.wait()
+      if not self._queue:
+        if self._stopping:
+          return
+        self._arrived.clear()
+        continue
+      if len(self._queue) < largest and not self._stopping:
+        await asyncio.sleep(self._config.max_wait_ms / 1000)
+      batch = self._take(largest)
+      if batch:
+        await self._answer(batch)
+
+  def _take(self, most: int) -> list[_Waiting]:
+    """The requests that have waited longest and can share one call."""
+    now_s, batch, skipped = time.monotonic(), [], []
+    while self._queue and len(batch) < most:
+      entry = self._queue.popleft()
+      if entry.answer.cancelled():  # its client has gone
+        continue
+      if now_s - entry.since_s > self._config.deadline_ms / 1000:
+        entry.answer.set_exception(DeadlineExceeded(
+          f"waited {1000 * (now_s - entry.since_s):.0f} ms, the deadline is "
+          f"{self._config.deadline_ms:g} ms"
+        ))
+      elif batch and entry.factor != batch[0].factor:
+        skipped.append(entry)
+      else:
+        batch.append(entry)
+    self._queue.extendleft(reversed(skipped))
+    return batch
+
+  async def _answer(self, batch: list[_Waiting]) -> None:
+    began_s = time.monotonic()
+    factor = batch[0].factor
+    if factor is None:
+      factor = self.beams.choose(
+        began_s, rate=self.rate(began_s), queue_share=len(self._queue) / self._config.max_queue
+      )
+    if not await self._try(batch, factor):  # one request's fault must not be the others'
+      for entry in batch:
+        await self._try([entry], factor)
+
+  async def _try(self, batch: list[_Waiting], factor: float) -> bool:
+    """Answers a batch in one call; a batch of one gets its fault, a larger one False."""
+    began_s, asks = time.monotonic(), [entry.ask for entry in batch]
+    try:
+      answers = await asyncio.get_running_loop().run_in_executor(
+        self._thread, functools.partial(self._engine, asks, factor=factor)
+      )
+    except Exception as error:
+      if len(batch) > 1:
+        return False
+      if not batch[0].answer.done():
+        batch[0].answer.set_exception(error)
+      return True
+    for entry, answer in zip(batch, answers, strict=True):
+      if not entry.answer.done():
+        entry.answer.set_result((answer, began_s - entry.since_s))
+    return True

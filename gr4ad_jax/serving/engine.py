@@ -1,0 +1,274 @@
+"""Requests -> ads, many at a time: a family of compiled searches over batch sizes and widths.
+
+Everything is compiled and run once before the first request. Parameters and the catalogue can be
+replaced between any two calls; nothing is compiled then.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gr4ad_jax.config import SearchConfig, ServingConfig
+from gr4ad_jax.data.batch import Context
+from gr4ad_jax.data.pipeline import hash_ids
+from gr4ad_jax.data.sequences import Example
+from gr4ad_jax.model.build import Decoder, start_fn, step_fn
+from gr4ad_jax.model.precision import with_precision
+from gr4ad_jax.search.beam_schedule import scaled_widths
+from gr4ad_jax.search.beam_search import Beams, compile_search
+from gr4ad_jax.search.recommender import Recommendations, rank_ads, repeat_last
+from gr4ad_jax.serving.catalog import Catalog, LiveCatalog
+
+
+class Ask(NamedTuple):
+  """One request."""
+
+  example: Example
+  user_id: str  # hashed where the model has a table of ids
+  k: int
+  where: tuple[str, ...]  # conditions on ads
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """One request's ads.
+
+  Attributes:
+    found: one row.
+    catalog: that was searched.
+    beams: one row, every SID that was found.
+    factor, widths: the schedule.
+    step: of the parameters.
+    seconds: of the call, by part: context (histories to arrays), search, rank.
+    batch: requests that shared the call.
+  """
+
+  found: Recommendations
+  catalog: Catalog
+  beams: Beams
+  factor: float
+  widths: tuple[int, ...]
+  step: int
+  seconds: dict[str, float]
+  batch: int
+
+
+class _Parameters(NamedTuple):
+  on_device: Any
+  step: int
+
+
+class Engine:
+  """Answers one batch at a time; the caller sees to that."""
+
+  def __init__(
+    self,
+    decoder: Decoder,
+    params: Any,
+    *,
+    step: int,
+    catalog: LiveCatalog,
+    search: SearchConfig,
+    bin_means: Sequence[float],
+    config: ServingConfig,
+  ):
+    """Lays out the parameters; `warm` compiles.
+
+    Args:
+      decoder: with its vocabulary.
+      params: its parameters.
+      step: of the parameters.
+      catalog: what can be recommended.
+      search: base widths, precision and ranking.
+      bin_means: mean value of each bucket.
+      config: batch sizes and beam factors.
+    """
+    self.catalog, self.config, self._search = catalog, config, search
+    self._plain, self._with_ids = decoder, decoder.config.id_rows > 0
+    self.decoder, on_device = with_precision(decoder, params, search.precision)
+    self._parameters = _Parameters(jax.device_put(on_device), step)
+    self._bin_means = jax.device_put(np.asarray(bin_means, np.float32))
+    self.widths = {factor: scaled_widths(search.widths, factor) for factor in config.beam_factors}
+    self._programs = {
+      factor: compile_search(
+        start_fn(self.decoder), step_fn(self.decoder), catalog.tree, widths
+      )
+      for factor, widths in self.widths.items()
+    }
+    self.call_s: dict[tuple[float, int], float] = {}  # (factor, batch size) -> seconds
+
+  @property
+  def step(self) -> int:
+    """Of the parameters."""
+    return self._parameters.step
+
+  @property
+  def params(self) -> Any:
+    """On the device, as they are searched with."""
+    return self._parameters.on_device
+
+  def replace_params(self, params: Any, step: int) -> None:
+    """Other parameters of the same model, from the next call on.
+
+    Raises:
+      ValueError: another model.
+    """
+    on_device = with_precision(self._plain, params, self._search.precision)[1]
+    old, new = (
+      jax.tree.map(lambda x: (np.shape(x), np.dtype(x.dtype).name), tree)
+      for tree in (self._parameters.on_device, on_device)
+    )
+    if old != new:
+      raise ValueError("parameters: of another model; shapes or types differ")
+    on_device = jax.block_until_ready(jax.device_put(on_device))
+    self._parameters = _Parameters(on_device, step)
+
+  def warm(
+    self, example: Example, *, progress: Callable | None = None, repeats: int = 3
+  ) -> None:
+    """Compiles and times every program, with and without conditions.
+
+    Args:
+      example: any request.
+      progress: like gr4ad_jax.progress.track.
+      repeats: timed calls; the fastest counts.
+    """
+    programs = [
+      (factor, size) for size in self.config.batch_sizes for factor in self.config.beam_factors
+    ]
+    if progress:
+      programs = progress(programs, "compile and time searches", len(programs))
+    for factor, size in programs:
+      asks = [Ask(example, "", 10, ())] * size
+      self(asks, factor=factor, conditions=True)
+      self(asks, factor=factor)
+      seconds = []
+      for _ in range(repeats):
+        begin = time.perf_counter()
+        self(asks, factor=factor)
+        seconds.append(time.perf_counter() - begin)
+      self.call_s[factor, size] = min(seconds)
+
+  def parts_s(self, example: Example, *, repeats: int = 5) -> dict[str, float]:
+    """Seconds of the parts of one request's search at base widths, each as a program of its own.
+
+    context: histories to context tokens; trunk: what beams share, and the first level; levels: the
+    others and the value step; top_k: selection alone, on made-up scores.
+    """
+    decoder, catalog, widths = self.decoder, self.catalog.now, self.widths[1.0]
+    context = jax.device_put(self.context([Ask(example, "", 1, ())], catalog))
+    size_L = decoder.vocabulary.codebook_sizes
+    logp_LV = [
+      jax.device_put(np.random.default_rng(level).normal(size=size).astype(np.float32))
+      for level, size in enumerate(size_L)
+    ]
+
+    def fixed_start(logp_LV, _):
+      return None, jnp.zeros((1, 1)), logp_LV[0][None, None]
+
+    def fixed_step(logp_LV, _, state, code_BW, level):
+      logp_V = logp_LV[level] if isinstance(level, int) else logp_LV[-1]
+      return state, jnp.broadcast_to(logp_V, (*code_BW.shape, len(logp_V)))
+
+    encode = jax.jit(lambda params, context: decoder.apply(
+      {"params": params}, context, method=lambda module, context: module.context_processor(context)
+    ))
+    select = compile_search(fixed_start, fixed_step, self.catalog.tree, widths)
+    programs = {
+      "context": lambda: encode(self.params, context),
+      "trunk": functools.partial(jax.jit(start_fn(decoder)), self.params, context),
+      "levels": lambda: self._programs[1.0](
+        self.params, context, catalog.prefixes, self._bin_means
+      ),
+      "top_k": lambda: select(logp_LV, None, catalog.prefixes),
+    }
+    seconds = {}
+    for name, program in programs.items():
+      jax.block_until_ready(program())
+      times = []
+      for _ in range(repeats):
+        begin = time.perf_counter()
+        jax.block_until_ready(program())
+        times.append(time.perf_counter() - begin)
+      seconds[name] = min(times)
+    levels = seconds["levels"] - seconds["trunk"] - seconds["top_k"]
+    return {
+      "context": seconds["context"], "trunk": max(0.0, seconds["trunk"] - seconds["context"]),
+      "levels": max(0.0, levels), "top_k": seconds["top_k"],
+    }
+
+  def request_s(self, factor: float) -> float:
+    """Seconds of one request in the batch size where it is cheapest."""
+    return min(self.call_s[factor, size] / size for size in self.config.batch_sizes)
+
+  def __call__(
+    self, asks: Sequence[Ask], *, factor: float, conditions: bool | None = None
+  ) -> list[Answer]:
+    """Answers up to the largest batch size of requests.
+
+    Args:
+      asks: requests; their conditions are met by some ad of the catalogue each.
+      factor: of the schedule.
+      conditions: search with the program for conditions; None = where an ask has some.
+
+    Raises:
+      ConfigError: a condition that no ad meets.
+    """
+    began = time.perf_counter()
+    catalog, (params, step) = self.catalog.now, self._parameters
+    context = self.context(asks, catalog)
+    size = next(size for size in self.config.batch_sizes if size >= len(asks))
+    padded = Context(**{
+      name: repeat_last(np.asarray(x), size) for name, x in context.present().items()
+    })
+    subsets = None, None
+    allowed = None
+    if conditions or (conditions is None and any(ask.where for ask in asks)):
+      allowed = [catalog.allowed(ask.where) for ask in asks]
+      words = repeat_last(np.stack([a.word_U for a in allowed]), size)
+      subsets = words, np.arange(size, dtype=np.int32)[:, None]
+    searching = time.perf_counter()
+    beams = self._programs[factor](
+      params, padded, catalog.prefixes, self._bin_means, *subsets
+    )
+    beams = jax.tree.map(lambda x: np.asarray(x)[: len(asks)], beams)
+    ranking = time.perf_counter()
+    keep = None
+    if allowed is not None:
+      def keep(ad_RK: np.ndarray) -> np.ndarray:
+        return np.stack([a.keep_A[ad_K] for a, ad_K in zip(allowed, ad_RK, strict=True)])
+    found = rank_ads(
+      catalog.snapshot.index, beams, context, max(ask.k for ask in asks), config=self._search,
+      keep=keep,
+    )
+    seconds = {
+      "context": searching - began, "search": ranking - searching,
+      "rank": time.perf_counter() - ranking,
+    }
+    return [
+      Answer(
+        Recommendations(*(x[row : row + 1, : ask.k] for x in found)), catalog,
+        jax.tree.map(lambda x, row=row: x[row : row + 1], beams), factor, self.widths[factor],
+        step, seconds, len(asks),
+      )
+      for row, ask in enumerate(asks)
+    ]
+
+  def context(self, asks: Sequence[Ask], catalog: Catalog) -> Context:
+    """What the model reads of the requests."""
+    make_batch = catalog.make_batch
+    if self._with_ids:  # users may be new: their ids are hashed here
+      make_batch = dataclasses.replace(make_batch, user_hash_U=None)
+    context = make_batch.context([ask.example for ask in asks])
+    if self._with_ids:
+      ids = np.array([ask.user_id for ask in asks], object)
+      context = context._replace(user_id_B=hash_ids(ids))
+    return context

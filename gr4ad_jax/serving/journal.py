@@ -1,0 +1,209 @@
+"""What a server has accepted, on disk before it says so: events of users and changes of ads.
+
+One SQLite file in WAL mode; a call is acknowledged after its transaction is synchronised, so a
+server that is killed at any moment has lost nothing that it accepted. The same rows are the users'
+latest histories, and `export_segment` writes them as log segments that `gr4ad online` learns from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from gr4ad_jax.data.records import Action
+from gr4ad_jax.data.trending import DAY_S
+
+SEGMENT_ROWS = 1_000_000  # most events of one segment
+
+_TABLES = """
+create table if not exists events(
+  seq integer primary key autoincrement, user_id text not null, time_s integer not null,
+  ad_id text, content_id text, action integer not null, request_id text, value real not null,
+  ecpm real, features text not null);
+create index if not exists events_of_user on events(user_id, seq);
+create table if not exists ads(ad_id text primary key, fields text);
+create table if not exists positions(name text primary key, seq integer not null);
+"""
+
+
+class Event(NamedTuple):
+  """What a user did; exactly one of ad_id and content_id is there."""
+
+  user_id: str
+  time_s: int  # unix seconds
+  ad_id: str | None
+  content_id: str | None
+  action: Action
+  request_id: str | None
+  value: float  # currency
+  ecpm: float | None  # currency
+  features: dict[str, str]  # of the request
+
+
+class Journal:
+  """The file. Any thread may call; a write returns when it is on disk."""
+
+  def __init__(self, path: Path):
+    """Opens or creates it.
+
+    Raises:
+      ValueError: the file is there and no journal.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    self.path = path
+    self._write_lock, self._local = threading.Lock(), threading.local()
+    self._connections: list[sqlite3.Connection] = []
+    try:
+      self._connection.executescript(_TABLES)
+    except sqlite3.DatabaseError as error:
+      raise ValueError(f"{path}: not a usable store ({error})") from None
+
+  @property
+  def _connection(self) -> sqlite3.Connection:
+    """One for each thread."""
+    if not hasattr(self._local, "connection"):
+      connection = sqlite3.connect(self.path, timeout=30, check_same_thread=False)
+      connection.execute("pragma journal_mode=wal")
+      connection.execute("pragma synchronous=full")
+      self._local.connection = connection
+      self._connections.append(connection)
+    return self._local.connection
+
+  def add_events(self, events: Sequence[Event]) -> int:
+    """Keeps events, all or none; returns the number of the last one."""
+    rows = [
+      (e.user_id, e.time_s, e.ad_id, e.content_id, int(e.action), e.request_id, e.value, e.ecpm,
+       json.dumps(e.features)) for e in events
+    ]
+    with self._write_lock, self._connection as connection:
+      connection.executemany(
+        "insert into events(user_id, time_s, ad_id, content_id, action, request_id, value, ecpm,"
+        " features) values (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows,
+      )
+      return connection.execute("select max(seq) from events").fetchone()[0]
+
+  def of_user(self, user_id: str, limit: int, *, after: int = 0) -> list[tuple[int, Event]]:
+    """The user's last events with their numbers, above `after`, oldest first."""
+    rows = self._connection.execute(
+      "select * from events where user_id = ? and seq > ? order by seq desc limit ?",
+      (user_id, after, limit),
+    ).fetchall()
+    return [_event(row) for row in reversed(rows)]
+
+  def after(self, seq: int, limit: int) -> list[tuple[int, Event]]:
+    """Events with larger numbers, in order."""
+    rows = self._connection.execute(
+      "select * from events where seq > ? order by seq limit ?", (seq, limit)
+    ).fetchall()
+    return [_event(row) for row in rows]
+
+  @property
+  def last_seq(self) -> int:
+    """Number of the last event ever kept."""
+    row = self._connection.execute(
+      "select seq from sqlite_sequence where name = 'events'"
+    ).fetchone()
+    return row[0] if row else 0
+
+  def position(self, name: str) -> int:
+    """How far somebody has read; 0 at first."""
+    row = self._connection.execute(
+      "select seq from positions where name = ?", (name,)
+    ).fetchone()
+    return row[0] if row else 0
+
+  def set_position(self, name: str, seq: int) -> None:
+    """Remembers how far somebody has read."""
+    with self._write_lock, self._connection as connection:
+      connection.execute("insert or replace into positions values (?, ?)", (name, seq))
+
+  def put_ads(self, fields: dict[str, dict | None]) -> None:
+    """Remembers ads that came (their columns) or went (None), all or none."""
+    rows = [(ad, None if row is None else json.dumps(row)) for ad, row in fields.items()]
+    with self._write_lock, self._connection as connection:
+      connection.executemany("insert or replace into ads values (?, ?)", rows)
+
+  def ads(self) -> dict[str, dict | None]:
+    """All that `put_ads` remembered, the last word on each ad."""
+    rows = self._connection.execute("select ad_id, fields from ads order by rowid").fetchall()
+    return {ad: None if fields is None else json.loads(fields) for ad, fields in rows}
+
+  def forget(self, *, before_s: float, up_to: int) -> int:
+    """Removes older events among the first `up_to`; returns how many."""
+    with self._write_lock, self._connection as connection:
+      return connection.execute(
+        "delete from events where time_s < ? and seq <= ?", (before_s, up_to)
+      ).rowcount
+
+  def close(self) -> None:
+    """Closes the file."""
+    for connection in self._connections:
+      connection.close()
+
+
+def _event(row: tuple) -> tuple[int, Event]:
+  seq, user_id, time_s, ad_id, content_id, action, request_id, value, ecpm, features = row
+  return seq, Event(
+    user_id, time_s, ad_id, content_id, Action(action), request_id, value, ecpm,
+    json.loads(features),
+  )
+
+
+def export_segment(journal: Journal, folder: Path, *, feature_names: Sequence[str] = ()) -> int:
+  """Writes the events that no segment holds yet as one file; returns how many.
+
+  The file appears whole or not at all, and its name holds the numbers of its first and last event:
+  a call that was killed before the journal knew of the file is not repeated.
+
+  Args:
+    journal: what was accepted.
+    folder: of segments; created where missing.
+    feature_names: request features of the log, which the file has as columns.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  rows = journal.after(exported(journal, folder), SEGMENT_ROWS)
+  if not rows:
+    return 0
+  events = [event for _, event in rows]
+  columns = {
+    "user_id": [e.user_id for e in events],
+    "time": [e.time_s for e in events],
+    "ad_id": pd.array([e.ad_id for e in events], "string"),
+    "content_id": pd.array([e.content_id for e in events], "string"),
+    # An ad event without a request is one of its own.
+    "request_id": [e.request_id or f"event-{seq}" for seq, e in rows],
+    "action": [int(e.action) for e in events],
+    "value": [e.value for e in events],
+    "ecpm": pd.array([e.ecpm for e in events], "Float64"),
+    **{
+      f"feature_{name}": pd.array([e.features.get(name) for e in events], "string")
+      for name in feature_names
+    },
+  }
+  file = folder / f"events-{rows[0][0]:012d}-{rows[-1][0]:012d}.parquet"
+  temporary = file.with_name(f".{file.name}.tmp")
+  pd.DataFrame(columns).to_parquet(temporary, index=False)
+  with temporary.open("rb+") as written:
+    os.fsync(written.fileno())
+  temporary.replace(file)
+  journal.set_position("exported", rows[-1][0])
+  return len(rows)
+
+
+def exported(journal: Journal, folder: Path) -> int:
+  """Number of the last event that a segment holds, or held."""
+  files = folder.glob("events-*-*.parquet")
+  there = (int(file.stem.rpartition("-")[2]) for file in files)
+  return max(journal.position("exported"), *there, 0)
+
+
+def prune(journal: Journal, folder: Path, *, now_s: float, keep_days: float) -> int:
+  """Removes old events that a segment holds; returns how many."""
+  return journal.forget(before_s=now_s - keep_days * DAY_S, up_to=exported(journal, folder))

@@ -1,0 +1,99 @@
+"""What /metrics says, in Prometheus' words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import (
+  CollectorRegistry,
+  Counter,
+  Gauge,
+  Histogram,
+  PlatformCollector,
+  ProcessCollector,
+  generate_latest,
+)
+
+from gr4ad_jax.serving.engine import Answer
+
+if TYPE_CHECKING:
+  from gr4ad_jax.serving.service import Service
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 2.5)
+
+
+class Metrics:
+  """Counters of one server."""
+
+  def __init__(self, service: Service):
+    """Registers them; gauges look at the service when they are read."""
+    self.registry = registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    self.requests = Counter(
+      "gr4ad_requests_total", "HTTP requests", ("path", "status"), registry=registry
+    )
+    self.seconds = Histogram(
+      "gr4ad_request_seconds", "Time of an HTTP request", ("path",), buckets=_SECONDS,
+      registry=registry,
+    )
+    self._call_seconds = Histogram(
+      "gr4ad_search_seconds", "Time of a compiled search, by beam factor", ("factor",),
+      buckets=_SECONDS, registry=registry,
+    )
+    self._batch = Histogram(
+      "gr4ad_batch_requests", "Requests that shared a search", buckets=(1, 2, 4, 8, 16, 32, 64),
+      registry=registry,
+    )
+    self._served = Counter(
+      "gr4ad_served_total", "Searched requests, by beam factor", ("factor",), registry=registry
+    )
+    self._value = Counter(
+      "gr4ad_returned_value_total", "Expected value of the ads returned, by beam factor",
+      ("factor",), registry=registry,
+    )
+    self._cache = Counter(
+      "gr4ad_cache_total", "Requests that the result cache could have answered", ("result",),
+      registry=registry,
+    )
+    self.events = Counter("gr4ad_events_total", "Events accepted", registry=registry)
+    self.reloads = Counter(
+      "gr4ad_reloads_total", "Parameters taken over", ("result",), registry=registry
+    )
+    self._changes = Counter("gr4ad_index_changes_total", "Writes of the index", registry=registry)
+
+    def gauge(name: str, text: str, read) -> None:
+      Gauge(name, text, registry=registry).set_function(read)
+
+    gauge("gr4ad_queue_requests", "Requests that wait",
+          lambda: service.batcher.waiting if service.batcher else 0)
+    gauge("gr4ad_beam_factor", "The present schedule",
+          lambda: service.batcher.beams.factor if service.batcher else 1)
+    gauge("gr4ad_capacity_qps", "Requests a second at base widths",
+          lambda: service.batcher.beams.capacity if service.batcher else 0)
+    gauge("gr4ad_parameters_step", "Step of the parameters", lambda: service.engine.step)
+    gauge("gr4ad_index_version", "Writes of the index so far",
+          lambda: service.catalog.now.snapshot.version)
+    gauge("gr4ad_live_ads", "Ads that can be recommended",
+          lambda: len(service.catalog.now.snapshot.index.ads_A))
+
+  def answered(self, answer: Answer) -> None:
+    """One searched request."""
+    factor = f"{answer.factor:g}"
+    self._served.labels(factor).inc()
+    self._batch.observe(answer.batch)
+    self._call_seconds.labels(factor).observe(answer.seconds["search"])
+    value_K = answer.found.expected_value_RK[0]
+    self._value.labels(factor).inc(float(value_K[answer.found.ad_RK[0] >= 0].sum()))
+
+  def cache(self, *, hit: bool) -> None:
+    """One look into the result cache."""
+    self._cache.labels("hit" if hit else "miss").inc()
+
+  def index_changed(self) -> None:
+    """One write of the index."""
+    self._changes.inc()
+
+  def text(self) -> bytes:
+    """All of it."""
+    return generate_latest(self.registry)

@@ -1,0 +1,428 @@
+"""What a server does, without HTTP: recommend, take events and ads, follow published parameters."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from gr4ad_jax.config import ConfigError, ServingConfig
+from gr4ad_jax.data.records import Action
+from gr4ad_jax.data.trending import LiveTrending
+from gr4ad_jax.run import Inputs, load_params, open_inputs, read_run
+from gr4ad_jax.serving.batcher import Batcher
+from gr4ad_jax.serving.catalog import Catalog, LiveCatalog
+from gr4ad_jax.serving.engine import Answer, Ask, Engine
+from gr4ad_jax.serving.histories import JournalHistories, Latest, RedisHistories, RedisLink
+from gr4ad_jax.serving.journal import Event, Journal, export_segment, prune
+from gr4ad_jax.serving.messages import (
+  AdFields,
+  HistoryItem,
+  Level,
+  RecommendedAd,
+  RecommendRequest,
+  Schedule,
+  UserEvent,
+)
+from gr4ad_jax.serving.metrics import Metrics
+from gr4ad_jax.serving.result_cache import LocalStore, RedisStore, ResultCache, cache_key
+from gr4ad_jax.serving.users import Users
+from gr4ad_jax.tokenizer.embeddings import open_encoder
+from gr4ad_jax.training.published import latest, read_published
+
+Clock = Literal["real", "log"]
+LOOK_S = 0.5  # between looks for published parameters
+BEST_PREFIXES = 24  # of a level, in an explanation
+
+
+class UnknownAd(ConfigError):
+  """An ad that is not, or no longer, in the index."""
+
+
+class Service:
+  """All of a server's state; made once, before the first request."""
+
+  def __init__(
+    self,
+    workdir: Path,
+    *,
+    config: ServingConfig,
+    store: Path,
+    segments: Path,
+    published: Path | None = None,
+    redis: str | None = None,
+    clock: Clock = "real",
+    progress: Callable | None = None,
+  ):
+    """Opens a trained run and warms its searches.
+
+    Args:
+      workdir: the run.
+      config: batches, beams, limits.
+      store: folder for accepted events and ads.
+      segments: folder for log segments.
+      published: folder where `gr4ad online` publishes parameters; None = none are followed.
+      redis: URL of a Redis for histories and answers; None = this server's own.
+      clock: "log" begins right after the log's last event, for logs of the past.
+      progress: like gr4ad_jax.progress.track.
+
+    Raises:
+      ConfigError, ValueError: no trained run, or another part that cannot be used.
+    """
+    run = read_run(workdir)
+    self.inputs: Inputs = open_inputs(run)
+    logs = self.inputs.logs
+    self.config, self.run, self._workdir = config, run, workdir
+    self._published, self._segments = published, segments
+    last_s = int(logs.events.time_s.max())
+    self._late_s = time.time() - last_s - 1 if clock == "log" else 0.0
+    self.log_age_days = (time.time() - last_s) / 86400 if clock == "real" else 0.0
+    decoder, params, step = load_params(run, workdir, self.inputs.vocabulary)
+    self._template = params
+    encoder = open_encoder(self.inputs.sids.config.encoder, folder=Path(run.data) / "embeddings")
+    self.catalog = LiveCatalog(self.inputs, encoder, spare=config.spare)
+    self.users = Users(self.inputs)
+    self.journal = Journal(store / "journal.sqlite")
+    self._restore_ads()
+    self._trending = None
+    if self.inputs.make_batch.trending is not None:
+      self._trending = LiveTrending(logs)
+      self._restore_trending()
+    self.engine = Engine(
+      decoder, params, step=step, catalog=self.catalog, search=run.config.search,
+      bin_means=self.inputs.scale.bin_means, config=config,
+    )
+    if published is not None:
+      self._read_published()
+    someone = self.users.ask(
+      str(self.users.ids[0]), None, self.catalog.now, now_s=self.now_s, features={}, history=None
+    )
+    self.engine.warm(someone.example, progress=progress)
+    self.parts_ms = {
+      name: 1000 * value for name, value in self.engine.parts_s(someone.example).items()
+    }
+    self.metrics = Metrics(self)
+    self._link = RedisLink(redis) if redis else None
+    if self._link:
+      self.histories = RedisHistories(self.journal, self._link, config.max_history)
+      cache = RedisStore(self._link, ttl_s=config.cache_ttl_s)
+    else:
+      self.histories = JournalHistories(self.journal, config.max_history)
+      cache = LocalStore(size=config.cache_size, ttl_s=config.cache_ttl_s)
+    self._cache = ResultCache(cache) if config.cache_ttl_s else None
+    self.ready = False
+    self.batcher: Batcher | None = None
+    self._tasks: list[asyncio.Task] = []
+    self._ads_lock = asyncio.Lock()
+
+  @property
+  def now_s(self) -> float:
+    """Unix seconds by the server's clock."""
+    return time.time() - self._late_s
+
+  # ---- life
+
+  async def start(self) -> None:
+    """Begins to answer; in a running event loop."""
+    self.batcher = Batcher(self.engine)
+    self.batcher.start()
+    jobs = [self._export_for_ever()]
+    if self._published is not None:
+      jobs.append(self._follow())
+    if isinstance(self.histories, RedisHistories):
+      jobs.append(self.histories.run())
+    self._tasks = [asyncio.create_task(job) for job in jobs]
+    self.ready = True
+
+  async def stop(self) -> None:
+    """Answers what waits, writes the last segment, closes."""
+    self.ready = False
+    await self.batcher.stop()
+    for task in self._tasks:
+      task.cancel()
+    await asyncio.gather(*self._tasks, return_exceptions=True)
+    self._export()
+    if self._link:
+      await self._link.close()
+    self.journal.close()
+
+  # ---- recommend
+
+  async def recommend(self, request: RecommendRequest) -> dict[str, Any]:
+    """The reply to a request, as JSON values.
+
+    Raises:
+      ConfigError: k or the history is too long, an unknown feature, factor or condition.
+      Overloaded, DeadlineExceeded: see `Batcher.ask`.
+    """
+    began = time.perf_counter()
+    self._check(request)
+    known = Latest([], "", False)
+    if request.user_id is not None and request.history is None:
+      known = await self.histories.latest(request.user_id)
+    histories_ms = 1000 * (time.perf_counter() - began)
+
+    async def compute() -> dict[str, Any]:
+      return await self._searched(request, known)
+
+    cached = False
+    if self._cache and request.user_id is not None and not request.explain:
+      key = cache_key(
+        request.model_dump(), known.version, self.run.fingerprint, self.engine.step
+      )
+      reply, cached = await self._cache.get(key, compute, usable=self._still_there)
+      self.metrics.cache(hit=cached)
+    else:
+      reply = await compute()
+    total_ms = 1000 * (time.perf_counter() - began)
+    latency_ms = {} if cached else reply["latency_ms"]
+    return reply | {
+      "request_id": uuid.uuid4().hex, "cached": cached,
+      "degraded": ["user_events"] if known.degraded else [],
+      "latency_ms": latency_ms | {"histories": histories_ms, "total": total_ms},
+    }
+
+  def _check(self, request: RecommendRequest) -> None:
+    config = self.config
+    if request.k > config.max_k:
+      raise ConfigError(f"k={request.k}: must be at most {config.max_k}")
+    if request.history is not None and len(request.history) > config.max_history:
+      raise ConfigError(
+        f"history: {len(request.history)} events, must be at most {config.max_history}"
+      )
+    if request.beam_factor is not None and request.beam_factor not in config.beam_factors:
+      known = ", ".join(f"{factor:g}" for factor in config.beam_factors)
+      raise ConfigError(f"beam_factor={request.beam_factor:g}: must be one of {known}")
+    if request.where:  # a condition that no ad meets must not reach the others' call
+      self.catalog.now.allowed(tuple(request.where))
+
+  def _still_there(self, reply: dict[str, Any]) -> bool:
+    now = self.catalog.now
+    return all(now.is_live(ad["ad_id"]) for ad in reply["ads"])
+
+  async def _searched(self, request: RecommendRequest, known: Latest) -> dict[str, Any]:
+    now_s = int(self.now_s if request.time is None else request.time)
+    self._see_trending()
+    history = request.history
+    if history is not None:
+      history = [self._event(item, None, now_s - 1) for item in history]
+    asked = self.users.ask(
+      request.user_id, known, self.catalog.now, now_s=now_s + 1, features=request.features,
+      history=history,
+    )
+    ask = Ask(asked.example, request.user_id or "", request.k, tuple(request.where))
+    answer, waited_s = await self.batcher.ask(ask, factor=request.beam_factor)
+    self.metrics.answered(answer)
+    seconds = {"queue": waited_s} | answer.seconds
+    return {
+      "ads": _ads(answer),
+      "schedule": Schedule(factor=answer.factor, widths=list(answer.widths)).model_dump(),
+      "step": answer.step,
+      "index_version": answer.catalog.snapshot.version,
+      "known_user": asked.known,
+      "unknown_items": asked.unknown_items,
+      "currency": self.inputs.logs.currency,
+      "latency_ms": {name: 1000 * value for name, value in seconds.items()},
+      "levels": levels(answer) if request.explain else None,
+    }
+
+  # ---- events
+
+  async def add_events(self, items: Sequence[UserEvent]) -> int:
+    """Keeps events; returns the number of the last one, which is on disk then.
+
+    Raises:
+      UnknownAd: an ad that the index has never had.
+    """
+    catalog, now_s = self.catalog.now, int(self.now_s)
+    for at, item in enumerate(items):
+      if item.ad_id is not None and catalog.snapshot.find(item.ad_id) < 0:
+        raise UnknownAd(f"events[{at}].ad_id={item.ad_id!r}: not in the index")
+    events = [self._event(item, item.user_id, now_s) for item in items]
+    last = await asyncio.to_thread(self.journal.add_events, events)
+    self._count_trending(events, catalog)
+    if isinstance(self.histories, RedisHistories):
+      self.histories.added()
+    self.metrics.events.inc(len(events))
+    return last
+
+  def _event(self, item: HistoryItem, user_id: str | None, now_s: int) -> Event:
+    of_request = {}
+    if isinstance(item, UserEvent):
+      of_request = {
+        "request_id": item.request_id, "ecpm": item.ecpm, "features": dict(item.features)
+      }
+    return Event(
+      user_id=user_id or "", time_s=now_s if item.time is None else int(item.time),
+      ad_id=item.ad_id, content_id=item.content_id, action=item.number, value=item.value,
+      **({"request_id": None, "ecpm": None, "features": {}} | of_request),
+    )
+
+  def _export(self) -> None:
+    while export_segment(
+      self.journal, self._segments, feature_names=self.users.request_features
+    ):
+      pass
+    prune(self.journal, self._segments, now_s=self.now_s, keep_days=self.config.keep_days)
+
+  async def _export_for_ever(self) -> None:
+    while True:
+      await asyncio.sleep(self.config.segment_s)
+      await asyncio.to_thread(self._export)
+
+  def _count_trending(self, events: Sequence[Event], catalog: Catalog) -> None:
+    if self._trending is not None:
+      self._see_trending()
+      self._trending.add(np.array([
+        catalog.snapshot.find(event.ad_id) for event in events
+        if event.ad_id is not None and event.action >= Action.CLICK
+      ], np.int64))
+
+  def _see_trending(self) -> None:
+    """Every day has its own shares."""
+    if self._trending is not None:
+      trending = self._trending.at(self.now_s)
+      if trending is not self.catalog.now.make_batch.trending:
+        self.catalog.set_trending(trending)
+
+  def _restore_trending(self) -> None:
+    """Counts the events of an earlier life, day by day."""
+    at, catalog = 0, self.catalog.now
+    while rows := self.journal.after(at, 10_000):
+      for _, event in rows:
+        if event.ad_id is not None and event.action >= Action.CLICK:
+          self._trending.at(min(event.time_s, self.now_s))
+          self._trending.add(np.array([catalog.snapshot.find(event.ad_id)]))
+      at = rows[-1][0]
+    self.catalog.set_trending(self._trending.at(self.now_s))
+
+  # ---- ads
+
+  async def put_ads(self, ads: Sequence[AdFields]) -> dict[str, list[int]]:
+    """Adds or changes ads; returns their SIDs. They are on disk and in the index then.
+
+    Raises:
+      LogError, ValueError, NoRoom: see `LiveCatalog.upsert`.
+    """
+    rows = [_columns(ad) for ad in ads]
+    async with self._ads_lock:
+      codes = await asyncio.to_thread(self.catalog.upsert, rows)
+      await asyncio.to_thread(self.journal.put_ads, {row["ad_id"]: row for row in rows})
+    self.metrics.index_changed()
+    return {row["ad_id"]: code_L.tolist() for row, code_L in zip(rows, codes, strict=True)}
+
+  async def remove_ad(self, ad_id: str) -> None:
+    """Takes an ad out of the index.
+
+    Raises:
+      UnknownAd: it is not there.
+      ConfigError: it is the last one.
+    """
+    async with self._ads_lock:
+      if not self.catalog.now.is_live(ad_id):
+        raise UnknownAd(f"ad_id {ad_id!r} is not in the index")
+      await asyncio.to_thread(self.catalog.remove, [ad_id])
+      await asyncio.to_thread(self.journal.put_ads, {ad_id: None})
+    self.metrics.index_changed()
+
+  def find_ads(self, query: str, limit: int) -> list[dict[str, str]]:
+    """Live ads whose id, advertiser, category or text holds all words of `query`."""
+    now, words = self.catalog.now, query.lower().split()
+    ads, rows = now.ads, np.flatnonzero(now.snapshot.index.sid_of_ad_A >= 0)
+    names = ("ad_id", "advertiser_id", "category", "text")
+    found = []
+    for row in rows.tolist():
+      columns = {name: str(getattr(ads, name)[row]) for name in names}
+      text = " ".join(columns.values()).lower()
+      if all(word in text for word in words):
+        found.append(columns)
+        if len(found) == limit:
+          break
+    return found
+
+  def _restore_ads(self) -> None:
+    """Ads that came and went in an earlier life."""
+    ads = self.journal.ads()
+    if come := [fields for fields in ads.values() if fields is not None]:
+      self.catalog.upsert(come)
+    gone = [ad for ad, fields in ads.items() if fields is None and self.catalog.now.is_live(ad)]
+    if gone:
+      self.catalog.remove(gone)
+
+  # ---- parameters
+
+  async def reload(self) -> bool:
+    """Takes the newest published parameters, or the run's; returns whether they are others."""
+    return await asyncio.to_thread(self._read_published)
+
+  def _read_published(self) -> bool:
+    if self._published is None:
+      _, params, step = load_params(self.run, self._workdir, self.inputs.vocabulary)
+    else:
+      step = latest(self._published)["step"]
+      if step != self.engine.step:
+        params = read_published(self._published, self._template)
+    if step == self.engine.step:
+      return False
+    self.engine.replace_params(params, step)
+    return True
+
+  async def _follow(self) -> None:
+    failed = None
+    while True:
+      await asyncio.sleep(LOOK_S)
+      try:
+        if await self.reload():
+          self.metrics.reloads.labels("ok").inc()
+      except (ValueError, OSError, KeyError) as error:  # a learner's fault must not end serving
+        if str(error) != failed:
+          self.metrics.reloads.labels("failed").inc()
+        failed = str(error)
+
+
+def _columns(ad: AdFields) -> dict[str, Any]:
+  """Columns of the ads table."""
+  row = ad.model_dump()
+  embedding = row.pop("embedding")
+  return row if embedding is None else row | {"embedding": embedding}
+
+
+def _ads(answer: Answer) -> list[dict[str, Any]]:
+  found, columns = answer.found, answer.catalog.ads
+  return [
+    RecommendedAd(
+      ad_id=str(columns.ad_id[ad]), advertiser_id=columns.advertiser_id[ad],
+      category=columns.category[ad], text=columns.text[ad],
+      sid=found.code_RKL[0, rank].tolist(),
+      probability=float(np.exp(found.logp_RK[0, rank])),
+      level_probability=np.exp(found.level_logp_RKL[0, rank]).tolist(),
+      expected_value=float(found.expected_value_RK[0, rank]),
+    ).model_dump()
+    for rank, ad in enumerate(found.ad_RK[0].tolist()) if ad >= 0
+  ]
+
+
+def levels(answer: Answer) -> list[dict[str, Any]]:
+  """How the beams were narrowed: of each level those prefixes that lead to a found SID."""
+  code_WL, level_WL = answer.beams.code_BWL[0], answer.beams.level_logp_BWL[0]
+  filled = answer.beams.sid_BW[0] >= 0
+  code_WL, logp_WL = code_WL[filled], np.cumsum(level_WL[filled], axis=1)
+  result, place_of = [], {(): 0}
+  for level, kept in enumerate(answer.widths):
+    prefixes: dict[tuple[int, ...], float] = {}
+    for codes, logp in zip(code_WL[:, : level + 1].tolist(), logp_WL[:, level], strict=True):
+      prefixes.setdefault(tuple(codes), float(logp))
+    # Children of prefixes that are shown themselves.
+    shown = [p for p in sorted(prefixes, key=prefixes.get, reverse=True) if p[:-1] in place_of]
+    shown = shown[:BEST_PREFIXES]
+    result.append(Level(
+      kept=kept, surviving=len(prefixes),
+      best=[[p[-1], place_of[p[:-1]], prefixes[p]] for p in shown],
+    ).model_dump())
+    place_of = {p: place for place, p in enumerate(shown)}
+  return result

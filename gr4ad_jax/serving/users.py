@@ -1,0 +1,122 @@
+"""A request's context: what the log knows of the user, what came since, what the request says."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from gr4ad_jax.config import ConfigError
+from gr4ad_jax.data.records import Action
+from gr4ad_jax.data.sequences import Example, ExampleMaker, Past
+from gr4ad_jax.run import Inputs
+from gr4ad_jax.serving.catalog import Catalog
+from gr4ad_jax.serving.histories import Latest
+from gr4ad_jax.serving.journal import Event
+
+
+class Asked(NamedTuple):
+  """A context and what it is made of."""
+
+  example: Example
+  known: bool  # the log or the store has the user
+  unknown_items: int  # ads and contents of the history that the model cannot know
+
+
+class Users:
+  """The log's users; later events come with each request."""
+
+  def __init__(self, inputs: Inputs):
+    """Indexes the log.
+
+    Args:
+      inputs: of the run.
+    """
+    logs, examples = inputs.logs, inputs.examples
+    self._maker = ExampleMaker(
+      logs, examples.config, split_R=np.full(int(logs.events.request.max()) + 1, -1, np.int8),
+      vocabulary=examples.features,
+    )
+    self._config = examples.config
+    self._row_of = {user: row for row, user in enumerate(logs.users.user_id.tolist())}
+    self._content_row = {c: row for row, c in enumerate(logs.contents.content_id.tolist())}
+    self._numbers = [
+      (name, {value: i + 1 for i, value in enumerate(values)})
+      for group in (examples.features.user, examples.features.request)
+      for name, values in group.items()
+    ]
+    self._num_user_features = len(examples.features.user)
+    self.ids = logs.users.user_id
+    self.request_features = tuple(examples.features.request)
+    self.features = {name: tuple(numbers) for name, numbers in self._numbers}
+
+  def starting_with(self, query: str, limit: int) -> list[str]:
+    """Ids of the log's users that begin so."""
+    found = (user for user in self._row_of if user.startswith(query))
+    return list(itertools.islice(found, limit))
+
+  def ask(
+    self,
+    user_id: str | None,
+    latest: Latest | None,
+    catalog: Catalog,
+    *,
+    now_s: int,
+    features: Mapping[str, str],
+    history: Sequence[Event] | None,
+  ) -> Asked:
+    """The context of a request.
+
+    Args:
+      user_id: None = nobody known.
+      latest: the user's events since the log; None = none are known.
+      catalog: numbers of ads.
+      now_s: unix seconds; only events before count.
+      features: of user and request, by name; they replace those of the log. Values that training
+        did not meet count as unknown.
+      history: replaces everything that is known of the user; None = nothing does.
+
+    Raises:
+      ConfigError: a feature that the model does not have.
+    """
+    row = self._row_of.get(user_id, -1) if user_id is not None else -1
+    since = list(latest.events) if latest else []
+    past, unknown = self._past_of(history if history is not None else since, catalog)
+    feature_F = np.zeros(len(self._numbers), np.int32)
+    if row >= 0:
+      feature_F[: self._num_user_features] = self._maker.feature(row, None)[
+        : self._num_user_features
+      ]
+      if history is None:
+        past = self._maker.past(row).merged(past)
+    names = [name for name, _ in self._numbers]
+    for name, value in features.items():
+      if name not in names:
+        raise ConfigError(f"features: {name!r} is none of the model's: {', '.join(names)}")
+      at = names.index(name)
+      feature_F[at] = self._numbers[at][1].get(value, 0)
+    example = past.before(int(now_s), config=self._config, feature_F=feature_F, user=row)
+    return Asked(example, row >= 0 or bool(since), unknown)
+
+  def _past_of(self, events: Sequence[Event], catalog: Catalog) -> tuple[Past, int]:
+    """Engagements and contents among events, by time; how many of them are not known."""
+    ads, contents, unknown = [], [], 0
+    for event in sorted(events, key=lambda event: event.time_s):
+      if event.ad_id is not None:
+        ad = catalog.snapshot.find(event.ad_id)
+        if event.action >= Action.CLICK and ad >= 0:
+          ads.append((ad, event.time_s, event.value))
+        unknown += ad < 0
+      else:
+        content = self._content_row.get(event.content_id, -1)
+        if content >= 0:
+          contents.append((content, event.time_s))
+        unknown += content < 0
+    ad_N3 = np.array(ads, np.float64).reshape(-1, 3)
+    content_N2 = np.array(contents, np.int64).reshape(-1, 2)
+    return Past(
+      ad_N3[:, 0].astype(np.int32), ad_N3[:, 1].astype(np.int64), ad_N3[:, 2],
+      content_N2[:, 0].astype(np.int32), content_N2[:, 1],
+    ), unknown
