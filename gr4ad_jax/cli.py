@@ -18,6 +18,7 @@ from gr4ad_jax.config import (
   REWARD_TRAINING,
   CandidateConfig,
   DataShape,
+  LoadConfig,
   LossConfig,
   ModelConfig,
   OnlineConfig,
@@ -337,11 +338,9 @@ class Report:
 
 
 @dataclasses.dataclass(frozen=True)
-class Bench:
+class BenchDecode:
   """Speed of beam search: decoders, batch sizes and beam widths side by side, on random input."""
 
-  what: tyro.conf.Positional[Literal["decode"]]
-  """What to measure."""
   preset: Literal[tuple(config_lib.PRESETS)] = "small"  # type: ignore[valid-type]
   """Width, layers and number types of the decoders."""
   decoders: tuple[Literal["lazy", "autoregressive", "multi_token"], ...] = (
@@ -366,6 +365,28 @@ class Bench:
   """Timed calls of each program."""
   out: Path | None = None
   """JSON file to write."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchServe:
+  """A day of traffic on a running server: latency, errors, beams and cache hits over time."""
+
+  url: str = "http://localhost:8000"
+  """Of the server; GR4AD_API_KEY holds its key where it has one."""
+  out: Path = Path("runs/load")
+  """Folder for load.json and load.png."""
+  load: Annotated[LoadConfig, tyro.conf.arg(name="")] = LoadConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+  """How fast this machine decodes, or a server answers."""
+
+  what: Annotated[
+    Annotated[BenchDecode, tyro.conf.subcommand("decode")]
+    | Annotated[BenchServe, tyro.conf.subcommand("serve")],
+    tyro.conf.arg(name=""),
+  ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -510,8 +531,10 @@ def _run(command: Command) -> None:
       terminal.console.print(
         f"{command.out}: {num_bytes / 1e6:.1f} MB; try `python {command.out}/reader.py`"
       )
-    case Bench():
-      _bench_decode(command)
+    case Bench(BenchDecode() as bench):
+      _bench_decode(bench)
+    case Bench(BenchServe() as bench):
+      _bench_serve(bench)
     case Demo():
       from gr4ad_jax import demo
 
@@ -542,7 +565,6 @@ def _serve(command: Serve) -> None:
     build_app(service, api_key=os.environ.get("GR4AD_API_KEY")), host=command.host,
     port=command.port,
   )
-  terminal.console.print("stopped")
 
 
 def _prepare(command: Prepare) -> None:
@@ -697,7 +719,7 @@ def _recommend(command: Recommend) -> None:
   terminal.console.print(table)
 
 
-def _bench_decode(command: Bench) -> None:
+def _bench_decode(command: BenchDecode) -> None:
   from gr4ad_jax.progress import track
   from gr4ad_jax.run import write_json
   from gr4ad_jax.search.bench_decode import BenchConfig, run_bench
@@ -719,6 +741,19 @@ def _bench_decode(command: Bench) -> None:
   if command.out:
     write_json(command.out, result)
     terminal.console.print(f"written: {command.out}")
+
+
+def _bench_serve(command: BenchServe) -> None:
+  from gr4ad_jax.progress import track
+  from gr4ad_jax.serving import load
+
+  samples = load.run_load(
+    command.url, command.load, api_key=os.environ.get("GR4AD_API_KEY"), progress=track
+  )
+  title = f"{command.url}, a day of {command.load.day_s:g} s"
+  terminal.print_load(load.summary(samples), title=title)
+  load.write(samples, command.load, command.out)
+  terminal.console.print(f"written: {command.out}/load.json, {command.out}/load.png")
 
 
 if __name__ == "__main__":

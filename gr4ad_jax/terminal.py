@@ -130,6 +130,35 @@ def print_metrics(metrics: dict[str, float], *, title: str) -> None:
   )
 
 
+def print_load(summary: Mapping[str, Mapping[str, float]], *, title: str) -> None:
+  """What a server did in each part of a day of traffic."""
+  table = Table(title=title, title_justify="left")
+  table.add_column("part")
+  names = {
+    "requests": "requests", "qps": "QPS", "p50_ms": "p50 ms", "p95_ms": "p95 ms",
+    "p99_ms": "p99 ms", "errors": "errors", "refused": "429", "cache_hits": "cache hits",
+    "factor": "beams", "value": "value",
+  }
+  for name in names.values():
+    table.add_column(name, justify="right")
+  for part, numbers in summary.items():
+    table.add_row(part, *(_load_cell(name, numbers[name]) for name in names))
+  console.print(table)
+
+
+def _load_cell(name: str, value: float) -> str:
+  if value != value:
+    return "-"
+  match name:
+    case "requests" | "errors" | "refused":
+      return f"{value:,.0f}"
+    case "cache_hits":
+      return f"{100 * value:.0f} %"
+    case "factor":
+      return f"{value:.2f} x"
+  return _three_digits(value)
+
+
 def print_decode_bench(result: dict) -> None:
   """Speed of decoders; the ratio compares requests/s with the first one of the same grid cell."""
   rate = result["matmul_flops_per_s"] / 1e9

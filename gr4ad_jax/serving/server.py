@@ -136,7 +136,7 @@ def _add_api(app: FastAPI, service: Service) -> None:
 
   @app.get("/v1/users")
   async def users(
-    query: str = Query("", max_length=256), limit: int = Query(20, ge=1, le=100)
+    query: str = Query("", max_length=256), limit: int = Query(20, ge=1, le=100_000)
   ) -> list[str]:
     """Ids of the log's users that begin with `query`."""
     return service.users.starting_with(query, limit)

@@ -202,8 +202,13 @@ class Service:
       self.catalog.now.allowed(tuple(request.where))
 
   def _still_there(self, reply: dict[str, Any]) -> bool:
+    """Every ad is live and as it was; checked by content, as servers may share a cache."""
     now = self.catalog.now
-    return all(now.is_live(ad["ad_id"]) for ad in reply["ads"])
+    return all(
+      now.is_live(ad["ad_id"]) and now.snapshot.codes_of(ad["ad_id"]).tolist() == ad["sid"]
+      and now.ads.text[now.snapshot.find(ad["ad_id"])] == ad["text"]
+      for ad in reply["ads"]
+    )
 
   async def _searched(self, request: RecommendRequest, known: Latest) -> dict[str, Any]:
     now_s = int(self.now_s if request.time is None else request.time)
@@ -237,12 +242,12 @@ class Service:
     """Keeps events; returns the number of the last one, which is on disk then.
 
     Raises:
-      UnknownAd: an ad that the index has never had.
+      ConfigError: an ad that the index has never had.
     """
     catalog, now_s = self.catalog.now, int(self.now_s)
     for at, item in enumerate(items):
       if item.ad_id is not None and catalog.snapshot.find(item.ad_id) < 0:
-        raise UnknownAd(f"events[{at}].ad_id={item.ad_id!r}: not in the index")
+        raise ConfigError(f"events[{at}].ad_id={item.ad_id!r}: not in the index")
     events = [self._event(item, item.user_id, now_s) for item in items]
     last = await asyncio.to_thread(self.journal.add_events, events)
     self._count_trending(events, catalog)

@@ -1,0 +1,73 @@
+"""Beams by load: base at peak, wider while traffic leaves room, narrower in overload."""
+
+import pytest
+
+from gr4ad_jax.search.beam_schedule import ArrivalRate, TrafficAwareBeams, scaled_widths
+
+COST_S = {0.5: 0.006, 1.0: 0.01, 1.6: 0.016}  # base capacity 100 requests a second
+
+
+def beams(**options) -> TrafficAwareBeams:
+  return TrafficAwareBeams(COST_S, **options)
+
+
+def settled(chooser, rate, *, queue_share=0.0, start_s=0.0):
+  """The factor after ten seconds at one rate."""
+  for tick in range(100):
+    chooser.choose(start_s + tick / 10, rate=rate, queue_share=queue_share)
+  return chooser.factor
+
+
+def test_widths_of_the_reference():
+  assert scaled_widths((128, 256, 512), 1.6) == (208, 408, 816)
+  assert scaled_widths((128, 256, 512), 1.0) == (128, 256, 512)
+  assert scaled_widths((4, 8, 12), 0.5) == (2, 4, 6)
+  assert scaled_widths((1, 1), 0.1) == (1, 1)
+
+
+@pytest.mark.parametrize("rate, factor", [(0, 1.6), (25, 1.6), (50, 1.0), (60, 1.0), (95, 1.0)])
+def test_factor_by_rate(rate, factor):
+  """Full width up to 30 % of the capacity, base from 60 %; 50 % asks for 1.2: not there."""
+  assert settled(beams(), rate) == factor
+
+
+def test_never_below_base_at_peak_unless_overloaded():
+  chooser = beams()
+  assert settled(chooser, 500, queue_share=0.2) == 1.0
+  assert settled(chooser, 500, queue_share=0.6, start_s=10) == 0.5
+  # It stays narrow until the queue is well below what brought it about ...
+  assert settled(chooser, 500, queue_share=0.4, start_s=20) == 0.5
+  # ... and then comes back.
+  assert settled(chooser, 500, queue_share=0.1, start_s=30) == 1.0
+
+
+def test_narrows_at_once_and_widens_after_a_while():
+  chooser = beams(dwell_s=2.0)
+  assert settled(chooser, 10) == 1.6
+  assert chooser.choose(10.0, rate=70, queue_share=0) == 1.0
+  assert chooser.choose(11.9, rate=10, queue_share=0) == 1.0
+  assert chooser.choose(12.1, rate=10, queue_share=0) == 1.6
+
+
+def test_does_not_flap_at_a_threshold():
+  """A rate that wavers by 5 % about the point where 1.6 just fits."""
+  chooser, changes, before = beams(dwell_s=0.0), 0, None
+  for tick in range(200):
+    factor = chooser.choose(tick / 10, rate=30 * (1.03 if tick % 2 else 0.98), queue_share=0)
+    changes += before is not None and factor != before
+    before = factor
+  assert changes <= 1
+
+
+def test_schedules_that_take_too_long_are_left_out():
+  chooser = TrafficAwareBeams(COST_S, call_s={0.5: 0.1, 1.0: 0.2, 1.6: 0.3}, max_call_s=0.25)
+  assert settled(chooser, 1) == 1.0
+
+
+def test_arrival_rate():
+  rate = ArrivalRate(seconds=5.0)
+  assert rate(0.0) == 0
+  for tick in range(1000):
+    rate.add(tick / 50)
+  assert rate(20.0) == pytest.approx(50, rel=0.05)
+  assert rate(40.0) < 1.5

@@ -1,0 +1,369 @@
+"""A server in this process, called through its HTTP border."""
+
+import asyncio
+import concurrent.futures
+import dataclasses
+import threading
+import time
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from fastapi.testclient import TestClient
+
+from gr4ad_jax.data.segments import append_segment, segment_files
+from gr4ad_jax.recommend import recommend_for_user
+from gr4ad_jax.serving.batcher import Batcher
+from gr4ad_jax.serving.engine import Ask
+from gr4ad_jax.serving.journal import Event, Journal, export_segment, exported
+from gr4ad_jax.serving.server import build_app
+from gr4ad_jax.serving.service import Service
+from gr4ad_jax.training.published import publish
+from tests.serving.conftest import SERVING
+
+
+ONE = dataclasses.replace(SERVING, batch_sizes=(1,), beam_factors=(1.0,))  # little to compile
+
+
+def make(run, folder, **options) -> Service:
+  options = {"config": SERVING, "clock": "log"} | options
+  return Service(run, store=folder / "store", segments=folder / "segments", **options)
+
+
+@pytest.fixture(scope="module")
+def service(served_run, tmp_path_factory):
+  return make(served_run, tmp_path_factory.mktemp("serving"))
+
+
+@pytest.fixture(scope="module")
+def client(service):
+  with TestClient(build_app(service)) as client:
+    yield client
+
+
+def ask(client, **body) -> dict:
+  reply = client.post("/v1/recommend", json=body)
+  assert reply.status_code == 200, reply.text
+  return reply.json()
+
+
+def test_gives_what_the_command_line_gives(client, service, served_run):
+  """A second path to the same search: `gr4ad recommend` at base widths."""
+  rows, currency, _ = recommend_for_user(served_run, "u7", 5)
+  events = service.inputs.logs.events
+  last = np.flatnonzero(service.inputs.logs.users.user_id[events.user] == "u7")[-1]
+  reply = ask(
+    client, user_id="u7", k=5, beam_factor=1.0, time=int(events.time_s[last]),
+    features={"scene": events.features["scene"][last]},
+  )
+  assert [ad["ad_id"] for ad in reply["ads"]] == [row[1] for row in rows]
+  assert ["-".join(map(str, ad["sid"])) for ad in reply["ads"]] == [row[4] for row in rows]
+  assert reply["currency"] == currency and reply["schedule"]["widths"] == [8, 12, 16]
+  assert reply["known_user"] and not reply["unknown_items"]
+  for ad in reply["ads"]:
+    assert np.prod(ad["level_probability"]) == pytest.approx(ad["probability"], rel=1e-4)
+
+
+def test_requests_of_one_call_get_what_they_get_alone(service):
+  catalog = service.catalog.now
+  advertiser = f"advertiser_id={catalog.ads.advertiser_id[2]}"
+  asks = [
+    Ask(service.users.ask(f"u{u}", None, catalog, now_s=service.now_s, features={},
+                          history=None).example, f"u{u}", 5, where)
+    for u, where in ((3, ()), (4, (advertiser,)), (5, ()))
+  ]
+  together = service.engine(asks, factor=1.0)
+  for one, alone in zip(together, (service.engine([a], factor=1.0)[0] for a in asks), strict=True):
+    np.testing.assert_array_equal(one.found.ad_RK, alone.found.ad_RK)
+    np.testing.assert_allclose(one.found.logp_RK, alone.found.logp_RK, atol=1e-4)
+
+
+def test_wider_beams_never_find_less(client):
+  """Probability of the SIDs found by 8, 16 and 24 beams."""
+  def found(factor):
+    ads = ask(client, user_id="u1", k=50, beam_factor=factor)["ads"]
+    return sum({tuple(ad["sid"]): ad["probability"] for ad in ads}.values())
+
+  assert found(0.5) <= found(1.0) * 1.0001 <= found(1.6) * 1.0002
+
+
+def test_targeting_holds(client, service):
+  advertiser = service.catalog.now.ads.advertiser_id[0]
+  reply = ask(client, user_id="u1", k=20, where=[f"advertiser_id={advertiser}"])
+  assert reply["ads"] and all(ad["advertiser_id"] == advertiser for ad in reply["ads"])
+  bad = client.post("/v1/recommend", json={"where": ["advertiser_id=nobody"]})
+  assert bad.status_code == 422 and "no ad has it" in bad.json()["detail"]
+
+
+def test_an_event_is_seen_by_the_next_request_and_ends_the_cached_answer(client):
+  first = ask(client, user_id="u9", k=3)
+  assert not first["cached"] and ask(client, user_id="u9", k=3)["cached"]
+  ads = ask(client, user_id="u9", k=40)["ads"]
+  reply = client.post("/v1/events", json={"events": [
+    {"user_id": "u9", "ad_id": ads[-1]["ad_id"], "action": "click"}
+  ] * 3})
+  assert reply.status_code == 200 and reply.json()["accepted"] == 3
+  after = ask(client, user_id="u9", k=3)
+  assert not after["cached"]
+  probability = {ad["ad_id"]: ad["probability"] for ad in ask(client, user_id="u9", k=40)["ads"]}
+  before = {ad["ad_id"]: ad["probability"] for ad in ads}
+  assert any(abs(probability[a] / before[a] - 1) > 1e-6 for a in before if a in probability)
+
+
+def test_a_history_in_the_request_is_the_history(client):
+  """The stored history of a user, given in the request by nobody known."""
+  client.post("/v1/events", json={"events": [
+    {"user_id": "new user", "ad_id": f"ad{i}", "action": "click", "time": 1_700_000_000 + i}
+    for i in range(5)
+  ]})
+  stored = ask(client, user_id="new user", k=5, beam_factor=1.0)
+  given = ask(client, k=5, beam_factor=1.0, history=[
+    {"ad_id": f"ad{i}", "action": "click", "time": 1_700_000_000 + i} for i in range(5)
+  ])
+  assert stored["known_user"] and not given["known_user"]
+  assert [a["ad_id"] for a in stored["ads"]] == [a["ad_id"] for a in given["ads"]]
+
+
+def test_a_new_ad_is_recommended_without_compilation_and_a_removed_one_never(client, service):
+  compiled = service.engine._programs[1.6]._cache_size()
+  ad = {"ad_id": "fresh/1", "advertiser_id": "newcomer", "category": "food", "text": "fresh thing"}
+  began = time.monotonic()
+  reply = client.post("/v1/ads", json={"ads": [ad]})
+  assert reply.status_code == 200, reply.text
+  where = ["advertiser_id=newcomer"]
+  found = ask(client, user_id="u1", k=3, where=where)["ads"]
+  assert time.monotonic() - began < 2
+  assert [a["ad_id"] for a in found] == ["fresh/1"]
+  assert found[0]["sid"] == reply.json()["sids"]["fresh/1"]
+  # The same ad with another text moves; it does not stand there twice.
+  client.post("/v1/ads", json={"ads": [ad | {"text": "something else altogether"}]})
+  found = ask(client, user_id="u1", k=3, where=where)["ads"]
+  assert [(a["ad_id"], a["text"]) for a in found] == [("fresh/1", "something else altogether")]
+  assert client.delete("/v1/ads/fresh/1").status_code == 200
+  assert ask(client, user_id="u1", k=3, where=where)["ads"] == []
+  assert client.delete("/v1/ads/fresh/1").status_code == 404
+  assert service.engine._programs[1.6]._cache_size() == compiled
+
+
+def test_a_cached_answer_with_a_removed_ad_is_not_given_again(client):
+  client.post("/v1/ads", json={"ads": [
+    {"ad_id": "gone soon", "advertiser_id": "a passer-by", "text": "thing"}
+  ]})
+  body = {"user_id": "u2", "k": 2, "where": ["advertiser_id=a passer-by"]}
+  assert ask(client, **body)["ads"] and ask(client, **body)["cached"]
+  client.delete("/v1/ads/gone soon")
+  assert ask(client, **body)["ads"] == []
+
+
+@pytest.mark.parametrize("body, words", [
+  ({"k": 0}, "greater than or equal to 1"),
+  ({"k": 101}, "at most 100"),
+  ({"kk": 1}, "Extra inputs"),
+  ({"user_id": ""}, "at least 1 character"),
+  ({"user_id": 7}, "valid string"),
+  ({"history": [{"ad_id": "a", "content_id": "b"}]}, "exactly one of"),
+  ({"history": [{"ad_id": "ad1"}] * 51}, "at most 50"),
+  ({"features": {"shoe size": "44"}}, "shoe size"),
+  ({"beam_factor": 3.0}, "must be one of 0.5, 1, 1.6"),
+  ({"time": -1}, "greater than or equal to 0"),
+  ({"where": ["colour=red"]}, "COLUMN=VALUE"),
+])
+def test_bad_requests_are_refused_with_the_rule(client, body, words):
+  reply = client.post("/v1/recommend", json=body)
+  assert reply.status_code == 422 and words in reply.text
+
+
+def test_events_of_unknown_ads_are_refused_as_a_whole(client, service):
+  before = service.journal.last_seq
+  reply = client.post("/v1/events", json={"events": [
+    {"user_id": "u1", "ad_id": "ad1"}, {"user_id": "u1", "ad_id": "never heard of"}
+  ]})
+  assert reply.status_code == 422 and "events[1].ad_id" in reply.text
+  assert service.journal.last_seq == before
+
+
+def test_bad_ads_change_nothing(client, service):
+  version = service.catalog.now.snapshot.version
+  for ads, words in (
+    ([{"ad_id": "x", "advertiser_id": "y", "price": -1}], "greater than or equal"),
+    ([{"ad_id": "x", "advertiser_id": "y"}] * 2, "unique"),
+    ([], "at least 1"),
+  ):
+    reply = client.post("/v1/ads", json={"ads": ads})
+    assert reply.status_code == 422 and words in reply.text
+  assert service.catalog.now.snapshot.version == version
+
+
+def test_health_metrics_docs_and_page(client):
+  assert client.get("/healthz").json() == {"status": "ok"}
+  assert client.get("/readyz").json() == {"ready": True}
+  text = client.get("/metrics").text
+  for name in ("gr4ad_requests_total", "gr4ad_cache_total", "gr4ad_beam_factor", "gr4ad_live_ads"):
+    assert name in text
+  assert '{ad_id:path}' in text and "fresh/1" not in text  # routes, not addresses
+  assert "/v1/recommend" in client.get("/openapi.json").json()["paths"]
+  assert "Generated ads" in client.get("/").text
+
+
+def test_large_bodies_are_refused(client):
+  reply = client.post("/v1/recommend", content=b"[" * (SERVING.max_body_bytes + 1))
+  assert reply.status_code == 413
+  assert client.post("/v1/recommend", content=b"[" * 100_000).status_code in (400, 422)
+
+
+def test_api_key(service):
+  with_key = TestClient(build_app(service, api_key="secret"))
+  assert with_key.get("/v1/about").status_code == 401
+  assert with_key.get("/v1/about", headers={"x-api-key": "wrong"}).status_code == 401
+  assert with_key.get("/healthz").status_code == 200
+  for headers in ({"x-api-key": "secret"}, {"authorization": "Bearer secret"}):
+    assert with_key.get("/v1/about", headers=headers).status_code == 200
+
+
+def test_published_parameters_are_taken_over_while_requests_run(served_run, tmp_path):
+  folder = tmp_path / "published"
+  publish(folder, 0, {}, {})  # unreadable for this model: serving goes on with the run's
+  with pytest.raises(ValueError):
+    make(served_run, tmp_path / "a", published=folder, config=ONE)
+  service = make(served_run, tmp_path / "b", config=ONE)
+  template = jax.tree.map(np.asarray, service._template)
+  publish(folder, 5, template, {})
+  service._published = folder
+  with TestClient(build_app(service)) as client:
+    stop, statuses = threading.Event(), []
+
+    def requests():
+      while not stop.is_set():
+        statuses.append(client.post("/v1/recommend", json={"user_id": "u3", "k": 3}).status_code)
+
+    thread = threading.Thread(target=requests)
+    thread.start()
+    publish(folder, 6, jax.tree.map(lambda x: 1.5 * x, template), {})
+    deadline = time.monotonic() + 10
+    while ask(client, user_id="u3", k=3)["step"] != 6 and time.monotonic() < deadline:
+      time.sleep(0.1)
+    assert client.post("/v1/reload").json() == {"step": 6, "changed": False}
+    stop.set()
+    thread.join()
+  assert service.engine.step == 6 and set(statuses) == {200}
+
+
+def test_ads_and_events_survive_a_restart(served_run, tmp_path):
+  first = make(served_run, tmp_path, config=ONE)
+  with TestClient(build_app(first)) as client:
+    client.post("/v1/ads", json={"ads": [{"ad_id": "kept", "advertiser_id": "lasting"}]})
+    client.delete("/v1/ads/ad3")
+    client.post("/v1/events", json={"events": [{"user_id": "u1", "ad_id": "kept"}]})
+  second = make(served_run, tmp_path, config=ONE)
+  with TestClient(build_app(second)) as client:
+    found = ask(client, user_id="u1", where=["advertiser_id=lasting"])["ads"]
+    assert [ad["ad_id"] for ad in found] == ["kept"]
+    assert not second.catalog.now.is_live("ad3")
+    assert second.journal.last_seq == 1
+
+
+def test_segments_hold_every_event_once_and_can_be_learned_from(service, tmp_path):
+  journal, folder = Journal(tmp_path / "journal.sqlite"), tmp_path / "segments"
+  ads = service.inputs.logs.ads.ad_id
+  events = [
+    Event(f"u{i % 7}", 1_800_000_000 + i, str(ads[i % 9]), None, 2, None, 1.5, None,
+          {"scene": "feed"})
+    for i in range(40)
+  ] + [Event("u1", 1_800_000_100, None, "c3", 1, None, 0.0, 2.0, {})]
+  journal.add_events(events[:30])
+  assert export_segment(journal, folder, feature_names=("scene",)) == 30
+  assert export_segment(journal, folder) == 0
+  journal.add_events(events[30:])
+  assert export_segment(journal, folder, feature_names=("scene",)) == 11
+  # A kill between the file and the note of it must not write the rows again.
+  journal.set_position("exported", 30)
+  assert exported(journal, folder) == 41 and export_segment(journal, folder) == 0
+  frames = [pd.read_parquet(file) for file in segment_files(folder)]
+  assert [len(frame) for frame in frames] == [30, 11]
+  logs = service.inputs.logs
+  before = len(logs.events.user)
+  for file in segment_files(folder):
+    appended = append_segment(logs, file)
+    assert not appended.left_out
+    logs = appended.logs
+  assert len(logs.events.user) == before + 41
+  assert logs.events.value[-1:].dtype == np.float32
+  journal.close()
+
+
+def test_a_full_queue_refuses_and_a_late_answer_is_given_up(service):
+  """The engine is replaced by one that waits, so that the queue fills for certain."""
+  gate = threading.Event()
+
+  class Slow:
+    config = dataclasses.replace(SERVING, max_queue=2, deadline_ms=200, max_wait_ms=0)
+
+    def request_s(self, factor):
+      return 0.01
+
+    call_s = {(factor, size): 0.01 for factor in SERVING.beam_factors for size in (1, 4)}
+
+    def __call__(self, asks, *, factor):
+      gate.wait(5)
+      return [f"{ask} at {factor}" for ask in asks]
+
+  async def scenario():
+    batcher = Batcher(Slow())
+    batcher.start()
+    running = asyncio.create_task(batcher.ask("first"))
+    await asyncio.sleep(0.05)  # it is in the engine
+    waiting = [asyncio.create_task(batcher.ask(f"later {i}")) for i in range(2)]
+    await asyncio.sleep(0.01)
+    with pytest.raises(Exception, match="2 requests are waiting") as refused:
+      await batcher.ask("too many")
+    assert refused.value.retry_after_s >= 1
+    await asyncio.sleep(0.3)
+    gate.set()
+    assert (await running)[0] == "first at 1.6"
+    for late in waiting:
+      with pytest.raises(Exception, match="the deadline is 200 ms"):
+        await late
+    last = asyncio.create_task(batcher.ask("last"))
+    await asyncio.sleep(0)
+    await batcher.stop()  # drains: what waits is answered
+    assert (await last)[0].startswith("last")
+    with pytest.raises(Exception, match="going down"):
+      await batcher.ask("after")
+
+  asyncio.run(scenario())
+
+
+def test_one_bad_request_does_not_fail_its_neighbours():
+  class Picky:
+    config = SERVING
+    call_s = {(factor, size): 0.01 for factor in SERVING.beam_factors for size in (1, 4)}
+
+    def request_s(self, factor):
+      return 0.01
+
+    def __call__(self, asks, *, factor):
+      if "bad" in asks:
+        raise ValueError("a bad one")
+      return list(asks)
+
+  async def scenario():
+    batcher = Batcher(Picky())
+    batcher.start()
+    replies = await asyncio.gather(
+      *(batcher.ask(a) for a in ("good", "bad", "fine")), return_exceptions=True
+    )
+    assert replies[0][0] == "good" and replies[2][0] == "fine"
+    assert isinstance(replies[1], ValueError)
+    await batcher.stop()
+
+  asyncio.run(scenario())
+
+
+def test_many_askers_of_one_thing_compute_it_once(client, service):
+  answered = service.metrics._batch._sum.get()
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    replies = list(pool.map(lambda _: ask(client, user_id="u20", k=4), range(8)))
+  assert len({tuple(ad["ad_id"] for ad in reply["ads"]) for reply in replies}) == 1
+  assert sum(not reply["cached"] for reply in replies) == 1
+  assert service.metrics._batch._sum.get() - answered == 1
