@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -548,6 +549,9 @@ def _serve(command: Serve) -> None:
   from gr4ad_jax.serving.server import build_app, serve
   from gr4ad_jax.serving.service import Service
 
+  with socket.socket() as probe:  # before minutes of compilation
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    probe.bind((command.host, command.port))
   store = command.store or command.workdir / "serving"
   service = Service(
     command.workdir, config=command.serving, store=store,

@@ -317,6 +317,8 @@ class OnlineConfig:
 class ServingConfig:
   """How a server answers. Source: paper 4.2; reference section 8."""
 
+  widths: tuple[int, ...] = ()
+  """Beams after each SID level at peak; () = those of the run."""
   batch_sizes: tuple[int, ...] = (1, 4, 16)
   """Requests of one compiled call; as many as wait, filled up to the next of these."""
   beam_factors: tuple[float, ...] = (0.5, 1.0, 1.6)
@@ -324,6 +326,8 @@ class ServingConfig:
   room, smaller ones in overload only."""
   max_wait_ms: float = 2.0
   """How long a request may wait for others to share its call when nothing is running."""
+  target_ms: float = 80.0
+  """Beams are only wider than at peak where the search still ends within this time."""
   deadline_ms: float = 500.0
   """A request that has waited so long is given up (503)."""
   max_queue: int = 64
@@ -349,6 +353,8 @@ class ServingConfig:
 
   def __post_init__(self):
     sizes, factors = self.batch_sizes, self.beam_factors
+    require(all(width >= 1 for width in self.widths), "serving.widths", self.widths,
+            "needs one positive width per SID level")
     require(len(sizes) > 0 and min(sizes) >= 1 and list(sizes) == sorted(set(sizes)),
             "serving.batch_sizes", sizes, "needs ascending sizes of at least 1")
     require(len(factors) > 0 and min(factors) > 0 and list(factors) == sorted(set(factors)),
@@ -356,7 +362,7 @@ class ServingConfig:
     require(1.0 in factors, "serving.beam_factors", factors, "needs 1.0, the widths at peak")
     for name in ("max_wait_ms", "cache_ttl_s", "spare"):
       require(getattr(self, name) >= 0, f"serving.{name}", getattr(self, name), "must be >= 0")
-    for name in ("deadline_ms", "max_queue", "cache_size", "max_k", "max_history",
+    for name in ("target_ms", "deadline_ms", "max_queue", "cache_size", "max_k", "max_history",
                  "max_body_bytes", "body_timeout_s", "segment_s", "keep_days"):
       require(getattr(self, name) > 0, f"serving.{name}", getattr(self, name), "must be positive")
 

@@ -135,12 +135,11 @@ def print_load(summary: Mapping[str, Mapping[str, float]], *, title: str) -> Non
   table = Table(title=title, title_justify="left")
   table.add_column("part")
   names = {
-    "requests": "requests", "qps": "QPS", "p50_ms": "p50 ms", "p95_ms": "p95 ms",
-    "p99_ms": "p99 ms", "errors": "errors", "refused": "429", "cache_hits": "cache hits",
-    "factor": "beams", "value": "value",
+    "requests": "sent", "qps": "QPS", "p50_ms": "p50 ms", "p99_ms": "p99 ms", "errors": "errors",
+    "refused": "429", "cache_hits": "cached", "factor": "beams", "value": "value",
   }
   for name in names.values():
-    table.add_column(name, justify="right")
+    table.add_column(name, justify="right", no_wrap=True)
   for part, numbers in summary.items():
     table.add_row(part, *(_load_cell(name, numbers[name]) for name in names))
   console.print(table)

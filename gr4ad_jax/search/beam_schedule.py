@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 
 PEAK_SHARE = 0.6  # of the capacity: from here on, base widths
 LOW_SHARE = 0.3  # of the capacity: from here down, the widest
-MAX_LOAD = 0.7  # of the machine that a wider schedule may fill
+MAX_LOAD = 0.5  # of the time that calls of a wider schedule may fill
+SLOWDOWN_SHARE = 0.05  # of the latest call in the mean slowdown
 MARGIN = 1.1  # a wider schedule must hold at this multiple of the rate, too: no flapping
 OVERLOAD_SHARE = 0.5  # of the waiting room
 
@@ -52,63 +53,76 @@ class TrafficAwareBeams:
 
   def __init__(
     self,
-    request_s: Mapping[float, float],
+    call_s: Mapping[tuple[float, int], float],
     *,
-    call_s: Mapping[float, float] | None = None,
-    max_call_s: float = math.inf,
+    target_s: float = math.inf,
     dwell_s: float = 2.0,
   ):
     """Starts at base widths.
 
     Args:
-      request_s: factor -> seconds that a request costs in a full batch. 1.0 is among them.
-      call_s: factor -> seconds of the longest call; None = no limit.
-      max_call_s: factors above 1 whose calls take longer are never chosen.
+      call_s: (factor, requests of a call) -> seconds, measured alone. Factor 1.0 is among them.
+      target_s: beams are only wider where a request is answered in this time.
       dwell_s: a wider schedule is only tried so long after the last change.
     """
-    self._request_s = dict(request_s)
+    self._call_s, self._target_s = dict(call_s), target_s
+    self._factors = sorted({factor for factor, _ in call_s})
     self._dwell_s, self._changed_s = dwell_s, -math.inf
-    self._usable = sorted(
-      factor for factor in request_s
-      if factor <= 1 or call_s is None or call_s[factor] <= max_call_s
-    )
+    self._slowdown = 1.0
     self.factor = 1.0
 
   @property
   def capacity(self) -> float:
-    """Requests a second at base widths."""
-    return 1 / self._request_s[1.0]
+    """Requests a second at base widths, in full calls, on the machine as it is now."""
+    cheapest = min(s / size for (factor, size), s in self._call_s.items() if factor == 1.0)
+    return 1 / (cheapest * self._slowdown)
 
-  def choose(self, now_s: float, *, rate: float, queue_share: float) -> float:
+  def observe(self, factor: float, size: int, seconds: float) -> None:
+    """What a call has taken: other work on the machine makes all of them slower."""
+    ratio = min(max(seconds / self._call_s[factor, size], 0.5), 4.0)
+    self._slowdown += SLOWDOWN_SHARE * (ratio - self._slowdown)
+
+  def choose(
+    self, now_s: float, *, rate: float, queue_share: float = 0.0, size: int = 1,
+    waited_s: float = 0.0,
+  ) -> float:
     """The factor for the next call.
 
     Args:
       now_s: a clock.
       rate: Q_t, requests a second that need a search.
       queue_share: how full the waiting room is, 0 to 1.
+      size: of the call.
+      waited_s: how long its first request has waited.
     """
     narrower, wider = self._target(rate, queue_share), self._target(MARGIN * rate, queue_share)
     rested = now_s - self._changed_s >= self._dwell_s
     if narrower < self.factor or (wider > self.factor and rested):
       self.factor = narrower if narrower < self.factor else wider
       self._changed_s = now_s
-    return self.factor
+    # A call whose requests have waited is served with what their time allows.
+    in_time = [
+      factor for factor in self._factors if 1 <= factor <= self.factor
+      and waited_s + self._slowdown * self._call_s[factor, size] <= self._target_s
+    ]
+    return max(in_time, default=min(self.factor, 1.0))
 
   def _target(self, rate: float, queue_share: float) -> float:
-    narrower = [factor for factor in self._usable if factor < 1]
+    narrower = [factor for factor in self._factors if factor < 1]
     if queue_share > OVERLOAD_SHARE and narrower:
       return narrower[-1] if queue_share < 0.8 else narrower[0]
     load = rate / self.capacity
     if load >= PEAK_SHARE:
       # Back from overload only when the queue has shrunk well below what brought it about.
       return min(self.factor, 1.0) if queue_share > OVERLOAD_SHARE / 2 else 1.0
-    most = self._usable[-1]
+    most = self._factors[-1]
     free = (1 - load) / max(load, 1e-9)  # C_avail, relative to what base widths use
     wanted = min(
       most, 1 + (most - 1) * (PEAK_SHARE - load) / (PEAK_SHARE - LOW_SHARE), 1 + free
     )
+    # Where traffic is low, calls hold one request.
     fits = [
-      factor for factor in self._usable
-      if 1 <= factor <= wanted and rate * self._request_s[factor] <= MAX_LOAD
+      factor for factor in self._factors if 1 <= factor <= wanted
+      and rate * self._slowdown * self._call_s[factor, 1] <= MAX_LOAD
     ]
     return max(fits, default=1.0)

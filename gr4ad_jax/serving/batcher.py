@@ -49,12 +49,7 @@ class Batcher:
     self._thread = concurrent.futures.ThreadPoolExecutor(1, "engine")
     self._loop_task: asyncio.Task | None = None
     self.rate = ArrivalRate()
-    largest = config.batch_sizes[-1]
-    self.beams = TrafficAwareBeams(
-      {factor: engine.request_s(factor) for factor in config.beam_factors},
-      call_s={factor: engine.call_s[factor, largest] for factor in config.beam_factors},
-      max_call_s=config.deadline_ms / 2000,
-    )
+    self.beams = TrafficAwareBeams(engine.call_s, target_s=config.target_ms / 1000)
 
   @property
   def waiting(self) -> int:
@@ -141,11 +136,16 @@ class Batcher:
     factor = batch[0].factor
     if factor is None:
       factor = self.beams.choose(
-        began_s, rate=self.rate(began_s), queue_share=len(self._queue) / self._config.max_queue
+        began_s, rate=self.rate(began_s), queue_share=len(self._queue) / self._config.max_queue,
+        size=self._size(len(batch)), waited_s=began_s - batch[0].since_s,
       )
     if not await self._try(batch, factor):  # one request's fault must not be the others'
       for entry in batch:
         await self._try([entry], factor)
+
+  def _size(self, requests: int) -> int:
+    """Of the call for so many."""
+    return next(size for size in self._config.batch_sizes if size >= requests)
 
   async def _try(self, batch: list[_Waiting], factor: float) -> bool:
     """Answers a batch in one call; a batch of one gets its fault, a larger one False."""
@@ -160,6 +160,7 @@ class Batcher:
       if not batch[0].answer.done():
         batch[0].answer.set_exception(error)
       return True
+    self.beams.observe(factor, self._size(len(batch)), time.monotonic() - began_s)
     for entry, answer in zip(batch, answers, strict=True):
       if not entry.answer.done():
         entry.answer.set_result((answer, began_s - entry.since_s))

@@ -205,10 +205,6 @@ class Engine:
       "levels": max(0.0, levels), "top_k": seconds["top_k"],
     }
 
-  def request_s(self, factor: float) -> float:
-    """Seconds of one request in the batch size where it is cheapest."""
-    return min(self.call_s[factor, size] / size for size in self.config.batch_sizes)
-
   def __call__(
     self, asks: Sequence[Ask], *, factor: float, conditions: bool | None = None
   ) -> list[Answer]:

@@ -89,7 +89,7 @@ class RedisHistories:
     self._sent, self._wake = journal.position("redis"), asyncio.Event()
 
   async def latest(self, user_id: str) -> Latest:
-    """What is in Redis, and of this server's events those that are not there yet."""
+    """What is in Redis, and of this server's events those that are not, or no longer, there."""
     reply = await self._link.call(
       lambda client: client.lrange(_key(user_id), -self._limit, -1)
     )
@@ -97,11 +97,12 @@ class RedisHistories:
       own = await JournalHistories(self._journal, self._limit).latest(user_id)
       return own._replace(degraded=True)
     rows = [json.loads(row) for row in reply[0]]
-    own = self._journal.of_user(user_id, self._limit, after=self._sent)
+    own = self._journal.of_user(user_id, self._limit)
     there = {row["from"] for row in rows}
     own = [(seq, event) for seq, event in own if f"{self._server}:{seq}" not in there]
     version = f"{self._server}:{own[-1][0]}" if own else rows[-1]["from"] if rows else ""
     events = [_from_json(row["event"]) for row in rows] + [event for _, event in own]
+    events.sort(key=lambda event: event.time_s)
     return Latest(events[-self._limit :], version, False)
 
   def added(self) -> None:

@@ -89,11 +89,10 @@ class Journal:
       )
       return connection.execute("select max(seq) from events").fetchone()[0]
 
-  def of_user(self, user_id: str, limit: int, *, after: int = 0) -> list[tuple[int, Event]]:
-    """The user's last events with their numbers, above `after`, oldest first."""
+  def of_user(self, user_id: str, limit: int) -> list[tuple[int, Event]]:
+    """The user's last events with their numbers, oldest first."""
     rows = self._connection.execute(
-      "select * from events where user_id = ? and seq > ? order by seq desc limit ?",
-      (user_id, after, limit),
+      "select * from events where user_id = ? order by seq desc limit ?", (user_id, limit)
     ).fetchall()
     return [_event(row) for row in reversed(rows)]
 

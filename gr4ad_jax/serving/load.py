@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
+import aiohttp
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
@@ -87,6 +88,7 @@ def run_load(
   *,
   api_key: str | None = None,
   request: dict[str, Any] | None = None,
+  use_cache: bool = True,
   progress: Callable[[Iterable, str, int], Iterable] | None = None,
 ) -> list[Sample]:
   """Sends a day of traffic.
@@ -96,19 +98,22 @@ def run_load(
     config: rates, users.
     api_key: of the server.
     request: fields of every recommend request, beside user and k.
+    use_cache: take answers that were given before.
     progress: like gr4ad_jax.progress.track.
 
   Raises:
     ConfigError: no server answers there, or it knows no users.
   """
-  return asyncio.run(_run(url, config, api_key, request or {}, progress))
-
-
-async def _run(url, config, api_key, request, progress) -> list[Sample]:
   headers = {"x-api-key": api_key} if api_key else {}
-  limits = httpx.Limits(max_connections=None, max_keepalive_connections=200)
-  async with httpx.AsyncClient(
-    base_url=url, headers=headers, limits=limits, timeout=config.timeout_s
+  if not use_cache:
+    headers["cache-control"] = "no-cache"
+  return asyncio.run(_run(url, config, headers, request or {}, progress))
+
+
+async def _run(url, config, headers, request, progress) -> list[Sample]:
+  async with aiohttp.ClientSession(
+    url, headers=headers, connector=aiohttp.TCPConnector(limit=0),
+    timeout=aiohttp.ClientTimeout(total=config.timeout_s),
   ) as client:
     users = await _users(client, url, config)
     rng = np.random.default_rng(config.seed + 1)
@@ -129,38 +134,45 @@ async def _run(url, config, api_key, request, progress) -> list[Sample]:
   return sorted(samples, key=lambda sample: sample.due_s)
 
 
-async def _users(client: httpx.AsyncClient, url: str, config: LoadConfig) -> list[str]:
+_FAULTS = (aiohttp.ClientError, TimeoutError)
+
+
+async def _users(client: aiohttp.ClientSession, url: str, config: LoadConfig) -> list[str]:
   try:
-    reply = await client.get("/v1/users", params={"limit": config.users})
-    reply.raise_for_status()
-  except httpx.HTTPError as error:
+    async with client.get("/v1/users", params={"limit": config.users}) as reply:
+      reply.raise_for_status()
+      users = await reply.json()
+  except _FAULTS as error:
     raise ConfigError(f"{url}: no server that knows users ({error!r})") from None
-  if not reply.json():
+  if not users:
     raise ConfigError(f"{url}: the server knows no users")
-  return reply.json()
+  return users
 
 
 async def _one(client, body, due, at, click, config, samples) -> None:
-  status, factor, value, cached, ads = 0, math.nan, math.nan, False, []
+  status, text = 0, b""
   try:
-    reply = await client.post("/v1/recommend", json=body)
-    status = reply.status_code
-    if status == 200:
-      answer = reply.json()
-      ads, cached = answer["ads"], answer["cached"]
-      factor = answer["schedule"]["factor"]
-      value = sum(ad["probability"] * ad["expected_value"] for ad in ads)
-  except httpx.HTTPError:
+    async with client.post("/v1/recommend", json=body) as reply:
+      text = await reply.read()
+      status = reply.status
+  except _FAULTS:
     pass
   latency_ms = 1000 * (time.perf_counter() - due)
+  factor, value, cached, ads = math.nan, math.nan, False, []
+  if status == 200:
+    answer = json.loads(text)
+    ads, cached = answer["ads"], answer["cached"]
+    factor = answer["schedule"]["factor"]
+    value = sum(ad["probability"] * ad["expected_value"] for ad in ads)
   samples.append(Sample(
     at, part_of(at / config.day_s), latency_ms, status, factor, value, cached
   ))
   if click and ads:
     event = {"user_id": body["user_id"], "ad_id": ads[0]["ad_id"], "action": "click"}
     try:
-      await client.post("/v1/events", json={"events": [event]})
-    except httpx.HTTPError:
+      async with client.post("/v1/events", json={"events": [event]}) as reply:
+        await reply.read()
+    except _FAULTS:
       pass
 
 

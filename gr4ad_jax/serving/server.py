@@ -8,10 +8,10 @@ import hmac
 import time
 from collections.abc import Callable
 from importlib import resources
-from typing import Any
+from typing import Annotated, Any
 
 import uvicorn
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Header, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -86,9 +86,12 @@ def serve(app: FastAPI, *, host: str, port: int, drain_s: float = 10.0) -> None:
 
 def _add_api(app: FastAPI, service: Service) -> None:
   @app.post("/v1/recommend", response_model=RecommendReply, responses=_ERRORS)
-  async def recommend(request: RecommendRequest) -> Response:
-    """The best ads for a user right now."""
-    return JSONResponse(await service.recommend(request))
+  async def recommend(
+    request: RecommendRequest, cache_control: Annotated[str, Header()] = ""
+  ) -> Response:
+    """The best ads for a user right now; `Cache-Control: no-cache` asks for a search."""
+    fresh = "no-cache" in cache_control.lower()
+    return JSONResponse(await service.recommend(request, use_cache=not fresh))
 
   @app.post("/v1/events", responses={422: _ERRORS[422]})
   async def add_events(request: EventsRequest) -> EventsReply:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import gc
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -14,7 +16,7 @@ import numpy as np
 from gr4ad_jax.config import ConfigError, ServingConfig
 from gr4ad_jax.data.records import Action
 from gr4ad_jax.data.trending import LiveTrending
-from gr4ad_jax.run import Inputs, load_params, open_inputs, read_run
+from gr4ad_jax.run import Inputs, check_widths, load_params, open_inputs, read_run
 from gr4ad_jax.serving.batcher import Batcher
 from gr4ad_jax.serving.catalog import Catalog, LiveCatalog
 from gr4ad_jax.serving.engine import Answer, Ask, Engine
@@ -93,8 +95,12 @@ class Service:
     if self.inputs.make_batch.trending is not None:
       self._trending = LiveTrending(logs)
       self._restore_trending()
+    search = run.config.search
+    if config.widths:
+      search = dataclasses.replace(search, widths=config.widths)
+      check_widths(dataclasses.replace(run.config, search=search), self.inputs.vocabulary)
     self.engine = Engine(
-      decoder, params, step=step, catalog=self.catalog, search=run.config.search,
+      decoder, params, step=step, catalog=self.catalog, search=search,
       bin_means=self.inputs.scale.bin_means, config=config,
     )
     if published is not None:
@@ -137,6 +143,9 @@ class Service:
     if isinstance(self.histories, RedisHistories):
       jobs.append(self.histories.run())
     self._tasks = [asyncio.create_task(job) for job in jobs]
+    # What is there now stays: the collector must not walk through a whole log again and again.
+    gc.collect()
+    gc.freeze()
     self.ready = True
 
   async def stop(self) -> None:
@@ -153,8 +162,10 @@ class Service:
 
   # ---- recommend
 
-  async def recommend(self, request: RecommendRequest) -> dict[str, Any]:
-    """The reply to a request, as JSON values.
+  async def recommend(
+    self, request: RecommendRequest, *, use_cache: bool = True
+  ) -> dict[str, Any]:
+    """The reply to a request, as JSON values; `use_cache` allows an earlier one.
 
     Raises:
       ConfigError: k or the history is too long, an unknown feature, factor or condition.
@@ -171,7 +182,7 @@ class Service:
       return await self._searched(request, known)
 
     cached = False
-    if self._cache and request.user_id is not None and not request.explain:
+    if self._cache and use_cache and request.user_id is not None and not request.explain:
       key = cache_key(
         request.model_dump(), known.version, self.run.fingerprint, self.engine.step
       )

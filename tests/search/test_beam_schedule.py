@@ -4,11 +4,13 @@ import pytest
 
 from gr4ad_jax.search.beam_schedule import ArrivalRate, TrafficAwareBeams, scaled_widths
 
-COST_S = {0.5: 0.006, 1.0: 0.01, 1.6: 0.016}  # base capacity 100 requests a second
+# (factor, requests of a call) -> seconds; base capacity 100 requests a second.
+CALL_S = {(0.5, 1): 0.006, (1.0, 1): 0.01, (1.6, 1): 0.016,
+          (0.5, 4): 0.024, (1.0, 4): 0.04, (1.6, 4): 0.064}  # fmt: skip
 
 
 def beams(**options) -> TrafficAwareBeams:
-  return TrafficAwareBeams(COST_S, **options)
+  return TrafficAwareBeams(CALL_S, **options)
 
 
 def settled(chooser, rate, *, queue_share=0.0, start_s=0.0):
@@ -59,9 +61,25 @@ def test_does_not_flap_at_a_threshold():
   assert changes <= 1
 
 
-def test_schedules_that_take_too_long_are_left_out():
-  chooser = TrafficAwareBeams(COST_S, call_s={0.5: 0.1, 1.0: 0.2, 1.6: 0.3}, max_call_s=0.25)
-  assert settled(chooser, 1) == 1.0
+def test_a_call_that_has_waited_is_served_in_time():
+  """Of 60 ms: 1.6 for four takes 64, for one 16; the schedule itself stays."""
+  chooser = beams(target_s=0.06)
+  assert settled(chooser, 10) == 1.6
+  assert chooser.choose(11, rate=10, size=4) == 1.0
+  assert chooser.choose(11, rate=10, size=1) == 1.6
+  assert chooser.choose(11, rate=10, size=1, waited_s=0.05) == 1.0
+  assert chooser.factor == 1.6
+  # Too late for any: base widths, not fewer.
+  assert chooser.choose(11, rate=10, size=4, waited_s=1.0) == 1.0
+
+
+def test_a_slower_machine_has_less_room():
+  chooser = beams()
+  assert settled(chooser, 20) == 1.6 and chooser.capacity == pytest.approx(100)
+  for _ in range(200):
+    chooser.observe(1.6, 4, 0.128)
+  assert chooser.capacity == pytest.approx(50, rel=0.01)
+  assert chooser.choose(20.0, rate=20) == 1.0  # 40 % of what is left asks for 1.4: not there
 
 
 def test_arrival_rate():

@@ -22,7 +22,6 @@ from gr4ad_jax.serving.service import Service
 from gr4ad_jax.training.published import publish
 from tests.serving.conftest import SERVING
 
-
 ONE = dataclasses.replace(SERVING, batch_sizes=(1,), beam_factors=(1.0,))  # little to compile
 
 
@@ -299,9 +298,6 @@ def test_a_full_queue_refuses_and_a_late_answer_is_given_up(service):
   class Slow:
     config = dataclasses.replace(SERVING, max_queue=2, deadline_ms=200, max_wait_ms=0)
 
-    def request_s(self, factor):
-      return 0.01
-
     call_s = {(factor, size): 0.01 for factor in SERVING.beam_factors for size in (1, 4)}
 
     def __call__(self, asks, *, factor):
@@ -338,9 +334,6 @@ def test_one_bad_request_does_not_fail_its_neighbours():
   class Picky:
     config = SERVING
     call_s = {(factor, size): 0.01 for factor in SERVING.beam_factors for size in (1, 4)}
-
-    def request_s(self, factor):
-      return 0.01
 
     def __call__(self, asks, *, factor):
       if "bad" in asks:

@@ -1,0 +1,26 @@
+"""experiments.bench_serving at a tiny size: every number is there, and what must hold holds."""
+
+from experiments.run import Settings, run_experiment
+
+SMALL = (
+  "market.world=synthetic", "market.num_ads=300", "market.num_contents=100",
+  "market.num_users=80", "market.num_advertisers=20", "market.num_categories=10",
+  "market.days=21", "model.width=16", "model.num_heads=2", "model.num_layers=2",
+  "model.num_lazy_layers=1", "train.num_steps=4", "train.batch_size=8", "train.eval_every=4",
+  "train.eval_batches=1", "train.checkpoint_every=4", "settings.widths=4,6,8",
+  "settings.factors=1.0,2.0", "settings.batch_sizes=1", "settings.k=5", "settings.rates=4",
+  "settings.rate_s=2", "settings.day_s=8", "settings.overload_s=2", "settings.fuzz_requests=60",
+  "settings.leak_requests=200",
+)
+ASKED_FOR = {
+  "sustained_qps", "p50_ms", "p99_ms", "errors", "fuzz_requests", "fuzz_5xx",
+  "off_peak_value_ratio", "cache_hit_rate", "new_ad_seconds", "events_lost", "rss_growth_mb",
+}
+
+
+def test_every_number_is_there(tmp_path):
+  results = run_experiment(Settings("bench_serving", overrides=SMALL), tmp_path)
+  assert results.keys() >= ASKED_FOR
+  assert results["fuzz_requests"] == 60 and results["fuzz_5xx"] == 0
+  assert results["events_lost"] == 0 and results["new_ad_seconds"] > 0
+  assert (tmp_path / "dynamic" / "load.png").exists() and (tmp_path / "rates.png").exists()
