@@ -325,8 +325,9 @@ class Serve:
   """Folder of parameters to follow, `published` below the --out of `online`."""
   redis: str | None = None
   """URL of a Redis that servers share for users' events and answers, redis://HOST:PORT/0."""
-  clock: Literal["real", "log"] = "real"
-  """What time it is for the model: "log" begins right after the log's last event (old logs)."""
+  clock: Literal["real", "log", "replay"] = "real"
+  """What time it is for the model: "log" begins right after the log's last event (old logs),
+  "replay" stands there and moves with the times of accepted events (simulations)."""
   serving: ServingConfig = ServingConfig()
 
 

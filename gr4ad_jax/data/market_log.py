@@ -207,32 +207,41 @@ def simulate_day(
 ) -> pd.DataFrame:
   """One day of events, as the events table of the schema (docs/own_logs.md).
 
-  Advertisers leave for the rest of the day once conversions have cost them their budget, checked
-  every hour and every 2,048 requests.
-
   Args:
     market: with its truth.
     day: 0 = the first.
     policy: what answers the requests.
     shelves: of the market.
   """
+  parts = list(simulate_hours(market, day, policy, shelves=shelves)) or [_frame(market, _empty())]
+  whole = pd.concat(parts, ignore_index=True)
+  return whole.sort_values("time", kind="stable", ignore_index=True)
+
+
+def simulate_hours(
+  market: Market, day: int, policy: Policy, *, shelves: Shelves
+) -> Iterator[pd.DataFrame]:
+  """`simulate_day` in pieces of an hour or of 2,048 requests, whichever is less.
+
+  A piece is there before the policy is asked about the next one. Advertisers leave for the rest of
+  the day once conversions have cost them their budget, checked between pieces.
+  """
   requests = arrivals(market, day)
   rng = np.random.default_rng([market.config.seed, day, 1])
   spent_V = np.zeros(len(market.budget_V))
   hour_R = (requests.time_s_R - START_S) // 3600
-  parts = []
   for rows in np.split(np.arange(len(hour_R)), np.flatnonzero(np.diff(hour_R)) + 1):
     for at in range(0, len(rows), _ROWS):
       block = rows[at : at + _ROWS]
       part = Requests(*(x[block] for x in requests))
       shown = policy(part, spent_V < market.budget_V, rng)
-      parts.append(_impressions(market, part, shown, block, day, spent_V, rng))
-      parts.append(_organic(market, part, day, shelves.contents, rng))
-  if not parts:
-    parts = [_empty()]
-  columns = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-  order_E = np.argsort(columns["time"], kind="stable")
-  return _frame(market, {name: column[order_E] for name, column in columns.items()})
+      both = (
+        _impressions(market, part, shown, block, day, spent_V, rng),
+        _organic(market, part, day, shelves.contents, rng),
+      )
+      columns = {name: np.concatenate([p[name] for p in both]) for name in both[0]}
+      order_E = np.argsort(columns["time"], kind="stable")
+      yield _frame(market, {name: column[order_E] for name, column in columns.items()})
 
 
 def _impressions(market, requests, shown, block, day, spent_V, rng) -> dict[str, np.ndarray]:

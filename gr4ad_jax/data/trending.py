@@ -75,15 +75,17 @@ class LiveTrending:
 
   def at(self, now_s: float) -> Trending:
     """The shares by day, up to those that a request at this time sees."""
+    kept, new = self._now.ad_DN.shape[1], []
     while self._day < now_s // DAY_S:
       self._day += 1
       self._score_A = _later(self._score_A, self._count_A)
       self._count_A = np.zeros_like(self._count_A)
-      kept = self._now.ad_DN.shape[1]
-      ad_N, bucket_N = _largest(self._score_A, kept)
+      new.append(_largest(self._score_A, kept))
+    if new:
+      ad_DN, bucket_DN = (np.stack(rows) for rows in zip(*new, strict=True))
       self._now = Trending(
-        self._now.first_day, np.vstack([self._now.ad_DN, ad_N]),
-        np.vstack([self._now.bucket_DN, bucket_N]),
+        self._now.first_day, np.concatenate([self._now.ad_DN, ad_DN]),
+        np.concatenate([self._now.bucket_DN, bucket_DN]),
       )
     return self._now
 

@@ -37,7 +37,8 @@ from gr4ad_jax.serving.users import Users
 from gr4ad_jax.tokenizer.embeddings import open_encoder
 from gr4ad_jax.training.published import latest, read_published
 
-Clock = Literal["real", "log"]
+Clock = Literal["real", "log", "replay"]
+MOST_AHEAD_S = 86_400  # an event's time beyond the server's clock
 LOOK_S = 0.5  # between looks for published parameters
 BEST_PREFIXES = 24  # of a level, in an explanation
 
@@ -70,7 +71,8 @@ class Service:
       segments: folder for log segments.
       published: folder where `gr4ad online` publishes parameters; None = none are followed.
       redis: URL of a Redis for histories and answers; None = this server's own.
-      clock: "log" begins right after the log's last event, for logs of the past.
+      clock: "log" begins right after the log's last event, for logs of the past; "replay" stands
+        there and moves with the times of accepted events.
       progress: like gr4ad_jax.progress.track.
 
     Raises:
@@ -83,6 +85,7 @@ class Service:
     self._published, self._segments = published, segments
     last_s = int(logs.events.time_s.max())
     self._late_s = time.time() - last_s - 1 if clock == "log" else 0.0
+    self._replayed_s = last_s + 1 if clock == "replay" else None
     self.log_age_days = (time.time() - last_s) / 86400 if clock == "real" else 0.0
     decoder, params, step = load_params(run, workdir, self.inputs.vocabulary)
     self._template = params
@@ -129,7 +132,7 @@ class Service:
   @property
   def now_s(self) -> float:
     """Unix seconds by the server's clock."""
-    return time.time() - self._late_s
+    return time.time() - self._late_s if self._replayed_s is None else self._replayed_s
 
   # ---- life
 
@@ -253,10 +256,14 @@ class Service:
     """Keeps events; returns the number of the last one, which is on disk then.
 
     Raises:
-      ConfigError: an ad that the index has never had.
+      ConfigError: an ad that the index has never had, or a time in the future.
     """
     catalog, now_s = self.catalog.now, int(self.now_s)
+    if self._replayed_s is not None:
+      self._replayed_s = max(self._replayed_s, *(int(item.time or 0) for item in items))
     for at, item in enumerate(items):
+      if self._replayed_s is None and (item.time or 0) > now_s + MOST_AHEAD_S:
+        raise ConfigError(f"events[{at}].time={item.time:.0f}: a day or more in the future")
       if item.ad_id is not None and catalog.snapshot.find(item.ad_id) < 0:
         raise ConfigError(f"events[{at}].ad_id={item.ad_id!r}: not in the index")
     events = [self._event(item, item.user_id, now_s) for item in items]
