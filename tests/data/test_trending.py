@@ -4,7 +4,15 @@ import dataclasses
 
 import numpy as np
 
-from gr4ad_jax.data.trending import build_trending, load_trending, save_trending, share_bucket
+from gr4ad_jax.data.records import Action
+from gr4ad_jax.data.trending import (
+  DAY_S,
+  LiveTrending,
+  build_trending,
+  load_trending,
+  save_trending,
+  share_bucket,
+)
 
 
 def test_shares_decay_and_leave_out_the_day_itself(tiny_logs):
@@ -48,3 +56,34 @@ def test_times_outside_the_log_take_the_nearest_day(tiny_logs, tmp_path):
   last = len(trending.ad_DN) - 1
   assert again.rows(np.array([0, 10**12])).tolist() == [0, last]
   assert share_bucket(np.array([0, 2.0**-16, 0.5, 1])).tolist() == [0, 0, 30, 31]
+
+
+def test_live_shares_are_those_of_a_log_that_has_grown(tiny_logs):
+  """The log's first days, and the rest day by day as it comes, against the whole log at once."""
+  events = tiny_logs.events
+  whole = build_trending(tiny_logs)
+  cut_s = (whole.first_day + len(whole.ad_DN) // 2) * DAY_S
+  first = events.time_s < cut_s
+  short = dataclasses.replace(tiny_logs, events=dataclasses.replace(
+    events, features={}, **{
+      f.name: getattr(events, f.name)[first] for f in dataclasses.fields(events)
+      if f.name != "features"
+    }))
+  live = LiveTrending(short)
+  order = np.argsort(events.time_s, kind="stable")
+  for row in order[events.time_s[order] >= cut_s]:
+    if events.ad[row] >= 0 and events.action[row] >= Action.CLICK:
+      live.at(events.time_s[row])
+      live.add(events.ad[row : row + 1])
+  grown = live.at(events.time_s.max() + DAY_S)
+  assert grown.first_day == whole.first_day
+  np.testing.assert_array_equal(grown.bucket_DN, whole.bucket_DN)
+  np.testing.assert_array_equal(grown.ad_DN, whole.ad_DN)
+
+
+def test_live_shares_know_ads_that_came_later(tiny_logs):
+  live, new = LiveTrending(tiny_logs), len(tiny_logs.ads.ad_id)
+  now_s = tiny_logs.events.time_s.max()
+  live.at(now_s)
+  live.add(np.array([new] * 10_000 + [-1]))
+  assert live.at(now_s + DAY_S * 2).ad_DN[-1, 0] == new
