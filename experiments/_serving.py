@@ -27,13 +27,13 @@ class Server:
         return int(line.split()[1]) / 1024
     raise RuntimeError(f"process {self.process.pid} has gone; see {self.log}")
 
-  def metric(self, name: str) -> float:
-    """The sum of a metric over its labels."""
+  def metric(self, name: str, label: str = "") -> float:
+    """The sum of a metric over its labels, or over those with a text such as 'result="ok"'."""
     with urllib.request.urlopen(f"{self.url}/metrics") as reply:
       lines = reply.read().decode().splitlines()
     values = [
       float(line.rpartition(" ")[2]) for line in lines
-      if line.split("{")[0].split(" ")[0] == name
+      if line.split("{")[0].split(" ")[0] == name and label in line
     ]
     return sum(values)
 

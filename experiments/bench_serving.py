@@ -7,18 +7,19 @@ Preset small, trained for a few minutes on a synthetic market of 100,000 ads, an
 
 - constant traffic at rising rates: sustained_qps is the highest whose p99 stays below 100 ms with
   neither errors nor refusals; the result cache is off.
-- a day with that rate as its peak, a quarter of it at night, cache on: p50, p99, errors, hits. The
-  same day with fixed beams of the base widths: off_peak_value_ratio compares the expected value of
-  the ads returned at night.
 - three times the capacity for a while: 429s and no errors.
 - a new ad: seconds from sending it to the first answer that holds it.
 - SIGKILL while events are sent: accepted events that are not there afterwards.
 - requests made of the API's own description by schemathesis, valid and invalid: answers 5xx that
   are not a 503.
-- 100,000 requests: growth of resident memory after the first fifth.
+- 100,000 requests, most from the cache: growth of resident memory after the first fifth.
+- a day with the sustained rate as its peak, a quarter of it at night and a burst of 1.5 times, cache
+  on: p50, p99, errors, hits. The same day with fixed beams of the base widths, on a server of its
+  own: off_peak_value_ratio compares the expected value of the ads returned at night, each ad's value
+  by its probability.
 
-Expected on two CPU cores (docs/serving.md): sustained 50 or more, p99 below 100 ms, no errors,
-value ratio 1.3, fuzz_5xx 0, events_lost 0. Run time: 45 minutes, 10 of them training.
+Expected on two CPU cores (docs/serving.md): sustained 20 to 25, p99 below 100 ms, no errors, value
+ratio 1.3, fuzz_5xx 0, events_lost 0. Run time: 40 minutes, 10 of them training.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ from gr4ad_jax.serving.load import Sample
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 
 P99_MS = 100.0
+KILL_S = 3.0  # of events before SIGKILL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Settings:
   factors: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
   batch_sizes: tuple[int, ...] = (1, 2, 4)
   k: int = 50
-  rates: tuple[float, ...] = (20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0)
+  rates: tuple[float, ...] = (10.0, 15.0, 20.0, 25.0, 30.0, 35.0, 40.0, 50.0)
   """Requests a second that are tried, ascending."""
   rate_s: float = 20.0
   """Seconds of each."""
@@ -99,31 +101,38 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
   del size
   options = override_all(Options(), overrides)
   settings, trained = options.settings, _trained(workdir, options)
-  days: dict[str, list[Sample]] = {}
   with running_server(
     trained, workdir / "store", *_serve_options(settings, settings.factors),
-    log=workdir / "dynamic.log",
+    log=workdir / "server.log",
   ) as server:
     results = _sustained(server, settings)
-    day = LoadConfig(peak_qps=results["sustained_qps"], day_s=settings.day_s, k=settings.k)
-    days["dynamic"] = _day(server, day, workdir / "dynamic")
     results |= _overload(server, settings, results["capacity_qps"])
     results["new_ad_seconds"] = _new_ad(server)
     results["rss_growth_mb"] = _leak(server, settings.leak_requests)
     results |= _fuzzed(server, settings.fuzz_requests)
     results["events_lost"] = _killed(server, workdir / "store" / "journal.sqlite")
-  with running_server(
-    trained, workdir / "store-fixed", *_serve_options(settings, (1.0,)), log=workdir / "fixed.log"
-  ) as server:
-    days["fixed"] = _day(server, day, workdir / "fixed")
+  day = LoadConfig(
+    peak_qps=results["sustained_qps"], day_s=settings.day_s, burst_share=1.5, k=settings.k
+  )
+  days = {
+    name: _day(trained, workdir / name, day, _serve_options(settings, factors))
+    for name, factors in (("dynamic", settings.factors), ("fixed", (1.0,)))
+  }
   return results | _compared(days)
 
 
-def _day(server: Server, day: LoadConfig, folder: Path) -> list[Sample]:
-  console.print(f"a day of {day.day_s:g} s")
-  warm_up = dataclasses.replace(day, day_s=min(5.0, day.day_s), off_peak_share=1.0, seed=99)
-  load.run_load(server.url, warm_up, progress=track)
-  samples = load.run_load(server.url, day, progress=track)
+def _day(trained: Path, folder: Path, day: LoadConfig, options: list[object]) -> list[Sample]:
+  """A day on a server of its own, whose users have done nothing yet."""
+  folder.mkdir(exist_ok=True)
+  console.print(f"{folder.name}: a day of {day.day_s:g} s")
+  with running_server(
+    trained, folder / "store", *options, log=folder / "server.log"
+  ) as server:
+    warm_up = dataclasses.replace(
+      day, day_s=min(5.0, day.day_s), off_peak_share=1.0, event_share=0.0, seed=99
+    )
+    load.run_load(server.url, warm_up, use_cache=False, progress=track)
+    samples = load.run_load(server.url, day, progress=track)
   load.write(samples, day, folder)
   return samples
 
@@ -207,15 +216,17 @@ def _compared(days: Mapping[str, Sequence[Sample]]) -> dict[str, float]:
 
 
 def _ratio_interval(days: Mapping[str, Sequence[Sample]]) -> tuple[float, float]:
-  """95 % of the ratio when the requests of both nights are drawn again."""
-  nights = [
-    np.array([s.value for s in days[name] if s.part == "off-peak" and s.status == 200])
-    for name in ("dynamic", "fixed")
-  ]
+  """95 % of the ratio when users are drawn again; both nights have the same requests."""
+  sums = []
+  for name in ("dynamic", "fixed"):
+    night = [s for s in days[name] if s.part == "off-peak" and s.status == 200]
+    users = [s.user for s in night]
+    count_U = np.bincount(users, minlength=1 + max(s.user for s in days["fixed"]))
+    sums.append((np.bincount(users, [s.value for s in night], len(count_U)), count_U))
   rng = np.random.default_rng(0)
-  dynamic, fixed = (
-    rng.choice(values, (2_000, len(values))).mean(axis=1) for values in nights
-  )
+  drawn = rng.integers(0, len(sums[0][1]), (2_000, len(sums[0][1])))
+  dynamic, fixed = (value_U[drawn].sum(axis=1) / count_U[drawn].sum(axis=1)
+                    for value_U, count_U in sums)
   return tuple(float(x) for x in np.percentile(dynamic / fixed, (2.5, 97.5)))
 
 
@@ -228,11 +239,13 @@ def _new_ad(server: Server) -> float:
       began = time.perf_counter()
       async with client.post("/v1/ads", json={"ads": [ad]}) as reply:
         reply.raise_for_status()
-      while True:
+      while time.perf_counter() - began < 30:
         body = {"user_id": "1", "where": ["advertiser_id=newcomer"]}
         async with client.post("/v1/recommend", json=body) as reply:
+          reply.raise_for_status()
           if any(found["ad_id"] == ad["ad_id"] for found in (await reply.json())["ads"]):
             return time.perf_counter() - began
+      raise RuntimeError("the new ad was not recommended within 30 s")
 
   return asyncio.run(seconds())
 
@@ -301,7 +314,7 @@ def _killed(server: Server, journal: Path) -> float:
     async with aiohttp.ClientSession(server.url) as client:
       async with client.get("/v1/ads", params={"limit": 1}) as reply:
         (ad,) = await reply.json()
-      threading.Timer(5.0, server.process.send_signal, (signal.SIGKILL,)).start()
+      threading.Timer(KILL_S, server.process.send_signal, (signal.SIGKILL,)).start()
       await asyncio.gather(*(send(client, ad["ad_id"], sender) for sender in range(16)))
 
   asyncio.run(scenario())
@@ -316,11 +329,13 @@ def _killed(server: Server, journal: Path) -> float:
 
 def _leak(server: Server, requests: int) -> float:
   """MB that resident memory grows by after the first fifth of the requests."""
-  before = [0.0]
+  before, statuses = [0.0], collections.Counter()
 
   async def send(client: aiohttp.ClientSession, numbers) -> None:
     for number in numbers:
-      path, body = "/v1/recommend", {"user_id": str(number % 400), "k": 5}
+      path, body, headers = "/v1/recommend", {"user_id": str(number % 400), "k": 5}, {}
+      if number % 10 == 5:
+        headers = {"cache-control": "no-cache"}
       if number % 20 == 1:
         path, body = "/v1/recommend", {"user_id": 7, "k": "many"}
       elif number % 100 == 2:
@@ -328,10 +343,11 @@ def _leak(server: Server, requests: int) -> float:
         body = {"events": [{"user_id": str(number % 50), "content_id": f"c{number}"}]}
       elif number % 2_000 == 3:
         path = "/v1/ads"
-        body = {"ads": [{"ad_id": f"leak {number % 20_000}", "advertiser_id": "x"}]}
+        body = {"ads": [{"ad_id": f"leak {number}", "advertiser_id": "x"}]}
       try:
-        async with client.post(path, json=body) as reply:
+        async with client.post(path, json=body, headers=headers) as reply:
           await reply.read()
+          statuses[reply.status] += 1
       except (aiohttp.ClientError, TimeoutError) as error:
         raise RuntimeError(f"{path}: {error!r}; see {server.log}") from None
       if number == requests // 5:
@@ -343,6 +359,9 @@ def _leak(server: Server, requests: int) -> float:
       await asyncio.gather(*(send(client, numbers) for _ in range(16)))
 
   asyncio.run(scenario())
+  console.print(f"answers: {dict(statuses)}")
+  if set(statuses) - {200, 422, 429}:
+    raise RuntimeError(f"answers {dict(statuses)}; see {server.log}")
   return server.rss_mb() - before[0]
 
 

@@ -194,7 +194,7 @@ class _Loop:
         await client.close()
     return results | _ratio(revenue, users) | {
       "requests": float(sum(map(len, users))), "events": float(events),
-      "parameters_taken_over": self._servers["online"].metric("gr4ad_reloads_total"),
+      "parameters_taken_over": self._servers["online"].metric("gr4ad_reloads_total", 'result="ok"'),
     }
 
   async def _serve(self, day: int, clients: Mapping[str, aiohttp.ClientSession]) -> int:

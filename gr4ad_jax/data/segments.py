@@ -18,7 +18,7 @@ from gr4ad_jax.data import tables
 from gr4ad_jax.data.parquet_logs import read_table
 from gr4ad_jax.data.records import EventTable, Logs, UserTable
 from gr4ad_jax.data.trending import DAY_S
-from gr4ad_jax.data.validation import factorize_ids, require_columns
+from gr4ad_jax.data.validation import NoValidRows, factorize_ids, require_columns
 
 SUFFIXES = (".parquet", ".csv", ".csv.gz")
 
@@ -48,17 +48,21 @@ def append_segment(logs: Logs, file: Path, *, keep_days: float | None = None) ->
     keep_days: events older than this, seen from the newest one, are forgotten; None = never.
 
   Raises:
-    LogError: the file is not readable, lacks a column, or no row of it is valid.
+    LogError: the file is not readable or lacks a column.
   """
   frame = read_table(file)
   require_columns(frame, ("user_id",), str(file), prefix="")
   users = _with_users(logs.users, frame["user_id"], str(file))
   counts: dict[str, int] = {}
-  new = tables.event_table(
-    frame, str(file), counts, ads=logs.ads, contents=logs.contents, users=users,
-    invalid_rows="drop",
-  ).events
   old = logs.events
+  try:
+    new = tables.event_table(
+      frame, str(file), counts, ads=logs.ads, contents=logs.contents, users=users,
+      invalid_rows="drop",
+    ).events
+  except NoValidRows:  # a quiet hour, or one of new ads alone
+    no_requests = np.zeros(int(old.request.max()) + 1 if len(old.user) else 0, bool)
+    return Appended(logs, no_requests, _left_out(counts))
   if keep_days is not None:
     recent_E = old.time_s >= int(new.time_s.max()) - keep_days * DAY_S
     old = _rows(old, np.flatnonzero(recent_E))
@@ -77,10 +81,14 @@ def append_segment(logs: Logs, file: Path, *, keep_days: float | None = None) ->
   joined = _rows(joined, np.lexsort((joined.time_s, joined.user)))
   request_E, kept = pd.factorize(joined.request)
   events = dataclasses.replace(joined, request=request_E.astype(np.int32))
-  left_out = {rule: count for rule, count in counts.items() if count and "dropped" in rule}
   return Appended(
-    dataclasses.replace(logs, users=users, events=events), np.asarray(kept) >= first_new, left_out
+    dataclasses.replace(logs, users=users, events=events), np.asarray(kept) >= first_new,
+    _left_out(counts),
   )
+
+
+def _left_out(counts: dict[str, int]) -> dict[str, int]:
+  return {rule: count for rule, count in counts.items() if count and "dropped" in rule}
 
 
 def _with_users(users: UserTable, user_id: pd.Series, file: str) -> UserTable:

@@ -15,7 +15,7 @@ from gr4ad_jax.data.records import (
   EventTable,
   UserTable,
 )
-from gr4ad_jax.data.validation import InvalidRows, LogError, RowChecks
+from gr4ad_jax.data.validation import InvalidRows, RowChecks
 
 FEATURE_PREFIX = "feature_"
 
@@ -212,7 +212,9 @@ def event_table(
 
   kept = np.flatnonzero(checks.alive_E)
   if not len(kept):
-    raise LogError(f"{file}: no valid row is left of {len(frame)}: at least one is required")
+    raise validation.NoValidRows(
+      f"{file}: no valid row is left of {len(frame)}: at least one is required"
+    )
   if users is None:
     user_E, used = _renumber(user_E, kept)
     users = UserTable(user_names[used], {})

@@ -13,6 +13,7 @@ and `open_examples(folder)` gives random access to them.
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -114,18 +115,18 @@ def _map(
   if workers == 1:
     yield from (function(maker, task) for task in tasks)
     return
-  with warnings.catch_warnings():
-    # A fork shares the log's memory. Workers touch numpy alone, none of what JAX's threads hold.
-    warnings.filterwarnings("ignore", "os.fork|.*multi-threaded", category=Warning)
-    pool = multiprocessing.get_context("fork").Pool(workers, _keep, (function, maker))
+  # A fork shares the log's memory. Workers touch numpy alone, none of what JAX's threads hold.
   waiting = collections.deque()
-  with pool:
+  with warnings.catch_warnings(), concurrent.futures.ProcessPoolExecutor(
+    workers, multiprocessing.get_context("fork"), _keep, (function, maker)
+  ) as pool:
+    warnings.filterwarnings("ignore", "os.fork|.*multi-threaded", category=Warning)
     for task in tasks:
-      waiting.append(pool.apply_async(_work, (task,)))
+      waiting.append(pool.submit(_work, task))
       if len(waiting) > 2 * workers:
-        yield waiting.popleft().get()
+        yield waiting.popleft().result()
     while waiting:
-      yield waiting.popleft().get()
+      yield waiting.popleft().result()
 
 
 _kept: tuple[Callable, ExampleMaker] | None = None  # in a worker process

@@ -16,6 +16,10 @@ class LogError(ValueError):
   """Bad input logs; the message is one line that names file, row, column, value and rule."""
 
 
+class NoValidRows(LogError):
+  """Every row breaks a rule."""
+
+
 def at_row(file: str, row: int, column: str, value: object, rule: str) -> LogError:
   """The error for one cell.
 

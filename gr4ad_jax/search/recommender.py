@@ -257,8 +257,8 @@ def _expand_kept(
   index: AdIndex, sid_RW: np.ndarray, k: int, keep: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
   """As `expand`, of the ads that their request may get."""
-  most = int(np.diff(index.ads_start).max())
-  every_RK = expand(index, sid_RW, sid_RW.shape[1] * most)
+  count_RW = np.where(sid_RW >= 0, np.diff(index.ads_start)[sid_RW], 0)
+  every_RK = expand(index, sid_RW, max(1, int(count_RW.sum(axis=1).max())))
   keep_RK = (every_RK >= 0) & keep(every_RK)
   first_RK = np.argsort(~keep_RK, axis=1, kind="stable")[:, :k]
   ads_RK = np.where(

@@ -12,6 +12,7 @@ import pandas as pd
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.records import AdTable
 
+MOST_COMPARED = 500  # values that a mistyped one is compared with
 COLUMNS = ("advertiser_id", "category", "conversion_type", "ad_type", "account_id", "campaign_id")
 
 
@@ -79,5 +80,7 @@ class Targeting:
 
   def _hint(self, column: str, value: str) -> str:
     known = self.values(column)
-    close = difflib.get_close_matches(value, known, n=3, cutoff=0.4) or known[:3]
+    close = known[:3]
+    if len(known) <= MOST_COMPARED:
+      close = difflib.get_close_matches(value[:100], known, n=3, cutoff=0.4) or close
     return f"the nearest are {', '.join(map(repr, close))}" if close else "the column is empty"

@@ -13,9 +13,14 @@ import time
 from gr4ad_jax.search.beam_schedule import ArrivalRate, TrafficAwareBeams
 from gr4ad_jax.serving.engine import Answer, Ask, Engine
 
+ROOM_SHARE = 0.5  # of the deadline that the whole queue may take
+
+class GoingDown(Exception):
+  """The server takes no more requests."""
+
 
 class Overloaded(Exception):
-  """The queue is full, or the server is going down."""
+  """More requests wait than can be answered in time."""
 
   def __init__(self, message: str, *, retry_after_s: int):
     super().__init__(message)
@@ -76,14 +81,15 @@ class Batcher:
       factor: beam factor; None = as traffic allows.
 
     Raises:
-      Overloaded: no room in the queue, or going down.
+      Overloaded: more wait than can be answered in time.
+      GoingDown: after `stop`.
       DeadlineExceeded: see there.
       ConfigError: a condition that no ad meets.
     """
     now_s = time.monotonic()
     if self._stopping:
-      raise Overloaded("going down", retry_after_s=1)
-    if len(self._queue) >= self._config.max_queue:
+      raise GoingDown("going down")
+    if len(self._queue) >= self._room:
       raise Overloaded(
         f"{len(self._queue)} requests are waiting", retry_after_s=self._drain_s()
       )
@@ -91,7 +97,18 @@ class Batcher:
     waiting = _Waiting(ask, factor, now_s, asyncio.get_running_loop().create_future())
     self._queue.append(waiting)
     self._arrived.set()
-    return await waiting.answer
+    try:
+      # Calls look at deadlines themselves; this is for a call that never ends.
+      async with asyncio.timeout(10 + 2 * self._config.deadline_ms / 1000):
+        return await waiting.answer
+    except TimeoutError:
+      raise DeadlineExceeded("the search did not end") from None
+
+  @property
+  def _room(self) -> int:
+    """Requests that may wait: as many as base widths answer well before their deadline."""
+    in_time = ROOM_SHARE * self._config.deadline_ms / 1000 * self.beams.capacity
+    return min(self._config.max_queue, max(self._config.batch_sizes[-1], int(in_time)))
 
   def _drain_s(self) -> int:
     """Seconds, at least 1, after which the queue will have gone down."""
@@ -107,9 +124,10 @@ class Batcher:
         self._arrived.clear()
         continue
       if len(self._queue) < largest and not self._stopping:
-        await asyncio.sleep(self._config.max_wait_ms / 1000)
-      batch = self._take(largest)
-      if batch:
+        due_s = self._queue[0].since_s + self._config.max_wait_ms / 1000
+        if (left_s := due_s - time.monotonic()) > 0:
+          await asyncio.sleep(left_s)
+      if batch := self._take(largest):
         await self._answer(batch)
 
   def _take(self, most: int) -> list[_Waiting]:
@@ -136,7 +154,7 @@ class Batcher:
     factor = batch[0].factor
     if factor is None:
       factor = self.beams.choose(
-        began_s, rate=self.rate(began_s), queue_share=len(self._queue) / self._config.max_queue,
+        began_s, rate=self.rate(began_s), queue_share=len(self._queue) / self._room,
         size=self._size(len(batch)), waited_s=began_s - batch[0].since_s,
       )
     if not await self._try(batch, factor):  # one request's fault must not be the others'

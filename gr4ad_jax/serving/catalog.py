@@ -7,6 +7,7 @@ ones, in shapes that compiled searches know.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import threading
@@ -29,6 +30,10 @@ from gr4ad_jax.tokenizer.live_index import IndexChange, LiveAdIndex, Snapshot
 from gr4ad_jax.tokenizer.semantic_id import HASH_COLUMNS, SemanticIds, code_new_ads
 
 MIN_SPARE_SIDS = 1_000
+KEPT_BYTES = 64 << 20  # of what conditions allow
+
+
+_KEEPING = threading.Lock()  # of what conditions allow: the event loop and the engine both ask
 
 
 class NoRoom(ConfigError):
@@ -66,27 +71,31 @@ class Catalog:
     return row >= 0 and bool(self.snapshot.index.sid_of_ad_A[row] >= 0)
 
   @functools.cached_property
-  def _allowed(self) -> dict[tuple[str, ...], Allowed]:
-    return {}
+  def _allowed(self) -> collections.OrderedDict[tuple[str, ...], Allowed]:
+    return collections.OrderedDict()
 
   def allowed(self, where: tuple[str, ...]) -> Allowed:
-    """Which ads meet all conditions; kept for the next request.
+    """Which ads meet all conditions; the latest ones are kept for the next request.
 
     Raises:
       ConfigError: a condition that no ad meets.
     """
-    if where not in self._allowed:
+    where = tuple(sorted(set(where)))
+    found = self._allowed.get(where)
+    if found is None:
       index = self.snapshot.index
       keep_A = index.sid_of_ad_A >= 0
       for condition in where:
         keep_A = keep_A & self.targeting.matches(condition)
       member_1S = np.zeros((1, len(index.sids_SL)), bool)
       member_1S[0, index.sid_of_ad_A[keep_A]] = True
-      if len(self._allowed) >= 1000:
-        self._allowed.clear()
-      self._allowed[where] = Allowed(keep_A, pack_subsets(member_1S, self.capacity)[0])
-    return self._allowed[where]
-
+      found = Allowed(keep_A, pack_subsets(member_1S, self.capacity)[0])
+      most = max(8, KEPT_BYTES // (found.keep_A.nbytes + found.word_U.nbytes))
+      with _KEEPING:
+        self._allowed[where] = found
+        while len(self._allowed) > most:
+          self._allowed.popitem(last=False)
+    return found
 
 class LiveCatalog:
   """The present catalogue, and the writes that replace it."""
@@ -130,90 +139,97 @@ class LiveCatalog:
     """The static facts that searches are compiled for."""
     return self._tree
 
-  def upsert(self, ads: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
-    """Adds ads, or gives known ones new columns; all or none.
+  def change(
+    self,
+    ads: Sequence[Mapping[str, Any]] = (),
+    *,
+    gone: Sequence[str] = (),
+    keep: Callable[[], None] = lambda: None,
+  ) -> list[np.ndarray]:
+    """Adds ads, gives known ones new columns, takes others out; all or nothing.
 
     Args:
       ads: columns of the ads table, see `schema.build_logs`.
+      gone: live ads to take out.
+      keep: remembers the change; called when it is sure to work, and what it raises undoes it.
 
     Returns:
-      The SID of each.
+      The SIDs of `ads`.
 
     Raises:
-      LogError, ValueError: a column is missing or invalid, an ad stands there twice, or encoder
-        "given" meets an ad without embedding.
+      LogError, ValueError: a column is missing or invalid, an ad stands there twice, encoder
+        "given" meets an ad without embedding, an ad to take out is not live, or none would be left.
       NoRoom: more SIDs than the compiled programs have room for.
     """
-    table = tables.ad_table(pd.DataFrame(list(ads)), "ads", {})
-    embedding_ND = self._encode(table)
-    columns = {name: getattr(table, name) for name in HASH_COLUMNS}
+    table, embedding_ND = None, None
+    if ads:
+      table = tables.ad_table(pd.DataFrame(list(ads)), "ads", {})
+      embedding_ND = self._encode(table)
     with self._lock:
       now = self._now
-      code_NL = code_new_ads(
-        self._sids, embedding_ND, columns, held_codes_AL=now.make_batch.codes_AL
-      )
-      ids = [str(ad_id) for ad_id in table.ad_id]
-      live_N = np.array([now.is_live(ad) for ad in ids])
-      change = IndexChange(
+      if not ads and len(now.snapshot.index.ads_A) <= len(gone):
+        raise ConfigError("ads: the last ad cannot be removed")
+      ids = [str(ad_id) for ad_id in table.ad_id] if ads else []
+      code_NL = np.zeros((0, len(self._sids.codebook_sizes)), np.int32)
+      if ads:
+        code_NL = self._codes(now, ids, embedding_ND, table)
+      live_N = np.array([now.is_live(ad) for ad in ids], bool)
+      snapshot, prefixes = self._applied(IndexChange(
         add_ids=[ad for ad, live in zip(ids, live_N, strict=True) if not live],
         add_codes_NL=code_NL[~live_N],
         reencode_ids=[ad for ad, live in zip(ids, live_N, strict=True) if live],
         reencode_codes_ML=code_NL[live_N],
-      )
-      snapshot, prefixes = self._applied(change)
-      row_N = np.array([snapshot.row_of(ad) for ad in ids])
-      make_batch = dataclasses.replace(
-        now.make_batch, codes_AL=_with_rows(now.make_batch.codes_AL, row_N, code_NL)
-      )
-      if make_batch.ad_hash_A is not None:
+        retire_ids=gone,
+      ), keep)
+      row_N = np.array([snapshot.row_of(ad) for ad in ids], np.int64)
+      columns, targeting, make_batch = now.ads, now.targeting, now.make_batch
+      if ads:
+        columns = _with_ads(columns, row_N, table)
+        targeting = targeting.updated(row_N, table)
         make_batch = dataclasses.replace(
-          make_batch, ad_hash_A=_with_rows(make_batch.ad_hash_A, row_N, hash_ids(table.ad_id))
+          make_batch, codes_AL=_with_rows(make_batch.codes_AL, row_N, code_NL)
         )
-      self._now = Catalog(
-        snapshot, _with_ads(now.ads, row_N, table), now.targeting.updated(row_N, table), prefixes,
-        make_batch, now.capacity,
-      )
+        if make_batch.ad_hash_A is not None:
+          make_batch = dataclasses.replace(
+            make_batch, ad_hash_A=_with_rows(make_batch.ad_hash_A, row_N, hash_ids(table.ad_id))
+          )
+      self._now = Catalog(snapshot, columns, targeting, prefixes, make_batch, now.capacity)
     return list(code_NL)
 
-  def remove(self, ad_ids: Sequence[str]) -> None:
-    """Takes ads out of the recommendable ones; all or none.
+  def _codes(
+    self, now: Catalog, ids: Sequence[str], embedding_ND: np.ndarray, table: AdTable
+  ) -> np.ndarray:
+    """int32 [N, L] SIDs; an ad whose quantised codes stay keeps its suffix."""
+    columns = {name: getattr(table, name) for name in HASH_COLUMNS}
+    held_AL = now.make_batch.codes_AL
+    code_NL = code_new_ads(self._sids, embedding_ND, columns, held_codes_AL=held_AL)
+    if self._sids.config.last_level == "suffix":
+      for code_L, ad in zip(code_NL, ids, strict=True):
+        row = now.snapshot.find(ad)
+        if row >= 0 and (held_AL[row, :-1] == code_L[:-1]).all():
+          code_L[:] = held_AL[row]
+    return code_NL
 
-    Raises:
-      KeyError: an ad is not there.
-      ConfigError: it would leave none.
-    """
-    with self._lock:
-      now = self._now
-      for ad_id in ad_ids:
-        now.snapshot.codes_of(ad_id)
-      if len(now.snapshot.index.ads_A) <= len(ad_ids):
-        raise ConfigError("ads: the last ad cannot be removed")
-      snapshot, prefixes = self._applied(IndexChange(retire_ids=ad_ids))
-      self._now = dataclasses.replace(now, snapshot=snapshot, prefixes=prefixes)
-
-  def set_trending(self, trending: Any) -> None:
-    """Other current shares of engagement."""
-    with self._lock:
-      self._now = dataclasses.replace(
-        self._now, make_batch=dataclasses.replace(self._now.make_batch, trending=trending)
-      )
-
-  def _applied(self, change: IndexChange) -> tuple[Snapshot, LegalPrefixes]:
+  def _applied(
+    self, change: IndexChange, keep: Callable[[], None]
+  ) -> tuple[Snapshot, LegalPrefixes]:
     """The index and the device's arrays after a change.
 
-    An index that no program can search does not come about.
+    An index that no program can search, or that nobody remembers, does not come about.
     """
-    trees: list[PrefixTree] = []
+    ready: list[tuple[PrefixTree, LegalPrefixes]] = []
 
     def accept(snapshot: Snapshot) -> None:
       try:
-        trees.append(refill(self._tree, snapshot.index.sids_SL))
+        tree = refill(self._tree, snapshot.index.sids_SL)
       except ValueError as error:
         raise NoRoom(f"{error}; start the server with a larger serving.spare") from None
+      ready.append((tree, jax.device_put(tree.arrays)))
+      keep()
 
     snapshot = self._index.apply(change, accept=accept)
-    (self._tree,) = trees
-    return snapshot, jax.device_put(self._tree.arrays)
+    ((self._tree, prefixes),) = ready
+    return snapshot, prefixes
 
 
 def _with_rows(x_AD: np.ndarray, row_N: np.ndarray, new_ND: np.ndarray) -> np.ndarray:

@@ -49,6 +49,7 @@ class Answer:
     step: of the parameters.
     seconds: of the call, by part: context (histories to arrays), search, rank.
     batch: requests that shared the call.
+    place: of this one among them.
   """
 
   found: Recommendations
@@ -59,6 +60,7 @@ class Answer:
   step: int
   seconds: dict[str, float]
   batch: int
+  place: int
 
 
 class _Parameters(NamedTuple):
@@ -103,6 +105,7 @@ class Engine:
       )
       for factor, widths in self.widths.items()
     }
+    self.trending = catalog.now.make_batch.trending  # may be replaced at any time
     self.call_s: dict[tuple[float, int], float] = {}  # (factor, batch size) -> seconds
 
   @property
@@ -253,14 +256,14 @@ class Engine:
       Answer(
         Recommendations(*(x[row : row + 1, : ask.k] for x in found)), catalog,
         jax.tree.map(lambda x, row=row: x[row : row + 1], beams), factor, self.widths[factor],
-        step, seconds, len(asks),
+        step, seconds, len(asks), row,
       )
       for row, ask in enumerate(asks)
     ]
 
   def context(self, asks: Sequence[Ask], catalog: Catalog) -> Context:
     """What the model reads of the requests."""
-    make_batch = catalog.make_batch
+    make_batch = dataclasses.replace(catalog.make_batch, trending=self.trending)
     if self._with_ids:  # users may be new: their ids are hashed here
       make_batch = dataclasses.replace(make_batch, user_hash_U=None)
     context = make_batch.context([ask.example for ask in asks])

@@ -7,14 +7,14 @@ reached; while it is away a server answers from its journal and says so.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
-import uuid
-from pathlib import Path
 from typing import NamedTuple
 
 from gr4ad_jax.data.records import Action
 from gr4ad_jax.serving.journal import Event, Journal
+from gr4ad_jax.serving.keys import cache_key
 
 REDIS_TIMEOUT_S = 0.05  # of one answer; a slower Redis counts as away
 REDIS_PAUSE_S = 1.0  # after a failure it is not asked for so long
@@ -81,11 +81,11 @@ class RedisLink:
 
 
 class RedisHistories:
-  """Shared by servers; `run` carries the journal's events there."""
+  """Shared by servers; `carry` takes the journal's events there."""
 
   def __init__(self, journal: Journal, link: RedisLink, limit: int):
     self._journal, self._link, self._limit = journal, link, limit
-    self._server = _server_id(journal)
+    self._server = journal.id
     self._sent, self._wake = journal.position("redis"), asyncio.Event()
 
   async def latest(self, user_id: str) -> Latest:
@@ -100,7 +100,7 @@ class RedisHistories:
     own = self._journal.of_user(user_id, self._limit)
     there = {row["from"] for row in rows}
     own = [(seq, event) for seq, event in own if f"{self._server}:{seq}" not in there]
-    version = f"{self._server}:{own[-1][0]}" if own else rows[-1]["from"] if rows else ""
+    version = cache_key(sorted(there), [seq for seq, _ in own])
     events = [_from_json(row["event"]) for row in rows] + [event for _, event in own]
     events.sort(key=lambda event: event.time_s)
     return Latest(events[-self._limit :], version, False)
@@ -109,21 +109,18 @@ class RedisHistories:
     """The journal has new events."""
     self._wake.set()
 
-  async def run(self) -> None:
-    """Sends events for ever."""
-    while True:
-      rows = await asyncio.to_thread(self._journal.after, self._sent, _BATCH)
-      if not rows:
-        self._wake.clear()
-        try:
-          await asyncio.wait_for(self._wake.wait(), REDIS_PAUSE_S)
-        except TimeoutError:
-          pass
-      elif await self._link.call(lambda client, rows=rows: self._send(client, rows)):
-        self._sent = rows[-1][0]
-        await asyncio.to_thread(self._journal.set_position, "redis", self._sent)
-      else:
-        await asyncio.sleep(REDIS_PAUSE_S)
+  async def carry(self) -> None:
+    """Sends the next events, or waits a moment for some."""
+    rows = await asyncio.to_thread(self._journal.after, self._sent, _BATCH)
+    if not rows:
+      self._wake.clear()
+      with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(self._wake.wait(), REDIS_PAUSE_S)
+    elif await self._link.call(lambda client: self._send(client, rows)):
+      self._sent = rows[-1][0]
+      await asyncio.to_thread(self._journal.set_position, "redis", self._sent)
+    else:
+      await asyncio.sleep(REDIS_PAUSE_S)
 
   async def _send(self, client, rows: list[tuple[int, Event]]) -> bool:
     """Once each, also where an earlier call got through and its answer did not."""
@@ -131,7 +128,7 @@ class RedisHistories:
     sent = int(await client.get(last) or 0)
     pipeline = client.pipeline(transaction=True)
     for seq, event in rows:
-      if seq > sent:
+      if seq > sent and (event.action > Action.IMPRESSION or event.ad_id is None):
         row = {"from": f"{self._server}:{seq}", "event": event._asdict()}
         pipeline.rpush(_key(event.user_id), json.dumps(row))
         pipeline.ltrim(_key(event.user_id), -self._limit, -1)
@@ -146,11 +143,3 @@ def _key(user_id: str) -> str:
 
 def _from_json(event: dict) -> Event:
   return Event(**(event | {"action": Action(event["action"])}))
-
-
-def _server_id(journal: Journal) -> str:
-  """Names this journal among those that share a Redis."""
-  file = Path(f"{journal.path}.id")
-  if not file.exists():
-    file.write_text(uuid.uuid4().hex[:12])
-  return file.read_text()

@@ -7,10 +7,12 @@ latest histories, and `export_segment` writes them as log segments that `gr4ad o
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import sqlite3
 import threading
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +30,9 @@ create table if not exists events(
   ad_id text, content_id text, action integer not null, request_id text, value real not null,
   ecpm real, features text not null);
 create index if not exists events_of_user on events(user_id, seq);
-create table if not exists ads(ad_id text primary key, fields text);
+create index if not exists events_by_time on events(time_s);
+create table if not exists ads(ad_id text primary key, fields text, live integer not null);
+create table if not exists about(id text not null);
 create table if not exists positions(name text primary key, seq integer not null);
 """
 
@@ -62,6 +66,12 @@ class Journal:
     self._connections: list[sqlite3.Connection] = []
     try:
       self._connection.executescript(_TABLES)
+      with self._connection as connection:
+        connection.execute(
+          "insert into about select ? where not exists (select * from about)",
+          (uuid.uuid4().hex[:8],),
+        )
+        self.id: str = connection.execute("select id from about").fetchone()[0]
     except sqlite3.DatabaseError as error:
       raise ValueError(f"{path}: not a usable store ({error})") from None
 
@@ -90,9 +100,10 @@ class Journal:
       return connection.execute("select max(seq) from events").fetchone()[0]
 
   def of_user(self, user_id: str, limit: int) -> list[tuple[int, Event]]:
-    """The user's last events with their numbers, oldest first."""
+    """The user's last events with their numbers, oldest first; views of ads are no history."""
     rows = self._connection.execute(
-      "select * from events where user_id = ? order by seq desc limit ?", (user_id, limit)
+      "select * from events where user_id = ? and (action > 0 or ad_id is null)"
+      " order by seq desc limit ?", (user_id, limit)
     ).fetchall()
     return [_event(row) for row in reversed(rows)]
 
@@ -111,6 +122,11 @@ class Journal:
     ).fetchone()
     return row[0] if row else 0
 
+  @property
+  def last_time_s(self) -> int:
+    """The latest time of an event that is there; 0 where there is none."""
+    return self._connection.execute("select max(time_s) from events").fetchone()[0] or 0
+
   def position(self, name: str) -> int:
     """How far somebody has read; 0 at first."""
     row = self._connection.execute(
@@ -123,16 +139,22 @@ class Journal:
     with self._write_lock, self._connection as connection:
       connection.execute("insert or replace into positions values (?, ?)", (name, seq))
 
-  def put_ads(self, fields: dict[str, dict | None]) -> None:
-    """Remembers ads that came (their columns) or went (None), all or none."""
-    rows = [(ad, None if row is None else json.dumps(row)) for ad, row in fields.items()]
+  def put_ads(self, fields: dict[str, dict]) -> None:
+    """Remembers ads that came, with their columns; all or none."""
+    rows = [(ad, json.dumps(row)) for ad, row in fields.items()]
     with self._write_lock, self._connection as connection:
-      connection.executemany("insert or replace into ads values (?, ?)", rows)
+      connection.executemany("insert or replace into ads values (?, ?, 1)", rows)
 
-  def ads(self) -> dict[str, dict | None]:
-    """All that `put_ads` remembered, the last word on each ad."""
-    rows = self._connection.execute("select ad_id, fields from ads order by rowid").fetchall()
-    return {ad: None if fields is None else json.loads(fields) for ad, fields in rows}
+  def remove_ad(self, ad_id: str) -> None:
+    """Remembers that an ad went; what it was stays."""
+    with self._write_lock, self._connection as connection:
+      connection.execute("insert or ignore into ads values (?, null, 0)", (ad_id,))
+      connection.execute("update ads set live = 0 where ad_id = ?", (ad_id,))
+
+  def ads(self) -> list[tuple[str, dict | None, bool]]:
+    """Ads that came or went: id, columns (None = an ad of the log), whether they are live."""
+    rows = self._connection.execute("select ad_id, fields, live from ads order by rowid")
+    return [(ad, fields and json.loads(fields), bool(live)) for ad, fields, live in rows]
 
   def forget(self, *, before_s: float, up_to: int) -> int:
     """Removes older events among the first `up_to`; returns how many."""
@@ -158,12 +180,13 @@ def _event(row: tuple) -> tuple[int, Event]:
 def export_segment(journal: Journal, folder: Path, *, feature_names: Sequence[str] = ()) -> int:
   """Writes the events that no segment holds yet as one file; returns how many.
 
-  The file appears whole or not at all, and its name holds the numbers of its first and last event:
-  a call that was killed before the journal knew of the file is not repeated.
+  The file appears whole or not at all. Its name holds the time, so that names sort by it, the
+  journal, and the numbers of its first and last event: a call that was killed before the journal
+  knew of the file is not repeated.
 
   Args:
     journal: what was accepted.
-    folder: of segments; created where missing.
+    folder: of segments, which other journals may use as well; created where missing.
     feature_names: request features of the log, which the file has as columns.
   """
   folder.mkdir(parents=True, exist_ok=True)
@@ -177,7 +200,7 @@ def export_segment(journal: Journal, folder: Path, *, feature_names: Sequence[st
     "ad_id": pd.array([e.ad_id for e in events], "string"),
     "content_id": pd.array([e.content_id for e in events], "string"),
     # An ad event without a request is one of its own.
-    "request_id": [e.request_id or f"event-{seq}" for seq, e in rows],
+    "request_id": [e.request_id or f"event-{journal.id}-{seq}" for seq, e in rows],
     "action": [int(e.action) for e in events],
     "value": [e.value for e in events],
     "ecpm": pd.array([e.ecpm for e in events], "Float64"),
@@ -186,7 +209,8 @@ def export_segment(journal: Journal, folder: Path, *, feature_names: Sequence[st
       for name in feature_names
     },
   }
-  file = folder / f"events-{rows[0][0]:012d}-{rows[-1][0]:012d}.parquet"
+  now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S%f")
+  file = folder / f"events-{now}-{journal.id}-{rows[0][0]:012d}-{rows[-1][0]:012d}.parquet"
   temporary = file.with_name(f".{file.name}.tmp")
   pd.DataFrame(columns).to_parquet(temporary, index=False)
   with temporary.open("rb+") as written:
@@ -198,7 +222,7 @@ def export_segment(journal: Journal, folder: Path, *, feature_names: Sequence[st
 
 def exported(journal: Journal, folder: Path) -> int:
   """Number of the last event that a segment holds, or held."""
-  files = folder.glob("events-*-*.parquet")
+  files = folder.glob(f"events-*-{journal.id}-*-*.parquet")
   there = (int(file.stem.rpartition("-")[2]) for file in files)
   return max(journal.position("exported"), *there, 0)
 

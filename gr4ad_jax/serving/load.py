@@ -41,6 +41,7 @@ class Sample:
     factor: of the beams; NaN without an answer.
     value: expected value of the ads returned, in the log's currency, each by its probability.
     cached: the answer had been given before.
+    user: who asked, by place in the server's list.
   """
 
   due_s: float
@@ -50,6 +51,7 @@ class Sample:
   factor: float
   value: float
   cached: bool
+  user: int
 
 
 def part_of(share: float) -> str:
@@ -127,7 +129,9 @@ async def _run(url, config, headers, request, progress) -> list[Sample]:
     for at, user, click in progress(due, "requests", len(times)) if progress else due:
       await asyncio.sleep(max(0.0, began + at - time.perf_counter()))
       body = {"user_id": users[user], "k": config.k} | request
-      task = asyncio.create_task(_one(client, body, began + at, at, bool(click), config, samples))
+      task = asyncio.create_task(
+        _one(client, body, began + at, at, int(user), bool(click), config, samples)
+      )
       tasks.add(task)
       task.add_done_callback(tasks.discard)
     await asyncio.gather(*tasks)
@@ -149,7 +153,7 @@ async def _users(client: aiohttp.ClientSession, url: str, config: LoadConfig) ->
   return users
 
 
-async def _one(client, body, due, at, click, config, samples) -> None:
+async def _one(client, body, due, at, user, click, config, samples) -> None:
   status, text = 0, b""
   try:
     async with client.post("/v1/recommend", json=body) as reply:
@@ -164,16 +168,19 @@ async def _one(client, body, due, at, click, config, samples) -> None:
     ads, cached = answer["ads"], answer["cached"]
     factor = answer["schedule"]["factor"]
     value = sum(ad["probability"] * ad["expected_value"] for ad in ads)
-  samples.append(Sample(
-    at, part_of(at / config.day_s), latency_ms, status, factor, value, cached
-  ))
+  part = part_of(at / config.day_s)
+  samples.append(Sample(at, part, latency_ms, status, factor, value, cached, user))
   if click and ads:
     event = {"user_id": body["user_id"], "ad_id": ads[0]["ad_id"], "action": "click"}
+    status = 0
     try:
       async with client.post("/v1/events", json={"events": [event]}) as reply:
         await reply.read()
+        status = reply.status
     except _FAULTS:
       pass
+    if status != 200:  # an event that was not taken is an error like a request
+      samples.append(Sample(at, part, math.nan, status, math.nan, math.nan, False, user))
 
 
 def summary(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:

@@ -16,6 +16,7 @@ Time = Annotated[float, Field(ge=0, lt=MAX_UNIX_SECONDS, allow_inf_nan=False)]
 ActionName = Literal["impression", "click", "conversion"]
 MAX_EVENTS = 1_000  # of one call
 MAX_ADS = 1_000
+MAX_HISTORY = 10_000  # of any server; `serving.max_history` may be less
 
 
 class _Message(BaseModel):
@@ -79,7 +80,7 @@ class RecommendRequest(_Message):
   k: int = Field(10, ge=1, description="Ads wanted.")
   features: dict[Id, Word] = Field({}, description="Of user and request, by name.", max_length=64)
   history: list[HistoryItem] | None = Field(
-    None, description="Replaces what the store knows of the user."
+    None, max_length=MAX_HISTORY, description="Replaces what the store knows of the user."
   )
   where: list[Word] = Field(
     [], max_length=8, description="Only ads that meet all of these, COLUMN=VALUE.",

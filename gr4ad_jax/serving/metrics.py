@@ -60,6 +60,10 @@ class Metrics:
     self.reloads = Counter(
       "gr4ad_reloads_total", "Parameters taken over", ("result",), registry=registry
     )
+    self.faults = Counter(
+      "gr4ad_job_faults_total", "Background work that failed and is tried again", ("job",),
+      registry=registry,
+    )
     self._changes = Counter("gr4ad_index_changes_total", "Writes of the index", registry=registry)
 
     def gauge(name: str, text: str, read) -> None:
@@ -81,14 +85,15 @@ class Metrics:
     """One searched request."""
     factor = f"{answer.factor:g}"
     self._served.labels(factor).inc()
-    self._batch.observe(answer.batch)
-    self._call_seconds.labels(factor).observe(answer.seconds["search"])
+    if answer.place == 0:  # once a call
+      self._batch.observe(answer.batch)
+      self._call_seconds.labels(factor).observe(answer.seconds["search"])
     value_K = answer.found.expected_value_RK[0]
     self._value.labels(factor).inc(float(value_K[answer.found.ad_RK[0] >= 0].sum()))
 
-  def cache(self, *, hit: bool) -> None:
-    """One look into the result cache."""
-    self._cache.labels("hit" if hit else "miss").inc()
+  def cache(self, how: str) -> None:
+    """One look into the result cache: hit, joined (another one computed it), or miss."""
+    self._cache.labels(how).inc()
 
   def index_changed(self) -> None:
     """One write of the index."""

@@ -8,14 +8,15 @@ cache); reference section 8.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from cachetools import TTLCache
 
 from gr4ad_jax.serving.histories import RedisLink
+
+How = Literal["hit", "joined", "miss"]
 
 
 class Store(Protocol):
@@ -73,32 +74,27 @@ class ResultCache:
     compute: Callable[[], Awaitable[Any]],
     *,
     usable: Callable[[Any], bool],
-  ) -> tuple[Any, bool]:
-    """A value and whether it was there; `compute` runs at most once at a time for a key.
+  ) -> tuple[Any, How]:
+    """A value and how it was come by; `compute` runs at most once at a time for a key.
 
     Args:
       key: of `cache_key`.
       compute: makes a JSON value. What it raises goes to all who wait for it.
-      usable: whether a kept value may still be given.
+      usable: whether a value that somebody else asked for may be given.
     """
     kept = await self._store.get(key)
     if kept is not None and usable(kept):
-      return kept, True
+      return kept, "hit"
     if key in self._running:
-      return await asyncio.shield(self._running[key]), True
+      value = await asyncio.shield(self._running[key])
+      return (value, "joined") if usable(value) else (await compute(), "miss")
     # A task of its own: a client that goes away must not take the answer from those who wait.
     task = asyncio.create_task(self._computed(key, compute))
     self._running[key] = task
     task.add_done_callback(lambda _: self._running.pop(key))
-    return await asyncio.shield(task), False
+    return await asyncio.shield(task), "miss"
 
   async def _computed(self, key: str, compute: Callable[[], Awaitable[Any]]) -> Any:
     value = await compute()
     await self._store.set(key, value)
     return value
-
-
-def cache_key(*parts: Any) -> str:
-  """One name for everything that an answer depends on."""
-  text = json.dumps(parts, sort_keys=True)
-  return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import sqlite3
 import time
 from collections.abc import Callable
 from importlib import resources
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 
 import uvicorn
 from fastapi import FastAPI, Header, Query, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -19,7 +21,7 @@ from gr4ad_jax import __version__
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.validation import LogError
 from gr4ad_jax.search.targeting import COLUMNS
-from gr4ad_jax.serving.batcher import DeadlineExceeded, Overloaded
+from gr4ad_jax.serving.batcher import DeadlineExceeded, GoingDown, Overloaded
 from gr4ad_jax.serving.catalog import NoRoom
 from gr4ad_jax.serving.messages import (
   AdsReply,
@@ -33,6 +35,8 @@ from gr4ad_jax.serving.messages import (
 )
 from gr4ad_jax.serving.service import Service, UnknownAd
 
+MOST_CONNECTIONS = 2_000  # more get 503
+MOST_FAULTS = 10  # that a 422 names
 _ERRORS = {
   422: {"description": "The request breaks a rule; `detail` says which."},
   429: {"description": "More requests than the server can answer; Retry-After says when."},
@@ -79,7 +83,7 @@ def serve(app: FastAPI, *, host: str, port: int, drain_s: float = 10.0) -> None:
   """
   config = uvicorn.Config(
     app, host=host, port=port, log_level="warning", access_log=False, server_header=False,
-    timeout_graceful_shutdown=drain_s, timeout_keep_alive=30,
+    timeout_graceful_shutdown=drain_s, timeout_keep_alive=30, limit_concurrency=MOST_CONNECTIONS,
   )
   uvicorn.Server(config).run()
 
@@ -114,10 +118,7 @@ def _add_api(app: FastAPI, service: Service) -> None:
   @app.post("/v1/reload", responses={503: {"description": "The parameters cannot be read."}})
   async def reload() -> ReloadReply:
     """Takes the newest published parameters over now."""
-    try:
-      changed = await service.reload()
-    except (OSError, ValueError, KeyError) as error:
-      raise NoRoom(f"parameters: {error}") from None
+    changed = await service.reload()
     return ReloadReply(step=service.engine.step, changed=changed)
 
   @app.get("/v1/about")
@@ -149,7 +150,7 @@ def _add_api(app: FastAPI, service: Service) -> None:
     query: str = Query("", max_length=256), limit: int = Query(20, ge=1, le=100)
   ) -> list[dict[str, Any]]:
     """Live ads whose text, category, advertiser or id holds all words of `query`."""
-    return await asyncio.to_thread(service.find_ads, query, limit)
+    return await service.find_ads(query, limit)
 
   @app.get("/v1/targeting/{column}", responses={422: _ERRORS[422]})
   async def targeting(column: str) -> list[str]:
@@ -190,13 +191,22 @@ def _add_errors(app: FastAPI) -> None:
 
     app.add_exception_handler(kind, handler)
 
+  async def broken_rules(request: Request, error: RequestValidationError) -> Response:
+    # The first few, without what was sent: neither may be larger or deeper than a reply should be.
+    detail = [
+      {"loc": [str(part)[:100] for part in e["loc"]], "msg": e["msg"], "type": e["type"]}
+      for e in error.errors()[:MOST_FAULTS]
+    ]
+    return JSONResponse({"detail": detail}, 422)
+
+  app.add_exception_handler(RequestValidationError, broken_rules)
   answers(LogError, 422)
   answers(ConfigError, 422)
-  answers(ValueError, 422)
   answers(UnknownAd, 404)
   answers(NoRoom, 503, lambda error: {"Retry-After": "60"})
   answers(Overloaded, 429, lambda error: {"Retry-After": str(error.retry_after_s)})
-  answers(DeadlineExceeded, 503, lambda error: {"Retry-After": "1"})
+  for kind in (DeadlineExceeded, GoingDown, OSError, sqlite3.Error):  # the last two: a full disk
+    answers(kind, 503, lambda error: {"Retry-After": "1"})
 
 
 class _Measured:
@@ -209,7 +219,7 @@ class _Measured:
     if scope["type"] != "http":
       await self._app(scope, receive, send)
       return
-    began, status = time.perf_counter(), 500
+    began, status = time.perf_counter(), None
 
     async def noted(message) -> None:
       nonlocal status
@@ -219,10 +229,13 @@ class _Measured:
 
     try:
       await self._app(scope, receive, noted)
+    except Exception:
+      status = 500
+      raise
     finally:
       route = scope.get("route")  # names of routes alone, lest every URL becomes a series
       path, metrics = getattr(route, "path", "other"), self._service.metrics
-      metrics.requests.labels(path, str(status)).inc()
+      metrics.requests.labels(path, str(status or "gone")).inc()  # gone: the client hung up
       metrics.seconds.labels(path).observe(time.perf_counter() - began)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import dataclasses
+import fcntl
 import gc
+import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +19,15 @@ import numpy as np
 from gr4ad_jax.config import ConfigError, ServingConfig
 from gr4ad_jax.data.records import Action
 from gr4ad_jax.data.trending import LiveTrending
+from gr4ad_jax.data.validation import LogError
+from gr4ad_jax.progress import console
 from gr4ad_jax.run import Inputs, check_widths, load_params, open_inputs, read_run
 from gr4ad_jax.serving.batcher import Batcher
-from gr4ad_jax.serving.catalog import Catalog, LiveCatalog
+from gr4ad_jax.serving.catalog import Catalog, LiveCatalog, NoRoom
 from gr4ad_jax.serving.engine import Answer, Ask, Engine
 from gr4ad_jax.serving.histories import JournalHistories, Latest, RedisHistories, RedisLink
 from gr4ad_jax.serving.journal import Event, Journal, export_segment, prune
+from gr4ad_jax.serving.keys import cache_key
 from gr4ad_jax.serving.messages import (
   AdFields,
   HistoryItem,
@@ -32,14 +38,16 @@ from gr4ad_jax.serving.messages import (
   UserEvent,
 )
 from gr4ad_jax.serving.metrics import Metrics
-from gr4ad_jax.serving.result_cache import LocalStore, RedisStore, ResultCache, cache_key
+from gr4ad_jax.serving.result_cache import LocalStore, RedisStore, ResultCache
 from gr4ad_jax.serving.users import Users
 from gr4ad_jax.tokenizer.embeddings import open_encoder
 from gr4ad_jax.training.published import latest, read_published
 
 Clock = Literal["real", "log", "replay"]
 MOST_AHEAD_S = 86_400  # an event's time beyond the server's clock
+MOST_REPLAYED_S = 40 * 86_400  # the same where events move the clock
 LOOK_S = 0.5  # between looks for published parameters
+SHOWN_COLUMNS = ("advertiser_id", "category", "text")
 BEST_PREFIXES = 24  # of a level, in an explanation
 
 
@@ -84,20 +92,19 @@ class Service:
     self.config, self.run, self._workdir = config, run, workdir
     self._published, self._segments = published, segments
     last_s = int(logs.events.time_s.max())
-    self._late_s = time.time() - last_s - 1 if clock == "log" else 0.0
-    self._replayed_s = last_s + 1 if clock == "replay" else None
     self.log_age_days = (time.time() - last_s) / 86400 if clock == "real" else 0.0
+    self._lock = _locked(store)
+    self.journal = Journal(store / "journal.sqlite")
+    # An earlier life may have gone further than the log.
+    begin_s = max(last_s, self.journal.last_time_s) + 1
+    self._late_s = time.time() - begin_s if clock == "log" else 0.0
+    self._replayed_s = begin_s if clock == "replay" else None
     decoder, params, step = load_params(run, workdir, self.inputs.vocabulary)
     self._template = params
     encoder = open_encoder(self.inputs.sids.config.encoder, folder=Path(run.data) / "embeddings")
     self.catalog = LiveCatalog(self.inputs, encoder, spare=config.spare)
     self.users = Users(self.inputs)
-    self.journal = Journal(store / "journal.sqlite")
     self._restore_ads()
-    self._trending = None
-    if self.inputs.make_batch.trending is not None:
-      self._trending = LiveTrending(logs)
-      self._restore_trending()
     search = run.config.search
     if config.widths:
       search = dataclasses.replace(search, widths=config.widths)
@@ -106,6 +113,11 @@ class Service:
       decoder, params, step=step, catalog=self.catalog, search=search,
       bin_means=self.inputs.scale.bin_means, config=config,
     )
+    self._trending = None
+    if self.inputs.make_batch.trending is not None:
+      self._trending = LiveTrending(logs)
+      self._restore_trending()
+    self._parameters = f"run {step}"  # what is served, for the cache and for `reload`
     if published is not None:
       self._read_published()
     someone = self.users.ask(
@@ -127,7 +139,9 @@ class Service:
     self.ready = False
     self.batcher: Batcher | None = None
     self._tasks: list[asyncio.Task] = []
-    self._ads_lock = asyncio.Lock()
+    self._ads_lock, self._reload_lock = asyncio.Lock(), asyncio.Lock()
+    self._export_lock = threading.Lock()
+    self._searcher = concurrent.futures.ThreadPoolExecutor(1, "find")
 
   @property
   def now_s(self) -> float:
@@ -140,12 +154,12 @@ class Service:
     """Begins to answer; in a running event loop."""
     self.batcher = Batcher(self.engine)
     self.batcher.start()
-    jobs = [self._export_for_ever()]
+    jobs = {"export": self._export_later}
     if self._published is not None:
-      jobs.append(self._follow())
+      jobs["follow"] = self._follow
     if isinstance(self.histories, RedisHistories):
-      jobs.append(self.histories.run())
-    self._tasks = [asyncio.create_task(job) for job in jobs]
+      jobs["redis"] = self.histories.carry
+    self._tasks = [asyncio.create_task(self._for_ever(*job)) for job in jobs.items()]
     # What is there now stays: the collector must not walk through a whole log again and again.
     gc.collect()
     gc.freeze()
@@ -158,10 +172,26 @@ class Service:
     for task in self._tasks:
       task.cancel()
     await asyncio.gather(*self._tasks, return_exceptions=True)
-    self._export()
-    if self._link:
-      await self._link.close()
-    self.journal.close()
+    try:
+      await asyncio.to_thread(self._export)
+    finally:
+      if self._link:
+        await self._link.close()
+      self._searcher.shutdown()
+      self.journal.close()
+      self._lock.close()
+
+  async def _for_ever(self, name: str, job: Callable[[], Awaitable[None]]) -> None:
+    """Does a job again and again; a fault, such as a full disk, must not be the last time."""
+    said = ""
+    while True:
+      try:
+        await job()
+      except Exception as error:
+        self.metrics.faults.labels(name).inc()
+        if said != (said := f"{name}: {error!r}"):
+          console.print(f"{said}; trying again")
+        await asyncio.sleep(1.0)
 
   # ---- recommend
 
@@ -187,10 +217,14 @@ class Service:
     cached = False
     if self._cache and use_cache and request.user_id is not None and not request.explain:
       key = cache_key(
-        request.model_dump(), known.version, self.run.fingerprint, self.engine.step
+        request.model_dump(), known.version, self.run.fingerprint, self._parameters
       )
-      reply, cached = await self._cache.get(key, compute, usable=self._still_there)
-      self.metrics.cache(hit=cached)
+      where = tuple(request.where)
+      reply, how = await self._cache.get(
+        key, compute, usable=lambda reply: self._still_there(reply, where)
+      )
+      self.metrics.cache(how)
+      cached = how != "miss"
     else:
       reply = await compute()
     total_ms = 1000 * (time.perf_counter() - began)
@@ -215,14 +249,21 @@ class Service:
     if request.where:  # a condition that no ad meets must not reach the others' call
       self.catalog.now.allowed(tuple(request.where))
 
-  def _still_there(self, reply: dict[str, Any]) -> bool:
+  def _still_there(self, reply: dict[str, Any], where: tuple[str, ...]) -> bool:
     """Every ad is live and as it was; checked by content, as servers may share a cache."""
     now = self.catalog.now
-    return all(
-      now.is_live(ad["ad_id"]) and now.snapshot.codes_of(ad["ad_id"]).tolist() == ad["sid"]
-      and now.ads.text[now.snapshot.find(ad["ad_id"])] == ad["text"]
-      for ad in reply["ads"]
-    )
+    keep_A = now.allowed(where).keep_A if where else None
+    for ad in reply["ads"]:
+      row = now.snapshot.find(ad["ad_id"])
+      if row < 0 or now.snapshot.index.sid_of_ad_A[row] < 0 or not (
+        keep_A is None or keep_A[row]
+      ):
+        return False
+      if now.snapshot.codes_of(ad["ad_id"]).tolist() != ad["sid"] or any(
+        getattr(now.ads, name)[row] != ad[name] for name in SHOWN_COLUMNS
+      ):
+        return False
+    return True
 
   async def _searched(self, request: RecommendRequest, known: Latest) -> dict[str, Any]:
     now_s = int(self.now_s if request.time is None else request.time)
@@ -259,15 +300,18 @@ class Service:
       ConfigError: an ad that the index has never had, or a time in the future.
     """
     catalog, now_s = self.catalog.now, int(self.now_s)
-    if self._replayed_s is not None:
-      self._replayed_s = max(self._replayed_s, *(int(item.time or 0) for item in items))
+    ahead_s = MOST_AHEAD_S if self._replayed_s is None else MOST_REPLAYED_S
     for at, item in enumerate(items):
-      if self._replayed_s is None and (item.time or 0) > now_s + MOST_AHEAD_S:
-        raise ConfigError(f"events[{at}].time={item.time:.0f}: a day or more in the future")
+      if (item.time or 0) > now_s + ahead_s:
+        raise ConfigError(
+          f"events[{at}].time={item.time:.0f}: more than {ahead_s // 86_400} days in the future"
+        )
       if item.ad_id is not None and catalog.snapshot.find(item.ad_id) < 0:
         raise ConfigError(f"events[{at}].ad_id={item.ad_id!r}: not in the index")
     events = [self._event(item, item.user_id, now_s) for item in items]
     last = await asyncio.to_thread(self.journal.add_events, events)
+    if self._replayed_s is not None:
+      self._replayed_s = max(self._replayed_s, *(event.time_s for event in events))
     self._count_trending(events, catalog)
     if isinstance(self.histories, RedisHistories):
       self.histories.added()
@@ -287,16 +331,16 @@ class Service:
     )
 
   def _export(self) -> None:
-    while export_segment(
-      self.journal, self._segments, feature_names=self.users.request_features
-    ):
-      pass
-    prune(self.journal, self._segments, now_s=self.now_s, keep_days=self.config.keep_days)
+    with self._export_lock:  # at the end, an earlier call may still be at it
+      while export_segment(
+        self.journal, self._segments, feature_names=self.users.request_features
+      ):
+        pass
+      prune(self.journal, self._segments, now_s=self.now_s, keep_days=self.config.keep_days)
 
-  async def _export_for_ever(self) -> None:
-    while True:
-      await asyncio.sleep(self.config.segment_s)
-      await asyncio.to_thread(self._export)
+  async def _export_later(self) -> None:
+    await asyncio.sleep(self.config.segment_s)
+    await asyncio.to_thread(self._export)
 
   def _count_trending(self, events: Sequence[Event], catalog: Catalog) -> None:
     if self._trending is not None:
@@ -309,9 +353,7 @@ class Service:
   def _see_trending(self) -> None:
     """Every day has its own shares."""
     if self._trending is not None:
-      trending = self._trending.at(self.now_s)
-      if trending is not self.catalog.now.make_batch.trending:
-        self.catalog.set_trending(trending)
+      self.engine.trending = self._trending.at(self.now_s)
 
   def _restore_trending(self) -> None:
     """Counts the events of an earlier life, day by day."""
@@ -322,7 +364,7 @@ class Service:
           self._trending.at(min(event.time_s, self.now_s))
           self._trending.add(np.array([catalog.snapshot.find(event.ad_id)]))
       at = rows[-1][0]
-    self.catalog.set_trending(self._trending.at(self.now_s))
+    self._see_trending()
 
   # ---- ads
 
@@ -330,12 +372,24 @@ class Service:
     """Adds or changes ads; returns their SIDs. They are on disk and in the index then.
 
     Raises:
-      LogError, ValueError, NoRoom: see `LiveCatalog.upsert`.
+      ConfigError: a rule is broken; see `LiveCatalog.change`.
+      NoRoom: see there.
     """
+    encoder = self.inputs.sids.config.encoder
+    for at, ad in enumerate(ads):
+      if ad.embedding is not None and encoder != "given":
+        raise ConfigError(f"ads[{at}].embedding: these semantic IDs are made by {encoder!r}")
     rows = [_columns(ad) for ad in ads]
+    fields = {row["ad_id"]: row for row in rows}
     async with self._ads_lock:
-      codes = await asyncio.to_thread(self.catalog.upsert, rows)
-      await asyncio.to_thread(self.journal.put_ads, {row["ad_id"]: row for row in rows})
+      try:
+        codes = await asyncio.to_thread(
+          self.catalog.change, rows, keep=lambda: self.journal.put_ads(fields)
+        )
+      except (ConfigError, LogError):
+        raise
+      except ValueError as error:
+        raise ConfigError(str(error)) from None
     self.metrics.index_changed()
     return {row["ad_id"]: code_L.tolist() for row, code_L in zip(rows, codes, strict=True)}
 
@@ -349,63 +403,103 @@ class Service:
     async with self._ads_lock:
       if not self.catalog.now.is_live(ad_id):
         raise UnknownAd(f"ad_id {ad_id!r} is not in the index")
-      await asyncio.to_thread(self.catalog.remove, [ad_id])
-      await asyncio.to_thread(self.journal.put_ads, {ad_id: None})
+      await asyncio.to_thread(
+        self.catalog.change, gone=[ad_id], keep=lambda: self.journal.remove_ad(ad_id)
+      )
     self.metrics.index_changed()
 
-  def find_ads(self, query: str, limit: int) -> list[dict[str, str]]:
+  async def find_ads(self, query: str, limit: int) -> list[dict[str, str]]:
     """Live ads whose id, advertiser, category or text holds all words of `query`."""
-    now, words = self.catalog.now, query.lower().split()
-    ads, rows = now.ads, np.flatnonzero(now.snapshot.index.sid_of_ad_A >= 0)
-    names = ("ad_id", "advertiser_id", "category", "text")
-    found = []
-    for row in rows.tolist():
-      columns = {name: str(getattr(ads, name)[row]) for name in names}
-      text = " ".join(columns.values()).lower()
-      if all(word in text for word in words):
-        found.append(columns)
-        if len(found) == limit:
-          break
-    return found
+    return await asyncio.get_running_loop().run_in_executor(
+      self._searcher, _find_ads, self.catalog.now, query, limit
+    )
 
   def _restore_ads(self) -> None:
-    """Ads that came and went in an earlier life."""
-    ads = self.journal.ads()
-    if come := [fields for fields in ads.values() if fields is not None]:
-      self.catalog.upsert(come)
-    gone = [ad for ad, fields in ads.items() if fields is None and self.catalog.now.is_live(ad)]
-    if gone:
-      self.catalog.remove(gone)
+    """Ads that came and went in an earlier life; what no longer fits is left out and named."""
+    ads, now = self.journal.ads(), self.catalog.now
+    come = [fields for _, fields, live in ads if live]
+    gone = [ad for ad, _, live in ads if not live and now.is_live(ad)]
+    if not come and not gone:
+      return
+    try:
+      self.catalog.change(come, gone=gone)
+    except ValueError:
+      for fields in come:
+        self._tried(fields["ad_id"], [fields])
+      for ad in gone:
+        self._tried(ad, gone=[ad])
+    for ad, fields, live in ads:  # late events may name them
+      if not live and fields is not None and self._tried(ad, [fields]):
+        self._tried(ad, gone=[ad])
+
+  def _tried(self, ad_id: str, ads: Sequence[dict] = (), *, gone: Sequence[str] = ()) -> bool:
+    try:
+      self.catalog.change(ads, gone=gone)
+    except ValueError as error:
+      console.print(f"ad {ad_id!r} of the store is left out: {error}")
+      return False
+    return True
 
   # ---- parameters
 
   async def reload(self) -> bool:
-    """Takes the newest published parameters, or the run's; returns whether they are others."""
-    return await asyncio.to_thread(self._read_published)
+    """Takes the newest published parameters, or the run's; returns whether they are others.
+
+    Raises:
+      NoRoom: they cannot be read, or are of another model.
+    """
+    async with self._reload_lock:
+      try:
+        changed = await asyncio.to_thread(self._read_published)
+      except (ValueError, OSError, KeyError, TypeError) as error:
+        self.metrics.reloads.labels("failed").inc()
+        raise NoRoom(f"parameters: {error}") from None
+      if changed:
+        self.metrics.reloads.labels("ok").inc()
+      return changed
 
   def _read_published(self) -> bool:
     if self._published is None:
       _, params, step = load_params(self.run, self._workdir, self.inputs.vocabulary)
+      name = f"run {step}"
     else:
       step = latest(self._published)["step"]
-      if step != self.engine.step:
-        params = read_published(self._published, self._template)
-    if step == self.engine.step:
+      name = f"published {step}"
+      if name != self._parameters:
+        params = read_published(self._published, self._template, step=step)
+    if name == self._parameters:
       return False
     self.engine.replace_params(params, step)
+    self._parameters = name
     return True
 
   async def _follow(self) -> None:
-    failed = None
-    while True:
-      await asyncio.sleep(LOOK_S)
-      try:
-        if await self.reload():
-          self.metrics.reloads.labels("ok").inc()
-      except (ValueError, OSError, KeyError) as error:  # a learner's fault must not end serving
-        if str(error) != failed:
-          self.metrics.reloads.labels("failed").inc()
-        failed = str(error)
+    await asyncio.sleep(LOOK_S)
+    await self.reload()
+
+
+def _locked(store: Path):
+  """An open file that keeps other servers out of a store."""
+  store.mkdir(parents=True, exist_ok=True)
+  file = (store / "lock").open("w")
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    file.close()
+    raise ConfigError(f"{store}: another server uses it; pass another --store") from None
+  return file
+
+
+def _find_ads(now: Catalog, query: str, limit: int) -> list[dict[str, str]]:
+  words, found = query.lower().split(), []
+  for row in np.flatnonzero(now.snapshot.index.sid_of_ad_A >= 0).tolist():
+    columns = {name: str(getattr(now.ads, name)[row]) for name in ("ad_id", *SHOWN_COLUMNS)}
+    text = " ".join(columns.values()).lower()
+    if all(word in text for word in words):
+      found.append(columns)
+      if len(found) == limit:
+        break
+  return found
 
 
 def _columns(ad: AdFields) -> dict[str, Any]:

@@ -9,7 +9,7 @@ SMALL = (
   "model.num_lazy_layers=1", "train.num_steps=4", "train.batch_size=8", "train.eval_every=4",
   "train.eval_batches=1", "train.checkpoint_every=4", "settings.widths=4,6,8",
   "settings.factors=1.0,2.0", "settings.batch_sizes=1", "settings.k=5", "settings.rates=4",
-  "settings.rate_s=2", "settings.day_s=8", "settings.overload_s=2", "settings.fuzz_requests=60",
+  "settings.rate_s=2", "settings.day_s=4", "settings.overload_s=1", "settings.fuzz_requests=60",
   "settings.leak_requests=200",
 )
 ASKED_FOR = {

@@ -2,12 +2,10 @@
 
 import concurrent.futures
 import contextlib
-import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 
@@ -15,41 +13,13 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from experiments._serving import free_port, running_server
 from gr4ad_jax.serving.journal import Journal
 from gr4ad_jax.serving.server import build_app
 from tests.serving.test_service import ONE, ask, make
 
 OPTIONS = ("--clock", "log", "--serving.batch-sizes", "1", "--serving.beam-factors", "1.0",
            "--serving.body-timeout-s", "1")
-
-
-def free_port() -> int:
-  with socket.socket() as found:
-    found.bind(("127.0.0.1", 0))
-    return found.getsockname()[1]
-
-
-@contextlib.contextmanager
-def server(run, store):
-  """A running `gr4ad serve` and its address."""
-  port = free_port()
-  process = subprocess.Popen(
-    [sys.executable, "-m", "gr4ad_jax", "serve", "--workdir", run, "--store", store, "--port",
-     str(port), *OPTIONS],
-    stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"JAX_PLATFORMS": "cpu"},
-  )
-  url = f"http://127.0.0.1:{port}"
-  try:
-    for _ in range(600):
-      with contextlib.suppress(httpx.HTTPError):
-        if httpx.get(f"{url}/readyz").status_code == 200:
-          break
-      assert process.poll() is None, process.stderr.read().decode()[-2000:]
-      time.sleep(0.2)
-    yield process, url
-  finally:
-    process.kill()
-    process.wait()
 
 
 def test_a_kill_loses_no_accepted_event_and_a_stop_ends_what_was_begun(served_run, tmp_path):
@@ -79,8 +49,8 @@ def test_a_kill_loses_no_accepted_event_and_a_stop_ends_what_was_begun(served_ru
       )
       return connection.recv(1000).split()[1]
 
-  with server(served_run, tmp_path) as (process, url):
-    stop = threading.Event()
+  with running_server(served_run, tmp_path, *OPTIONS, log=tmp_path / "log") as server:
+    process, url, stop = server.process, server.url, threading.Event()
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
       for sender in range(3):
         pool.submit(send, url, sender, stop)
@@ -94,7 +64,8 @@ def test_a_kill_loses_no_accepted_event_and_a_stop_ends_what_was_begun(served_ru
   journal.close()
   assert set(accepted) <= kept
 
-  with server(served_run, tmp_path) as (process, url):
+  with running_server(served_run, tmp_path, *OPTIONS, log=tmp_path / "log") as server:
+    process, url = server.process, server.url
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
       replies = [
         pool.submit(httpx.post, f"{url}/v1/recommend", json={"user_id": f"u{i}"}, timeout=10)

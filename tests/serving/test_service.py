@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import dataclasses
+import sqlite3
 import threading
 import time
 
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
 
+from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.segments import append_segment, segment_files
 from gr4ad_jax.recommend import recommend_for_user
 from gr4ad_jax.serving.batcher import Batcher
@@ -110,15 +112,16 @@ def test_an_event_is_seen_by_the_next_request_and_ends_the_cached_answer(client)
   assert any(abs(probability[a] / before[a] - 1) > 1e-6 for a in before if a in probability)
 
 
-def test_a_history_in_the_request_is_the_history(client):
+def test_a_history_in_the_request_is_the_history(client, service):
   """The stored history of a user, given in the request by nobody known."""
+  begin_s = int(service.now_s) - 100
   client.post("/v1/events", json={"events": [
-    {"user_id": "new user", "ad_id": f"ad{i}", "action": "click", "time": 1_700_000_000 + i}
+    {"user_id": "new user", "ad_id": f"ad{i}", "action": "click", "time": begin_s + i}
     for i in range(5)
   ]})
   stored = ask(client, user_id="new user", k=5, beam_factor=1.0)
   given = ask(client, k=5, beam_factor=1.0, history=[
-    {"ad_id": f"ad{i}", "action": "click", "time": 1_700_000_000 + i} for i in range(5)
+    {"ad_id": f"ad{i}", "action": "click", "time": begin_s + i} for i in range(5)
   ])
   assert stored["known_user"] and not given["known_user"]
   assert [a["ad_id"] for a in stored["ads"]] == [a["ad_id"] for a in given["ads"]]
@@ -228,7 +231,7 @@ def test_published_parameters_are_taken_over_while_requests_run(served_run, tmp_
   service = make(served_run, tmp_path / "b", config=ONE)
   template = jax.tree.map(np.asarray, service._template)
   publish(folder, 5, template, {})
-  service._published = folder
+  service._published = folder  # as --published
   with TestClient(build_app(service)) as client:
     stop, statuses = threading.Event(), []
 
@@ -280,6 +283,11 @@ def test_segments_hold_every_event_once_and_can_be_learned_from(service, tmp_pat
   assert exported(journal, folder) == 41 and export_segment(journal, folder) == 0
   frames = [pd.read_parquet(file) for file in segment_files(folder)]
   assert [len(frame) for frame in frames] == [30, 11]
+  # Another journal in the same folder has numbers of its own.
+  other = Journal(tmp_path / "other.sqlite")
+  other.add_events(events[:5])
+  assert export_segment(other, tmp_path / "both") == 5 and exported(other, folder) == 5
+  other.close()
   logs = service.inputs.logs
   before = len(logs.events.user)
   for file in segment_files(folder):
@@ -291,12 +299,70 @@ def test_segments_hold_every_event_once_and_can_be_learned_from(service, tmp_pat
   journal.close()
 
 
+def test_views_are_no_history_and_end_no_cached_answer(client, service):
+  first = ask(client, user_id="u11", k=3)
+  ads = [{"user_id": "u11", "ad_id": ad["ad_id"], "action": "impression"} for ad in first["ads"]]
+  assert client.post("/v1/events", json={"events": ads * 30}).json()["accepted"] == 90
+  assert ask(client, user_id="u11", k=3)["cached"]
+  client.post("/v1/events", json={"events": [ads[0] | {"action": "click"}]})
+  assert not ask(client, user_id="u11", k=3)["cached"]
+  assert len(service.journal.of_user("u11", 50)) == 1
+
+
+def test_a_store_that_no_longer_fits_does_not_keep_the_server_down(served_run, tmp_path, capsys):
+  journal = Journal(tmp_path / "store" / "journal.sqlite")
+  good = {"ad_id": "good", "advertiser_id": "lasting", "category": "", "text": "a thing"}
+  journal.put_ads({"bad": {"ad_id": "bad", "price": -1}, "good": good})
+  journal.close()
+  service = make(served_run, tmp_path, config=ONE)
+  assert service.catalog.now.is_live("good") and not service.catalog.now.is_live("bad")
+  assert "'bad' of the store is left out" in " ".join(capsys.readouterr().err.split())
+  with pytest.raises(ConfigError, match="another server uses it"):
+    make(served_run, tmp_path, config=ONE)
+
+
+def test_a_full_disk_is_503_and_nothing_has_changed(client, service, monkeypatch):
+  def full(*args):
+    raise sqlite3.OperationalError("database or disk is full")
+
+  version = service.catalog.now.snapshot.version
+  monkeypatch.setattr(service.journal, "put_ads", full)
+  monkeypatch.setattr(service.journal, "add_events", full)
+  ad = {"ad_id": "unkept", "advertiser_id": "x"}
+  assert client.post("/v1/ads", json={"ads": [ad]}).status_code == 503
+  event = {"user_id": "u1", "ad_id": "ad1"}
+  reply = client.post("/v1/events", json={"events": [event]})
+  assert reply.status_code == 503 and reply.headers["retry-after"]
+  assert service.catalog.now.snapshot.version == version
+  assert not service.catalog.now.is_live("unkept")
+
+
+def test_deep_and_long_mistakes_get_short_answers(client):
+  for depth in (900, 960, 966, 970, 5_000):
+    body = '{"user_id": ' + "[" * depth + "]" * depth + "}"
+    reply = client.post("/v1/recommend", content=body, headers={"content-type": "application/json"})
+    assert reply.status_code in (400, 422)
+  reply = client.post("/v1/recommend", json={"history": [{"x": 1}] * 9_000})
+  assert reply.status_code == 422 and len(reply.content) < 10_000
+
+
+def test_a_segment_without_a_valid_row_is_an_empty_one(service, tmp_path):
+  file = tmp_path / "quiet.parquet"
+  pd.DataFrame({
+    "user_id": ["u1"], "time": [1_800_000_000], "ad_id": ["unheard of"], "action": ["click"],
+  }).to_parquet(file)
+  appended = append_segment(service.inputs.logs, file)
+  assert not appended.new_R.any() and sum(appended.left_out.values()) == 1
+  assert len(appended.logs.events.user) == len(service.inputs.logs.events.user)
+
+
 def test_a_full_queue_refuses_and_a_late_answer_is_given_up(service):
   """The engine is replaced by one that waits, so that the queue fills for certain."""
   gate = threading.Event()
 
   class Slow:
     config = dataclasses.replace(SERVING, max_queue=2, deadline_ms=200, max_wait_ms=0)
+    # 100 requests a second: 0.5 of the deadline is room for 10, max_queue for 2.
 
     call_s = {(factor, size): 0.01 for factor in SERVING.beam_factors for size in (1, 4)}
 
