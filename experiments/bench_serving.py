@@ -13,10 +13,10 @@ Preset small, trained for a few minutes on a synthetic market of 100,000 ads, an
 - requests made of the API's own description by schemathesis, valid and invalid: answers 5xx that
   are not a 503.
 - 100,000 requests, most from the cache: growth of resident memory after the first fifth.
-- a day with the sustained rate as its peak, a quarter of it at night and a burst of 1.5 times, cache
-  on: p50, p99, errors, hits. The same day with fixed beams of the base widths, on a server of its
-  own: off_peak_value_ratio compares the expected value of the ads returned at night, each ad's value
-  by its probability.
+- a day with the sustained rate as its peak, a quarter of it at night and a burst of 1.5 times;
+  cache on: p50, p99, errors, hits. The same day with fixed beams of the base widths, on a server of
+  its own: off_peak_value_ratio compares the expected value of the ads returned at night, each ad's
+  value by its probability.
 
 Expected on two CPU cores (docs/serving.md): sustained 20 to 25, p99 below 100 ms, no errors, value
 ratio 1.3, fuzz_5xx 0, events_lost 0. Run time: 40 minutes, 10 of them training.
