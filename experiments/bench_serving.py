@@ -7,16 +7,16 @@ Preset small, trained for a few minutes on a synthetic market of 100,000 ads, an
 
 - constant traffic at rising rates: sustained_qps is the highest whose p99 stays below 100 ms with
   neither errors nor refusals; the result cache is off.
+- a day with the sustained rate as its peak, a quarter of it at night and a burst of 1.5 times;
+  cache on: p50, p99, errors, hits. The same day with fixed beams of the base widths, on a server of
+  its own: off_peak_value_ratio compares the expected value of the ads returned at night, each ad's
+  value by its probability.
 - three times the capacity for a while: 429s and no errors.
 - a new ad: seconds from sending it to the first answer that holds it.
 - SIGKILL while events are sent: accepted events that are not there afterwards.
 - requests made of the API's own description by schemathesis, valid and invalid: answers 5xx that
   are not a 503.
 - 100,000 requests, most from the cache: growth of resident memory after the first fifth.
-- a day with the sustained rate as its peak, a quarter of it at night and a burst of 1.5 times;
-  cache on: p50, p99, errors, hits. The same day with fixed beams of the base widths, on a server of
-  its own: off_peak_value_ratio compares the expected value of the ads returned at night, each ad's
-  value by its probability.
 
 Expected on two CPU cores (docs/serving.md): sustained 20 to 25, p99 below 100 ms, no errors, value
 ratio 1.3, fuzz_5xx 0, events_lost 0. Run time: 40 minutes, 10 of them training.
@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import signal
 import sqlite3
@@ -101,38 +102,39 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
   del size
   options = override_all(Options(), overrides)
   settings, trained = options.settings, _trained(workdir, options)
-  with running_server(
-    trained, workdir / "store", *_serve_options(settings, settings.factors),
-    log=workdir / "server.log",
-  ) as server:
+  days: dict[str, list[Sample]] = {}
+  with _serving(trained, workdir / "dynamic", settings, settings.factors) as server:
     results = _sustained(server, settings)
+    day = LoadConfig(
+      peak_qps=results["sustained_qps"], day_s=settings.day_s, burst_share=1.5, k=settings.k
+    )
+    days["dynamic"] = _day(server, day, workdir / "dynamic")
     results |= _overload(server, settings, results["capacity_qps"])
     results["new_ad_seconds"] = _new_ad(server)
     results["rss_growth_mb"] = _leak(server, settings.leak_requests)
     results |= _fuzzed(server, settings.fuzz_requests)
-    results["events_lost"] = _killed(server, workdir / "store" / "journal.sqlite")
-  day = LoadConfig(
-    peak_qps=results["sustained_qps"], day_s=settings.day_s, burst_share=1.5, k=settings.k
-  )
-  days = {
-    name: _day(trained, workdir / name, day, _serve_options(settings, factors))
-    for name, factors in (("dynamic", settings.factors), ("fixed", (1.0,)))
-  }
+    results["events_lost"] = _killed(server, workdir / "dynamic" / "store" / "journal.sqlite")
+  with _serving(trained, workdir / "fixed", settings, (1.0,)) as server:
+    _constant(server, settings, settings.rates[0], min(5.0, settings.rate_s))
+    days["fixed"] = _day(server, day, workdir / "fixed")
   return results | _compared(days)
 
 
-def _day(trained: Path, folder: Path, day: LoadConfig, options: list[object]) -> list[Sample]:
-  """A day on a server of its own, whose users have done nothing yet."""
+def _serving(
+  trained: Path, folder: Path, settings: Settings, factors: Sequence[float]
+) -> contextlib.AbstractContextManager[Server]:
+  """A server whose users have done nothing yet."""
   folder.mkdir(exist_ok=True)
+  return running_server(
+    trained, folder / "store", "--clock", "log", "--serving.widths", *settings.widths,
+    "--serving.batch-sizes", *settings.batch_sizes, "--serving.beam-factors", *factors,
+    log=folder / "server.log",
+  )
+
+
+def _day(server: Server, day: LoadConfig, folder: Path) -> list[Sample]:
   console.print(f"{folder.name}: a day of {day.day_s:g} s")
-  with running_server(
-    trained, folder / "store", *options, log=folder / "server.log"
-  ) as server:
-    warm_up = dataclasses.replace(
-      day, day_s=min(5.0, day.day_s), off_peak_share=1.0, event_share=0.0, seed=99
-    )
-    load.run_load(server.url, warm_up, use_cache=False, progress=track)
-    samples = load.run_load(server.url, day, progress=track)
+  samples = load.run_load(server.url, day, progress=track)
   load.write(samples, day, folder)
   return samples
 
@@ -152,16 +154,10 @@ def _trained(workdir: Path, options: Options) -> Path:
   return trained
 
 
-def _serve_options(settings: Settings, factors: Sequence[float]) -> list[object]:
-  return [
-    "--clock", "log", "--serving.widths", *settings.widths, "--serving.batch-sizes",
-    *settings.batch_sizes, "--serving.beam-factors", *factors,
-  ]
-
-
 def _constant(server: Server, settings: Settings, qps: float, seconds: float) -> dict[str, float]:
   config = LoadConfig(
-    peak_qps=qps, day_s=seconds, off_peak_share=1.0, k=settings.k, seed=int(10 * qps)
+    peak_qps=qps, day_s=seconds, off_peak_share=1.0, k=settings.k, seed=int(10 * qps),
+    event_share=0.0,  # nothing that a later day would see
   )
   samples = load.run_load(server.url, config, use_cache=False, progress=track)
   return load.summary(samples)["day"]
@@ -225,9 +221,11 @@ def _ratio_interval(days: Mapping[str, Sequence[Sample]]) -> tuple[float, float]
     sums.append((np.bincount(users, [s.value for s in night], len(count_U)), count_U))
   rng = np.random.default_rng(0)
   drawn = rng.integers(0, len(sums[0][1]), (2_000, len(sums[0][1])))
-  dynamic, fixed = (value_U[drawn].sum(axis=1) / count_U[drawn].sum(axis=1)
-                    for value_U, count_U in sums)
-  return tuple(float(x) for x in np.percentile(dynamic / fixed, (2.5, 97.5)))
+  dynamic, fixed = (
+    value_U[drawn].sum(axis=1) / np.maximum(count_U[drawn].sum(axis=1), 1)
+    for value_U, count_U in sums
+  )
+  return tuple(float(x) for x in np.percentile(dynamic / np.maximum(fixed, 1e-30), (2.5, 97.5)))
 
 
 def _new_ad(server: Server) -> float:
