@@ -12,7 +12,7 @@ market waits until the learner has seen it.
 
 What the first four ads earn in expectation is computed from the market's truth, for both, request
 by request; intervals draw users again. Expected numbers: docs/serving.md. Run time on two CPU
-cores: 25 minutes.
+cores: 8 minutes.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Options:
   """Everything that --set may change."""
 
   settings: Settings = Settings()
-  market: MarketConfig = MarketConfig(num_users=1_500, drift=1.2, days=28)
+  market: MarketConfig = MarketConfig(num_users=3_000, drift=1.2, days=26)
   model: ModelConfig = ModelConfig(width=64, num_heads=2, num_layers=3, num_lazy_layers=2)
   train: TrainConfig = TrainConfig(batch_size=64, learning_rate=3e-3, log_every=50)
   search: SearchConfig = SearchConfig(widths=(32, 64, 128), batch_size=64, value_exponent=0.5)
