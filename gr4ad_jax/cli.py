@@ -311,8 +311,10 @@ class Export:
 class Serve:
   """A trained run answers over HTTP: recommendations, new ads, events; a page at /."""
 
-  workdir: Path
+  workdir: Path | None = None
   """Folder of a trained run."""
+  artifact: Path | None = None
+  """Folder that `export` wrote, instead of a run: answers contexts alone (docs/serving.md)."""
   host: str = "127.0.0.1"
   """Address to listen on; 0.0.0.0 = all of this machine's."""
   port: int = 8000
@@ -547,12 +549,25 @@ def _run(command: Command) -> None:
 
 def _serve(command: Serve) -> None:
   from gr4ad_jax.progress import track
+  from gr4ad_jax.serving.artifact_server import ArtifactEngine, build_artifact_app
   from gr4ad_jax.serving.server import build_app, serve
   from gr4ad_jax.serving.service import Service
 
+  if (command.workdir is None) == (command.artifact is None):
+    raise config_lib.ConfigError("serve: needs --workdir or --artifact, one of them")
+  api_key = os.environ.get("GR4AD_API_KEY")
   with socket.socket() as probe:  # before minutes of compilation
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     probe.bind((command.host, command.port))
+  where = "localhost" if command.host in ("0.0.0.0", "127.0.0.1") else command.host
+  ready = f"serving http://{where}:{command.port}  (API: /docs, metrics: /metrics)"
+  if command.artifact is not None:
+    config = dataclasses.replace(command.serving, beam_factors=(1.0,))
+    engine = ArtifactEngine(command.artifact, config)
+    engine.warm(track)
+    terminal.console.print(ready)
+    serve(build_artifact_app(engine, api_key=api_key), host=command.host, port=command.port)
+    return
   store = command.store or command.workdir / "serving"
   service = Service(
     command.workdir, config=command.serving, store=store,
@@ -564,12 +579,8 @@ def _serve(command: Serve) -> None:
       f"the log ended {service.log_age_days:.0f} days ago, which the model sees as idle users; "
       "`--clock log` serves as of the log's end"
     )
-  where = "localhost" if command.host in ("0.0.0.0", "127.0.0.1") else command.host
-  terminal.console.print(f"serving http://{where}:{command.port}  (API: /docs, metrics: /metrics)")
-  serve(
-    build_app(service, api_key=os.environ.get("GR4AD_API_KEY")), host=command.host,
-    port=command.port,
-  )
+  terminal.console.print(ready)
+  serve(build_app(service, api_key=api_key), host=command.host, port=command.port)
 
 
 def _prepare(command: Prepare) -> None:

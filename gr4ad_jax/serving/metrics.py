@@ -22,21 +22,39 @@ if TYPE_CHECKING:
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 2.5)
 
 
-class Metrics:
-  """Counters of one server."""
+class HttpMetrics:
+  """Requests of one server, and its process."""
 
-  def __init__(self, service: Service):
-    """Registers them; gauges look at the service when they are read."""
+  def __init__(self):
+    """Registers them."""
     self.registry = registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
-    self.requests = Counter(
+    self._requests = Counter(
       "gr4ad_requests_total", "HTTP requests", ("path", "status"), registry=registry
     )
-    self.seconds = Histogram(
+    self._seconds = Histogram(
       "gr4ad_request_seconds", "Time of an HTTP request", ("path",), buckets=_SECONDS,
       registry=registry,
     )
+
+  def answered(self, path: str, status: str, seconds: float) -> None:
+    """One HTTP request, by the name of its route."""
+    self._requests.labels(path, status).inc()
+    self._seconds.labels(path).observe(seconds)
+
+  def text(self) -> bytes:
+    """All of the registry."""
+    return generate_latest(self.registry)
+
+
+class Metrics:
+  """Counters of the server of a run."""
+
+  def __init__(self, service: Service):
+    """Registers them; gauges look at the service when they are read."""
+    self.http = HttpMetrics()
+    registry = self.http.registry
     self._call_seconds = Histogram(
       "gr4ad_search_seconds", "Time of a compiled search, by beam factor", ("factor",),
       buckets=_SECONDS, registry=registry,
@@ -98,7 +116,3 @@ class Metrics:
   def index_changed(self) -> None:
     """One write of the index."""
     self._changes.inc()
-
-  def text(self) -> bytes:
-    """All of it."""
-    return generate_latest(self.registry)

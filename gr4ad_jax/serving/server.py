@@ -18,7 +18,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from gr4ad_jax import __version__
-from gr4ad_jax.config import ConfigError
+from gr4ad_jax.config import ConfigError, ServingConfig
 from gr4ad_jax.data.validation import LogError
 from gr4ad_jax.search.targeting import COLUMNS
 from gr4ad_jax.serving.batcher import DeadlineExceeded, GoingDown, Overloaded
@@ -33,6 +33,7 @@ from gr4ad_jax.serving.messages import (
   ReloadReply,
   RemovedReply,
 )
+from gr4ad_jax.serving.metrics import HttpMetrics
 from gr4ad_jax.serving.service import Service, UnknownAd
 
 MOST_CONNECTIONS = 2_000  # more get 503
@@ -62,15 +63,22 @@ def build_app(service: Service, *, api_key: str | None = None) -> FastAPI:
     title="gr4ad_jax", version=__version__, lifespan=lifespan,
     description="Generative ad recommendation: semantic IDs, lazy decoding, dynamic beams.",
   )
-  _add_errors(app)
-  _add_pages(app, service)
+  add_errors(app)
+  _add_page(app)
+  add_health(app, ready=lambda: service.ready, metrics=service.metrics.http.text)
   _add_api(app, service)
+  add_limits(app, service.config, metrics=service.metrics.http, api_key=api_key)
+  return app
+
+
+def add_limits(
+  app: FastAPI, config: ServingConfig, *, metrics: HttpMetrics, api_key: str | None
+) -> None:
+  """Bounds on bodies, the API key, and counting; call it when all routes are there."""
   # The last one added is the first to see a request.
-  config = service.config
   app.add_middleware(_Limits, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)
   app.add_middleware(_ApiKey, api_key=api_key)
-  app.add_middleware(_Measured, service=service)
-  return app
+  app.add_middleware(_Measured, metrics=metrics)
 
 
 def serve(app: FastAPI, *, host: str, port: int, drain_s: float = 10.0) -> None:
@@ -160,12 +168,18 @@ def _add_api(app: FastAPI, service: Service) -> None:
     return service.catalog.now.targeting.values(column)[:5_000]
 
 
-def _add_pages(app: FastAPI, service: Service) -> None:
+def _add_page(app: FastAPI) -> None:
   page = (resources.files("gr4ad_jax.serving") / "web" / "index.html").read_text()
 
   @app.get("/", response_class=HTMLResponse, include_in_schema=False)
   async def index() -> str:
     return page
+
+
+def add_health(
+  app: FastAPI, *, ready: Callable[[], bool], metrics: Callable[[], bytes]
+) -> None:
+  """/healthz, /readyz and /metrics."""
 
   @app.get("/healthz")
   async def healthz() -> dict[str, str]:
@@ -175,16 +189,18 @@ def _add_pages(app: FastAPI, service: Service) -> None:
   @app.get("/readyz", responses={503: {"description": "Starting or going down."}})
   async def readyz() -> Response:
     """Requests are answered."""
-    status = 200 if service.ready else 503
-    return JSONResponse({"ready": service.ready}, status)
+    is_ready = ready()
+    return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
 
   @app.get("/metrics")
-  async def metrics() -> Response:
+  async def show_metrics() -> Response:
     """Counters and gauges for Prometheus."""
-    return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+    return Response(metrics(), media_type=CONTENT_TYPE_LATEST)
 
 
-def _add_errors(app: FastAPI) -> None:
+def add_errors(app: FastAPI) -> None:
+  """What exceptions become."""
+
   def answers(kind: type[Exception], status: int, headers: Callable = lambda error: None) -> None:
     async def handler(request: Request, error: Exception) -> Response:
       return JSONResponse({"detail": str(error)}, status, headers(error))
@@ -212,8 +228,8 @@ def _add_errors(app: FastAPI) -> None:
 class _Measured:
   """Counts and times requests by route."""
 
-  def __init__(self, app, service: Service):
-    self._app, self._service = app, service
+  def __init__(self, app, metrics: HttpMetrics):
+    self._app, self._metrics = app, metrics
 
   async def __call__(self, scope, receive, send) -> None:
     if scope["type"] != "http":
@@ -234,9 +250,10 @@ class _Measured:
       raise
     finally:
       route = scope.get("route")  # names of routes alone, lest every URL becomes a series
-      path, metrics = getattr(route, "path", "other"), self._service.metrics
-      metrics.requests.labels(path, str(status or "gone")).inc()  # gone: the client hung up
-      metrics.seconds.labels(path).observe(time.perf_counter() - began)
+      self._metrics.answered(
+        getattr(route, "path", "other"), str(status or "gone"),  # gone: the client hung up
+        time.perf_counter() - began,
+      )
 
 
 class _ApiKey:

@@ -118,8 +118,8 @@ class Service:
       self._trending = LiveTrending(logs)
       self._restore_trending()
     self._parameters = f"run {step}"  # what is served, for the cache and for `reload`
-    if published is not None:
-      self._read_published()
+    if published is not None and not self._read_published():
+      console.print(f"{published}: nothing is published there yet; serving the run's parameters")
     someone = self.users.ask(
       str(self.users.ids[0]), None, self.catalog.now, now_s=self.now_s, features={}, history=None
     )
@@ -462,6 +462,8 @@ class Service:
     if self._published is None:
       _, params, step = load_params(self.run, self._workdir, self.inputs.vocabulary)
       name = f"run {step}"
+    elif not (self._published / "latest.json").exists():  # the learner may start later
+      return False
     else:
       step = latest(self._published)["step"]
       name = f"published {step}"

@@ -1,0 +1,154 @@
+"""`gr4ad serve --artifact`: an exported search answers contexts that its callers have made.
+
+The artifact knows neither logs nor tokenizer: no histories, events or new ads. A request brings the
+arrays that the manifest lists, one row of each; calls are batched, bounded and given up as in the
+server of a run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field
+
+from gr4ad_jax import __version__
+from gr4ad_jax.config import ConfigError, ServingConfig
+from gr4ad_jax.search.artifact import Artifact
+from gr4ad_jax.serving.batcher import Batcher
+from gr4ad_jax.serving.metrics import HttpMetrics
+from gr4ad_jax.serving.server import add_errors, add_health, add_limits
+
+Array = int | list[int] | list[list[int]]
+
+
+class ContextRequest(BaseModel):
+  """A context as the model reads it."""
+
+  model_config = ConfigDict(extra="forbid")
+  context: dict[str, Array] = Field(description="Name -> one row of the manifest's array.")
+  k: int = Field(10, ge=1, description="Ads wanted.")
+
+
+class ScoredAd(BaseModel):
+  """One ad."""
+
+  ad_id: str
+  score: float = Field(description="Of its SID, what ads are ranked by.")
+
+
+class ContextReply(BaseModel):
+  """Ads, best first."""
+
+  ads: list[ScoredAd]
+  queue_ms: float
+
+
+class ContextAsk(NamedTuple):
+  """One request."""
+
+  context: dict[str, np.ndarray]  # one row
+  k: int
+
+
+class ArtifactEngine:
+  """Calls the artifact's program with full batches; its beams are fixed."""
+
+  def __init__(self, folder: Path, config: ServingConfig):
+    """Reads the artifact; `warm` compiles.
+
+    Raises:
+      ValueError: no artifact there.
+    """
+    self.config = config
+    self.artifact = Artifact(folder)
+    with np.load(folder / "sample.npz") as sample:
+      self._sample = dict(sample)
+    self.call_s: dict[tuple[float, int], float] = {}
+
+  def warm(self, progress: Callable | None = None) -> None:
+    """Compiles and times every batch size."""
+    sizes = self.config.batch_sizes
+    for size in progress(sizes, "compile and time searches", len(sizes)) if progress else sizes:
+      asks = [ContextAsk(self._sample, 10)] * size
+      self(asks, factor=1.0)
+      began = time.perf_counter()
+      self(asks, factor=1.0)
+      self.call_s[1.0, size] = time.perf_counter() - began
+
+  def ask(self, request: ContextRequest) -> ContextAsk:
+    """A request, checked against the manifest.
+
+    Raises:
+      ConfigError: an array is missing, unknown, of another shape or too large; k is too large.
+    """
+    if request.k > self.config.max_k:
+      raise ConfigError(f"k={request.k}: must be at most {self.config.max_k}")
+    known = self.artifact.manifest["context"]
+    if unknown := sorted(set(request.context) - set(known)):
+      raise ConfigError(f"context: {unknown[0]!r} is none of {', '.join(known)}")
+    try:
+      rows = {name: np.array([values], np.int32) for name, values in request.context.items()}
+      return ContextAsk(self.artifact.check(rows), request.k)
+    except (ValueError, OverflowError) as error:
+      raise ConfigError(str(error)) from None
+
+  def __call__(
+    self, asks: Sequence[ContextAsk], *, factor: float
+  ) -> list[list[tuple[str, float]]]:
+    """(ad id, score) of each request's ads, best first."""
+    del factor
+    size = next(size for size in self.config.batch_sizes if size >= len(asks))
+    filled = [*asks, *[asks[-1]] * (size - len(asks))]
+    context = {
+      name: np.concatenate([ask.context[name] for ask in filled]) for name in asks[0].context
+    }
+    ids, scores = self.artifact.recommend(context, max(ask.k for ask in asks))
+    return [
+      list(zip(ids[row], scores[row], strict=True))[: ask.k] for row, ask in enumerate(asks)
+    ]
+
+
+def build_artifact_app(engine: ArtifactEngine, *, api_key: str | None = None) -> FastAPI:
+  """The ASGI application of a warm engine.
+
+  Args:
+    engine: warm.
+    api_key: as `server.build_app`.
+  """
+  state: dict[str, Any] = {}
+
+  @contextlib.asynccontextmanager
+  async def lifespan(app: FastAPI):
+    batcher = state["batcher"] = Batcher(engine)
+    batcher.start()
+    yield
+    del state["batcher"]
+    await batcher.stop()
+
+  app = FastAPI(title="gr4ad_jax, an exported search", version=__version__, lifespan=lifespan)
+  metrics = HttpMetrics()
+  add_errors(app)
+  add_health(app, ready=lambda: "batcher" in state, metrics=metrics.text)
+
+  @app.post("/v1/recommend")
+  async def recommend(request: ContextRequest) -> ContextReply:
+    """The best ads for a context."""
+    found, waited_s = await state["batcher"].ask(engine.ask(request))
+    return ContextReply(
+      ads=[ScoredAd(ad_id=ad_id, score=score) for ad_id, score in found],
+      queue_ms=1000 * waited_s,
+    )
+
+  @app.get("/v1/about")
+  async def about() -> dict[str, Any]:
+    """The artifact's manifest: the arrays of a context, beams, versions."""
+    return engine.artifact.manifest
+
+  add_limits(app, engine.config, metrics=metrics, api_key=api_key)
+  return app
