@@ -67,6 +67,8 @@ KILL_S = 3.0  # of events before SIGKILL
 class Settings:
   """What --set may change."""
 
+  run: str = ""
+  """Folder of a trained run to serve; empty = one is trained."""
   widths: tuple[int, ...] = (16, 32, 64)
   """At peak."""
   factors: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
@@ -140,6 +142,8 @@ def _day(server: Server, day: LoadConfig, folder: Path) -> list[Sample]:
 
 
 def _trained(workdir: Path, options: Options) -> Path:
+  if options.settings.run:
+    return Path(options.settings.run)
   _, data = prepared_market(workdir, options.market)
   if not (data / "sids" / "health.json").exists():
     prepare.tokenize(data, data / "sids", TokenizerConfig())
