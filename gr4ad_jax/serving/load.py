@@ -231,7 +231,7 @@ def plot(runs: dict[str, Sequence[Sample]]) -> Figure:
   figure, axes = plt.subplots(4, 1, figsize=(9, 9), sharex=True, layout="constrained")
   for number, (name, samples) in enumerate(runs.items()):
     color, step = f"C{number}", max(samples[-1].due_s / 60, 1.0)
-    edges = np.arange(0, samples[-1].due_s + step, step)
+    edges = np.arange(0, samples[-1].due_s, step)
     bins = np.digitize([s.due_s for s in samples], edges) - 1
     groups = [[s for s, b in zip(samples, bins, strict=True) if b == i] for i in range(len(edges))]
     rows = [(edge + step / 2, _numbers(group)) for edge, group in zip(edges, groups, strict=True)
