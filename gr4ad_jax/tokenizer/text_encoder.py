@@ -69,15 +69,14 @@ def _normalize(x_ND: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def _load_wordllama() -> tuple[np.ndarray, Tokenizer]:
-  folder = _package_folder("wordllama", "wordllama")
+def _load_wordllama(folder: Path) -> tuple[np.ndarray, Tokenizer]:
   table = load_file(folder / "weights" / "l2_supercat_256.safetensors")["embedding.weight"]
   name = "l2_supercat_tokenizer_config.json"
   return table, Tokenizer.from_file(str(folder / "tokenizers" / name))
 
 
 def _encode_wordllama(texts: list[str]) -> np.ndarray:
-  table, tokenizer = _load_wordllama()
+  table, tokenizer = _load_wordllama(_package_folder("wordllama", "wordllama"))
   token_lists = [e.ids for e in tokenizer.encode_batch(texts, add_special_tokens=False)]
   mean_ND = np.stack([table[ids].astype(np.float32).mean(0) for ids in token_lists])
   return _normalize(mean_ND)

@@ -8,7 +8,7 @@ from gr4ad_jax.config import ModelConfig, SearchConfig, ServingConfig, TrainConf
 from gr4ad_jax.run import RunFile, train_run
 
 SERVING = ServingConfig(
-  batch_sizes=(1, 4), beam_factors=(0.5, 1.0, 1.6), segment_s=3600, max_queue=8, max_history=50
+  batch_sizes=(1, 4), beam_factors=(1.0, 1.6), segment_s=3600, max_queue=8, max_history=50
 )
 
 

@@ -81,12 +81,12 @@ def test_requests_of_one_call_get_what_they_get_alone(service):
 
 
 def test_wider_beams_never_find_less(client):
-  """Probability of the SIDs found by 8, 16 and 24 beams."""
+  """Probability of the SIDs found by 16 and 24 beams."""
   def found(factor):
     ads = ask(client, user_id="u1", k=50, beam_factor=factor)["ads"]
     return sum({tuple(ad["sid"]): ad["probability"] for ad in ads}.values())
 
-  assert found(0.5) <= found(1.0) * 1.0001 <= found(1.6) * 1.0002
+  assert found(1.0) <= found(1.6) * 1.0001
 
 
 def test_targeting_holds(client, service):
@@ -167,7 +167,7 @@ def test_a_cached_answer_with_a_removed_ad_is_not_given_again(client):
   ({"history": [{"ad_id": "a", "content_id": "b"}]}, "exactly one of"),
   ({"history": [{"ad_id": "ad1"}] * 51}, "at most 50"),
   ({"features": {"shoe size": "44"}}, "shoe size"),
-  ({"beam_factor": 3.0}, "must be one of 0.5, 1, 1.6"),
+  ({"beam_factor": 3.0}, "must be one of 1, 1.6"),
   ({"time": -1}, "greater than or equal to 0"),
   ({"where": ["colour=red"]}, "COLUMN=VALUE"),
 ])
