@@ -10,7 +10,9 @@ Preset small, trained for a few minutes on a synthetic market of 100,000 ads, an
 - a day with the sustained rate as its peak, a quarter of it at night and a burst of 1.5 times;
   cache on: p50, p99, errors, hits. The same day with fixed beams of the base widths, on a server of
   its own: off_peak_value_ratio compares the expected value of the ads returned at night, each ad's
-  value by its probability.
+  value by its probability, over answers that were searched for. (The cache keeps answers for a
+  minute, a quarter of this squeezed day: what it gives at night was often searched for at peak. The
+  ratio over all answers stands beside it.)
 - three times the capacity for a while: 429s and no errors.
 - a new ad: seconds from sending it to the first answer that holds it.
 - SIGKILL while events are sent: accepted events that are not there afterwards.
@@ -204,7 +206,8 @@ def _compared(days: Mapping[str, Sequence[Sample]]) -> dict[str, float]:
     "p50_ms": dynamic[day]["p50_ms"], "p99_ms": dynamic[day]["p99_ms"],
     "errors": float(dynamic[day]["errors"] + dynamic[day]["refused"]),
     "cache_hit_rate": dynamic[day]["cache_hits"],
-    "off_peak_value_ratio": dynamic[night]["value"] / fixed[night]["value"],
+    "off_peak_value_ratio": _night_value(days["dynamic"]) / _night_value(days["fixed"]),
+    "off_peak_value_ratio_with_cache": dynamic[night]["value"] / fixed[night]["value"],
     "peak_value_ratio": dynamic["peak"]["value"] / fixed["peak"]["value"],
     "off_peak_factor": dynamic[night]["factor"], "peak_factor": dynamic["peak"]["factor"],
     "peak_p99_ms": dynamic["peak"]["p99_ms"], "fixed_peak_p99_ms": fixed["peak"]["p99_ms"],
@@ -215,12 +218,21 @@ def _compared(days: Mapping[str, Sequence[Sample]]) -> dict[str, float]:
   return results | {"off_peak_value_low": low, "off_peak_value_high": high}
 
 
+def _night(samples: Sequence[Sample]) -> list[Sample]:
+  """Answers at night that were searched for."""
+  return [s for s in samples if s.part == "off-peak" and s.status == 200 and not s.cached]
+
+
+def _night_value(samples: Sequence[Sample]) -> float:
+  return float(np.mean([s.value for s in _night(samples)]))
+
+
 def _ratio_interval(days: Mapping[str, Sequence[Sample]]) -> tuple[float, float]:
-  """95 % of the ratio when users are drawn again; both nights have the same requests."""
+  """95 % of the ratio when users are drawn again."""
   sums = []
   for name in ("dynamic", "fixed"):
-    night = [s for s in days[name] if s.part == "off-peak" and s.status == 200]
-    users = [s.user for s in night]
+    night = _night(days[name])
+    users = np.array([s.user for s in night], np.int64)
     count_U = np.bincount(users, minlength=1 + max(s.user for s in days["fixed"]))
     sums.append((np.bincount(users, [s.value for s in night], len(count_U)), count_U))
   rng = np.random.default_rng(0)
@@ -375,9 +387,10 @@ def table(results: Mapping[str, float]) -> str:
     ("p50 / p99 of the day, ms", f"{r['p50_ms']:.0f} / {r['p99_ms']:.0f}", "p99 < 100"),
     ("errors and refusals of the day", f"{r['errors']:g}", "0"),
     ("answers from the cache", f"{100 * r['cache_hit_rate']:.0f} %", "27.8 % in the paper"),
-    ("off-peak value, dynamic over fixed beams",
+    ("off-peak value, dynamic over fixed beams, searched answers",
      f"{r['off_peak_value_ratio']:.2f} [{r['off_peak_value_low']:.2f}, "
      f"{r['off_peak_value_high']:.2f}]", ">= 1.3"),
+    ("the same over all answers", f"{r['off_peak_value_ratio_with_cache']:.2f}", ""),
     ("mean beam factor, off-peak / peak",
      f"{r['off_peak_factor']:.2f} / {r['peak_factor']:.2f}", ""),
     ("p99 at peak, dynamic / fixed, ms",
