@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments._runs import tokenized
 from gr4ad_jax import prepare
 from gr4ad_jax.config import RewardConfig, SearchConfig
 from gr4ad_jax.data.impressions import read_impressions
@@ -34,6 +35,7 @@ from gr4ad_jax.progress import console, track
 from gr4ad_jax.reward import RewardRun, RewardScorer, train_reward
 from gr4ad_jax.run import Inputs, write_json
 from gr4ad_jax.search.recommender import Recommender
+from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 
 K = 50  # ads that a system finds
 HANDED = 10  # of them that the final ranker sees
@@ -51,6 +53,18 @@ def prepared_market(workdir: Path, config: MarketConfig) -> tuple[Market, Path]:
   elif json.loads((data / "market.json").read_text()) != dataclasses.asdict(config):
     raise ValueError(f"{data}: holds the log of another market")
   return market, data
+
+
+def prepared_first_days(market: Market, data: Path, days: int) -> Path:
+  """The market's log of the first days in DATA; all but the last two are learned from."""
+  if not (data / "prepared").exists():
+    short = dataclasses.replace(market, config=dataclasses.replace(market.config, days=days))
+    logs = market_logs(short, progress=track)
+    cut = time_split(logs, validation_days=1, test_days=1)
+    prepare.write_prepared(logs, data, cut, LIMITS)
+    tokenized(data, data / "sids", TokenizerConfig())
+    (data / "prepared").touch()
+  return data
 
 
 def trained_reward(

@@ -43,8 +43,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments._market import prepared_market
+from experiments._runs import tokenized
 from experiments._serving import Server, running_server
-from gr4ad_jax import prepare
 from gr4ad_jax.config import (
   ConfigError,
   LoadConfig,
@@ -147,15 +147,14 @@ def _trained(workdir: Path, options: Options) -> Path:
   if options.settings.run:
     return Path(options.settings.run)
   _, data = prepared_market(workdir, options.market)
-  if not (data / "sids" / "health.json").exists():
-    prepare.tokenize(data, data / "sids", TokenizerConfig())
+  sids = tokenized(data, data / "sids", TokenizerConfig())
   config = dataclasses.replace(
     preset("small"), model=options.model, train=options.train,
     search=SearchConfig(widths=options.settings.widths, value_exponent=1.0),
   )
   trained = workdir / "run"
   train_run(
-    RunFile(str(data.resolve()), str((data / "sids").resolve()), config), trained, resume=True
+    RunFile(str(data.resolve()), str(sids.resolve()), config), trained, resume=True
   )
   return trained
 
@@ -276,18 +275,18 @@ def _fuzzed(server: Server, requests: int) -> dict[str, float]:
   counts: collections.Counter[int] = collections.Counter()
   modes = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
   passes = 0
-  while sum(counts.values()) < requests and passes < 100:
+  while counts.total() < requests and passes < 100:
     for operation in writing:
       for mode in modes:
-        if sum(counts.values()) >= requests:
+        if counts.total() >= requests:
           break
-        each = max(1, (requests - sum(counts.values())) // (2 * len(writing)))
+        each = max(1, (requests - counts.total()) // (2 * len(writing)))
 
         @settings(max_examples=min(each, 500), deadline=None, database=None,
                   suppress_health_check=list(HealthCheck), phases=[Phase.generate])
         @given(case=operation.as_strategy(generation_mode=mode))
         def send(case) -> None:
-          if sum(counts.values()) < requests:
+          if counts.total() < requests:
             counts[case.call(timeout=30).status_code] += 1
 
         try:
@@ -300,7 +299,7 @@ def _fuzzed(server: Server, requests: int) -> dict[str, float]:
   if server.process.poll() is not None:
     raise RuntimeError(f"the server ended; see {server.log}")
   return {
-    "fuzz_requests": float(sum(counts.values())),
+    "fuzz_requests": float(counts.total()),
     "fuzz_5xx": float(sum(n for status, n in counts.items() if status >= 500 and status != 503)),
     "fuzz_503": float(counts[503]), "fuzz_2xx": float(sum(
       n for status, n in counts.items() if 200 <= status < 300

@@ -32,10 +32,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments._market import LIMITS
-from experiments._runs import tokenized
+from experiments._market import prepared_first_days
 from experiments._serving import Server, running_server
-from gr4ad_jax import prepare
 from gr4ad_jax.config import (
   Config,
   ConfigError,
@@ -45,13 +43,11 @@ from gr4ad_jax.config import (
   override_all,
 )
 from gr4ad_jax.data.market import SCENES, Market, MarketConfig, Requests, expected_revenue
-from gr4ad_jax.data.market_log import Shown, build_shelves, market_logs, simulate_hours
+from gr4ad_jax.data.market_log import Shown, build_shelves, simulate_hours
 from gr4ad_jax.data.market_worlds import build_market
 from gr4ad_jax.data.records import Action
-from gr4ad_jax.data.sequences import time_split
-from gr4ad_jax.progress import console, track
+from gr4ad_jax.progress import console
 from gr4ad_jax.run import RunFile, open_inputs, train_run
-from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 from gr4ad_jax.training.metric_log import read_log
 
 ARMS = ("online", "frozen")
@@ -133,14 +129,8 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
 
 def _trained(market: Market, workdir: Path, options: Options) -> Path:
   """A run on the first days."""
-  settings, data = options.settings, workdir / "data"
-  if not (data / "prepared").exists():
-    short = dataclasses.replace(market.config, days=settings.first_days)
-    logs = market_logs(dataclasses.replace(market, config=short), progress=track)
-    cut = time_split(logs, validation_days=1, test_days=1)
-    prepare.write_prepared(logs, data, cut, LIMITS)
-    tokenized(data, data / "sids", TokenizerConfig())
-    (data / "prepared").touch()
+  settings = options.settings
+  data = prepared_first_days(market, workdir / "data", settings.first_days)
   config = Config(model=options.model, train=options.train, search=options.search)
   first = RunFile(str(data.resolve()), str((data / "sids").resolve()), config)
   samples = open_inputs(first).examples.counts["train"]["examples"]

@@ -23,9 +23,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments._market import LIMITS, evenly, recommend_all, requests_of, trained_reward
-from experiments._runs import tokenized
-from gr4ad_jax import prepare
+from experiments._market import (
+  evenly,
+  prepared_first_days,
+  recommend_all,
+  requests_of,
+  trained_reward,
+)
 from gr4ad_jax.candidates import write_candidates
 from gr4ad_jax.config import (
   CandidateConfig,
@@ -40,17 +44,16 @@ from gr4ad_jax.config import (
 )
 from gr4ad_jax.data.impressions import read_impressions
 from gr4ad_jax.data.market import START_S, Market, MarketConfig, expected_revenue
-from gr4ad_jax.data.market_log import DAY_S, market_logs, write_market
+from gr4ad_jax.data.market_log import DAY_S, write_market
 from gr4ad_jax.data.market_worlds import build_market
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.segments import append_segment
-from gr4ad_jax.data.sequences import Example, ExampleMaker, time_split
+from gr4ad_jax.data.sequences import Example, ExampleMaker
 from gr4ad_jax.data.trending import build_trending
 from gr4ad_jax.online import learn_online
 from gr4ad_jax.progress import console, track
 from gr4ad_jax.run import Inputs, RunFile, open_inputs, open_recommender, read_run, train_run
 from gr4ad_jax.search.recommender import Recommender
-from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 
 SYSTEMS = ("frozen", "online", "retrained")
 
@@ -123,16 +126,7 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
 
 
 def _prepared(market: Market, workdir: Path, days: int) -> Path:
-  """The log of the first days, cut into examples; all but the last two are learned from."""
-  data = workdir / f"data-{days}"
-  if not (data / "prepared").exists():
-    short = dataclasses.replace(market, config=dataclasses.replace(market.config, days=days))
-    logs = market_logs(short, progress=track)
-    cut = time_split(logs, validation_days=1, test_days=1)
-    prepare.write_prepared(logs, data, cut, LIMITS)
-    tokenized(data, data / "sids", TokenizerConfig())
-    (data / "prepared").touch()
-  return data
+  return prepared_first_days(market, workdir / f"data-{days}", days)
 
 
 def _from_scratch(data: Path, folder: Path, reward: Path, options: Options) -> Path:

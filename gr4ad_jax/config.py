@@ -366,6 +366,10 @@ class ServingConfig:
                  "max_body_bytes", "body_timeout_s", "segment_s", "keep_days"):
       require(getattr(self, name) > 0, f"serving.{name}", getattr(self, name), "must be positive")
 
+  def call_size(self, requests: int) -> int:
+    """The batch size that so many requests are filled up to; at most the largest one."""
+    return next(size for size in self.batch_sizes if size >= requests)
+
 
 @dataclasses.dataclass(frozen=True)
 class LoadConfig:

@@ -103,8 +103,7 @@ class ArtifactEngine:
   ) -> list[list[tuple[str, float]]]:
     """(ad id, score) of each request's ads, best first."""
     del factor
-    size = next(size for size in self.config.batch_sizes if size >= len(asks))
-    filled = [*asks, *[asks[-1]] * (size - len(asks))]
+    filled = [*asks, *[asks[-1]] * (self.config.call_size(len(asks)) - len(asks))]
     context = {
       name: np.concatenate([ask.context[name] for ask in filled]) for name in asks[0].context
     }

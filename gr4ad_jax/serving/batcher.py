@@ -155,15 +155,11 @@ class Batcher:
     if factor is None:
       factor = self.beams.choose(
         began_s, rate=self.rate(began_s), queue_share=len(self._queue) / self._room,
-        size=self._size(len(batch)), waited_s=began_s - batch[0].since_s,
+        size=self._config.call_size(len(batch)), waited_s=began_s - batch[0].since_s,
       )
     if not await self._try(batch, factor):  # one request's fault must not be the others'
       for entry in batch:
         await self._try([entry], factor)
-
-  def _size(self, requests: int) -> int:
-    """Of the call for so many."""
-    return next(size for size in self._config.batch_sizes if size >= requests)
 
   async def _try(self, batch: list[_Waiting], factor: float) -> bool:
     """Answers a batch in one call; a batch of one gets its fault, a larger one False."""
@@ -178,7 +174,7 @@ class Batcher:
       if not batch[0].answer.done():
         batch[0].answer.set_exception(error)
       return True
-    self.beams.observe(factor, self._size(len(batch)), time.monotonic() - began_s)
+    self.beams.observe(factor, self._config.call_size(len(batch)), time.monotonic() - began_s)
     for entry, answer in zip(batch, answers, strict=True):
       if not entry.answer.done():
         entry.answer.set_result((answer, began_s - entry.since_s))

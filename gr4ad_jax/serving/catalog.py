@@ -32,7 +32,6 @@ from gr4ad_jax.tokenizer.semantic_id import HASH_COLUMNS, SemanticIds, code_new_
 MIN_SPARE_SIDS = 1_000
 KEPT_BYTES = 64 << 20  # of what conditions allow
 
-
 _KEEPING = threading.Lock()  # of what conditions allow: the event loop and the engine both ask
 
 
@@ -96,6 +95,7 @@ class Catalog:
         while len(self._allowed) > most:
           self._allowed.popitem(last=False)
     return found
+
 
 class LiveCatalog:
   """The present catalogue, and the writes that replace it."""

@@ -152,13 +152,7 @@ class Engine:
     for factor, size in programs:
       asks = [Ask(example, "", 10, ())] * size
       self(asks, factor=factor, conditions=True)
-      self(asks, factor=factor)
-      seconds = []
-      for _ in range(repeats):
-        begin = time.perf_counter()
-        self(asks, factor=factor)
-        seconds.append(time.perf_counter() - begin)
-      self.call_s[factor, size] = min(seconds)
+      self.call_s[factor, size] = _fastest_s(functools.partial(self, asks, factor=factor), repeats)
 
   def parts_s(self, example: Example, *, repeats: int = 5) -> dict[str, float]:
     """Seconds of the parts of one request's search at base widths, each as a program of its own.
@@ -193,15 +187,10 @@ class Engine:
       ),
       "top_k": lambda: select(logp_LV, None, catalog.prefixes),
     }
-    seconds = {}
-    for name, program in programs.items():
-      jax.block_until_ready(program())
-      times = []
-      for _ in range(repeats):
-        begin = time.perf_counter()
-        jax.block_until_ready(program())
-        times.append(time.perf_counter() - begin)
-      seconds[name] = min(times)
+    seconds = {
+      name: _fastest_s(lambda program=program: jax.block_until_ready(program()), repeats)
+      for name, program in programs.items()
+    }
     levels = seconds["levels"] - seconds["trunk"] - seconds["top_k"]
     return {
       "context": seconds["context"], "trunk": max(0.0, seconds["trunk"] - seconds["context"]),
@@ -224,7 +213,7 @@ class Engine:
     began = time.perf_counter()
     catalog, (params, step) = self.catalog.now, self._parameters
     context = self.context(asks, catalog)
-    size = next(size for size in self.config.batch_sizes if size >= len(asks))
+    size = self.config.call_size(len(asks))
     padded = Context(**{
       name: repeat_last(np.asarray(x), size) for name, x in context.present().items()
     })
@@ -271,3 +260,14 @@ class Engine:
       ids = np.array([ask.user_id for ask in asks], object)
       context = context._replace(user_id_B=hash_ids(ids))
     return context
+
+
+def _fastest_s(call: Callable[[], Any], repeats: int) -> float:
+  """Seconds of the fastest of so many calls, after one that compiles."""
+  call()
+  seconds = []
+  for _ in range(repeats):
+    begin = time.perf_counter()
+    call()
+    seconds.append(time.perf_counter() - begin)
+  return min(seconds)

@@ -97,7 +97,7 @@ class Journal:
         "insert into events(user_id, time_s, ad_id, content_id, action, request_id, value, ecpm,"
         " features) values (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows,
       )
-      return connection.execute("select max(seq) from events").fetchone()[0]
+      return self.last_seq
 
   def of_user(self, user_id: str, limit: int) -> list[tuple[int, Event]]:
     """The user's last events with their numbers, oldest first; views of ads are no history."""

@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import matplotlib.pyplot as plt
@@ -89,7 +88,6 @@ def run_load(
   config: LoadConfig,
   *,
   api_key: str | None = None,
-  request: dict[str, Any] | None = None,
   use_cache: bool = True,
   progress: Callable[[Iterable, str, int], Iterable] | None = None,
 ) -> list[Sample]:
@@ -99,7 +97,6 @@ def run_load(
     url: of the server.
     config: rates, users.
     api_key: of the server.
-    request: fields of every recommend request, beside user and k.
     use_cache: take answers that were given before.
     progress: like gr4ad_jax.progress.track.
 
@@ -109,10 +106,10 @@ def run_load(
   headers = {"x-api-key": api_key} if api_key else {}
   if not use_cache:
     headers["cache-control"] = "no-cache"
-  return asyncio.run(_run(url, config, headers, request or {}, progress))
+  return asyncio.run(_run(url, config, headers, progress))
 
 
-async def _run(url, config, headers, request, progress) -> list[Sample]:
+async def _run(url, config, headers, progress) -> list[Sample]:
   async with aiohttp.ClientSession(
     url, headers=headers, connector=aiohttp.TCPConnector(limit=0),
     timeout=aiohttp.ClientTimeout(total=config.timeout_s),
@@ -128,7 +125,7 @@ async def _run(url, config, headers, request, progress) -> list[Sample]:
     due = zip(times, chosen, clicks, strict=True)
     for at, user, click in progress(due, "requests", len(times)) if progress else due:
       await asyncio.sleep(max(0.0, began + at - time.perf_counter()))
-      body = {"user_id": users[user], "k": config.k} | request
+      body = {"user_id": users[user], "k": config.k}
       task = asyncio.create_task(
         _one(client, body, began + at, at, int(user), bool(click), config, samples)
       )
@@ -221,33 +218,31 @@ def write(samples: Sequence[Sample], config: LoadConfig, folder: Path) -> None:
   write_json(folder / "load.json", {
     "load": dataclasses.asdict(config), "summary": summary(samples), "requests": columns,
   })
-  figure = plot({"": samples})
+  figure = plot(samples)
   figure.savefig(folder / "load.png", dpi=120)
   plt.close(figure)
 
 
-def plot(runs: dict[str, Sequence[Sample]]) -> Figure:
-  """Requests, latency, beams and cache hits over the day, a line for each run."""
+def plot(samples: Sequence[Sample]) -> Figure:
+  """Requests, latency, beams and cache hits over the day."""
   figure, axes = plt.subplots(4, 1, figsize=(9, 9), sharex=True, layout="constrained")
-  for number, (name, samples) in enumerate(runs.items()):
-    color, step = f"C{number}", max(samples[-1].due_s / 60, 1.0)
-    edges = np.arange(0, samples[-1].due_s, step)
-    bins = np.digitize([s.due_s for s in samples], edges) - 1
-    groups = [[s for s, b in zip(samples, bins, strict=True) if b == i] for i in range(len(edges))]
-    rows = [(edge + step / 2, _numbers(group)) for edge, group in zip(edges, groups, strict=True)
-            if group]
-    at = [edge for edge, _ in rows]
+  step = max(samples[-1].due_s / 60, 1.0)
+  edges = np.arange(0, samples[-1].due_s, step)
+  bins = np.digitize([s.due_s for s in samples], edges) - 1
+  groups = [[s for s, b in zip(samples, bins, strict=True) if b == i] for i in range(len(edges))]
+  rows = [(edge + step / 2, _numbers(group)) for edge, group in zip(edges, groups, strict=True)
+          if group]
 
-    def line(axis, key, style="-", label="", scale=1.0, at=at, rows=rows, color=color):
-      axis.plot(at, [scale * row[key] for _, row in rows], style, color=color, label=label)
+  def line(axis, key: str, style: str = "-", label: str = "", scale: float = 1.0) -> None:
+    values = [scale * numbers[key] for _, numbers in rows]
+    axis.plot([at for at, _ in rows], values, style, color="C0", label=label)
 
-    of = f"{name}: " if name else ""
-    line(axes[0], "requests", label=f"{of}requests", scale=1 / step)
-    line(axes[0], "refused", ":", f"{of}refused (429)", 1 / step)
-    line(axes[1], "p50_ms", label=f"{of}p50")
-    line(axes[1], "p99_ms", "--", f"{of}p99")
-    line(axes[2], "factor", label=name)
-    line(axes[3], "cache_hits", label=name, scale=100)
+  line(axes[0], "requests", label="requests", scale=1 / step)
+  line(axes[0], "refused", ":", "refused (429)", 1 / step)
+  line(axes[1], "p50_ms", label="p50")
+  line(axes[1], "p99_ms", "--", "p99")
+  line(axes[2], "factor")
+  line(axes[3], "cache_hits", scale=100)
   for axis, label in zip(
     axes, ("requests / s", "latency, ms", "beams, multiple of base", "cache hits, %"), strict=True
   ):
@@ -255,7 +250,7 @@ def plot(runs: dict[str, Sequence[Sample]]) -> Figure:
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
   axes[1].set_yscale("log")
-  for axis in axes[: 2 if len(runs) == 1 else 4]:
+  for axis in axes[:2]:
     axis.legend(frameon=False, fontsize=8)
   axes[0].set_ylim(bottom=0)
   axes[3].set_ylim(0, 100)

@@ -270,7 +270,7 @@ class Service:
     self._see_trending()
     history = request.history
     if history is not None:
-      history = [self._event(item, None, now_s - 1) for item in history]
+      history = [_event(item, "", now_s - 1) for item in history]
     asked = self.users.ask(
       request.user_id, known, self.catalog.now, now_s=now_s + 1, features=request.features,
       history=history,
@@ -308,7 +308,12 @@ class Service:
         )
       if item.ad_id is not None and catalog.snapshot.find(item.ad_id) < 0:
         raise ConfigError(f"events[{at}].ad_id={item.ad_id!r}: not in the index")
-    events = [self._event(item, item.user_id, now_s) for item in items]
+    events = [
+      _event(item, item.user_id, now_s)._replace(
+        request_id=item.request_id, ecpm=item.ecpm, features=dict(item.features)
+      )
+      for item in items
+    ]
     last = await asyncio.to_thread(self.journal.add_events, events)
     if self._replayed_s is not None:
       self._replayed_s = max(self._replayed_s, *(event.time_s for event in events))
@@ -317,18 +322,6 @@ class Service:
       self.histories.added()
     self.metrics.events.inc(len(events))
     return last
-
-  def _event(self, item: HistoryItem, user_id: str | None, now_s: int) -> Event:
-    of_request = {}
-    if isinstance(item, UserEvent):
-      of_request = {
-        "request_id": item.request_id, "ecpm": item.ecpm, "features": dict(item.features)
-      }
-    return Event(
-      user_id=user_id or "", time_s=now_s if item.time is None else int(item.time),
-      ad_id=item.ad_id, content_id=item.content_id, action=item.number, value=item.value,
-      **({"request_id": None, "ecpm": None, "features": {}} | of_request),
-    )
 
   def _export(self) -> None:
     with self._export_lock:  # at the end, an earlier call may still be at it
@@ -502,6 +495,15 @@ def _find_ads(now: Catalog, query: str, limit: int) -> list[dict[str, str]]:
       if len(found) == limit:
         break
   return found
+
+
+def _event(item: HistoryItem, user_id: str, now_s: int) -> Event:
+  """What was done; nothing of the request that it belongs to."""
+  return Event(
+    user_id=user_id, time_s=now_s if item.time is None else int(item.time), ad_id=item.ad_id,
+    content_id=item.content_id, action=item.number, request_id=None, value=item.value, ecpm=None,
+    features={},
+  )
 
 
 def _columns(ad: AdFields) -> dict[str, Any]:

@@ -42,15 +42,19 @@ class Users:
     self._config = examples.config
     self._row_of = {user: row for row, user in enumerate(logs.users.user_id.tolist())}
     self._content_row = {c: row for row, c in enumerate(logs.contents.content_id.tolist())}
-    self._numbers = [
-      (name, {value: i + 1 for i, value in enumerate(values)})
-      for group in (examples.features.user, examples.features.request)
-      for name, values in group.items()
-    ]
-    self._num_user_features = len(examples.features.user)
+    self.features = examples.features.user | examples.features.request  # name -> values
+    # Name -> its place in `feature_F`, and the number of each value. Where user and request have a
+    # feature of one name, it is the user's.
+    self._numbers: dict[str, tuple[int, dict[str, int]]] = {}
+    self._num_features = len(examples.features.names)
+    groups = (examples.features.user.values(), examples.features.request.values())
+    for at, (name, values) in enumerate(
+      zip(examples.features.names, itertools.chain(*groups), strict=True)
+    ):
+      number_of = {value: i + 1 for i, value in enumerate(values)}
+      self._numbers.setdefault(name, (at, number_of))
     self.ids = logs.users.user_id
     self.request_features = tuple(examples.features.request)
-    self.features = {name: tuple(numbers) for name, numbers in self._numbers}
 
   def starting_with(self, query: str, limit: int) -> list[str]:
     """Ids of the log's users that begin so."""
@@ -84,19 +88,17 @@ class Users:
     row = self._row_of.get(user_id, -1) if user_id is not None else -1
     since = list(latest.events) if latest else []
     past, unknown = self._past_of(history if history is not None else since, catalog)
-    feature_F = np.zeros(len(self._numbers), np.int32)
+    feature_F = np.zeros(self._num_features, np.int32)
     if row >= 0:
-      feature_F[: self._num_user_features] = self._maker.feature(row, None)[
-        : self._num_user_features
-      ]
+      feature_F = self._maker.feature(row, None)
       if history is None:
         past = self._maker.past(row).merged(past)
-    names = [name for name, _ in self._numbers]
     for name, value in features.items():
-      if name not in names:
-        raise ConfigError(f"features: {name!r} is none of the model's: {', '.join(names)}")
-      at = names.index(name)
-      feature_F[at] = self._numbers[at][1].get(value, 0)
+      if name not in self._numbers:
+        known = ", ".join(self._numbers)
+        raise ConfigError(f"features: {name!r} is none of the model's: {known}")
+      at, number_of = self._numbers[name]
+      feature_F[at] = number_of.get(value, 0)
     example = past.before(int(now_s), config=self._config, feature_F=feature_F, user=row)
     return Asked(example, row >= 0 or bool(since), unknown)
 
