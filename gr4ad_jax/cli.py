@@ -30,6 +30,7 @@ from gr4ad_jax.config import (
   TrainConfig,
 )
 from gr4ad_jax.data.market import MarketConfig
+from gr4ad_jax.memory import keep_freed_memory
 
 
 def _one_line(text: str) -> str:
@@ -434,6 +435,7 @@ def main(argv: list[str] | None = None) -> None:
   143 where it was asked to stop (SIGTERM) and has saved.
   """
   argv = sys.argv[1:] if argv is None else argv
+  keep_freed_memory()
   try:
     _run(_parse(argv))
   except (ValueError, OSError) as error:

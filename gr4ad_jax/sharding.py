@@ -208,6 +208,11 @@ def constrain(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, _dividing(axes, x.shape, mesh))
 
 
+def is_split(axis: str) -> bool:
+  """Whether the mesh that the program is traced under has this axis, larger than one."""
+  return jax.sharding.get_abstract_mesh().shape.get(axis, 1) > 1
+
+
 def global_batch(mesh: Mesh) -> Callable[[Any], Any]:
   """Makes this host's rows into arrays spread over the whole mesh."""
   sharding = batch_sharding(mesh)

@@ -148,6 +148,8 @@ def test_layers_are_gathered_and_tables_are_not():
   for shape in gathered + found.get("all-to-all", []) + found.get("collective-permute", []):
     assert shape[-2:] not in ((CODES, WIDTH), (CODES // 2, WIDTH)), shape
     assert np.prod(shape) < VOCABULARY.num_organic_buckets * WIDTH / 2
+    # Nor both halves of a layer's largest weights.
+    assert np.prod(shape) <= WIDTH * MODEL.feed_forward_width
   assert "all-reduce" in found
 
 
