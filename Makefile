@@ -24,7 +24,8 @@ demo: $(VENV)/.installed ## install, run the main job on the embedded dataset, w
 	$(BIN)/gr4ad demo $(if $(filter-out 0,$(FRESH)),--fresh) $(ARGS)
 
 test: $(VENV)/.installed-test ## install, run the tests
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --durations 10 $(ARGS)
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+	  --durations 10 $(ARGS)
 
 lint: $(VENV)/.installed-test ## ruff and shellcheck
 	$(BIN)/ruff check .

@@ -435,7 +435,6 @@ def main(argv: list[str] | None = None) -> None:
   143 where it was asked to stop (SIGTERM) and has saved.
   """
   argv = sys.argv[1:] if argv is None else argv
-  keep_freed_memory()
   try:
     _run(_parse(argv))
   except (ValueError, OSError) as error:
@@ -496,6 +495,7 @@ def _run(command: Command) -> None:
     case Tokenize():
       _tokenize(command)
     case Train():
+      keep_freed_memory()
       _train(command)
     case MakeSweep():
       _sweep(command)

@@ -324,6 +324,9 @@ class ServingConfig:
   beam_factors: tuple[float, ...] = (0.5, 1.0, 1.6)
   """Beam schedules, as multiples of the run's widths: 1 at peak, larger ones while traffic leaves
   room, smaller ones in overload only."""
+  widen_last: bool = False
+  """Whether larger ones widen the last level, too. It holds the SIDs that are answered with: the
+  levels before it make them better, more of them only serve answers of more ads."""
   max_wait_ms: float = 2.0
   """How long a request may wait for others to share its call when nothing is running."""
   target_ms: float = 80.0
@@ -379,8 +382,8 @@ class LoadConfig:
   """Requests a second at peak."""
   day_s: float = 120.0
   """Seconds that the day takes: off-peak, rise, peak, burst, peak, fall, off-peak."""
-  off_peak_share: float = 0.25
-  """Of the peak's rate, at night."""
+  off_peak_share: float = 0.1
+  """Of the peak's rate, at night; a third of Complete Journey's hours lies below a tenth."""
   burst_share: float = 1.0
   """Of the peak's rate, for a twentieth of the day; 1 = no burst."""
   users: int = 2_000

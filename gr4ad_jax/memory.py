@@ -15,14 +15,16 @@ def keep_freed_memory() -> bool:
   """Makes glibc keep up to 1 GiB of freed memory for the next allocation.
 
   XLA's CPU runtime allocates the buffers of a program at every call. Where they are large, glibc
-  maps them anew each time, and the kernel hands out zeroed pages one fault after another: a fifth
-  of a training step (docs/scaling.md). To be called before threads start, as each may open a heap
-  of its own.
+  maps them anew each time, and the kernel hands out zeroed pages one fault after another: up to a
+  quarter of a training step, for a fifth more compile time (docs/scaling.md). To be called before
+  threads start, as each may open a heap of its own.
 
   Returns:
-    Whether it was done: not where the user's own MALLOC_ variables or GLIBC_TUNABLES say
-    something, and not with another C library.
+    Whether it was done: not with another C library, nor where the environment has
+    GR4AD_KEEP_MEMORY=0 or glibc's own variables.
   """
+  if os.environ.get("GR4AD_KEEP_MEMORY") == "0":
+    return False
   if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
     return False
   try:

@@ -17,6 +17,13 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # Compilation in half the time; programs are slower and mean the same.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("GR4AD_KEEP_MEMORY", "0")  # it makes steps fast and compilation slow
+
+
+def pytest_collection_modifyitems(items):
+  """Folders of long tests first, so that no worker is left with one when the others are done."""
+  long = ("experiments", "serving", "tests")
+  items.sort(key=lambda item: item.path.parent.name not in long)
 
 
 @pytest.fixture(scope="session")

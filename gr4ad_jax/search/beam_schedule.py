@@ -17,10 +17,19 @@ MARGIN = 1.1  # a wider schedule must hold at this multiple of the rate, too: no
 OVERLOAD_SHARE = 0.5  # of the waiting room
 
 
-def scaled_widths(widths: Sequence[int], factor: float) -> tuple[int, ...]:
-  """Widths times a factor; multiples of 8 where they are 16 or more."""
+def scaled_widths(
+  widths: Sequence[int], factor: float, *, widen_last: bool = True
+) -> tuple[int, ...]:
+  """Widths times a factor; multiples of 8 where they are 16 or more.
+
+  Without `widen_last` a factor above 1 leaves the last level as it is: its beams are the SIDs that
+  are answered with, and the levels before decide how probable these are.
+  """
   scaled = [max(1, round(width * factor)) for width in widths]
-  return tuple(width if width < 16 else round(width / 8) * 8 for width in scaled)
+  scaled = [width if width < 16 else round(width / 8) * 8 for width in scaled]
+  if factor > 1 and not widen_last:
+    scaled[-1] = widths[-1]
+  return tuple(scaled)
 
 
 class ArrivalRate:

@@ -98,7 +98,10 @@ class Engine:
     self.decoder, on_device = with_precision(decoder, params, search.precision)
     self._parameters = _Parameters(jax.device_put(on_device), step)
     self._bin_means = jax.device_put(np.asarray(bin_means, np.float32))
-    self.widths = {factor: scaled_widths(search.widths, factor) for factor in config.beam_factors}
+    self.widths = {
+      factor: scaled_widths(search.widths, factor, widen_last=config.widen_last)
+      for factor in config.beam_factors
+    }
     self._programs = {
       factor: compile_search(
         start_fn(self.decoder), step_fn(self.decoder), catalog.tree, widths

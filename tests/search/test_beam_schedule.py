@@ -23,6 +23,8 @@ def settled(chooser, rate, *, queue_share=0.0, start_s=0.0):
 def test_widths_of_the_reference():
   assert scaled_widths((128, 256, 512), 1.6) == (208, 408, 816)
   assert scaled_widths((128, 256, 512), 1.0) == (128, 256, 512)
+  assert scaled_widths((128, 256, 512), 1.6, widen_last=False) == (208, 408, 512)
+  assert scaled_widths((128, 256, 500), 0.5, widen_last=False) == (64, 128, 248)
   assert scaled_widths((4, 8, 12), 0.5) == (2, 4, 6)
   assert scaled_widths((1, 1), 0.1) == (1, 1)
 
