@@ -28,7 +28,8 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from gr4ad_jax.config import override_all, preset
+from experiments._settings import with_overrides
+from gr4ad_jax.config import preset
 from gr4ad_jax.data.amazon import read_amazon
 from gr4ad_jax.progress import console, track
 from gr4ad_jax.search.beam_search import Beams, beam_search
@@ -61,15 +62,10 @@ class Settings:
   """SIDs to generate and look up."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Options:
-  settings: Settings = Settings()
-
-
 def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
   """lazyar_over_ar/bB, mtp_over_ar/bB, flop_share/bB, constrained_ms/bB_kK, invalid_sids, ..."""
   del workdir, size
-  settings = override_all(_Options(), overrides).settings
+  settings = with_overrides(Settings(), overrides)
   bench = run_bench(
     BenchConfig(preset("small").model, repeats=settings.repeats), progress=track
   )

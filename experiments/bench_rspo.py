@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from gr4ad_jax.config import override_all, preset
+from experiments._settings import with_overrides
+from gr4ad_jax.config import preset
 from gr4ad_jax.learning.preference import Lists, rspo_loss
 from gr4ad_jax.model.build import build_decoder, init_params
 from gr4ad_jax.progress import track
@@ -41,15 +42,10 @@ class Settings:
   repeats: int = 5
 
 
-@dataclasses.dataclass(frozen=True)
-class _Options:
-  settings: Settings = Settings()
-
-
 def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
   """rspo_ms, step_ms (of all lists) and their ratio, rspo_share."""
   del workdir, size
-  settings = override_all(_Options(), overrides).settings
+  settings = with_overrides(Settings(), overrides)
   rng = np.random.default_rng(0)
   vocabulary = random_vocabulary((64, 32, 16))
   decoder = build_decoder(preset(settings.preset).model, vocabulary)

@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from gr4ad_jax.config import override_all
+from experiments._settings import with_overrides
 from gr4ad_jax.data.amazon import read_amazon
 from gr4ad_jax.progress import console
 from gr4ad_jax.tokenizer import residual_kmeans
@@ -61,15 +61,10 @@ class Settings:
   """Largest number of embeddings, and ads of the index."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Options:
-  settings: Settings = Settings()
-
-
 def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
   """Numbers under real/, synthetic/, scale/ROWS/ and index/; seconds, bytes, shares."""
   del workdir
-  settings = override_all(_Options(), overrides).settings
+  settings = with_overrides(Settings(), overrides)
   results: dict[str, float] = {}
   folder = Path(settings.data) / "amazon_beauty"
   if folder.is_dir():

@@ -31,6 +31,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments._runs import prepared_journey, tokenized
+from experiments._settings import with_overrides
 from gr4ad_jax import sharding
 from gr4ad_jax.config import Config, override_all, preset
 from gr4ad_jax.data.batch import Batch, Context, Vocabulary
@@ -66,15 +67,10 @@ class Settings:
   """Requests a step where the input is measured; 0 leaves it out."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Options:
-  settings: Settings = Settings()
-
-
 def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
   """examples_per_second, num_params, flop_share, peer_..., input_..., small_examples_per_second."""
   del size
-  settings = override_all(_Options(), overrides).settings
+  settings = with_overrides(Settings(), overrides)
   config = override_all(
     preset(settings.preset), {"train.batch_size": settings.batch_size, "train.data_parallel": 1}
   )

@@ -28,6 +28,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments._settings import with_overrides
 from gr4ad_jax import prepare, sharding
 from gr4ad_jax.config import Config, ModelConfig, SearchConfig, TrainConfig, override_all, require
 from gr4ad_jax.learning.vsl_task import vsl_task
@@ -64,15 +65,10 @@ class Settings:
   """Of the moments and their order."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Options:
-  settings: Settings = Settings()
-
-
 def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
   """kills, identical (1 or 0), how many kills of each kind, steps done twice."""
   del size
-  settings = override_all(_Options(), overrides).settings
+  settings = with_overrides(Settings(), overrides)
   require(settings.num_steps >= 25 * settings.kills, "settings.num_steps", settings.num_steps,
           f"needs 25 for each of the {settings.kills} kills")
   data = workdir / "data"

@@ -27,7 +27,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments._runs import open_trained
-from gr4ad_jax.config import override_all
+from experiments._settings import with_overrides
 from gr4ad_jax.model.build import start_fn, step_fn
 from gr4ad_jax.model.precision import num_bytes, with_precision
 from gr4ad_jax.progress import console, track
@@ -58,15 +58,10 @@ class Settings:
   """Test requests behind the quality of each precision."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Options:
-  settings: Settings = Settings()
-
-
 def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
   """VARIANT/requests_per_s, precision/NAME/..., cache/TTL/hit_share."""
   del size
-  settings = override_all(_Options(), overrides).settings
+  settings = with_overrides(Settings(), overrides)
   trained = open_trained(workdir, settings.run)
   decoder, params = trained.decoder, trained.params
   context = trained.context(settings.batch)

@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments._runs import open_trained
-from gr4ad_jax.config import override_all
+from experiments._settings import with_overrides
 from gr4ad_jax.model.build import start_fn, step_fn
 from gr4ad_jax.progress import console, track
 from gr4ad_jax.search.beam_search import compile_search
@@ -49,15 +49,10 @@ class Settings:
   """Test requests behind the quality."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Options:
-  settings: Settings = Settings()
-
-
 def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
   """WIDTHS/requests_per_s, WIDTHS/recall@50, WIDTHS/value_recall@50."""
   del size
-  settings = override_all(_Options(), overrides).settings
+  settings = with_overrides(Settings(), overrides)
   trained = open_trained(workdir, settings.run)
   context = trained.context(settings.batch)
   start, step = start_fn(trained.decoder), step_fn(trained.decoder)

@@ -514,6 +514,7 @@ def _run(command: Command) -> None:
     case Online():
       from gr4ad_jax.online import learn_online
 
+      keep_freed_memory()
       state = learn_online(
         command.workdir, command.segments, command.out, config=command.online,
         preference=command.preference, candidates=command.candidates, reward=command.reward,
