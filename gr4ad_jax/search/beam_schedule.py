@@ -13,6 +13,7 @@ PEAK_SHARE = 0.6  # of the capacity: from here on, base widths
 LOW_SHARE = 0.3  # of the capacity: from here down, the widest
 MAX_LOAD = 0.5  # of the time that calls of a wider schedule may fill
 SLOWDOWN_SHARE = 0.05  # of the latest call in the mean slowdown
+RARE = 0.01  # of the requests may find the engine busy with another's wide call
 MARGIN = 1.1  # a wider schedule must hold at this multiple of the rate, too: no flapping
 OVERLOAD_SHARE = 0.5  # of the waiting room
 
@@ -71,7 +72,8 @@ class TrafficAwareBeams:
 
     Args:
       call_s: (factor, requests of a call) -> seconds, measured alone. Factor 1.0 is among them.
-      target_s: beams are only wider where a request is answered in this time.
+      target_s: beams are only wider where a request is answered in this time, and one that comes
+        meanwhile, too.
       dwell_s: a wider schedule is only tried so long after the last change.
     """
     self._call_s, self._target_s = dict(call_s), target_s
@@ -129,9 +131,12 @@ class TrafficAwareBeams:
     wanted = min(
       most, 1 + (most - 1) * (PEAK_SHARE - load) / (PEAK_SHARE - LOW_SHARE), 1 + free
     )
-    # Where traffic is low, calls hold one request.
-    fits = [
-      factor for factor in self._factors if 1 <= factor <= wanted
-      and rate * self._slowdown * self._call_s[factor, 1] <= MAX_LOAD
-    ]
-    return max(fits, default=1.0)
+    possible = [factor for factor in self._factors if 1 <= factor <= wanted]
+    return max((factor for factor in possible if self._fits(factor, rate)), default=1.0)
+
+  def _fits(self, factor: float, rate: float) -> bool:
+    """Whether calls of one request, as they are where traffic is low, leave room for others."""
+    call_s, next_s = (self._slowdown * self._call_s[f, 1] for f in (factor, 1.0))
+    busy = rate * call_s
+    # Whoever comes just after a call has begun waits for its end, and is answered at base widths.
+    return busy <= MAX_LOAD and (busy <= RARE or call_s + next_s <= self._target_s)

@@ -75,6 +75,13 @@ def test_a_call_that_has_waited_is_served_in_time():
   assert chooser.choose(11, rate=10, size=4, waited_s=1.0) == 1.0
 
 
+def test_who_comes_during_a_wide_call_is_answered_in_time():
+  """1.6 takes 16 ms and base 10: both fit into 27 ms, not into 25, where few ever meet."""
+  assert settled(beams(target_s=0.027), 10) == 1.6
+  assert settled(beams(target_s=0.025), 10) == 1.0
+  assert settled(beams(target_s=0.025), 0.5) == 1.6
+
+
 def test_a_slower_machine_has_less_room():
   chooser = beams()
   assert settled(chooser, 20) == 1.6 and chooser.capacity == pytest.approx(100)

@@ -4,7 +4,8 @@ from experiments.run import Settings, run_experiment
 
 SMALL = (
   "settings.widths=4,6,8", "settings.factors=1.0,2.0", "settings.batch_sizes=1", "settings.k=5",
-  "settings.rates=4", "settings.rate_s=2", "settings.day_s=4", "settings.overload_s=1",
+  "settings.rates=4", "settings.rate_s=2", "settings.rate_requests=8", "settings.day_s=6",
+  "settings.overload_s=1",
   "settings.fuzz_requests=60", "settings.leak_requests=200",
 )
 ASKED_FOR = {
