@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TypeVar
 
-from gr4ad_jax.config import override_all
-
-SettingsT = TypeVar("SettingsT")
+from gr4ad_jax.config import ConfigT, override_all
 
 
-def with_overrides(settings: SettingsT, overrides: Mapping[str, str]) -> SettingsT:
+def with_overrides(settings: ConfigT, overrides: Mapping[str, str]) -> ConfigT:
   """A copy in which every settings.PATH of `overrides` is replaced.
 
   Raises:

@@ -7,7 +7,7 @@ import os
 
 # Of glibc's <malloc.h>.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
-KEPT_BYTES = 2**30  # of freed memory at the heap's end
+_KEPT_BYTES = 2**30  # of freed memory at the heap's end
 _STEP_BYTES = 2**26  # by which the heap grows
 
 
@@ -32,6 +32,6 @@ def keep_freed_memory() -> bool:
   except (AttributeError, OSError, TypeError):
     return False
   options = (
-    (_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, KEPT_BYTES), (_M_TOP_PAD, _STEP_BYTES)
+    (_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _KEPT_BYTES), (_M_TOP_PAD, _STEP_BYTES)
   )
   return all([mallopt(option, value) for option, value in options])

@@ -39,8 +39,8 @@ def test_freed_memory_is_used_again():
   assert faults < 100
 
 
-@pytest.mark.parametrize("variable", [("MALLOC_ARENA_MAX", "4"), ("GR4AD_KEEP_MEMORY", "0")])
-def test_the_user_has_the_last_word(variable):
-  done, faults = outcome(**dict([variable]))
+@pytest.mark.parametrize("name, value", [("MALLOC_ARENA_MAX", "4"), ("GR4AD_KEEP_MEMORY", "0")])
+def test_the_user_has_the_last_word(name, value):
+  done, faults = outcome(**{name: value})
   assert not done
   assert faults > 100 or platform.libc_ver()[0] != "glibc"

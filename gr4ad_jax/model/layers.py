@@ -75,13 +75,12 @@ def _product_forward(x, kernel, axes):
 
 def _product_backward(axes, kept, y_bar):
   x, kernel = kept
-  x_na = x.reshape(-1, x.shape[-1])
-  y_bar, matrix = y_bar.reshape(len(x_na), *kernel.shape[1:]), kernel
+  shape, x_na = kernel.shape, x.reshape(-1, x.shape[-1])
   if not is_split(TENSOR):
-    axes, matrix = "b", kernel.reshape(kernel.shape[0], -1)
-    y_bar = y_bar.reshape(len(x_na), matrix.shape[1])
-  x_bar = jnp.einsum(f"n{axes},a{axes}->na", y_bar, matrix).reshape(x.shape)
-  return x_bar, jnp.einsum(f"na,n{axes}->a{axes}", x_na, y_bar).reshape(kernel.shape)
+    axes, kernel = "b", kernel.reshape(shape[0], -1)
+  y_bar = y_bar.reshape(len(x_na), *kernel.shape[1:])
+  x_bar = jnp.einsum(f"n{axes},a{axes}->na", y_bar, kernel).reshape(x.shape)
+  return x_bar, jnp.einsum(f"na,n{axes}->a{axes}", x_na, y_bar).reshape(shape)
 
 
 _product.defvjp(_product_forward, _product_backward)
