@@ -38,6 +38,7 @@ from gr4ad_jax.data.batch import Batch, Context, Vocabulary
 from gr4ad_jax.data.pipeline import train_batches
 from gr4ad_jax.devices import matmul
 from gr4ad_jax.learning.vsl_task import vsl_task
+from gr4ad_jax.memory import keep_freed_memory
 from gr4ad_jax.model.build import build_decoder
 from gr4ad_jax.model.cost import num_params, train_flops
 from gr4ad_jax.progress import console
@@ -70,6 +71,7 @@ class Settings:
 def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
   """examples_per_second, num_params, flop_share, peer_..., input_..., small_examples_per_second."""
   del size
+  keep_freed_memory()  # as `gr4ad train` does
   settings = with_overrides(Settings(), overrides)
   config = override_all(
     preset(settings.preset), {"train.batch_size": settings.batch_size, "train.data_parallel": 1}

@@ -42,6 +42,7 @@ from gr4ad_jax.config import (
 )
 from gr4ad_jax.data.market import MarketConfig
 from gr4ad_jax.data.tfds_builder import read_split
+from gr4ad_jax.memory import keep_freed_memory
 from gr4ad_jax.model.cost import num_params, num_table_params
 from gr4ad_jax.progress import console
 from gr4ad_jax.run import Inputs, RunFile, example_flops, load_params, open_inputs, write_json
@@ -140,6 +141,7 @@ def fitted(size_M: np.ndarray, loss_M: np.ndarray) -> dict[str, float]:
 
 def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
   """r2, exponent, predicted_loss_error, their intervals; sizeI/..., beamI/...."""
+  keep_freed_memory()
   options = override_all(Options(), overrides)
   if size == "full":
     options = override_all(options, {"settings.seeds": 3, "train.num_steps": 6_000})

@@ -50,6 +50,7 @@ from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.segments import append_segment
 from gr4ad_jax.data.sequences import Example, ExampleMaker
 from gr4ad_jax.data.trending import build_trending
+from gr4ad_jax.memory import keep_freed_memory
 from gr4ad_jax.online import learn_online
 from gr4ad_jax.progress import console, track
 from gr4ad_jax.run import Inputs, RunFile, open_inputs, open_recommender, read_run, train_run
@@ -93,6 +94,7 @@ class Options:
 
 def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
   """SYSTEM/day_N (currency a request), and ratios to the retrained model with 95% intervals."""
+  keep_freed_memory()
   del size
   options = override_all(Options(), overrides)
   settings = options.settings

@@ -24,7 +24,6 @@ import tyro
 
 import experiments
 from gr4ad_jax.config import ConfigError, read_json
-from gr4ad_jax.memory import keep_freed_memory
 from gr4ad_jax.run import write_json
 from gr4ad_jax.training.train_loop import DivergedError
 
@@ -59,7 +58,6 @@ class Settings:
 
 def main(argv: list[str] | None = None) -> None:
   """Entry point. Exits 0 on success, 2 on bad input (one line), 1 where training diverged."""
-  keep_freed_memory()
   description = "Runs an experiment and writes its numbers, table and plots.\n\n" + listing()
   command = tyro.cli(Command, args=argv, prog="python -m experiments.run", description=description)
   overrides = tuple(text for texts in command.overrides for text in texts)

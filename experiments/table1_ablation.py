@@ -54,6 +54,7 @@ from gr4ad_jax.config import (
 )
 from gr4ad_jax.data.market import MarketConfig
 from gr4ad_jax.data.tfds_builder import to_example
+from gr4ad_jax.memory import keep_freed_memory
 from gr4ad_jax.model.build import start_fn, step_fn
 from gr4ad_jax.progress import console, track
 from gr4ad_jax.reward import RewardScorer, open_reward
@@ -155,6 +156,7 @@ class Options:
 
 def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
   """ROW/revenue_lift, its interval, ROW/recall@50, ROW/ndcg_ecpm@50, ROW/qps_ratio, and more."""
+  keep_freed_memory()
   options = override_all(Options(), overrides)
   if size == "full":
     options = override_all(options, {"settings.first_steps": 4_000, "settings.second_steps": 1_000,

@@ -545,6 +545,7 @@ def _run(command: Command) -> None:
     case Demo():
       from gr4ad_jax import demo
 
+      keep_freed_memory()
       demo.run_demo(
         command.workdir, size=command.size, minutes=command.minutes, fresh=command.fresh
       )
@@ -710,12 +711,15 @@ def _reward(command: Reward) -> None:
 
 
 def _evaluate(command: Evaluate) -> None:
+  from gr4ad_jax import distributed
   from gr4ad_jax.evaluation.evaluate import evaluate
 
+  distributed.join()
   metrics = evaluate(command.workdir, split=command.split)
-  terminal.print_metrics(
-    metrics, title=f"{command.split} split, written to {command.workdir}/metrics.json"
-  )
+  if distributed.is_first():
+    terminal.print_metrics(
+      metrics, title=f"{command.split} split, written to {command.workdir}/metrics.json"
+    )
 
 
 def _recommend(command: Recommend) -> None:

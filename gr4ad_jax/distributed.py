@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from gr4ad_jax.config import ConfigError
@@ -51,3 +53,31 @@ def wait_for_all(name: str) -> None:
   """Returns when every process has come here."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
+
+
+def share_of(number: int, unit: int) -> range:
+  """Positions of this process's part of so many rows, in whole units of work.
+
+  All parts are equally long, so that `gather` can join them: the last may reach beyond the rows.
+  """
+  units = -(-number // (unit * jax.process_count()))
+  size = units * unit
+  return range(jax.process_index() * size, (jax.process_index() + 1) * size)
+
+
+def gather(part: Any, number: int) -> Any:
+  """The rows of all processes in their order, on every process.
+
+  Args:
+    part: tree of arrays, the rows of this process's `share_of` the rows.
+    number: rows in all.
+  """
+  if jax.process_count() == 1:
+    return jax.tree.map(lambda x: x[:number], part)
+  joined = multihost_utils.process_allgather(part, tiled=True)
+  return jax.tree.map(lambda x: np.asarray(x)[:number], joined)
+
+
+def local(replicated: Any) -> Any:
+  """This process's own copy of arrays that all processes hold whole."""
+  return jax.tree.map(lambda x: x.addressable_data(0), replicated)

@@ -330,7 +330,7 @@ def open_recommender(
   """
   decoder, params, step = load_params(run, workdir, inputs.vocabulary)
   recommender = Recommender(
-    decoder, params, index=inputs.index, config=run.config.search,
+    decoder, distributed.local(params), index=inputs.index, config=run.config.search,
     bin_means=inputs.scale.bin_means, with_value=with_value, member_TA=member_TA,
     mesh=sharding.search_mesh(run.config.train, run.config.search.batch_size),
   )

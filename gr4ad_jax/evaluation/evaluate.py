@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from gr4ad_jax import prepare
+from gr4ad_jax import distributed, prepare
 from gr4ad_jax.config import SearchConfig
 from gr4ad_jax.data.engagements import engagements
 from gr4ad_jax.data.records import Logs
@@ -28,7 +29,7 @@ from gr4ad_jax.evaluation.baselines import BaselineSettings, rank_all
 from gr4ad_jax.evaluation.interactions import Interactions
 from gr4ad_jax.evaluation.ranking import EvalRequests, paired_difference, ranking_metrics
 from gr4ad_jax.progress import console, track
-from gr4ad_jax.run import Inputs, RunFile, open_inputs, open_recommender, read_run, write_json
+from gr4ad_jax.run import Inputs, open_inputs, open_recommender, read_run, write_json
 from gr4ad_jax.search.recommender import Recommendations, Recommender, concatenate
 from gr4ad_jax.tokenizer.health_verdicts import as_record
 from gr4ad_jax.training.metric_log import read_log
@@ -92,22 +93,28 @@ def search_split(
   groups: Sequence[Sequence[Example]],
   config: SearchConfig,
 ) -> SearchResult:
-  """The DEPTH best ads for every request."""
+  """The DEPTH best ads for every request; each of several processes searches its share."""
   plain = dataclasses.replace(config, new_ad_bonus=0.0)
   batch_size = config.batch_size
   parts, plain_parts, seconds, counted = [], [], 0.0, 0
-  starts = range(0, len(groups), batch_size)
-  recommender(inputs.make_batch.context([groups[0][0]]), DEPTH)  # compiles
-  for start in track(starts, "search, requests", len(groups), step=batch_size):
+  share = distributed.share_of(len(groups), batch_size)
+  mine = [groups[min(i, len(groups) - 1)][0] for i in share]
+  starts = range(0, len(mine), batch_size)
+  recommender(inputs.make_batch.context(mine[:1]), DEPTH)  # compiles
+  for start in track(starts, "search, requests", len(mine), step=batch_size):
     begin = time.monotonic()
-    examples = [group[0] for group in groups[start : start + batch_size]]
+    examples = mine[start : start + batch_size]
     context = inputs.make_batch.context(examples)
     beams = recommender.search(context)
     parts.append(recommender.rank(beams, context, DEPTH, config=config))
     seconds += time.monotonic() - begin
-    counted += len(examples)
+    counted += sum(i < len(groups) for i in share[start : start + batch_size])
     plain_parts.append(recommender.rank(beams, context, DEPTH, config=plain))
-  return SearchResult(concatenate(parts), concatenate(plain_parts), counted / seconds)
+  found, plain_found = distributed.gather(
+    (concatenate(parts), concatenate(plain_parts)), len(groups)
+  )
+  rates = distributed.gather(np.array([counted / seconds]), jax.process_count())
+  return SearchResult(found, plain_found, float(rates.sum()))
 
 
 def invalid_rate(result: Recommendations, codes_AL: np.ndarray) -> float:
@@ -130,7 +137,7 @@ def evaluate(workdir: Path, *, split: str = "test", bootstrap: int = 1000) -> di
     bootstrap: resamples of users for the intervals.
 
   Returns:
-    The metrics.
+    The metrics; {} where another process of this run has them.
 
   Raises:
     ConfigError: no run or no checkpoint there.
@@ -138,11 +145,15 @@ def evaluate(workdir: Path, *, split: str = "test", bootstrap: int = 1000) -> di
   run = read_run(workdir)
   inputs = open_inputs(run)
   recommender, num_params, step = open_recommender(run, workdir, inputs)
+  valuing, _, _ = open_recommender(run, workdir, inputs, with_value=True)
   groups = group_requests(read_split(inputs.examples, split))
   requests = eval_requests(groups)
   advertisers, advertiser_A = np.unique(inputs.logs.ads.advertiser_id, return_inverse=True)
 
   result = search_split(recommender, inputs, groups, run.config.search)
+  if not distributed.is_first():
+    distributed.wait_for_all("evaluated")
+    return {}
   ranked = {"": result.recommendations.ad_RK}
   if run.config.search.new_ad_bonus:
     ranked["without_bonus/"] = result.without_bonus.ad_RK
@@ -180,9 +191,10 @@ def evaluate(workdir: Path, *, split: str = "test", bootstrap: int = 1000) -> di
   write_json(workdir / "about.json", _about(inputs, advertisers, settings, split))
   lines = prepare.judge(inputs.sids, health)
   write_json(workdir / "sid_health.json", as_record(health, lines))
-  samples = _samples(run, workdir, inputs, groups)
+  samples = _samples(valuing, inputs, groups, batch_size=run.config.search.batch_size)
   write_json(workdir / "samples.json", samples)
   write_json(workdir / "metrics.json", metrics)
+  distributed.wait_for_all("evaluated")
   return metrics
 
 
@@ -231,19 +243,18 @@ def _about(
 
 
 def _samples(
-  run: RunFile, workdir: Path, inputs: Inputs, groups: Sequence[Sequence[Example]]
+  recommender: Recommender, inputs: Inputs, groups: Sequence[Sequence[Example]], *,
+  batch_size: int,
 ) -> list[dict[str, Any]]:
   """Users spread over the split, one request each, with expected values."""
-  recommender, _, _ = open_recommender(run, workdir, inputs, with_value=True)
   first_of_user = {group[0].user: group for group in reversed(groups)}
   users = sorted(first_of_user)
   chosen = [users[i] for i in np.linspace(0, len(users) - 1, NUM_SAMPLES).astype(int)]
   chosen = list(dict.fromkeys(chosen))
   groups = [first_of_user[user] for user in chosen]
-  size = run.config.search.batch_size
   found = concatenate([
-    recommender(inputs.make_batch.context([g[0] for g in groups[i : i + size]]), DEPTH)
-    for i in range(0, len(groups), size)
+    recommender(inputs.make_batch.context([g[0] for g in groups[i : i + batch_size]]), DEPTH)
+    for i in range(0, len(groups), batch_size)
   ])
   return [_sample(inputs, group, found, row) for row, group in enumerate(groups)]
 

@@ -13,13 +13,13 @@ PEAK_SHARE = 0.6  # of the capacity: from here on, base widths
 LOW_SHARE = 0.3  # of the capacity: from here down, the widest
 MAX_LOAD = 0.5  # of the time that calls of a wider schedule may fill
 SLOWDOWN_SHARE = 0.05  # of the latest call in the mean slowdown
-RARE = 0.01  # of the requests may find the engine busy with another's wide call
+RARE = 0.01  # of the requests may come so early in another's wide call that they are late
 MARGIN = 1.1  # a wider schedule must hold at this multiple of the rate, too: no flapping
 OVERLOAD_SHARE = 0.5  # of the waiting room
 
 
 def scaled_widths(
-  widths: Sequence[int], factor: float, *, widen_last: bool = True
+  widths: Sequence[int], factor: float, *, widen_last: bool
 ) -> tuple[int, ...]:
   """Widths times a factor; multiples of 8 where they are 16 or more.
 
@@ -137,6 +137,7 @@ class TrafficAwareBeams:
   def _fits(self, factor: float, rate: float) -> bool:
     """Whether calls of one request, as they are where traffic is low, leave room for others."""
     call_s, next_s = (self._slowdown * self._call_s[f, 1] for f in (factor, 1.0))
-    busy = rate * call_s
-    # Whoever comes just after a call has begun waits for its end, and is answered at base widths.
-    return busy <= MAX_LOAD and (busy <= RARE or call_s + next_s <= self._target_s)
+    # Whoever comes while one runs waits for its end, and is then answered at base widths: too late
+    # if it came in the first so many seconds of it.
+    late_s = min(call_s, max(0.0, call_s + next_s - self._target_s))
+    return rate * call_s <= MAX_LOAD and rate * late_s <= RARE

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from gr4ad_jax.devices import small_product_options
 from gr4ad_jax.search.legal_prefixes import LegalPrefixes, PrefixTree
 from gr4ad_jax.search.subsets import AllowedSids, combine, count_before
 
@@ -166,6 +167,31 @@ def beam_search(
   )
 
 
+def search_function(
+  start: Callable[..., Any],
+  step: Callable[..., Any],
+  tree: PrefixTree,
+  widths: tuple[int, ...],
+  *,
+  top_k: TopK | None = None,
+) -> Callable[..., Beams]:
+  """`beam_search` as a function of arrays alone; arguments and result as `compile_search`."""
+
+  def search(
+    params, context, prefixes: LegalPrefixes, bin_value_V=None, word_TU=None, subset_BN=None,
+    sampling: Sampling | None = None,
+  ) -> Beams:
+    return beam_search(
+      context, prefixes, tree=tree, widths=widths, bin_value_V=bin_value_V,
+      allowed=None if word_TU is None else combine(word_TU, subset_BN),
+      sampling=sampling, top_k=top_k,
+      start=lambda c: start(params, c),
+      step=lambda shared, state, code, level: step(params, shared, state, code, level),
+    )
+
+  return search
+
+
 def compile_search(
   start: Callable[..., Any],
   step: Callable[..., Any],
@@ -187,21 +213,8 @@ def compile_search(
     (params, context, prefixes, bin_value_V, word_TU, subset_BN, sampling) -> Beams. Those after
     prefixes may be None or left out: value step, subsets of `subsets.py`, sampling.
   """
-
-  @jax.jit
-  def search(
-    params, context, prefixes: LegalPrefixes, bin_value_V=None, word_TU=None, subset_BN=None,
-    sampling: Sampling | None = None,
-  ) -> Beams:
-    return beam_search(
-      context, prefixes, tree=tree, widths=widths, bin_value_V=bin_value_V,
-      allowed=None if word_TU is None else combine(word_TU, subset_BN),
-      sampling=sampling, top_k=top_k,
-      start=lambda c: start(params, c),
-      step=lambda shared, state, code, level: step(params, shared, state, code, level),
-    )
-
-  return search
+  search = search_function(start, step, tree, widths, top_k=top_k)
+  return jax.jit(search, compiler_options=small_product_options())
 
 
 def _possible_widths(widths: tuple[int, ...], tree: PrefixTree) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from gr4ad_jax.data.batch import Context
 from gr4ad_jax.model.build import Decoder, start_fn, step_fn
 from gr4ad_jax.model.precision import with_precision
 from gr4ad_jax.search import artifact
-from gr4ad_jax.search.beam_search import compile_search
+from gr4ad_jax.search.beam_search import search_function
 from gr4ad_jax.search.legal_prefixes import build_prefix_tree
 from gr4ad_jax.tokenizer.ad_index import AdIndex
 
@@ -106,7 +106,7 @@ def write_artifact(
 
 def searched(decoder: Decoder, tree, widths: tuple[int, ...], structure) -> Callable:
   """The function that is exported: (flat arrays, context by name) -> beams by name."""
-  search = compile_search(start_fn(decoder), step_fn(decoder), tree, widths)
+  search = search_function(start_fn(decoder), step_fn(decoder), tree, widths)
 
   def call(fixed: list[jax.Array], context: dict[str, jax.Array]) -> dict[str, jax.Array]:
     params, prefixes, bin_means = jax.tree.unflatten(structure, fixed)

@@ -1,7 +1,9 @@
 """Two real processes, joined by gloo, against one: the same losses, one folder of checkpoints."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 from gr4ad_jax import distributed
 from gr4ad_jax.config import ConfigError
+from gr4ad_jax.evaluation.evaluate import evaluate
 from gr4ad_jax.run import load_params, open_inputs, read_run
 from gr4ad_jax.training.metric_log import read_log
 
@@ -32,10 +35,13 @@ def environment(devices: int) -> dict[str, str]:
 
 
 def train(data: Path, workdir: Path, processes: int, *more: str) -> subprocess.CompletedProcess:
-  command = [
-    sys.executable, "-m", "gr4ad_jax", "train", "--data", str(data), "--workdir", str(workdir),
-    *SETTINGS, *more,
-  ]
+  return gr4ad(
+    processes, "train", "--data", str(data), "--workdir", str(workdir), *SETTINGS, *more
+  )
+
+
+def gr4ad(processes: int, *arguments: str) -> subprocess.CompletedProcess:
+  command = [sys.executable, "-m", "gr4ad_jax", *arguments]
   if processes > 1:
     command = ["bash", "launch_tpu.sh", "--local", str(processes), "--", *command]
   return subprocess.run(
@@ -78,6 +84,30 @@ def test_two_processes_train_as_one_and_resume(tiny_data, alone, tmp_path):
   resumed = train(tiny_data, workdir, 1, "--resume")
   assert resumed.returncode == 0, resumed.stderr
   assert "trained 8 steps" in resumed.stdout
+
+
+def test_two_processes_evaluate_as_one(alone, tmp_path):
+  """Each searches its share of the requests; the first writes what one process would."""
+  workdir = tmp_path / "run"
+  shutil.copytree(alone, workdir)
+  result = gr4ad(2, "evaluate", "--workdir", str(workdir))
+  assert result.returncode == 0, result.stderr
+  assert result.stdout.count("test split, written to") == 1
+  metrics = json.loads((workdir / "metrics.json").read_text())
+  samples = json.loads((workdir / "samples.json").read_text())
+  expected = evaluate(workdir)  # writes over them
+  assert metrics.keys() == expected.keys()
+  for name in metrics.keys() - {"decode_requests_per_second"}:
+    assert metrics[name] == pytest.approx(expected[name], abs=1e-12), name
+  for got, want in zip(
+    samples, json.loads((workdir / "samples.json").read_text()), strict=True
+  ):
+    assert [g["ad_id"] for g in got["generated"]] == [w["ad_id"] for w in want["generated"]]
+
+
+def test_shares_cover_all_rows_in_whole_batches():
+  assert distributed.share_of(10, 4) == range(0, 12)
+  np.testing.assert_array_equal(distributed.gather(np.arange(12), 10), np.arange(10))
 
 
 def test_a_wrong_variable_is_refused(monkeypatch):
