@@ -8,7 +8,6 @@ sheets (SXM forms of A100, H100 and H200; without sparsity).
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import re
 import time
@@ -55,24 +54,6 @@ _KINDS = (
   ("TPU v6", "v6e"), ("A100", "a100"), ("H100", "h100"), ("H200", "h200"), ("L40", None),
   ("L4", "l4"), ("L20", "l20"),
 )  # fmt: skip
-
-
-@functools.cache
-def small_product_options() -> dict[str, str]:
-  """Options of jax.jit for programs of many products with few rows, such as a search's.
-
-  On CPU, XLA's library for products (ynn) brings the weights of each into its own order at every
-  call, which takes longer than multiplying a few rows with them; without it they are multiplied as
-  they lie. {} where the compiler has no such option.
-  """
-  if jax.default_backend() != "cpu":
-    return {}
-  options = {"xla_cpu_experimental_ynn_fusion_type": ""}
-  try:
-    jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
-  except Exception:  # of another jaxlib
-    return {}
-  return options
 
 
 def parse_devices(text: str) -> tuple[Device, int]:

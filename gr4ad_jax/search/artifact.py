@@ -15,6 +15,7 @@ package flatbuffers.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,24 @@ import numpy as np
 FORMAT = 1
 NEG_INF = -1e30
 HISTORY = ("ad_code_BTL", "organic_code_BOL")
+
+
+@functools.cache
+def compiler_options() -> dict[str, str]:
+  """Options of jax.jit for programs of many products with few rows, such as a search's.
+
+  On CPU, XLA's library for products (ynn) brings the weights of each into its own order at every
+  call, which takes longer than multiplying a few rows with them; without it they are multiplied as
+  they lie. {} where the compiler has no such option.
+  """
+  if jax.default_backend() != "cpu":
+    return {}
+  options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+  try:
+    jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
+  except Exception:  # of another jaxlib
+    return {}
+  return options
 
 
 def score_beams(
@@ -83,7 +102,7 @@ class Artifact:
     counts = self.manifest["program_arrays"]
     # Every array that the program reads lies on the device once.
     self._fixed = jax.device_put([self._arrays[f"program_{i:04d}"] for i in range(counts)])
-    self._search = jax.jit(program.call)
+    self._search = jax.jit(program.call, compiler_options=compiler_options())
 
   def check(self, context: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The request's arrays in the program's types.

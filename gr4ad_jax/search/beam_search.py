@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from gr4ad_jax.devices import small_product_options
+from gr4ad_jax.search.artifact import compiler_options
 from gr4ad_jax.search.legal_prefixes import LegalPrefixes, PrefixTree
 from gr4ad_jax.search.subsets import AllowedSids, combine, count_before
 
@@ -214,7 +214,7 @@ def compile_search(
     prefixes may be None or left out: value step, subsets of `subsets.py`, sampling.
   """
   search = search_function(start, step, tree, widths, top_k=top_k)
-  return jax.jit(search, compiler_options=small_product_options())
+  return jax.jit(search, compiler_options=compiler_options())
 
 
 def _possible_widths(widths: tuple[int, ...], tree: PrefixTree) -> tuple[int, ...]:
