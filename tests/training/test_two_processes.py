@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from gr4ad_jax import distributed
+from gr4ad_jax.cli import main
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.evaluation.evaluate import evaluate
 from gr4ad_jax.run import load_params, open_inputs, read_run
@@ -27,34 +28,27 @@ SETTINGS = (
 )
 
 
-def environment(devices: int) -> dict[str, str]:
+def train_arguments(data: Path, workdir: Path, *more: str) -> list[str]:
+  return ["train", "--data", str(data), "--workdir", str(workdir), *SETTINGS, *more]
+
+
+def by_two_processes(*arguments: str) -> subprocess.CompletedProcess:
+  """`gr4ad` as two processes of two devices each."""
   flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
-  return {
-    **os.environ, "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
-  }
-
-
-def train(data: Path, workdir: Path, processes: int, *more: str) -> subprocess.CompletedProcess:
-  return gr4ad(
-    processes, "train", "--data", str(data), "--workdir", str(workdir), *SETTINGS, *more
+  environment = {**os.environ, "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=2"}
+  result = subprocess.run(
+    ["bash", "launch_tpu.sh", "--local", "2", "--", sys.executable, "-m", "gr4ad_jax", *arguments],
+    cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400,
   )
-
-
-def gr4ad(processes: int, *arguments: str) -> subprocess.CompletedProcess:
-  command = [sys.executable, "-m", "gr4ad_jax", *arguments]
-  if processes > 1:
-    command = ["bash", "launch_tpu.sh", "--local", str(processes), "--", *command]
-  return subprocess.run(
-    command, cwd=ROOT, env=environment(4 // processes), capture_output=True, text=True,
-    timeout=400,
-  )
+  assert result.returncode == 0, result.stderr
+  return result
 
 
 @pytest.fixture(scope="module")
 def alone(tiny_data, tmp_path_factory):
+  """The same run by this one process."""
   workdir = tmp_path_factory.mktemp("alone") / "run"
-  result = train(tiny_data, workdir, 1)
-  assert result.returncode == 0, result.stderr
+  main(train_arguments(tiny_data, workdir))
   return workdir
 
 
@@ -64,10 +58,9 @@ def params_of(workdir: Path):
   return load_params(run, workdir, open_inputs(run).vocabulary)[1]
 
 
-def test_two_processes_train_as_one_and_resume(tiny_data, alone, tmp_path):
+def test_two_processes_train_as_one_and_resume(tiny_data, alone, tmp_path, capsys):
   workdir = tmp_path / "run"
-  result = train(tiny_data, workdir, 2)
-  assert result.returncode == 0, result.stderr
+  result = by_two_processes(*train_arguments(tiny_data, workdir))
   assert "trained 8 steps" in result.stdout and result.stdout.count("trained") == 1
   rows, expected = read_log(workdir), read_log(alone)
   assert [(r["step"], r["kind"]) for r in rows] == [(r["step"], r["kind"]) for r in expected]
@@ -79,19 +72,18 @@ def test_two_processes_train_as_one_and_resume(tiny_data, alone, tmp_path):
   ):
     assert np.mean(np.abs(got - want) > 1e-3) < 0.01
 
-  again = train(tiny_data, workdir, 2)
-  assert again.returncode == 2 and "pass --resume" in again.stderr
-  resumed = train(tiny_data, workdir, 1, "--resume")
-  assert resumed.returncode == 0, resumed.stderr
-  assert "trained 8 steps" in resumed.stdout
+  with pytest.raises(SystemExit, match="2"):
+    main(train_arguments(tiny_data, workdir))
+  assert "pass --resume" in capsys.readouterr().err
+  main(train_arguments(tiny_data, workdir, "--resume"))
+  assert "trained 8 steps" in capsys.readouterr().out
 
 
 def test_two_processes_evaluate_as_one(alone, tmp_path):
   """Each searches its share of the requests; the first writes what one process would."""
   workdir = tmp_path / "run"
   shutil.copytree(alone, workdir)
-  result = gr4ad(2, "evaluate", "--workdir", str(workdir))
-  assert result.returncode == 0, result.stderr
+  result = by_two_processes("evaluate", "--workdir", str(workdir))
   assert result.stdout.count("test split, written to") == 1
   metrics = json.loads((workdir / "metrics.json").read_text())
   samples = json.loads((workdir / "samples.json").read_text())
