@@ -27,7 +27,8 @@ from gr4ad_jax.data.market_log import market_logs
 from gr4ad_jax.data.market_worlds import build_market
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.schema import read_logs
-from gr4ad_jax.data.sequences import Example, ExampleMaker, FeatureVocabulary, time_split
+from gr4ad_jax.data.sequences import Example, ExampleMaker, FeatureVocabulary
+from gr4ad_jax.data.splits import time_split
 from gr4ad_jax.data.tfds_builder import open_examples, read_split
 from gr4ad_jax.evaluation.evaluate import eval_requests, group_requests
 from gr4ad_jax.evaluation.ranking import EvalRequests, ranking_metrics

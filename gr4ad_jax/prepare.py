@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+import errno
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from gr4ad_jax import sharding
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data import amazon, completejourney, parquet_logs
+from gr4ad_jax.data.log_folder import (
+  LogParts,
+  check_replaceable,
+  put_in_place,
+  read_logs,
+  write_logs,
+)
 from gr4ad_jax.data.records import Logs
-from gr4ad_jax.data.schema import read_logs, write_logs
-from gr4ad_jax.data.sequences import SequenceConfig, time_split
+from gr4ad_jax.data.splits import SequenceConfig, split_by_time
 from gr4ad_jax.data.tfds_builder import open_examples, prepare_examples, training_events
-from gr4ad_jax.data.validation import InvalidRows
+from gr4ad_jax.data.validation import InvalidRows, LogError
 from gr4ad_jax.evaluation.tokenizer_report import write_tokenizer_report
 from gr4ad_jax.progress import track
 from gr4ad_jax.run import write_json
@@ -40,8 +50,8 @@ def prepare_completejourney(
   train_weeks: int = 20,
   households: int | None = None,
   limits: Limits | None = None,
-  workers: int = 1,
   overwrite: bool = False,
+  **how: Any,
 ) -> dict[str, int]:
   """Complete Journey: weeks 1-47 train, 48-49 validate, 50-53 test.
 
@@ -69,7 +79,7 @@ def prepare_completejourney(
     validation_start_s=completejourney.week_start_s(completejourney.VALIDATION_WEEK),
     test_start_s=completejourney.week_start_s(completejourney.TEST_WEEK),
   )
-  return write_prepared(logs, out, config, limits, workers=workers)
+  return write_prepared(logs, out, config, limits, **how)
 
 
 def prepare_parquet(
@@ -86,8 +96,8 @@ def prepare_parquet(
   train_days: float | None = None,
   invalid_rows: InvalidRows = "error",
   limits: Limits | None = None,
-  workers: int = 1,
   overwrite: bool = False,
+  **how: Any,
 ) -> dict[str, int]:
   """A user's own logs; arguments as `gr4ad prepare parquet --help` explains them.
 
@@ -96,16 +106,20 @@ def prepare_parquet(
     ConfigError: `out` holds data already.
   """
   _check_free(out, overwrite)
-  logs = parquet_logs.read_parquet_logs(
-    ads, events, users=users, contents=contents, currency=currency, invalid_rows=invalid_rows
-  )
-  if split == "time":
-    config = time_split(
-      logs, validation_days=validation_days, test_days=test_days, train_days=train_days
+  with _prepared(out) as fresh:
+    parquet_logs.store_parquet_logs(
+      ads, events, fresh / "logs", users=users, contents=contents, currency=currency,
+      invalid_rows=invalid_rows,
     )
-  else:
-    config = SequenceConfig(split="leave_one_out", num_trending=0)
-  return write_prepared(logs, out, config, limits, workers=workers)
+    if split == "time":
+      parts = LogParts(fresh / "logs")
+      config = split_by_time(
+        parts.first_s, parts.last_s, source=parts.logs.source, validation_days=validation_days,
+        test_days=test_days, train_days=train_days,
+      )
+    else:
+      config = SequenceConfig(split="leave_one_out", num_trending=0)
+    return _cut(fresh, config, limits, **how)
 
 
 def prepare_amazon(
@@ -114,8 +128,8 @@ def prepare_amazon(
   *,
   users: int | None = None,
   limits: Limits | None = None,
-  workers: int = 1,
   overwrite: bool = False,
+  **how: Any,
 ) -> dict[str, int]:
   """Public review sequences under the leave-one-out protocol.
 
@@ -126,7 +140,7 @@ def prepare_amazon(
   _check_free(out, overwrite)
   logs = amazon.read_amazon(folder, max_users=users)
   config = SequenceConfig(split="leave_one_out", num_trending=0)
-  return write_prepared(logs, out, config, limits, workers=workers)
+  return write_prepared(logs, out, config, limits, **how)
 
 
 def _check_free(out: Path, overwrite: bool) -> None:
@@ -134,29 +148,66 @@ def _check_free(out: Path, overwrite: bool) -> None:
     raise ConfigError(f"{out}: holds prepared data already; pass --overwrite or another --out")
 
 
+@contextlib.contextmanager
+def _prepared(out: Path) -> Iterator[Path]:
+  """A folder for logs and examples, which take their places below `out` when both are complete."""
+  check_replaceable(out / "logs")
+  out.mkdir(parents=True, exist_ok=True)
+  fresh = Path(tempfile.mkdtemp(prefix=".prepare-", dir=out))
+  try:
+    yield fresh
+    for name in ("logs", "examples"):
+      put_in_place(fresh / name, out / name)
+  except OSError as error:
+    if error.errno != errno.ENOSPC:
+      raise
+    raise LogError(f"{out}: the disk is full; docs/scaling.md says how much is needed") from None
+  finally:
+    shutil.rmtree(fresh, ignore_errors=True)
+    if not any(out.iterdir()):
+      out.rmdir()
+
+
 def write_prepared(
-  logs: Logs, out: Path, config: SequenceConfig, limits: Limits | None = None, *,
-  workers: int = 1,
+  logs: Logs, out: Path, config: SequenceConfig, limits: Limits | None = None, **how: Any
 ) -> dict[str, int]:
-  """Stores logs and the examples cut from them below `out`; `limits` change single settings."""
+  """Stores logs and the examples cut from them below `out`.
+
+  Args:
+    logs: in memory.
+    out: folder to write.
+    config: how to cut.
+    limits: change single settings.
+    how: `workers` and `beam_options` of `prepare_examples`.
+
+  Returns:
+    Sizes of the tables, requests and examples per split, cleaning counts.
+
+  Raises:
+    LogError: the logs give no example for a split, or the disk is full.
+  """
+  with _prepared(out) as fresh:
+    write_logs(logs, fresh / "logs")
+    return _cut(fresh, config, limits, **how)
+
+
+def _cut(
+  fresh: Path, config: SequenceConfig, limits: Limits | None, **how: Any
+) -> dict[str, int]:
   chosen = {name: value for name, value in (limits or {}).items() if value is not None}
   config = dataclasses.replace(config, **chosen)
-  write_logs(logs, out / "logs")
-  prepare_examples(logs, out / "examples", config, workers=workers)
-  return summary(logs, out)
-
-
-def summary(logs: Logs, out: Path) -> dict[str, int]:
-  """What was prepared: sizes of the tables, requests and examples per split, cleaning counts."""
+  found = prepare_examples(fresh / "logs", fresh / "examples", config, **how)
+  parts = LogParts(fresh / "logs")
+  logs = parts.logs
   counts = {
     "users": len(logs.users.user_id),
     "ads": len(logs.ads.ad_id),
     "advertisers": len(np.unique(logs.ads.advertiser_id)),
     "organic contents": len(logs.contents.content_id),
-    "events": len(logs.events.user),
-    "ad events": int((logs.events.ad >= 0).sum()),
+    "events": parts.num_events,
+    "ad events": found.ad_events,
   }
-  for split, of in open_examples(out / "examples").counts.items():
+  for split, of in open_examples(fresh / "examples").counts.items():
     counts |= {f"{split} {name}": count for name, count in of.items()}
   return counts | logs.cleaning
 

@@ -28,7 +28,8 @@ from gr4ad_jax.data.market_log import Cascade, build_shelves, market_logs, simul
 from gr4ad_jax.data.market_worlds import build_market
 from gr4ad_jax.data.schema import read_logs
 from gr4ad_jax.data.segments import append_segment
-from gr4ad_jax.data.sequences import Example, ExampleMaker, time_split
+from gr4ad_jax.data.sequences import Example, ExampleMaker
+from gr4ad_jax.data.splits import time_split
 from gr4ad_jax.data.validation import LogError
 from gr4ad_jax.learning.list_batches import ListBatchMaker
 from gr4ad_jax.learning.preference import RewardScale

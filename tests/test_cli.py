@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from gr4ad_jax import cli
-from gr4ad_jax.data.sequences import SPLITS
+from gr4ad_jax.data.splits import SPLITS
 from gr4ad_jax.data.tfds_builder import open_examples
 
 TRAIN = ["--preset", "tiny", "--train.num-steps", "30", "--train.eval-every", "30",

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from gr4ad_jax.data.records import Action
-from gr4ad_jax.data.sequences import SPLITS, Example, ExampleMaker
+from gr4ad_jax.data.sequences import Example, ExampleMaker
+from gr4ad_jax.data.splits import SPLITS
 from gr4ad_jax.data.validation import LogError
 
 MAX_SHOWN = 8  # ads of a row; a request that showed more gives several rows

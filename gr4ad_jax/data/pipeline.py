@@ -17,8 +17,8 @@ from gr4ad_jax.data.sequences import (
   NUM_COUNT_BUCKETS,
   NUM_ORGANIC_BUCKETS,
   Example,
-  SequenceConfig,
 )
+from gr4ad_jax.data.splits import SequenceConfig
 from gr4ad_jax.data.tfds_builder import to_example
 from gr4ad_jax.data.trending import NUM_TREND_BUCKETS, Trending
 from gr4ad_jax.data.value import ValueScale, sample_weight, value_bucket

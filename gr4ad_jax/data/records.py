@@ -1,7 +1,7 @@
 """What an ad log is: ads, organic contents, users and events as plain numpy records."""
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -111,6 +111,14 @@ class EventTable:
   value: np.ndarray
   ecpm: np.ndarray
   features: dict[str, np.ndarray]
+
+  def rows(self, rows: np.ndarray | slice) -> "EventTable":
+    """Some rows."""
+    features = {name: column_E[rows] for name, column_E in self.features.items()}
+    return EventTable(features=features, **{
+      field.name: getattr(self, field.name)[rows]
+      for field in fields(EventTable) if field.name != "features"
+    })
 
 
 @dataclass(frozen=True)

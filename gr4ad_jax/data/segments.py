@@ -65,7 +65,7 @@ def append_segment(logs: Logs, file: Path, *, keep_days: float | None = None) ->
     return Appended(logs, no_requests, _left_out(counts))
   if keep_days is not None:
     recent_E = old.time_s >= int(new.time_s.max()) - keep_days * DAY_S
-    old = _rows(old, np.flatnonzero(recent_E))
+    old = old.rows(recent_E)
   first_new = int(old.request.max()) + 1 if len(old.user) else 0
   features = {
     name: np.concatenate([column_E, new.features.get(name, np.full(len(new.user), "", object))])
@@ -78,7 +78,7 @@ def append_segment(logs: Logs, file: Path, *, keep_days: float | None = None) ->
     ])
     for field in dataclasses.fields(EventTable) if field.name != "features"
   })
-  joined = _rows(joined, np.lexsort((joined.time_s, joined.user)))
+  joined = joined.rows(np.lexsort((joined.time_s, joined.user)))
   request_E, kept = pd.factorize(joined.request)
   events = dataclasses.replace(joined, request=request_E.astype(np.int32))
   return Appended(
@@ -102,12 +102,3 @@ def _with_users(users: UserTable, user_id: pd.Series, file: str) -> UserTable:
     for name, column_U in users.features.items()
   }
   return UserTable(np.append(users.user_id, fresh), features)
-
-
-def _rows(events: EventTable, rows: np.ndarray) -> EventTable:
-  features = {name: column_E[rows] for name, column_E in events.features.items()}
-  return EventTable(features=features, **{
-    field.name: getattr(events, field.name)[rows]
-    for field in dataclasses.fields(EventTable) if field.name != "features"
-  })
-

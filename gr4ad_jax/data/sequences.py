@@ -8,86 +8,16 @@ request; impressions alone are not (VSL logs prefer positive engagements, refere
 from __future__ import annotations
 
 import dataclasses
-import datetime
 from collections.abc import Iterator
-from typing import Literal
 
 import numpy as np
 
-from gr4ad_jax.data.records import Action, Logs
-from gr4ad_jax.data.validation import LogError
+from gr4ad_jax.data.records import Logs
+from gr4ad_jax.data.splits import SequenceConfig, require_requests, split_requests
 
-SPLITS = ("train", "validation", "test")
 NUM_COUNT_BUCKETS = 16
 NUM_AGE_BUCKETS = 32
 NUM_ORGANIC_BUCKETS = 8192
-
-
-@dataclasses.dataclass(frozen=True)
-class SequenceConfig:
-  """How logs become examples; stored beside them."""
-
-  split: Literal["time", "leave_one_out"] = "time"
-  """Cut by time, or per user: last request = test, the one before = validation."""
-  train_start_s: float = 0.0
-  """Unix seconds (time split): earlier requests are only history, nothing is learned from them."""
-  validation_start_s: float = 0.0
-  """Unix seconds (time split): requests from here on validate."""
-  test_start_s: float = 0.0
-  """Unix seconds (time split): requests from here on test."""
-  max_ad_history: int = 96
-  """Distinct ads kept, most recent first."""
-  max_organic_history: int = 96
-  """Distinct organic contents kept, most recent first."""
-  num_trending: int = 64
-  """Currently most engaged ads shown to every request; 0 = none (needs real times)."""
-  max_targets: int = 4
-  """Targets per example; a larger request gives several examples."""
-
-  def __post_init__(self):
-    for name in ("max_ad_history", "max_organic_history", "max_targets"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"sequences.{name}={getattr(self, name)}: must be at least 1")
-    if self.num_trending < 0:
-      raise ValueError(f"sequences.num_trending={self.num_trending}: must not be negative")
-    if self.num_trending and self.split == "leave_one_out":
-      raise ValueError(
-        f"sequences.num_trending={self.num_trending}: must be 0 with leave_one_out, where the "
-        "held-out items of other users would count"
-      )
-    starts = (self.train_start_s, self.validation_start_s, self.test_start_s)
-    if self.split == "time" and sorted(starts) != list(starts):
-      raise ValueError(
-        f"sequences.test_start_s={self.test_start_s}: needs train_start_s <= validation_start_s "
-        f"<= test_start_s, has {starts}"
-      )
-
-
-def time_split(
-  logs: Logs, *, validation_days: float, test_days: float, train_days: float | None = None
-) -> SequenceConfig:
-  """A time split that ends with `test_days` of test after `validation_days` of validation.
-
-  With `train_days`, only that many days before them are learned from; earlier ones are history.
-
-  Raises:
-    LogError: the log is shorter than that.
-  """
-  end_s = int(logs.events.time_s.max()) + 1
-  begin_s = int(logs.events.time_s.min())
-  test_start_s = end_s - test_days * 86400
-  validation_start_s = test_start_s - validation_days * 86400
-  if validation_start_s <= begin_s:
-    span = datetime.timedelta(seconds=end_s - begin_s)
-    raise LogError(
-      f"{logs.source}: the log spans {span}; {validation_days:g} validation and {test_days:g} test "
-      "days leave nothing to train on"
-    )
-  train_start_s = validation_start_s - train_days * 86400 if train_days else 0.0
-  return SequenceConfig(
-    train_start_s=max(0.0, train_start_s), validation_start_s=validation_start_s,
-    test_start_s=test_start_s,
-  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,15 +88,18 @@ class FeatureVocabulary:
     return (*self.user, *self.request)
 
 
-def build_feature_vocabulary(logs: Logs, train_E: np.ndarray) -> FeatureVocabulary:
-  """Feature values: of users from their table, of requests from the training events `train_E`."""
-  def values(column: np.ndarray) -> list[str]:
-    return sorted(set(column.tolist()) - {""})
+def feature_values(columns: dict[str, np.ndarray]) -> dict[str, set[str]]:
+  """Known values of categorical columns."""
+  return {name: set(column.tolist()) - {""} for name, column in columns.items()}
 
-  return FeatureVocabulary(
-    {name: values(column_U) for name, column_U in logs.users.features.items()},
-    {name: values(column_E[train_E]) for name, column_E in logs.events.features.items()},
-  )
+
+def feature_vocabulary(
+  user: dict[str, set[str]], request: dict[str, set[str]]
+) -> FeatureVocabulary:
+  """Numbers values: those of the user table and of training events."""
+  return FeatureVocabulary(*(
+    {name: sorted(values) for name, values in group.items()} for group in (user, request)
+  ))
 
 
 def _encode(column: np.ndarray, values: list[str]) -> np.ndarray:
@@ -186,29 +119,23 @@ class ExampleMaker:
     Args:
       logs: with every event that may stand in a history.
       config: limits, and how requests are split.
-      split_R: int8, the split of every request, -1 = only history; None = by the config. A split
-        may then be empty.
-      vocabulary: feature values; None = those of these logs.
+      split_R: int8, the split of every request, -1 = only history; None = by the config.
+      vocabulary: feature values; None = those of these logs. Where either is given, the logs may be
+        a part, and a split may be empty.
 
     Raises:
       LogError: no engaged ad event, or a split without requests.
     """
     self.logs, self.config = logs, config
     events = logs.events
-    self.engaged_E = (events.ad >= 0) & (events.action >= Action.CLICK)
-    if not self.engaged_E.any():
-      raise LogError(f"{logs.source}: no ad was clicked or converted; there is nothing to learn")
-    num_requests = int(events.request.max()) + 1
-    self.first_s_R = np.full(num_requests, np.iinfo(np.int64).max)
-    np.minimum.at(self.first_s_R, events.request, events.time_s)
-    self.split_R = self._split_requests() if split_R is None else split_R
-    split = self.split_R[np.unique(events.request[self.engaged_E])]
-    counts = np.bincount(split[split >= 0], minlength=3)
-    for name, count in zip(SPLITS, counts, strict=True):
-      if not count and split_R is None:
-        raise LogError(f"{logs.source}: the {name} split holds no request with an engaged ad")
-    self.vocabulary = vocabulary or build_feature_vocabulary(
-      logs, self.split_R[events.request] == 0
+    splits = split_requests(events, config, split_R)
+    self.engaged_E, self.first_s_R = splits.engaged_E, splits.first_s_R
+    self.split_R = splits.split_R
+    if split_R is None and vocabulary is None:
+      require_requests(splits.counts, engaged=self.engaged_E.any(), source=logs.source)
+    self.vocabulary = vocabulary or feature_vocabulary(
+      feature_values(logs.users.features),
+      feature_values(events.rows(self.split_R[events.request] == 0).features),
     )
     self._user_feature_UF = self._stack(
       [_encode(c, v) for c, v in zip(logs.users.features.values(), self.vocabulary.user.values(),
@@ -216,35 +143,11 @@ class ExampleMaker:
     self._request_feature_EF = self._stack(
       [_encode(c, v) for c, v in zip(events.features.values(), self.vocabulary.request.values(),
                                      strict=True)], len(events.user))
-    self.request_counts = dict(zip(SPLITS, counts.tolist(), strict=True))
     self._user_bounds = np.searchsorted(events.user, np.arange(len(logs.users.user_id) + 1))
 
   @staticmethod
   def _stack(columns: list[np.ndarray], rows: int) -> np.ndarray:
     return np.stack(columns, axis=1) if columns else np.zeros((rows, 0), np.int32)
-
-  def _split_requests(self) -> np.ndarray:
-    """[R] int8 split of every request, -1 = only history.
-
-    Leave-one-out gives users with fewer than 3 requests to training.
-    """
-    events, config = self.logs.events, self.config
-    first_s_R, num_requests = self.first_s_R, len(self.first_s_R)
-    if config.split == "time":
-      cuts = [config.train_start_s, config.validation_start_s, config.test_start_s]
-      return np.searchsorted(cuts, first_s_R, side="right").astype(np.int8) - 1
-    user_R = np.zeros(num_requests, np.int32)
-    user_R[events.request] = events.user
-    request = np.unique(events.request[self.engaged_E])
-    request = request[np.lexsort((request, first_s_R[request], user_R[request]))]
-    user = user_R[request]
-    end = np.append(user[1:] != user[:-1], True)
-    split_R = np.zeros(num_requests, np.int8)
-    last = np.flatnonzero(end)
-    length = np.diff(np.append(-1, last))
-    split_R[request[last[length >= 3]]] = 2
-    split_R[request[last[length >= 3] - 1]] = 1
-    return split_R
 
   def user_examples(self, user: int, split: int) -> Iterator[Example]:
     """Examples of one user in one split (a number of SPLITS), in time order."""

@@ -1,6 +1,6 @@
 """Logs -> ArrayRecord examples, as an ordinary TFDS builder (no TensorFlow).
 
-`prepare_examples(logs, folder, config)` writes
+`prepare_examples(DATA/logs, folder, config)` writes
 
     folder/ad_requests/1.0.0/*.array_record*   one record per Example, splits train/validation/test
     folder/examples.json                       config, feature values, counts
@@ -12,46 +12,41 @@ and `open_examples(folder)` gives random access to them.
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
 import contextlib
 import dataclasses
-import functools
 import io
-import itertools
 import json
 import logging
-import multiprocessing
+import os
+import resource
 import shutil
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+import types
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import shuffle
 
 from gr4ad_jax import config as config_lib
-from gr4ad_jax.data.records import Logs
-from gr4ad_jax.data.sequences import (
-  SPLITS,
-  Example,
-  ExampleMaker,
-  FeatureVocabulary,
-  SequenceConfig,
+from gr4ad_jax.data.cutting import (
+  ARRAYS,
+  SCALARS,
+  Cutter,
+  Survey,
+  join_targets,
+  map_parts,
+  survey,
 )
-from gr4ad_jax.data.trending import Trending, build_trending, load_trending, save_trending
+from gr4ad_jax.data.log_folder import LogParts, replaced
+from gr4ad_jax.data.records import Logs
+from gr4ad_jax.data.sequences import Example, FeatureVocabulary
+from gr4ad_jax.data.splits import SPLITS, SequenceConfig
+from gr4ad_jax.data.trending import Trending, load_trending, save_trending, shares
 from gr4ad_jax.data.validation import LogError
 from gr4ad_jax.progress import track
 
-_ARRAYS = {
-  "feature_F": np.int32, "ad_T": np.int32, "ad_count_T": np.uint8, "ad_age_T": np.uint8,
-  "organic_O": np.int32, "organic_count_O": np.uint8, "organic_age_O": np.uint8,
-  "target_C": np.int32, "action_C": np.int8, "value_C": np.float32, "ecpm_C": np.float32,
-  "new_C": np.uint8,
-}
-_TARGET_COLUMNS = ("value_N", "ecpm_N", "action_N", "past_value_N")
-_USERS_PER_TASK = 100  # of a worker process
-_SCALARS = {"request": np.int32, "user": np.int32, "time_s": np.int64, "past_value": np.float32}
+SHUFFLE_BYTES = 1 << 26  # of a split's examples in memory; more are sorted on disk
 
 
 def bytes_array(dtype, ndim: int = 1) -> tfds.features.Tensor:
@@ -64,7 +59,7 @@ def bytes_array(dtype, ndim: int = 1) -> tfds.features.Tensor:
 
 def example_features() -> dict:
   """What a stored Example consists of."""
-  return _SCALARS | {name: bytes_array(dtype) for name, dtype in _ARRAYS.items()}
+  return SCALARS | {name: bytes_array(dtype) for name, dtype in ARRAYS.items()}
 
 
 class AdRequests(tfds.core.GeneratorBasedBuilder):
@@ -72,10 +67,18 @@ class AdRequests(tfds.core.GeneratorBasedBuilder):
 
   VERSION = tfds.core.Version("1.0.0")
 
-  def __init__(self, *, maker: ExampleMaker | None = None, workers: int = 1, **kwargs):
-    """A builder that reads; with `maker` it can also write, cutting in `workers` processes."""
-    self._maker, self._workers = maker, workers
-    self.train_targets: list[tuple[np.ndarray, ...]] = []  # filled while writing
+  def __init__(
+    self, *, cutters: Sequence[Cutter] = (), workers: int = 1, beam: bool = False, **kwargs
+  ):
+    """A builder that reads; with `cutters`, one for each split, it can also write.
+
+    Args:
+      cutters: make the examples.
+      workers: processes that cut.
+      beam: cut as a Beam pipeline instead.
+      kwargs: of every TFDS builder.
+    """
+    self._cutters, self._workers, self._beam = cutters, workers, beam
     super().__init__(file_format="array_record", **kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -87,59 +90,20 @@ class AdRequests(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager):
     del dl_manager
-    return {name: self._generate_examples(i) for i, name in enumerate(SPLITS)}
+    if self._beam:
+      import apache_beam as beam
 
-  def _generate_examples(self, split: int) -> Iterator[tuple[str, dict]]:
-    users = range(len(self._maker.logs.users.user_id))
-    tasks = [users[i : i + _USERS_PER_TASK] for i in range(0, len(users), _USERS_PER_TASK)]
-    made = _map(functools.partial(_cut, split=split), self._maker, tasks, self._workers)
-    of_users = itertools.chain.from_iterable(made)
-    for examples in track(of_users, f"examples ({SPLITS[split]}), users", len(users)):
-      for part, example in enumerate(examples):
-        if SPLITS[split] == "train":
-          self.train_targets.append(
-            (example.value_C, example.ecpm_C, example.action_C,
-             np.full(len(example.target_C), example.past_value, np.float32))
-          )
-        yield f"{example.request}-{part}", to_record(example)
+      return {
+        SPLITS[c.split]: beam.Create(range(len(c.parts))) | beam.Reshuffle() | beam.FlatMap(c)
+        for c in self._cutters
+      }
+    return {SPLITS[c.split]: self._generate_examples(c) for c in self._cutters}
 
-
-def _cut(maker: ExampleMaker, users: Sequence[int], *, split: int) -> list[list[Example]]:
-  return [list(maker.user_examples(user, split)) for user in users]
-
-
-def _map(
-  function: Callable, maker: ExampleMaker, tasks: Sequence[Sequence[int]], workers: int
-) -> Iterator:
-  """function(maker, task) of every task, in order; a few tasks ahead in worker processes."""
-  if workers == 1:
-    yield from (function(maker, task) for task in tasks)
-    return
-  # A fork shares the log's memory. Workers touch numpy alone, none of what JAX's threads hold.
-  waiting = collections.deque()
-  with warnings.catch_warnings(), concurrent.futures.ProcessPoolExecutor(
-    workers, multiprocessing.get_context("fork"), _keep, (function, maker)
-  ) as pool:
-    warnings.filterwarnings("ignore", "os.fork|.*multi-threaded", category=Warning)
-    for task in tasks:
-      waiting.append(pool.submit(_work, task))
-      if len(waiting) > 2 * workers:
-        yield waiting.popleft().result()
-    while waiting:
-      yield waiting.popleft().result()
-
-
-_kept: tuple[Callable, ExampleMaker] | None = None  # in a worker process
-
-
-def _keep(function: Callable, maker: ExampleMaker) -> None:
-  global _kept
-  _kept = function, maker
-
-
-def _work(task: Sequence[int]) -> list:
-  function, maker = _kept
-  return function(maker, task)
+  def _generate_examples(self, cutter: Cutter) -> Iterator[tuple[str, dict]]:
+    num_parts = len(cutter.parts)
+    made = map_parts(cutter, num_parts, self._workers)
+    for records in track(made, f"examples ({SPLITS[cutter.split]}), parts", num_parts):
+      yield from records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,44 +132,62 @@ class ExampleSet:
 
 
 def prepare_examples(
-  logs: Logs, folder: Path, config: SequenceConfig, *, workers: int = 1
-) -> None:
-  """Writes all examples below `folder`, replacing what is there.
+  logs: Path, folder: Path, config: SequenceConfig, *, workers: int = 1,
+  beam_options: Sequence[str] | None = None,
+) -> Survey:
+  """Cuts stored logs; memory grows with users and ads, not with events.
 
   Args:
-    logs: what to cut.
-    folder: to write.
+    logs: folder that `write_logs` wrote.
+    folder: to write; appears, or is replaced, only when all files are complete.
     config: how to cut.
     workers: processes that cut; the files do not depend on it.
+    beam_options: cut as a Beam pipeline with these options (`--runner=...`); examples are the same,
+      their shards may be cut elsewhere.
+
+  Returns:
+    What holds for the whole log.
 
   Raises:
     LogError: the logs give no example for a split.
+    ConfigError: Beam is not installed.
   """
-  maker = ExampleMaker(logs, config)
-  shutil.rmtree(folder, ignore_errors=True)
-  folder.mkdir(parents=True)
-  builder = AdRequests(maker=maker, workers=workers, data_dir=str(folder))
-  with quiet_tfds():
-    builder.download_and_prepare()
-  sources = {name: builder.as_data_source(split=name) for name in SPLITS}
-  counts = {
-    name: {"requests": maker.request_counts[name], "examples": len(sources[name])}
-    for name in SPLITS
-  }
-  if config.num_trending:
-    save_trending(build_trending(logs), folder / "trending.npz")
-  columns = [np.concatenate(column) for column in zip(*builder.train_targets, strict=True)]
-  np.savez(folder / "train_targets.npz", **dict(zip(_TARGET_COLUMNS, columns, strict=True)))
-  (folder / "examples.json").write_text(
-    json.dumps(
-      {
-        "config": dataclasses.asdict(config),
-        "features": dataclasses.asdict(maker.vocabulary),
-        "counts": counts,
-      },
-      indent=2,
+  beam = None if beam_options is None else _beam_config(beam_options)
+  parts = LogParts(logs)
+  found = survey(parts, config, workers=workers)
+  with replaced(folder) as fresh:
+    targets = fresh / "targets"
+    targets.mkdir()
+    cutters = [Cutter(parts, config, found.vocabulary, i, targets) for i in range(len(SPLITS))]
+    builder = AdRequests(
+      cutters=cutters, workers=workers, beam=beam is not None, data_dir=str(fresh)
     )
-  )
+    with quiet_tfds(), _shuffling_on_disk():
+      builder.download_and_prepare(download_config=beam)
+    join_targets(targets, fresh / "train_targets.npz")
+    shutil.rmtree(targets)
+    if config.num_trending:
+      save_trending(shares(found.engagements, len(parts.logs.ads.ad_id)), fresh / "trending.npz")
+    counts = {
+      name: {"requests": int(requests), "examples": builder.info.splits[name].num_examples}
+      for name, requests in zip(SPLITS, found.request_counts, strict=True)
+    }
+    about = {
+      "config": dataclasses.asdict(config), "features": dataclasses.asdict(found.vocabulary),
+      "counts": counts,
+    }
+    (fresh / "examples.json").write_text(json.dumps(about, indent=2))
+  return found
+
+
+def _beam_config(options: Sequence[str]) -> tfds.download.DownloadConfig:
+  try:
+    from apache_beam.options.pipeline_options import PipelineOptions
+  except ImportError:
+    raise config_lib.ConfigError(
+      "--beam needs Apache Beam: pip install 'gr4ad_jax[beam]'"
+    ) from None
+  return tfds.download.DownloadConfig(beam_options=PipelineOptions(list(options)))
 
 
 def open_examples(folder: Path) -> ExampleSet:
@@ -255,16 +237,10 @@ def training_events(logs: Logs, examples: ExampleSet) -> np.ndarray:
   return ~held_out[events.request]
 
 
-def to_record(example: Example) -> dict:
-  """An `Example` as it is stored."""
-  record = {name: getattr(example, name) for name in (*_SCALARS, *_ARRAYS)}
-  return record | {"new_C": example.new_C.astype(np.uint8)}
-
-
 def to_example(record: dict, split: int) -> Example:
   """A stored record as an `Example`."""
-  scalars = {name: kind(record[name]).item() for name, kind in _SCALARS.items()}
-  arrays = {name: record[name] for name in _ARRAYS} | {"new_C": record["new_C"].astype(bool)}
+  scalars = {name: kind(record[name]).item() for name, kind in SCALARS.items()}
+  arrays = {name: record[name] for name in ARRAYS} | {"new_C": record["new_C"].astype(bool)}
   return Example(split=split, **scalars, **arrays)
 
 
@@ -281,3 +257,31 @@ def quiet_tfds():
   finally:
     logger.setLevel(level)
     tfds.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _shuffling_on_disk():
+  """TFDS sorts a split by the hash of its keys: up to 1 GB in memory, else in 1,000 files.
+
+  It opens those through TensorFlow, which is not installed; here they are plain files, and begin at
+  SHUFFLE_BYTES.
+  """
+  files = types.SimpleNamespace(GFile=open, exists=os.path.exists, remove=os.remove)
+  errors = types.SimpleNamespace(ResourceExhaustedError=_NeverRaised)
+  plain = types.SimpleNamespace(io=types.SimpleNamespace(gfile=files), errors=errors)
+  ours = {"tf": plain, "MAX_MEM_BUFFER_SIZE": SHUFFLE_BYTES}
+  theirs = {name: vars(shuffle)[name] for name in ours}
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  needed = soft if soft == resource.RLIM_INFINITY else max(soft, 2 * shuffle.BUCKETS_NUMBER)
+  vars(shuffle).update(ours)
+  try:
+    if hard == resource.RLIM_INFINITY or needed <= hard:
+      resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    yield
+  finally:
+    vars(shuffle).update(theirs)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+class _NeverRaised(Exception):
+  pass

@@ -9,11 +9,13 @@ count.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from gr4ad_jax.data.records import Action, Logs
+from gr4ad_jax.data.records import Action, EventTable, Logs
 
 DAY_S = 86400
 HALF_LIFE_DAYS = 3.0
@@ -60,7 +62,7 @@ class LiveTrending:
 
   def __init__(self, logs: Logs):
     """Begins after the log's last day."""
-    self._score_A, self._now = _scores(logs)
+    self._score_A, self._now = _scores(engagements(logs.events), len(logs.ads.ad_id))
     self._count_A = np.zeros(len(self._score_A))  # of the day that has no row after it yet
     self._day = self._now.first_day + len(self._now.ad_DN) - 1
 
@@ -90,27 +92,63 @@ class LiveTrending:
     return self._now
 
 
+class Engagements(NamedTuple):
+  """How often ads were clicked or converted on each day; one row for each day and ad of a part.
+
+  Attributes:
+    day: int64, days since 1970.
+    ad: int64, ad numbers.
+    count: int64.
+  """
+
+  day: np.ndarray
+  ad: np.ndarray
+  count: np.ndarray
+
+
+def count_engagements(parts: Sequence[Engagements]) -> Engagements:
+  """Adds up the counts of parts."""
+  day, ad, count = (np.concatenate(column) for column in zip(*parts, strict=True))
+  order = np.lexsort((ad, day))
+  day, ad = day[order], ad[order]
+  first = np.flatnonzero(np.append(True, (np.diff(day) != 0) | (np.diff(ad) != 0))[: len(day)])
+  total = np.append(0, np.cumsum(count[order]))
+  return Engagements(day[first], ad[first], np.diff(total[np.append(first, len(day))]))
+
+
+def engagements(events: EventTable) -> Engagements:
+  """Counts clicks and conversions of ads."""
+  rows = (events.ad >= 0) & (events.action >= Action.CLICK)
+  ad_E = events.ad[rows].astype(np.int64)
+  return count_engagements([
+    Engagements(events.time_s[rows] // DAY_S, ad_E, np.ones(len(ad_E), np.int64))
+  ])
+
+
 def build_trending(logs: Logs) -> Trending:
   """Shares of clicks and conversions, decayed with a half-life of 3 days, day by day."""
-  return _scores(logs)[1]
+  return shares(engagements(logs.events), len(logs.ads.ad_id))
 
 
-def _scores(logs: Logs) -> tuple[np.ndarray, Trending]:
+def shares(counts: Engagements, num_ads: int) -> Trending:
+  """The same from counts."""
+  return _scores(counts, num_ads)[1]
+
+
+def _scores(counts: Engagements, num_ads: int) -> tuple[np.ndarray, Trending]:
   """The decayed counts after the last day, and the shares of all days."""
-  events = logs.events
-  rows = (events.ad >= 0) & (events.action >= Action.CLICK)
-  ad_E, day_E = events.ad[rows], events.time_s[rows] // DAY_S
-  first_day, num_ads = int(day_E.min()), len(logs.ads.ad_id)
-  num_days = int(day_E.max()) - first_day + 2
-  order = np.argsort(day_E, kind="stable")
-  bounds = np.searchsorted(day_E[order], first_day + np.arange(num_days))
+  first_day = int(counts.day[0])
+  num_days = int(counts.day[-1]) - first_day + 2
+  bounds = np.searchsorted(counts.day, first_day + np.arange(num_days))
   kept = min(NUM_KEPT, num_ads)
   ad_DN = np.full((num_days, kept), -1, np.int32)
   bucket_DN = np.zeros((num_days, kept), np.uint8)
   score_A = np.zeros(num_ads)
   for row in range(1, num_days):
-    yesterday = ad_E[order[bounds[row - 1] : bounds[row]]]
-    score_A = _later(score_A, np.bincount(yesterday, minlength=num_ads))
+    yesterday = slice(bounds[row - 1], bounds[row])
+    count_A = np.zeros(num_ads, np.int64)
+    count_A[counts.ad[yesterday]] = counts.count[yesterday]
+    score_A = _later(score_A, count_A)
     ad_DN[row], bucket_DN[row] = _largest(score_A, kept)
   return score_A, Trending(first_day, ad_DN, bucket_DN)
 

@@ -39,6 +39,11 @@ def at_row(file: str, row: int, column: str, value: object, rule: str) -> LogErr
   return LogError(f"{file}: row {row}, column '{column}', value {shown}: {rule}")
 
 
+def more_rows(count: int) -> str:
+  """What a message about the first of `count` offenders says of the others."""
+  return f" ({count - 1:,} more such rows)" if count > 1 else ""
+
+
 class RowChecks:
   """Applies row rules to one table: stops at the first offender, or drops and counts offenders.
 
@@ -47,9 +52,14 @@ class RowChecks:
     dropped: rule -> rows dropped by it; a rule sees only the rows that earlier rules left.
   """
 
-  def __init__(self, file: str, frame: pd.DataFrame, *, invalid_rows: InvalidRows = "error"):
+  def __init__(
+    self, file: str, frame: pd.DataFrame, *, invalid_rows: InvalidRows = "error",
+    first_row: int = 0,
+  ):
+    """Begins with all rows alive; `first_row` is the number of the first one in the file."""
     if invalid_rows not in ("error", "drop"):
       raise ValueError(f"invalid_rows is {invalid_rows!r}: must be 'error' or 'drop'")
+    self._first_row = first_row
     self.alive_E = np.ones(len(frame), bool)
     self.dropped: dict[str, int] = {}
     self._file = file
@@ -71,8 +81,10 @@ class RowChecks:
     count = int(bad_E.sum())
     if count and not self._drop:
       row = int(bad_E.argmax())
-      others = f" ({count - 1:,} more such rows)" if count > 1 else ""
-      raise at_row(self._file, row, column, self._frame[column].iloc[row], rule + others)
+      raise at_row(
+        self._file, self._first_row + row, column, self._frame[column].iloc[row],
+        rule + more_rows(count),
+      )
     key = f"dropped, {column}: {rule}"
     self.dropped[key] = self.dropped.get(key, 0) + count
     self.alive_E &= ~bad_E
@@ -117,7 +129,7 @@ def require_columns(
 
 def _wrong_type(series: pd.Series, file: str, row: int, rule: str) -> LogError:
   rule = f"{rule} (the column's dtype is {series.dtype})"
-  return at_row(file, row, str(series.name), series.iloc[row], rule)
+  return at_row(file, int(series.index[row]), str(series.name), series.iloc[row], rule)
 
 
 def _id_text(value: object) -> str | None:
@@ -199,12 +211,15 @@ def text_column(series: pd.Series, file: str) -> np.ndarray:
   return values_N
 
 
-def number_column(series: pd.Series, file: str) -> tuple[np.ndarray, np.ndarray]:
+def number_column(
+  series: pd.Series, file: str, *, has_numbers: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
   """Reads a numeric column.
 
   Args:
     series: [E] numbers; an object column may hold single cells that are not numbers.
     file: name for messages.
+    has_numbers: earlier rows of the column are numbers, so that these may all be something else.
 
   Returns:
     numbers_E [E] float64 (NaN = null or not a number) and not_a_number_E [E] bool, cells that hold
@@ -223,7 +238,7 @@ def number_column(series: pd.Series, file: str) -> tuple[np.ndarray, np.ndarray]
   cells_E = series.astype(object).to_numpy()
   is_number_E = np.fromiter(map(_is_number, cells_E), bool, len(cells_E)) & ~empty_E
   wrong_E = ~is_number_E & ~empty_E
-  if not is_number_E.any():
+  if not is_number_E.any() and not has_numbers:
     raise _wrong_type(series, file, int(wrong_E.argmax()), "must be a number")
   return np.where(is_number_E, cells_E, np.nan).astype(np.float64), wrong_E
 
@@ -232,12 +247,49 @@ def _is_number(value: object) -> bool:
   return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
 
 
-def time_column(series: pd.Series, file: str) -> tuple[np.ndarray, np.ndarray]:
+def money_column(
+  frame: pd.DataFrame, column: str, file: str, checks: RowChecks, *, nullable: bool,
+  has_numbers: bool = False,
+) -> np.ndarray:
+  """A column of amounts >= 0 as float32; null is NaN where it is allowed.
+
+  Args:
+    frame: the table.
+    column: of it.
+    file: name for messages.
+    checks: of the table, which the rules are applied to.
+    nullable: null is allowed.
+    has_numbers: as `number_column`.
+
+  Raises:
+    LogError: a rule is broken and rows are not dropped.
+  """
+  amount_E, wrong_E = number_column(frame[column], file, has_numbers=has_numbers)
+  with np.errstate(over="ignore"):
+    amount_E = amount_E.astype(np.float32)
+  if nullable:
+    checks.reject(wrong_E | np.isinf(amount_E), column, "must be a finite number or null")
+  else:
+    checks.reject(wrong_E | ~np.isfinite(amount_E), column, "must be a finite number")
+  checks.reject(amount_E < 0, column, "must be >= 0")
+  return amount_E
+
+
+def in_unix_seconds(series: pd.Series) -> bool:
+  """Whether at least half of a column's times are numbers."""
+  numbers = pd.to_numeric(series.astype(object), errors="coerce")
+  return 2 * int(numbers.notna().sum()) >= int(series.notna().sum())
+
+
+def time_column(
+  series: pd.Series, file: str, *, unix_seconds: bool | None = None
+) -> tuple[np.ndarray, np.ndarray]:
   """Reads timestamps (without a zone: UTC), ISO 8601 strings or unix seconds.
 
   Args:
     series: [E] times.
     file: name for messages.
+    unix_seconds: what text holds, numbers or ISO 8601; None = what most of it is.
 
   Returns:
     time_s_E [E] int64 unix seconds (0 where unreadable) and unreadable_E [E] bool.
@@ -251,9 +303,8 @@ def time_column(series: pd.Series, file: str) -> tuple[np.ndarray, np.ndarray]:
     series = series.astype(object)
   if series.dtype == object:
     try:
-      numbers = pd.to_numeric(series, errors="coerce")
-      if 2 * int(numbers.notna().sum()) >= int(series.notna().sum()):
-        series = numbers
+      if in_unix_seconds(series) if unix_seconds is None else unix_seconds:
+        series = pd.to_numeric(series, errors="coerce")
       else:
         series = pd.to_datetime(series, errors="coerce", utc=True, format="ISO8601")
     except (TypeError, ValueError):

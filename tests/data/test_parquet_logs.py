@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gr4ad_jax.data.parquet_logs import read_parquet_logs
-from gr4ad_jax.data.schema import LogError
+from gr4ad_jax.data.parquet_logs import store_parquet_logs
+from gr4ad_jax.data.schema import LogError, read_logs
 
 ADS = """ad_id,advertiser_id,category,text,price
 007,NA,Food > Snacks,"nuts, ""salted""
@@ -68,10 +68,13 @@ def parquet_files(folder):
 
 
 def read(paths, **options):
-  return read_parquet_logs(
-    paths["ads"], paths["events"], users=paths.get("users"), contents=paths.get("contents"),
-    **options,
+  """What is stored of the files."""
+  stored = paths["ads"].parent / "stored"
+  store_parquet_logs(
+    paths["ads"], paths["events"], stored, users=paths.get("users"),
+    contents=paths.get("contents"), **options,
   )
+  return read_logs(stored)
 
 
 def test_csv_cells_arrive_as_written(csv_files):
@@ -124,7 +127,7 @@ def test_given_embeddings_come_from_parquet(tmp_path):
 
 def test_unix_seconds_in_csv(tmp_path, csv_files):
   paths = write(tmp_path, events="user_id,time,ad_id,action\n1,100,007,0\n2,90,008,2\n")
-  logs = read_parquet_logs(csv_files["ads"], paths["events"])
+  logs = read({"ads": csv_files["ads"], "events": paths["events"]})
   assert logs.events.time_s.tolist() == [100, 90]
 
 

@@ -14,7 +14,8 @@ from gr4ad_jax.data.impressions import read_impressions
 from gr4ad_jax.data.market import MarketConfig, Requests, truth
 from gr4ad_jax.data.market_log import market_logs
 from gr4ad_jax.data.market_worlds import build_market
-from gr4ad_jax.data.sequences import ExampleMaker, time_split
+from gr4ad_jax.data.sequences import ExampleMaker
+from gr4ad_jax.data.splits import time_split
 from gr4ad_jax.data.validation import LogError
 from gr4ad_jax.evaluation.calibration import Platt, fit_platt, probability_metrics
 from gr4ad_jax.learning.reward_data import bids_of, reward_batch_maker

@@ -1,0 +1,202 @@
+"""Stored logs -> records of examples, part by part, in this process or in several.
+
+Two passes: `survey` learns what holds for the whole log, and `cut` makes the examples of a part.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import functools
+import multiprocessing
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from gr4ad_jax.data.log_folder import LogParts
+from gr4ad_jax.data.sequences import (
+  Example,
+  ExampleMaker,
+  FeatureVocabulary,
+  feature_values,
+  feature_vocabulary,
+)
+from gr4ad_jax.data.splits import SPLITS, SequenceConfig, require_requests, split_requests
+from gr4ad_jax.data.trending import Engagements, count_engagements, engagements
+from gr4ad_jax.progress import track
+
+ResultT = TypeVar("ResultT")
+
+ARRAYS = {
+  "feature_F": np.int32, "ad_T": np.int32, "ad_count_T": np.uint8, "ad_age_T": np.uint8,
+  "organic_O": np.int32, "organic_count_O": np.uint8, "organic_age_O": np.uint8,
+  "target_C": np.int32, "action_C": np.int8, "value_C": np.float32, "ecpm_C": np.float32,
+  "new_C": np.uint8,
+}
+SCALARS = {"request": np.int32, "user": np.int32, "time_s": np.int64, "past_value": np.float32}
+_TARGETS = {
+  "value_N": np.float32, "ecpm_N": np.float32, "action_N": np.int8, "past_value_N": np.float32
+}
+_MERGE_AT = 1 << 22  # rows of engagement counts
+
+
+class Survey(NamedTuple):
+  """What holds for the whole log.
+
+  Attributes:
+    vocabulary: feature values of users and of training requests.
+    request_counts: [3] requests with an engaged ad in each split.
+    ad_events: events with an ad.
+    engagements: clicks and conversions by day and ad.
+  """
+
+  vocabulary: FeatureVocabulary
+  request_counts: np.ndarray
+  ad_events: int
+  engagements: Engagements
+
+
+def survey(parts: LogParts, config: SequenceConfig, *, workers: int = 1) -> Survey:
+  """Goes through the log once.
+
+  Raises:
+    LogError: no engaged ad event, or a split without requests.
+  """
+  counts, ad_events = np.zeros(len(SPLITS), np.int64), 0
+  request: dict[str, set[str]] = collections.defaultdict(set)
+  by_day: list[Engagements] = []
+  surveyed = map_parts(functools.partial(_survey_part, parts, config), len(parts), workers)
+  for part in track(surveyed, "requests and features, parts", len(parts)):
+    counts += part.request_counts
+    ad_events += part.ad_events
+    for name, values in part.features.items():
+      request[name] |= values
+    by_day.append(part.engagements)
+    if sum(len(part.day) for part in by_day[1:]) > max(_MERGE_AT, len(by_day[0].day)):
+      by_day = [count_engagements(by_day)]
+  of_days = count_engagements(by_day)
+  require_requests(counts, engaged=len(of_days.day) > 0, source=parts.logs.source)
+  vocabulary = feature_vocabulary(feature_values(parts.logs.users.features), request)
+  return Survey(vocabulary, counts, ad_events, of_days)
+
+
+class _PartSurvey(NamedTuple):
+  features: dict[str, set[str]]
+  request_counts: np.ndarray
+  ad_events: int
+  engagements: Engagements
+
+
+def _survey_part(parts: LogParts, config: SequenceConfig, number: int) -> _PartSurvey:
+  events = parts.read(number).logs.events
+  splits = split_requests(events, config)
+  learned_E = splits.split_R[events.request] == 0
+  return _PartSurvey(
+    feature_values({name: column_E[learned_E] for name, column_E in events.features.items()}),
+    splits.counts, int((events.ad >= 0).sum()), engagements(events),
+  )
+
+
+class Cutter(NamedTuple):
+  """Makes the examples of one split, part by part; goes to other processes as it is.
+
+  Attributes:
+    parts: the log.
+    config: how to cut.
+    vocabulary: feature values of the whole log.
+    split: a number of SPLITS.
+    targets: folder for what training targets were worth, a file for each part.
+  """
+
+  parts: LogParts
+  config: SequenceConfig
+  vocabulary: FeatureVocabulary
+  split: int
+  targets: Path
+
+  def __call__(self, number: int) -> list[tuple[str, dict]]:
+    """Keys and records of a part's examples, in the order of users and time."""
+    part = self.parts.read(number)
+    maker = ExampleMaker(part.logs, self.config, vocabulary=self.vocabulary)
+    examples, records = [], []
+    for user in range(len(part.logs.users.user_id)):
+      for place, example in enumerate(maker.user_examples(user, self.split)):
+        record = to_record(example)
+        record["request"] += part.first_request
+        record["user"] += part.first_user
+        records.append((f"{record['request']}-{place}", record))
+        examples.append(example)
+    if SPLITS[self.split] == "train":
+      _write_targets(examples, self.targets / f"{number:06d}.npz")
+    return records
+
+
+def to_record(example: Example) -> dict:
+  """An `Example` as it is stored."""
+  record = {name: getattr(example, name) for name in (*SCALARS, *ARRAYS)}
+  return record | {"new_C": example.new_C.astype(np.uint8)}
+
+
+def map_parts(
+  function: Callable[[int], ResultT], num_parts: int, workers: int
+) -> Iterator[ResultT]:
+  """function(part) of every part, in order; one part more than there are processes at a time."""
+  if workers == 1:
+    yield from map(function, range(num_parts))
+    return
+  # A fork shares the tables. Workers touch numpy and Arrow alone, none of what JAX's threads hold.
+  waiting = collections.deque()
+  with warnings.catch_warnings(), concurrent.futures.ProcessPoolExecutor(
+    workers, multiprocessing.get_context("fork"), _keep, (function,)
+  ) as pool:
+    warnings.filterwarnings("ignore", "os.fork|.*multi-threaded", category=Warning)
+    for part in range(num_parts):
+      waiting.append(pool.submit(_work, part))
+      if len(waiting) > workers:
+        yield waiting.popleft().result()
+    while waiting:
+      yield waiting.popleft().result()
+
+
+_kept: Callable | None = None  # in a worker process
+
+
+def _keep(function: Callable) -> None:
+  global _kept
+  _kept = function
+
+
+def _work(part: int) -> object:
+  return _kept(part)
+
+
+def _write_targets(examples: list[Example], file: Path) -> None:
+  columns = (
+    [e.value_C for e in examples], [e.ecpm_C for e in examples], [e.action_C for e in examples],
+    [np.full(len(e.target_C), e.past_value, np.float32) for e in examples],
+  )
+  joined = (np.concatenate(c) if c else np.zeros(0) for c in columns)
+  fresh = file.with_suffix(".tmp")  # a Beam runner may do a part twice
+  with fresh.open("wb") as out:
+    np.savez(out, **{
+      name: column.astype(kind)
+      for (name, kind), column in zip(_TARGETS.items(), joined, strict=True)
+    })
+  fresh.rename(file)
+
+
+def join_targets(folder: Path, file: Path) -> None:
+  """Joins what training targets of all parts were worth into one .npz file, part by part."""
+  parts = sorted(folder.glob("*.npz"))
+  total = sum(len(np.load(part)["action_N"]) for part in parts)
+  with zipfile.ZipFile(file, "w") as archive:
+    for name, kind in _TARGETS.items():
+      with archive.open(f"{name}.npy", "w", force_zip64=True) as out:
+        header = {"descr": np.dtype(kind).str, "fortran_order": False, "shape": (total,)}
+        np.lib.format.write_array_header_1_0(out, header)
+        for part in parts:
+          out.write(np.load(part)[name].tobytes())
