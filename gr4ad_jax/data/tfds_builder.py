@@ -33,6 +33,7 @@ from gr4ad_jax.data.cutting import (
   ARRAYS,
   SCALARS,
   Cutter,
+  PartRecords,
   Survey,
   join_targets,
   map_parts,
@@ -93,17 +94,19 @@ class AdRequests(tfds.core.GeneratorBasedBuilder):
     if self._beam:
       import apache_beam as beam
 
+      def parts(cutter: Cutter):
+        return beam.Create(range(len(cutter.parts))) | beam.Reshuffle() | beam.Map(cutter)
+
       return {
-        SPLITS[c.split]: beam.Create(range(len(c.parts))) | beam.Reshuffle() | beam.FlatMap(c)
-        for c in self._cutters
+        SPLITS[c.split]: parts(c) | beam.FlatMap(PartRecords.records) for c in self._cutters
       }
     return {SPLITS[c.split]: self._generate_examples(c) for c in self._cutters}
 
   def _generate_examples(self, cutter: Cutter) -> Iterator[tuple[str, dict]]:
     num_parts = len(cutter.parts)
     made = map_parts(cutter, num_parts, self._workers)
-    for records in track(made, f"examples ({SPLITS[cutter.split]}), parts", num_parts):
-      yield from records
+    for part in track(made, f"examples ({SPLITS[cutter.split]}), parts", num_parts):
+      yield from part.records()
 
 
 @dataclasses.dataclass(frozen=True)
