@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import socket
 import sys
 import time
@@ -107,7 +108,11 @@ class Prepare:
   max_targets: int = 4
   """Targets per training example; larger requests give several."""
   workers: int = 1
-  """Processes that cut examples, on one copy of the log (Linux, macOS)."""
+  """Processes that cut examples, each with one part of the log in memory (Linux, macOS)."""
+  beam: bool = False
+  """Cut examples as an Apache Beam pipeline instead (pip install 'gr4ad_jax[beam]')."""
+  beam_options: str = ""
+  """Its options in one string, such as "--runner=FlinkRunner --parallelism=64"."""
   overwrite: bool = False
   """Replace an earlier result in --out."""
 
@@ -595,7 +600,12 @@ def _prepare(command: Prepare) -> None:
     "num_trending": command.num_trending, "max_targets": command.max_targets,
   }
   config_lib.require(command.workers >= 1, "--workers", command.workers, "must be at least 1")
-  common = {"limits": limits, "workers": command.workers, "overwrite": command.overwrite}
+  config_lib.require(command.beam or not command.beam_options, "--beam-options",
+                     command.beam_options, "needs --beam")
+  common = {
+    "limits": limits, "overwrite": command.overwrite, "workers": command.workers,
+    "beam_options": shlex.split(command.beam_options) if command.beam else None,
+  }
   start = time.monotonic()
   match command.source:
     case CompleteJourney() as source:
