@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 import socket
 import sys
 import time
@@ -111,8 +110,8 @@ class Prepare:
   """Processes that cut examples, each with one part of the log in memory (Linux, macOS)."""
   beam: bool = False
   """Cut examples as an Apache Beam pipeline instead (pip install 'gr4ad_jax[beam]')."""
-  beam_options: str = ""
-  """Its options in one string, such as "--runner=FlinkRunner --parallelism=64"."""
+  beam_options: tuple[str, ...] = ()
+  """Options of the pipeline, such as `runner=FlinkRunner parallelism=64`."""
   overwrite: bool = False
   """Replace an earlier result in --out."""
 
@@ -604,7 +603,7 @@ def _prepare(command: Prepare) -> None:
                      command.beam_options, "needs --beam")
   common = {
     "limits": limits, "overwrite": command.overwrite, "workers": command.workers,
-    "beam_options": shlex.split(command.beam_options) if command.beam else None,
+    "beam_options": [f"--{o}" for o in command.beam_options] if command.beam else None,
   }
   start = time.monotonic()
   match command.source:
