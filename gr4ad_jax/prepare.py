@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -158,8 +159,8 @@ def _prepared(out: Path) -> Iterator[Path]:
     yield fresh
     for name in ("logs", "examples"):
       put_in_place(fresh / name, out / name)
-  except OSError as error:
-    if error.errno != errno.ENOSPC:
+  except (OSError, RuntimeError) as error:  # ArrayRecord's are RuntimeErrors
+    if os.strerror(errno.ENOSPC) not in str(error):
       raise
     raise LogError(f"{out}: the disk is full; docs/scaling.md says how much is needed") from None
   finally:

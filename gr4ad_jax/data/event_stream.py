@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import io
+import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -29,42 +32,51 @@ class SortedRuns:
     """Writes to a new folder; `key` is the column."""
     folder.mkdir()
     self._folder, self._key = folder, key
-    self._runs: list[np.memmap] = []
-    self.num_rows = 0
+    self._lengths: list[int] = []
+    self._dtype: np.dtype | None = None
+
+  @property
+  def num_rows(self) -> int:
+    return sum(self._lengths)
 
   def add(self, rows: np.ndarray) -> None:
     """Writes one run; rows of equal key keep their order."""
-    if not len(rows):
-      return
-    file = self._folder / f"{len(self._runs):06d}"
-    with file.open("wb") as out:  # `tofile` does not say that the disk is full
+    with self._file(len(self._lengths)).open("wb") as out:  # `tofile` does not say "disk full"
       out.write(rows[np.argsort(rows[self._key], kind="stable")].view(np.uint8))
-    self._runs.append(np.memmap(file, rows.dtype, "r"))
-    self.num_rows += len(rows)
+    self._lengths.append(len(rows))
+    self._dtype = rows.dtype
 
   def read(self, begin: int, end: int) -> np.ndarray:
     """The rows with begin <= key < end, run by run."""
-    parts = []
-    for run in self._runs:
-      first, last = (
-        bisect.bisect_left(run, value, key=lambda row: int(row[self._key]))
-        for value in (begin, end)
-      )
-      if last > first:
-        offset = first * run.itemsize
-        parts.append(np.fromfile(run.filename, run.dtype, last - first, offset=offset))
-    return np.concatenate(parts) if parts else np.zeros(0, self._runs[0].dtype)
+    parts, size = [], self._dtype.itemsize
+    for number, length in enumerate(self._lengths):
+      with self._file(number).open("rb", buffering=0) as file:
+        first, last = (self._find(file, length, value) for value in (begin, end))
+        if last > first:
+          parts.append(np.fromfile(file, self._dtype, last - first, offset=first * size))
+    return np.concatenate(parts) if parts else np.zeros(0, self._dtype)
+
+  def _find(self, file: io.FileIO, length: int, value: int) -> int:
+    """Rows of a run with a smaller key; a map of the file would count as memory."""
+    size = self._dtype.itemsize
+
+    def key(row: int) -> int:
+      read = np.frombuffer(os.pread(file.fileno(), size, row * size), self._dtype)
+      return int(read[self._key][0])
+
+    return bisect.bisect_left(range(length), value, key=key)
 
   def runs(self) -> Iterator[np.ndarray]:
     """All rows, one run after another."""
-    for run in self._runs:
-      yield np.fromfile(run.filename, run.dtype)
+    for number in range(len(self._lengths)):
+      yield np.fromfile(self._file(number), self._dtype)
 
   def remove(self) -> None:
     """Frees the disk."""
-    for run in self._runs:
-      Path(run.filename).unlink()
-    self._runs.clear()
+    shutil.rmtree(self._folder)
+
+  def _file(self, number: int) -> Path:
+    return self._folder / f"{number:06d}"
 
 
 @dataclasses.dataclass(frozen=True)
