@@ -58,6 +58,7 @@ def prepare_completejourney(
 
   The catalogue and all histories come from every training week; requests of the last `train_weeks`
   of them are learned from. What is promoted changes, and a year-old request teaches little of it.
+  `how` as `write_prepared`.
 
   Returns:
     Counts of everything, cleaning rules included.
@@ -100,7 +101,7 @@ def prepare_parquet(
   overwrite: bool = False,
   **how: Any,
 ) -> dict[str, int]:
-  """A user's own logs; arguments as `gr4ad prepare parquet --help` explains them.
+  """A user's own logs; arguments as `gr4ad prepare parquet --help` says, `how` as `write_prepared`.
 
   Raises:
     LogError: invalid logs, or too short for the split.
@@ -132,7 +133,7 @@ def prepare_amazon(
   overwrite: bool = False,
   **how: Any,
 ) -> dict[str, int]:
-  """Public review sequences under the leave-one-out protocol.
+  """Public review sequences under the leave-one-out protocol; `how` as `write_prepared`.
 
   Raises:
     LogError: missing or invalid files.

@@ -53,36 +53,32 @@ def assert_those_of(maker, examples):
   assert examples.features == maker.vocabulary
 
 
-@pytest.mark.parametrize("split", ["time", "leave_one_out"])
-@pytest.mark.parametrize("shuffle_bytes", [10_000, 1 << 30], ids=["on disk", "in memory"])
 def test_parts_give_the_examples_of_the_whole_log(
-  tiny_logs, logs_in_parts, tmp_path, monkeypatch, split, shuffle_bytes
+  tiny_logs, logs_in_parts, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(tfds_builder, "SHUFFLE_BYTES", shuffle_bytes)
-  config = SequenceConfig(split="leave_one_out", num_trending=0)
-  if split == "time":
-    config = time_split(tiny_logs, validation_days=10, test_days=10, train_days=30)
-  prepare_examples(logs_in_parts, tmp_path / "examples", config)
-  examples = open_examples(tmp_path / "examples")
-  assert_those_of(ExampleMaker(tiny_logs, config), examples)
-  if split == "time":
-    whole = build_trending(tiny_logs)
-    np.testing.assert_array_equal(examples.trending.ad_DN, whole.ad_DN)
-    np.testing.assert_array_equal(examples.trending.bucket_DN, whole.bucket_DN)
-  assert sorted(p.name for p in tmp_path.iterdir()) == ["examples"]
+  """Sorted on disk here and in memory there, both in the same order."""
+  config = time_split(tiny_logs, validation_days=10, test_days=10, train_days=30)
+  write_logs(tiny_logs, tmp_path / "logs")
+  assert len(LogParts(tmp_path / "logs")) == 1
+  prepare_examples(tmp_path / "logs", tmp_path / "whole", config)
+  monkeypatch.setattr(tfds_builder, "SHUFFLE_BYTES", 10_000)
+  prepare_examples(logs_in_parts, tmp_path / "parts", config)
+  whole, parts = open_examples(tmp_path / "whole"), open_examples(tmp_path / "parts")
+  assert_those_of(ExampleMaker(tiny_logs, config), parts)
+  for split in SPLITS:
+    for a, b in zip(whole.sources[split], parts.sources[split], strict=True):
+      assert (a["request"], a["target_C"].tolist()) == (b["request"], b["target_C"].tolist())
+  expected = build_trending(tiny_logs)
+  np.testing.assert_array_equal(parts.trending.ad_DN, expected.ad_DN)
+  np.testing.assert_array_equal(parts.trending.bucket_DN, expected.bucket_DN)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["logs", "parts", "whole"]
   assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_the_order_on_disk_does_not_depend_on_where_it_was_sorted(
-  tiny_data, logs_in_parts, tmp_path, monkeypatch
-):
-  monkeypatch.setattr(tfds_builder, "SHUFFLE_BYTES", 10_000)
-  whole = open_examples(tiny_data / "examples")
-  prepare_examples(logs_in_parts, tmp_path / "examples", whole.config)
-  sources = open_examples(tmp_path / "examples").sources
-  for split in SPLITS:
-    for a, b in zip(whole.sources[split], sources[split], strict=True):
-      assert (a["request"], a["target_C"].tolist()) == (b["request"], b["target_C"].tolist())
+def test_parts_give_each_user_the_same_last_requests(tiny_logs, logs_in_parts, tmp_path):
+  config = SequenceConfig(split="leave_one_out", num_trending=0)
+  prepare_examples(logs_in_parts, tmp_path / "examples", config)
+  assert_those_of(ExampleMaker(tiny_logs, config), open_examples(tmp_path / "examples"))
 
 
 def test_a_log_without_a_split_leaves_the_earlier_examples(tiny_logs, logs_in_parts, tmp_path):
