@@ -9,6 +9,7 @@ import collections
 import concurrent.futures
 import functools
 import multiprocessing
+import signal
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -191,12 +192,15 @@ def map_parts(
     workers, multiprocessing.get_context("fork"), _keep, (function,)
   ) as pool:
     warnings.filterwarnings("ignore", "os.fork|.*multi-threaded", category=Warning)
-    for part in range(num_parts):
-      waiting.append(pool.submit(_work, part))
-      if len(waiting) > workers:
+    try:
+      for part in range(num_parts):
+        waiting.append(pool.submit(_work, part))
+        if len(waiting) > workers:
+          yield waiting.popleft().result()
+      while waiting:
         yield waiting.popleft().result()
-    while waiting:
-      yield waiting.popleft().result()
+    finally:
+      pool.shutdown(wait=False, cancel_futures=True)
 
 
 _kept: Callable | None = None  # in a worker process
@@ -205,6 +209,7 @@ _kept: Callable | None = None  # in a worker process
 def _keep(function: Callable) -> None:
   global _kept
   _kept = function
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
 
 
 def _work(part: int) -> object:
