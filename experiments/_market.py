@@ -34,8 +34,9 @@ from gr4ad_jax.evaluation.evaluate import eval_requests, group_requests
 from gr4ad_jax.evaluation.ranking import EvalRequests, ranking_metrics
 from gr4ad_jax.progress import console, track
 from gr4ad_jax.reward import RewardRun, RewardScorer, train_reward
-from gr4ad_jax.run import Inputs, write_json
+from gr4ad_jax.run import Inputs
 from gr4ad_jax.search.recommender import Recommender
+from gr4ad_jax.storage import write_json
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 
 K = 50  # ads that a system finds

@@ -29,10 +29,10 @@ from gr4ad_jax.run import (
   open_recommender,
   read_run,
   train_run,
-  write_json,
 )
 from gr4ad_jax.search.legal_prefixes import PrefixTree, build_prefix_tree
 from gr4ad_jax.search.recommender import Recommender
+from gr4ad_jax.storage import write_json
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 from gr4ad_jax.training.metric_log import read_log
 

@@ -45,8 +45,9 @@ from gr4ad_jax.data.tfds_builder import read_split
 from gr4ad_jax.memory import keep_freed_memory
 from gr4ad_jax.model.cost import num_params, num_table_params
 from gr4ad_jax.progress import console
-from gr4ad_jax.run import Inputs, RunFile, example_flops, load_params, open_inputs, write_json
+from gr4ad_jax.run import Inputs, RunFile, example_flops, load_params, open_inputs
 from gr4ad_jax.search.recommender import Recommender
+from gr4ad_jax.storage import write_json
 from gr4ad_jax.sweep import Sweep, parse_grid, run_name, run_sweep
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 

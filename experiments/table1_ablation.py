@@ -58,11 +58,12 @@ from gr4ad_jax.memory import keep_freed_memory
 from gr4ad_jax.model.build import start_fn, step_fn
 from gr4ad_jax.progress import console, track
 from gr4ad_jax.reward import RewardScorer, open_reward
-from gr4ad_jax.run import RunFile, load_params, open_inputs, train_run, write_json
+from gr4ad_jax.run import RunFile, load_params, open_inputs, train_run
 from gr4ad_jax.search.beam_search import compile_search
 from gr4ad_jax.search.bench_decode import time_in_turns
 from gr4ad_jax.search.legal_prefixes import build_prefix_tree
 from gr4ad_jax.search.recommender import Recommender
+from gr4ad_jax.storage import write_json
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 
 PLAIN_LOSS = LossConfig(

@@ -44,7 +44,7 @@ from gr4ad_jax.data.amazon import UNKNOWN_BRAND, read_amazon
 from gr4ad_jax.data.records import AdTable
 from gr4ad_jax.data.tables import ad_table
 from gr4ad_jax.progress import console, track
-from gr4ad_jax.run import write_json
+from gr4ad_jax.storage import write_json
 from gr4ad_jax.tokenizer.ad_text import ad_inputs
 from gr4ad_jax.tokenizer.cooccurrence import ItemPairs, swing_pairs, training_interactions
 from gr4ad_jax.tokenizer.feature_hash import hash_codes

@@ -11,12 +11,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from gr4ad_jax import storage
 from gr4ad_jax.config import CandidateConfig, ConfigError, SearchConfig
 from gr4ad_jax.data.impressions import Impressions, read_impressions
 from gr4ad_jax.data.list_records import CandidateList, write_lists
@@ -25,9 +25,10 @@ from gr4ad_jax.learning.preference import fit_reward_scale
 from gr4ad_jax.model.build import Decoder
 from gr4ad_jax.progress import track
 from gr4ad_jax.reward import RewardScorer, open_reward
-from gr4ad_jax.run import Inputs, load_params, open_inputs, read_run, write_json
+from gr4ad_jax.run import Inputs, load_params, open_inputs, read_run
 from gr4ad_jax.search.beam_search import Beams, Sampling
 from gr4ad_jax.search.recommender import Recommender
+from gr4ad_jax.storage import Place, write_json
 
 
 def choose_requests(impressions: Impressions, config: CandidateConfig) -> np.ndarray:
@@ -150,7 +151,7 @@ def _shown_list(context, ad_C, ecpm_C, action_C, inputs: Inputs) -> CandidateLis
 
 
 def write_candidates(
-  workdir: Path, reward: Path, out: Path, *, config: CandidateConfig, overwrite: bool = False
+  workdir: Place, reward: Place, out: Place, *, config: CandidateConfig, overwrite: bool = False
 ) -> dict[str, float]:
   """Lists for a trained run, written to `out`.
 
@@ -168,7 +169,7 @@ def write_candidates(
     ConfigError: no run, no reward model, or `out` holds lists already.
     LogError: the logs hold no impressions.
   """
-  if (out / "lists.json").exists() and not overwrite:
+  if storage.exists(out / "lists.json") and not overwrite:
     raise ConfigError(f"{out}: holds candidate lists already; pass --overwrite or another --out")
   run = read_run(workdir)
   inputs, scorer = open_inputs(run), open_reward(reward)
@@ -186,15 +187,16 @@ def write_candidates(
       yield row
 
   # The scale needs all of them, so it is written after the records.
-  count = write_lists(watched(), out)
-  scale = fit_reward_scale(np.concatenate(ecpm))
-  about = {
-    "lists": count, "run": str(workdir.resolve()), "step": step,
-    "reward": str(reward.resolve()), "fingerprint": inputs.fingerprint,
-    "size": max(config.size, impressions.shown_RC.shape[1]), "reward_scale": list(scale),
-    "config": dataclasses.asdict(config),
-  }
-  write_json(out / "lists.json", about)
+  with storage.new_folder(out) as copy:
+    count = write_lists(watched(), copy.path)
+    scale = fit_reward_scale(np.concatenate(ecpm))
+    about = {
+      "lists": count, "run": storage.absolute(workdir), "step": step,
+      "reward": storage.absolute(reward), "fingerprint": inputs.fingerprint,
+      "size": max(config.size, impressions.shown_RC.shape[1]), "reward_scale": list(scale),
+      "config": dataclasses.asdict(config),
+    }
+    write_json(copy.path / "lists.json", about)
   quantiles = np.quantile(np.concatenate(ecpm), (0.1, 0.5, 0.9))
   return {
     "lists": count, "candidates": int(sum(map(len, ecpm))),

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from gr4ad_jax import config as config_lib
+from gr4ad_jax import storage
 from gr4ad_jax.config import ConfigError, TrainConfig
 from gr4ad_jax.data.impressions import read_impressions
 from gr4ad_jax.data.pipeline import train_batches
@@ -20,6 +20,7 @@ from gr4ad_jax.learning.reward_data import RewardBatchMaker, RewardSource, full_
 from gr4ad_jax.learning.two_tower import TwoTower, nearest_ads, two_tower_task
 from gr4ad_jax.progress import track
 from gr4ad_jax.reward import RewardRun, open_reward_data
+from gr4ad_jax.storage import Place
 from gr4ad_jax.training.train_loop import read_params, train
 
 
@@ -47,7 +48,7 @@ class Retrieval:
     return np.concatenate(found)
 
 
-def train_retrieval(run: RewardRun, workdir: Path) -> Retrieval:
+def train_retrieval(run: RewardRun, workdir: Place) -> Retrieval:
   """Trains in `workdir`, or continues, or opens what is finished there.
 
   Raises:
@@ -55,16 +56,16 @@ def train_retrieval(run: RewardRun, workdir: Path) -> Retrieval:
     LogError: the logs hold no impression without a click.
   """
   settings = workdir / "retrieval.json"
-  if settings.exists() and config_lib.read_json(RewardRun, settings) != run:
-    raise ConfigError(f"{workdir}: the retrieval model there has other settings")
+  if storage.exists(settings):
+    if config_lib.read_json(RewardRun, storage.fetch(settings)) != run:
+      raise ConfigError(f"{workdir}: the retrieval model there has other settings")
   maker, make_batch, _ = open_reward_data(run)
   splits = {
     name: read_impressions(maker, name, progress=track) for name in ("train", "validation")
   }
 
   batch_of = functools.partial(of_rows, make_batch)
-  workdir.mkdir(parents=True, exist_ok=True)
-  settings.write_text(config_lib.to_json(run))
+  storage.write_text(settings, config_lib.to_json(run))
   model = TwoTower(run.model, make_batch.vocabulary)
   batches = train_batches(
     RewardSource(splits["train"]), batch_of, batch_size=run.train.batch_size, seed=run.train.seed,
@@ -77,7 +78,7 @@ def train_retrieval(run: RewardRun, workdir: Path) -> Retrieval:
   return _open(run.train, workdir, model, make_batch)
 
 
-def _open(config: TrainConfig, workdir: Path, model, make_batch: RewardBatchMaker) -> Retrieval:
+def _open(config: TrainConfig, workdir: Place, model, make_batch: RewardBatchMaker) -> Retrieval:
   params, _ = read_params(two_tower_task(model), config, workdir)
   ad_AD = model.apply({"params": params}, make_batch.ad_field_AX[1:], method=TwoTower.ad)
   user = jax.jit(lambda rows: model.apply({"params": params}, rows, method=TwoTower.user))

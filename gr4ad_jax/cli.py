@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +15,7 @@ import tyro
 from rich.table import Table
 
 from gr4ad_jax import config as config_lib
-from gr4ad_jax import terminal
+from gr4ad_jax import storage, terminal
 from gr4ad_jax.config import (
   REWARD_TRAINING,
   CandidateConfig,
@@ -33,8 +34,21 @@ from gr4ad_jax.data.market import MarketConfig
 from gr4ad_jax.memory import keep_freed_memory
 
 
-def _one_line(text: str) -> str:
-  return " ".join(str(text).split())
+def _one_line(text: object) -> str:
+  return " ".join(storage.as_named(str(text)).split())
+
+
+def _from_text(make: Callable[[str], storage.Place]) -> tyro.constructors.PrimitiveConstructorSpec:
+  return tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1, metavar="PATH", instance_from_str=lambda words: make(words[0]),
+    is_instance=lambda value: isinstance(value, storage.Place),
+    str_from_instance=lambda value: [str(value)],
+  )
+
+
+# Every folder and file of a command is of one of these types.
+Place = Annotated[storage.Place, _from_text(storage.place)]
+LocalPath = Annotated[Path, _from_text(storage.local_path)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,14 +67,14 @@ class CompleteJourney:
 class Parquet:
   """Your own logs as Parquet or CSV files; docs/own_logs.md lists the columns."""
 
-  ads: Path
+  ads: Place
   """ad_id, advertiser_id, category, text; optional ad_type, account_id, campaign_id, price,
   conversion_type, bid, embedding."""
-  events: Path
+  events: Place
   """user_id, time, action, ad_id and/or content_id; optional request_id, value, ecpm, feature_*."""
-  users: Path | None = None
+  users: Place | None = None
   """user_id and any categorical columns."""
-  contents: Path | None = None
+  contents: Place | None = None
   """content_id, category, text; optional ad_id of the same product."""
   currency: str = "currency units"
   """Unit of price, value and eCPM, for reports."""
@@ -80,7 +94,7 @@ class Parquet:
 class Amazon:
   """Public Amazon review sequences (docs/own_logs.md says where they come from)."""
 
-  folder: Path
+  folder: Place
   """Holds interactions.parquet and items.parquet."""
   users: int | None = None
   """Keep only this many users (a quick try)."""
@@ -96,7 +110,7 @@ class Prepare:
     | Annotated[Amazon, tyro.conf.subcommand("amazon")],
     tyro.conf.arg(name=""),
   ]
-  out: Path
+  out: Place
   """Folder to write; logs/ and examples/ appear below it."""
   max_ad_history: int = 96
   """Distinct ads of a user's history that a request shows."""
@@ -120,7 +134,7 @@ class Prepare:
 class MakeMarket:
   """A simulated ad market -> log files as `prepare parquet` reads them, and market.json."""
 
-  out: Path
+  out: Place
   """New folder to write: ads, contents, users and events (.parquet)."""
   stream_days: int = 0
   """The last days go to OUT/segments instead, one file a day, for `online`."""
@@ -131,13 +145,13 @@ class MakeMarket:
 class Tokenize:
   """Ads -> semantic IDs, with a health table."""
 
-  data: Path
+  data: Place
   """Folder that `prepare` wrote."""
-  out: Path | None = None
+  out: Place | None = None
   """Folder to write; default DATA/sids."""
   encoder: Literal["wordllama", "minilm", "uae", "given"] = "wordllama"
   """Text encoder (uae = MiniLM fine-tuned on these logs), or your own embeddings."""
-  embeddings: Path | None = None
+  embeddings: Place | None = None
   """Your own embeddings, .npy [num_ads, D] in the order of the ads table (with --encoder given);
   default the embedding column of the ads."""
   quantizer: Literal["balanced_kmeans", "kmeans", "rq_vae", "rq_kmeans_plus", "fsq"] = (
@@ -163,19 +177,19 @@ class Tokenize:
 class Train:
   """Semantic IDs and examples -> a trained decoder in WORKDIR."""
 
-  data: Path
+  data: Place
   """Folder that `prepare` wrote."""
-  workdir: Path
-  """Folder of the run."""
-  sids: Path | None = None
+  workdir: Place
+  """Folder of the run; of several hosts one that all share, or gs://BUCKET/FOLDER."""
+  sids: Place | None = None
   """Folder that `tokenize` wrote; default DATA/sids."""
   preset: Literal[tuple(config_lib.PRESETS)] = "small"  # type: ignore[valid-type]
   """Named settings; the options below change single ones."""
   resume: bool = False
   """Continue the run in WORKDIR (with the same settings), exactly."""
-  start: Path | None = None
+  start: Place | None = None
   """Folder of a trained run to begin with, of the same model and data."""
-  lists: Path | None = None
+  lists: Place | None = None
   """Folder that `candidates` wrote: learn from these lists, too, as --preference.method says."""
   profile: str | None = None
   """Steps to trace, as 10:20, into WORKDIR/profile; `xprof WORKDIR/profile` shows them."""
@@ -190,14 +204,14 @@ class Train:
 class MakeSweep:
   """Many training runs: every combination of a grid, or a search; finished ones are kept."""
 
-  data: Path
+  data: Place
   """Folder that `prepare` wrote."""
-  workdir: Path
+  workdir: LocalPath
   """Folder of the sweep; each run gets a folder in it, and results.json sums up."""
   grid: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH=VALUES ...")]
   """PATH=VALUE,VALUE ...; PATH+PATH=VALUE+VALUE,... vary together; with --trials also
   PATH=LOW:HIGH and PATH=LOW:HIGH:log. As in model.width=32,64 train.seed=0,1."""
-  sids: Path | None = None
+  sids: Place | None = None
   """Folder that `tokenize` wrote; default DATA/sids."""
   preset: Literal[tuple(config_lib.PRESETS)] = "small"  # type: ignore[valid-type]
   """Named settings that all runs start from."""
@@ -232,9 +246,9 @@ class MakePlan:
 class Reward:
   """Impressions -> a calibrated model of clicks and conversions: eCPM of any ad for any request."""
 
-  data: Path
+  data: Place
   """Folder that `prepare` wrote; its events need impressions."""
-  workdir: Path
+  workdir: Place
   """Folder of the reward model."""
   resume: bool = False
   """Continue the one in WORKDIR (with the same settings)."""
@@ -246,11 +260,11 @@ class Reward:
 class Candidates:
   """A trained run and a reward model -> candidate lists for `train --lists`."""
 
-  workdir: Path
+  workdir: Place
   """Folder of a trained run."""
-  reward: Path
+  reward: Place
   """Folder of a trained reward model."""
-  out: Path
+  out: Place
   """Folder to write."""
   overwrite: bool = False
   """Replace lists in --out."""
@@ -261,14 +275,14 @@ class Candidates:
 class Online:
   """A trained run goes on learning from log segments and publishes parameters as it goes."""
 
-  workdir: Path
+  workdir: Place
   """Folder of the trained run to start from."""
-  segments: Path
+  segments: Place
   """Folder of segments: events tables (.parquet, .csv) whose names sort by time. Move files in
-  when they are complete."""
-  out: Path
+  when they are complete. In a bucket those of now are read; it is not followed."""
+  out: Place
   """Folder of the learner, itself a run for evaluate and recommend; one that is there goes on."""
-  reward: Path | None = None
+  reward: Place | None = None
   """Folder of a reward model; without one, logged samples alone are learned from."""
   follow: float | None = None
   """Seconds between looks for new segments, until stopped; default: end after the last one."""
@@ -281,7 +295,7 @@ class Online:
 class Evaluate:
   """Searches a split and compares with simple baselines; writes WORKDIR/metrics.json."""
 
-  workdir: Path
+  workdir: Place
   """Folder of a trained run."""
   split: Literal["validation", "test"] = "test"
   """Requests to evaluate."""
@@ -291,7 +305,7 @@ class Evaluate:
 class Recommend:
   """Ads for one user, as if a request came right after their last event."""
 
-  workdir: Path
+  workdir: Place
   """Folder of a trained run."""
   user: str
   """A user id of the logs."""
@@ -306,9 +320,9 @@ class Recommend:
 class Export:
   """A trained run -> a folder that answers with jax and numpy alone, on CPU, CUDA and TPU."""
 
-  workdir: Path
+  workdir: Place
   """Folder of a trained run."""
-  out: Path
+  out: Place
   """New folder to write."""
 
 
@@ -316,19 +330,19 @@ class Export:
 class Serve:
   """A trained run answers over HTTP: recommendations, new ads, events; a page at /."""
 
-  workdir: Path | None = None
+  workdir: Place | None = None
   """Folder of a trained run."""
-  artifact: Path | None = None
+  artifact: Place | None = None
   """Folder that `export` wrote, instead of a run: answers contexts alone (docs/serving.md)."""
   host: str = "127.0.0.1"
   """Address to listen on; 0.0.0.0 = all of this machine's."""
   port: int = 8000
   """Port to listen on."""
-  store: Path | None = None
-  """Folder for accepted events and ads; default WORKDIR/serving."""
-  segments: Path | None = None
+  store: LocalPath | None = None
+  """Folder for accepted events and ads; default WORKDIR/serving where that is no bucket."""
+  segments: LocalPath | None = None
   """Folder for log segments, which `online --segments` reads; default STORE/segments."""
-  published: Path | None = None
+  published: LocalPath | None = None
   """Folder of parameters to follow, `published` below the --out of `online`."""
   redis: str | None = None
   """URL of a Redis that servers share for users' events and answers, redis://HOST:PORT/0."""
@@ -342,7 +356,7 @@ class Serve:
 class Report:
   """WORKDIR -> one HTML page that opens from disk."""
 
-  workdir: Path
+  workdir: Place
   """Folder of an evaluated run."""
 
 
@@ -372,7 +386,7 @@ class BenchDecode:
   """Type of activations; default that of the preset."""
   repeats: int = 20
   """Timed calls of each program."""
-  out: Path | None = None
+  out: LocalPath | None = None
   """JSON file to write."""
 
 
@@ -382,7 +396,7 @@ class BenchServe:
 
   url: str = "http://localhost:8000"
   """Of the server; GR4AD_API_KEY holds its key where it has one."""
-  out: Path = Path("runs/load")
+  out: LocalPath = Path("runs/load")
   """Folder for load.json and load.png."""
   load: Annotated[LoadConfig, tyro.conf.arg(name="")] = LoadConfig()
 
@@ -402,7 +416,7 @@ class Bench:
 class Demo:
   """Everything on the embedded dataset: prepare, tokenize, train, evaluate, report."""
 
-  workdir: Path = Path("runs/demo")
+  workdir: LocalPath = Path("runs/demo")
   """Folder of the run; finished stages in it are reused."""
   size: Literal["cpu", "tiny"] = "cpu"
   """The demonstration, or a small end-to-end check of a minute or two."""
@@ -534,7 +548,9 @@ def _run(command: Command) -> None:
     case Report():
       from gr4ad_jax.evaluation.report import write_report
 
-      terminal.console.print(f"report: {write_report(command.workdir).resolve().as_uri()}")
+      with storage.working_copy(command.workdir) as copy:
+        write_report(copy.path)
+      terminal.console.print(f"report: {_address(command.workdir / 'report.html')}")
     case Export():
       from gr4ad_jax.run import export_run
 
@@ -555,6 +571,10 @@ def _run(command: Command) -> None:
       )
 
 
+def _address(page: storage.Place) -> str:
+  return page.resolve().as_uri() if isinstance(page, Path) else str(page)
+
+
 def _serve(command: Serve) -> None:
   from gr4ad_jax.progress import track
   from gr4ad_jax.serving.artifact_server import ArtifactEngine, build_artifact_app
@@ -571,12 +591,18 @@ def _serve(command: Serve) -> None:
   ready = f"serving http://{where}:{command.port}  (API: /docs, metrics: /metrics)"
   if command.artifact is not None:
     config = dataclasses.replace(command.serving, beam_factors=(1.0,))
-    engine = ArtifactEngine(command.artifact, config)
+    engine = ArtifactEngine(storage.fetch(command.artifact), config)
     engine.warm(track)
     terminal.console.print(ready)
     serve(build_artifact_app(engine, api_key=api_key), host=command.host, port=command.port)
     return
-  store = command.store or command.workdir / "serving"
+  store = command.store
+  if store is None:
+    if isinstance(command.workdir, storage.Url):
+      raise config_lib.ConfigError(
+        f"serve: {command.workdir} is in a bucket; name a folder of this machine with --store"
+      )
+    store = command.workdir / "serving"
   service = Service(
     command.workdir, config=command.serving, store=store,
     segments=command.segments or store / "segments", published=command.published,
@@ -614,7 +640,7 @@ def _prepare(command: Prepare) -> None:
       )
     case Parquet() as source:
       summary = prepare.prepare_parquet(
-        command.out, **dataclasses.asdict(source), **common
+        command.out, **vars(source), **common
       )
     case Amazon() as source:
       summary = prepare.prepare_amazon(
@@ -630,9 +656,11 @@ def _make_market(command: MakeMarket) -> None:
   from gr4ad_jax.progress import track
 
   start = time.monotonic()
-  summary = write_market(
-    build_market(command.market), command.out, stream_days=command.stream_days, progress=track
-  )
+  storage.require_free(command.out)
+  with storage.new_folder(command.out) as copy:
+    summary = write_market(
+      build_market(command.market), copy.path, stream_days=command.stream_days, progress=track
+    )
   seconds = time.monotonic() - start
   terminal.print_summary(summary, title=f"{command.out} in {seconds:.0f} s")
 
@@ -655,7 +683,7 @@ def _tokenize(command: Tokenize) -> None:
     from gr4ad_jax.evaluation.tokenizer_report import health_table
 
     terminal.console.print(health_table(result.lines, title=title))
-    terminal.console.print(f"report: {(out / 'report.html').resolve().as_uri()}")
+    terminal.console.print(f"report: {_address(out / 'report.html')}")
   else:
     terminal.print_health(result.codebook_sizes, result.health, title=title)
 
@@ -670,8 +698,10 @@ def _train(command: Train) -> None:
     command.model, command.loss, command.train, command.search, command.preference
   )
   sids = command.sids or command.data / "sids"
-  start, lists = (str(path.resolve()) if path else "" for path in (command.start, command.lists))
-  run = RunFile(str(command.data.resolve()), str(sids.resolve()), config, start, lists)
+  start, lists = (
+    storage.absolute(place) if place else "" for place in (command.start, command.lists)
+  )
+  run = RunFile(storage.absolute(command.data), storage.absolute(sids), config, start, lists)
   profile = parse_steps(command.profile) if command.profile else None
   state = train_run(run, command.workdir, resume=command.resume, profile=profile)
   if distributed.is_first():
@@ -712,7 +742,7 @@ def _plan(command: MakePlan) -> None:
 def _reward(command: Reward) -> None:
   from gr4ad_jax.reward import RewardRun, train_reward
 
-  run = RewardRun(str(command.data.resolve()), command.model, command.train)
+  run = RewardRun(storage.absolute(command.data), command.model, command.train)
   metrics = train_reward(run, command.workdir, resume=command.resume)
   terminal.print_numbers(
     metrics, title=f"reward model on the test split, written to {command.workdir}/metrics.json"
@@ -753,7 +783,6 @@ def _recommend(command: Recommend) -> None:
 
 def _bench_decode(command: BenchDecode) -> None:
   from gr4ad_jax.progress import track
-  from gr4ad_jax.run import write_json
   from gr4ad_jax.search.bench_decode import BenchConfig, run_bench
 
   model = config_lib.preset(command.preset).model
@@ -771,7 +800,7 @@ def _bench_decode(command: BenchDecode) -> None:
   result = run_bench(config, progress=track)
   terminal.print_decode_bench(result)
   if command.out:
-    write_json(command.out, result)
+    storage.write_json(command.out, result)
     terminal.console.print(f"written: {command.out}")
 
 

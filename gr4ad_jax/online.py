@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from gr4ad_jax import config as config_lib
-from gr4ad_jax import sharding
+from gr4ad_jax import sharding, storage
 from gr4ad_jax.candidates import generator_of, make_lists
 from gr4ad_jax.config import CandidateConfig, ConfigError, OnlineConfig, PreferenceConfig
 from gr4ad_jax.data.batch import Batch
@@ -47,6 +47,7 @@ from gr4ad_jax.progress import console
 from gr4ad_jax.reward import RewardScorer, open_reward
 from gr4ad_jax.run import Inputs, differences, load_params, open_inputs, read_run
 from gr4ad_jax.search.recommender import Recommender
+from gr4ad_jax.storage import Place
 from gr4ad_jax.training.checkpoint import Checkpoints
 from gr4ad_jax.training.metric_log import MeanMetrics, MetricLog
 from gr4ad_jax.training.published import forget_before, publish, read_published
@@ -79,14 +80,14 @@ class _Segment(NamedTuple):
 
 
 def learn_online(
-  workdir: Path,
-  segments: Path,
-  out: Path,
+  workdir: Place,
+  segments: Place,
+  out: Place,
   *,
   config: OnlineConfig,
   preference: PreferenceConfig,
   candidates: CandidateConfig,
-  reward: Path | None = None,
+  reward: Place | None = None,
   follow_s: float | None = None,
   before_segment: Callable[[str, Any, Logs], None] | None = None,
 ) -> TrainState:
@@ -95,7 +96,8 @@ def learn_online(
   Args:
     workdir: the trained run to go on from.
     segments: folder of log segments; more may appear while this runs.
-    out: folder of the learner; one that is there goes on.
+    out: folder of the learner; one that is there goes on. A bucket gets the files after every
+      segment.
     config: rate, publication, memory.
     preference: how lists are learned from; method "none" = logged samples alone.
     candidates: how lists are made; their number per segment is also bounded by the steps.
@@ -108,23 +110,29 @@ def learn_online(
     ConfigError: `out` belongs to other settings, or a folder is missing.
     LogError: a segment cannot be read; the ones before it are kept.
   """
-  if not segments.is_dir():
+  if follow_s is not None and isinstance(segments, storage.Url):
+    raise ConfigError(f"{segments}: a bucket is not followed; start again when segments have come")
+  folder = storage.fetch(segments)
+  if not folder.is_dir():
     raise ConfigError(f"{segments}: no such folder of segments")
-  learner = _Learner(workdir, segments, out, config, preference, candidates, reward)
-  with Checkpoints(out / "checkpoints") as checkpoints:
-    state = learner.begin(checkpoints)
-    log = MetricLog(out, first_step=int(state.step))
-    try:
-      while True:
-        waiting = [p for p in segment_files(segments) if p.name not in learner.done]
-        if waiting:
-          state = learner.learn(state, waiting, checkpoints, log, before_segment)
-        elif follow_s is None:
-          return state
-        else:
-          time.sleep(follow_s)
-    finally:
-      log.close()
+  with storage.working_copy(out) as copy:
+    learner = _Learner(workdir, segments, copy.path, config, preference, candidates, reward)
+    with Checkpoints(out / "checkpoints") as checkpoints:
+      state = learner.begin(checkpoints)
+      copy.push()
+      log = MetricLog(copy.path, first_step=int(state.step))
+      try:
+        while True:
+          waiting = [p for p in segment_files(folder) if p.name not in learner.done]
+          if waiting:
+            state = learner.learn(state, waiting, checkpoints, log, before_segment)
+            copy.push()
+          elif follow_s is None:
+            return state
+          else:
+            time.sleep(follow_s)
+      finally:
+        log.close()
 
 
 class _Learner:
@@ -142,10 +150,10 @@ class _Learner:
     with_lists = preference.method != "none"
     self.run = dataclasses.replace(
       start, config=dataclasses.replace(start.config, train=train, preference=preference),
-      start=str(workdir.resolve()), lists="", segments=str(segments.resolve()),
+      start=storage.absolute(workdir), lists="", segments=storage.absolute(segments),
     )
     self.config, self.candidates, self.out = config, candidates, out
-    self.file = OnlineFile(config, candidates, str(reward.resolve()) if reward else "")
+    self.file = OnlineFile(config, candidates, storage.absolute(reward) if reward else "")
     self.inputs: Inputs = open_inputs(self.run)
     self.logs: Logs = self.inputs.logs
     self.scorer: RewardScorer | None = open_reward(reward) if with_lists else None
@@ -196,7 +204,7 @@ class _Learner:
     self.done = list(about["segments"])
     if about["reward_scale"]:
       self.reward_scale = RewardScale(*about["reward_scale"])
-    folder = Path(self.run.segments)
+    folder = storage.fetch(storage.place(self.run.segments))
     for name in self.done:
       if (folder / name).exists():
         self.logs = append_segment(self.logs, folder / name, keep_days=self.config.keep_days).logs

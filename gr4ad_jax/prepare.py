@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from gr4ad_jax import sharding
+from gr4ad_jax import sharding, storage
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data import amazon, completejourney, parquet_logs
 from gr4ad_jax.data.log_folder import (
@@ -30,7 +30,7 @@ from gr4ad_jax.data.tfds_builder import open_examples, prepare_examples, trainin
 from gr4ad_jax.data.validation import InvalidRows, LogError
 from gr4ad_jax.evaluation.tokenizer_report import write_tokenizer_report
 from gr4ad_jax.progress import track
-from gr4ad_jax.run import write_json
+from gr4ad_jax.storage import Place, write_json
 from gr4ad_jax.tokenizer import semantic_id
 from gr4ad_jax.tokenizer.embeddings import LogEmbeddings, embed
 from gr4ad_jax.tokenizer.groups import NUM_GROUPS
@@ -45,7 +45,7 @@ Limits = Mapping[str, int | None]
 
 
 def prepare_completejourney(
-  out: Path,
+  out: Place,
   *,
   min_ad_events: int = 5,
   train_weeks: int = 20,
@@ -85,12 +85,12 @@ def prepare_completejourney(
 
 
 def prepare_parquet(
-  out: Path,
+  out: Place,
   *,
-  ads: Path,
-  events: Path,
-  users: Path | None = None,
-  contents: Path | None = None,
+  ads: Place,
+  events: Place,
+  users: Place | None = None,
+  contents: Place | None = None,
   currency: str = "currency units",
   split: Literal["time", "leave_one_out"] = "time",
   validation_days: float = 7.0,
@@ -110,8 +110,9 @@ def prepare_parquet(
   _check_free(out, overwrite)
   with _prepared(out) as fresh:
     parquet_logs.store_parquet_logs(
-      ads, events, fresh / "logs", users=users, contents=contents, currency=currency,
-      invalid_rows=invalid_rows,
+      storage.fetch(ads), storage.fetch(events), fresh / "logs",
+      users=users and storage.fetch(users), contents=contents and storage.fetch(contents),
+      currency=currency, invalid_rows=invalid_rows,
     )
     if split == "time":
       parts = LogParts(fresh / "logs")
@@ -125,8 +126,8 @@ def prepare_parquet(
 
 
 def prepare_amazon(
-  out: Path,
-  folder: Path,
+  out: Place,
+  folder: Place,
   *,
   users: int | None = None,
   limits: Limits | None = None,
@@ -140,38 +141,41 @@ def prepare_amazon(
     ConfigError: `out` holds data already.
   """
   _check_free(out, overwrite)
-  logs = amazon.read_amazon(folder, max_users=users)
+  logs = amazon.read_amazon(storage.fetch(folder), max_users=users)
   config = SequenceConfig(split="leave_one_out", num_trending=0)
   return write_prepared(logs, out, config, limits, **how)
 
 
-def _check_free(out: Path, overwrite: bool) -> None:
-  if (out / "examples" / "examples.json").exists() and not overwrite:
+def _check_free(out: Place, overwrite: bool) -> None:
+  if storage.exists(out / "examples" / "examples.json") and not overwrite:
     raise ConfigError(f"{out}: holds prepared data already; pass --overwrite or another --out")
 
 
 @contextlib.contextmanager
-def _prepared(out: Path) -> Iterator[Path]:
+def _prepared(out: Place) -> Iterator[Path]:
   """A folder for logs and examples, which take their places below `out` when both are complete."""
-  check_replaceable(out / "logs")
-  out.mkdir(parents=True, exist_ok=True)
-  fresh = Path(tempfile.mkdtemp(prefix=".prepare-", dir=out))
-  try:
-    yield fresh
-    for name in ("logs", "examples"):
-      put_in_place(fresh / name, out / name)
-  except (OSError, RuntimeError) as error:  # ArrayRecord's are RuntimeErrors
-    if os.strerror(errno.ENOSPC) not in str(error):
-      raise
-    raise LogError(f"{out}: the disk is full; docs/scaling.md says how much is needed") from None
-  finally:
-    shutil.rmtree(fresh, ignore_errors=True)
-    if not any(out.iterdir()):
-      out.rmdir()
+  # In a bucket the examples appear last: examples.json says that all is there.
+  with storage.new_folder(out / "examples") as examples, storage.new_folder(out / "logs") as logs:
+    check_replaceable(logs.path)
+    home = examples.path.parent
+    home.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=".prepare-", dir=home))
+    try:
+      yield fresh
+      for copy in (logs, examples):
+        put_in_place(fresh / copy.path.name, copy.path)
+    except (OSError, RuntimeError) as error:  # ArrayRecord's are RuntimeErrors
+      if os.strerror(errno.ENOSPC) not in str(error):
+        raise
+      raise LogError(f"{out}: the disk is full; docs/scaling.md says how much is needed") from None
+    finally:
+      shutil.rmtree(fresh, ignore_errors=True)
+      if not any(home.iterdir()):
+        home.rmdir()
 
 
 def write_prepared(
-  logs: Logs, out: Path, config: SequenceConfig, limits: Limits | None = None, **how: Any
+  logs: Logs, out: Place, config: SequenceConfig, limits: Limits | None = None, **how: Any
 ) -> dict[str, int]:
   """Stores logs and the examples cut from them below `out`.
 
@@ -223,11 +227,11 @@ class Tokenized(NamedTuple):
 
 
 def tokenize(
-  data: Path,
-  out: Path,
+  data: Place,
+  out: Place,
   config: semantic_id.TokenizerConfig,
   *,
-  embeddings: Path | None = None,
+  embeddings: Place | None = None,
   with_report: bool = False,
 ) -> Tokenized:
   """Assigns and stores semantic IDs with their health (health.json beside them).
@@ -244,28 +248,31 @@ def tokenize(
   Raises:
     LogError, ValueError: no logs there, or settings that do not fit them.
   """
-  logs = read_logs(data / "logs")
+  logs = read_logs(storage.fetch(data / "logs"))
   train_E = None
   if config.encoder == "uae":  # the others learn from no event
-    train_E = training_events(logs, open_examples(data / "examples"))
-  embedded = embed(
-    logs, config.encoder, file=embeddings, folder=data / "embeddings",
-    train_E=train_E, seed=config.seed, progress=track,
-  )
-  sids = semantic_id.assign_semantic_ids(
-    logs, embedded, config, mesh=sharding.data_mesh(NUM_GROUPS),
-    resume_path=out.with_name(f".{out.name}.resume.npz"), progress=track,
-  )
-  metrics = health(logs, sids, embedded)
-  lines = judge(sids, metrics)
-  semantic_id.save(sids, out)
-  write_json(out / "health.json", as_record(metrics, lines))
-  if with_report:
-    write_tokenizer_report(
-      out, title=logs.source, metrics=metrics, lines=lines, codes_AL=sids.codes_AL,
-      codebook_sizes=sids.codebook_sizes, embedding_AD=embedded.ad_AD,
-      group_A=np.array([path.split(" > ")[0] for path in logs.ads.category], object),
+    train_E = training_events(logs, open_examples(storage.fetch(data / "examples")))
+  with storage.new_folder(out) as copy:
+    folder = copy.path
+    with storage.working_copy(data / "embeddings") as cache:
+      embedded = embed(
+        logs, config.encoder, file=embeddings and storage.fetch(embeddings), folder=cache.path,
+        train_E=train_E, seed=config.seed, progress=track,
+      )
+    sids = semantic_id.assign_semantic_ids(
+      logs, embedded, config, mesh=sharding.data_mesh(NUM_GROUPS),
+      resume_path=folder.with_name(f".{folder.name}.resume.npz"), progress=track,
     )
+    metrics = health(logs, sids, embedded)
+    lines = judge(sids, metrics)
+    semantic_id.save(sids, folder)
+    write_json(folder / "health.json", as_record(metrics, lines))
+    if with_report:
+      write_tokenizer_report(
+        folder, title=logs.source, metrics=metrics, lines=lines, codes_AL=sids.codes_AL,
+        codebook_sizes=sids.codebook_sizes, embedding_AD=embedded.ad_AD,
+        group_A=np.array([path.split(" > ")[0] for path in logs.ads.category], object),
+      )
   return Tokenized(sids.codebook_sizes, metrics, lines)
 
 

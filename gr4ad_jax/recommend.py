@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -11,10 +10,11 @@ from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.sequences import ExampleMaker
 from gr4ad_jax.run import open_inputs, open_recommender, read_run
 from gr4ad_jax.search.targeting import Targeting
+from gr4ad_jax.storage import Place
 
 
 def recommend_for_user(
-  workdir: Path, user_id: str, k: int, *, where: Sequence[str] = ()
+  workdir: Place, user_id: str, k: int, *, where: Sequence[str] = ()
 ) -> tuple[list[list[str]], str, str]:
   """The k best ads for a request right after the user's last event.
 

@@ -11,13 +11,13 @@ import dataclasses
 import functools
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from gr4ad_jax import config as config_lib
+from gr4ad_jax import storage
 from gr4ad_jax.config import REWARD_TRAINING, ConfigError, RewardConfig, TrainConfig
 from gr4ad_jax.data.impressions import Impressions, read_impressions
 from gr4ad_jax.data.pipeline import train_batches
@@ -35,8 +35,8 @@ from gr4ad_jax.learning.reward_data import (
 )
 from gr4ad_jax.learning.reward_model import RewardModel, reward_task
 from gr4ad_jax.progress import track
-from gr4ad_jax.run import write_json
 from gr4ad_jax.search.recommender import repeat_last
+from gr4ad_jax.storage import Place
 from gr4ad_jax.training.train_loop import read_params, train
 
 
@@ -111,7 +111,7 @@ class RewardScorer:
     return np.take_along_axis(ad_RC, np.argsort(-ecpm_RC, axis=1, kind="stable"), axis=1)
 
 
-def train_reward(run: RewardRun, workdir: Path, *, resume: bool = False) -> dict[str, float]:
+def train_reward(run: RewardRun, workdir: Place, *, resume: bool = False) -> dict[str, float]:
   """Trains, calibrates on validation, measures on test; writes all of it to WORKDIR.
 
   Returns:
@@ -123,17 +123,16 @@ def train_reward(run: RewardRun, workdir: Path, *, resume: bool = False) -> dict
     DivergedError: see `train_loop.train`.
   """
   settings = workdir / "reward.json"
-  if settings.exists():
+  if storage.exists(settings):
     if not resume:
       raise ConfigError(f"{workdir}: holds a reward model already; pass --resume or another folder")
-    if config_lib.read_json(RewardRun, settings) != run:
+    if config_lib.read_json(RewardRun, storage.fetch(settings)) != run:
       raise ConfigError(f"{workdir}: the reward model there has other settings")
   maker, make_batch, bid_A = open_reward_data(run)
   splits = {
     name: read_impressions(maker, name, progress=track) for name in ("train", "validation", "test")
   }
-  workdir.mkdir(parents=True, exist_ok=True)
-  settings.write_text(config_lib.to_json(run))
+  storage.write_text(settings, config_lib.to_json(run))
 
   batch_of = functools.partial(of_rows, make_batch)
   task = reward_task(RewardModel(run.model, make_batch.vocabulary))
@@ -149,23 +148,23 @@ def train_reward(run: RewardRun, workdir: Path, *, resume: bool = False) -> dict
   click, conversion = _calibrate(scorer, splits["validation"])
   scorer = dataclasses.replace(scorer, click=click, conversion=conversion)
   metrics = judge(scorer, splits["test"])
-  write_json(workdir / "metrics.json", {
+  storage.write_json(workdir / "metrics.json", {
     "calibration": {"click": click._asdict(), "conversion": conversion._asdict()},
     "test": metrics,
   })
   return metrics
 
 
-def open_reward(workdir: Path) -> RewardScorer:
+def open_reward(workdir: Place) -> RewardScorer:
   """A trained reward model.
 
   Raises:
     ConfigError: none in that folder, or not finished.
   """
-  if not (workdir / "metrics.json").exists():
+  if not storage.exists(workdir / "metrics.json"):
     raise ConfigError(f"{workdir}: holds no finished reward model; run `gr4ad reward` first")
-  run = config_lib.read_json(RewardRun, workdir / "reward.json")
-  fitted = json.loads((workdir / "metrics.json").read_text())["calibration"]
+  run = config_lib.read_json(RewardRun, storage.fetch(workdir / "reward.json"))
+  fitted = json.loads(storage.read_text(workdir / "metrics.json"))["calibration"]
   _, make_batch, bid_A = open_reward_data(run)
   return dataclasses.replace(
     _scorer(run, workdir, make_batch, bid_A), click=Platt(**fitted["click"]),
@@ -189,15 +188,15 @@ def judge(scorer: RewardScorer, impressions: Impressions) -> dict[str, float]:
 
 def open_reward_data(run: RewardRun) -> tuple[ExampleMaker, RewardBatchMaker, np.ndarray]:
   """Requests, fields and bids of a run's data."""
-  data = Path(run.data)
-  examples = open_examples(data / "examples")
-  logs = read_logs(data / "logs")
+  data = storage.place(run.data)
+  examples = open_examples(storage.fetch(data / "examples"))
+  logs = read_logs(storage.fetch(data / "logs"))
   train_E = training_events(logs, examples)
   make_batch = reward_batch_maker(logs, run.model, examples.features.sizes, train_E=train_E)
   return ExampleMaker(logs, examples.config), make_batch, bids_of(logs, train_E)
 
 
-def _scorer(run: RewardRun, workdir: Path, make_batch, bid_A) -> RewardScorer:
+def _scorer(run: RewardRun, workdir: Place, make_batch, bid_A) -> RewardScorer:
   model = RewardModel(run.model, make_batch.vocabulary)
   params, _ = read_params(reward_task(model), run.train, workdir)
   logits = jax.jit(lambda params, batch: model.apply({"params": params}, batch))

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from gr4ad_jax import config as config_lib
-from gr4ad_jax import distributed, sharding
+from gr4ad_jax import distributed, sharding, storage
 from gr4ad_jax.config import Config, ConfigError, ModelConfig, TrainConfig
 from gr4ad_jax.data.batch import Vocabulary
 from gr4ad_jax.data.list_records import open_lists, to_list
@@ -37,6 +37,7 @@ from gr4ad_jax.model.build import Decoder, build_decoder, count_params
 from gr4ad_jax.model.cost import train_flops
 from gr4ad_jax.search.export import write_artifact
 from gr4ad_jax.search.recommender import Recommender
+from gr4ad_jax.storage import Place
 from gr4ad_jax.tokenizer import semantic_id
 from gr4ad_jax.tokenizer.ad_index import AdIndex, build_ad_index
 from gr4ad_jax.training.train_loop import read_params, train
@@ -93,10 +94,11 @@ def open_inputs(run: RunFile) -> Inputs:
   Raises:
     LogError: a folder is missing, or the semantic IDs are not of these logs.
   """
-  data = Path(run.data)
-  examples = open_examples(data / "examples")
-  logs = read_logs(data / "logs")
-  sids = semantic_id.load(Path(run.sids))
+  data = storage.place(run.data)
+  examples_folder = storage.fetch(data / "examples")
+  examples = open_examples(examples_folder)
+  logs = read_logs(storage.fetch(data / "logs"))
+  sids = semantic_id.load(storage.fetch(storage.place(run.sids)))
   if len(sids.codes_AL) != len(logs.ads.ad_id):
     raise ConfigError(
       f"{run.sids}: holds {len(sids.codes_AL)} ads, {data / 'logs'} has {len(logs.ads.ad_id)}; "
@@ -104,7 +106,7 @@ def open_inputs(run: RunFile) -> Inputs:
     )
   if not 2 <= len(sids.codebook_sizes):
     raise ConfigError(f"{run.sids}: {len(sids.codebook_sizes)} SID level; needs at least 2")
-  fingerprint = _fingerprint(data / "examples" / "examples.json", sids)
+  fingerprint = _fingerprint(examples_folder / "examples.json", sids)
   if run.fingerprint and run.fingerprint != fingerprint:
     raise ConfigError(
       f"{run.data}, {run.sids}: changed since the run was trained on them; train again"
@@ -148,15 +150,15 @@ def training_engagements(logs: Logs, examples: ExampleSet) -> np.ndarray:
   return np.bincount(events.ad[rows], minlength=len(logs.ads.ad_id))
 
 
-def read_run(workdir: Path) -> RunFile:
+def read_run(workdir: Place) -> RunFile:
   """The settings of a run.
 
   Raises:
     ConfigError: the folder holds no run.
   """
-  if not (workdir / "run.json").exists():
+  if not storage.exists(workdir / "run.json"):
     raise ConfigError(f"{workdir}: holds no run; `gr4ad train --workdir {workdir}` makes one")
-  return config_lib.read_json(RunFile, workdir / "run.json")
+  return config_lib.read_json(RunFile, storage.fetch(workdir / "run.json"))
 
 
 def check_widths(config: Config, vocabulary: Vocabulary) -> None:
@@ -169,7 +171,7 @@ def check_widths(config: Config, vocabulary: Vocabulary) -> None:
 
 
 def train_run(
-  run: RunFile, workdir: Path, *, resume: bool = False, profile: range | None = None
+  run: RunFile, workdir: Place, *, resume: bool = False, profile: range | None = None
 ) -> TrainState:
   """Trains in `workdir`.
 
@@ -183,7 +185,7 @@ def train_run(
     ConfigError: the folder is taken, or its settings differ.
     DivergedError: see `train_loop.train`.
   """
-  taken = (workdir / "run.json").exists()
+  taken = storage.exists(workdir / "run.json")
   distributed.wait_for_all("looked for run.json")  # before the first process writes it
   if taken and not resume:
     raise ConfigError(f"{workdir}: holds a run already; pass --resume or another --workdir")
@@ -212,8 +214,7 @@ def train_run(
   else:
     batches, task = logged, vsl_task(decoder, run.config.loss)
   if distributed.is_first():
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "run.json").write_text(config_lib.to_json(run))
+    storage.write_text(workdir / "run.json", config_lib.to_json(run))
   return train(
     task, config, batches=read_ahead(batches), folder=workdir, mesh=mesh,
     validation=validation_batches(
@@ -234,16 +235,18 @@ def example_flops(config: ModelConfig, inputs: Inputs) -> int:
 
 def _start_params(run: RunFile, inputs: Inputs) -> Any:
   """Raises ConfigError where the run to begin with has another model or other semantic IDs."""
-  start = read_run(Path(run.start))
+  folder = storage.place(run.start)
+  start = read_run(folder)
   if start.config.model != run.config.model or start.fingerprint != inputs.fingerprint:
     raise ConfigError(f"{run.start}: was trained with another model, other data or other SIDs")
-  return load_params(start, Path(run.start), inputs.vocabulary)[1]
+  return load_params(start, folder, inputs.vocabulary)[1]
 
 
 def _list_dataset(run: RunFile, inputs: Inputs, host: int, hosts: int) -> grain.MapDataset:
   """Batches of candidate lists; rewards are scaled by quantiles over all of them."""
-  records = open_lists(Path(run.lists))
-  about = json.loads((Path(run.lists) / "lists.json").read_text())
+  folder = storage.fetch(storage.place(run.lists))
+  records = open_lists(folder)
+  about = json.loads((folder / "lists.json").read_text())
   if about["fingerprint"] != inputs.fingerprint:
     raise ConfigError(f"{run.lists}: was made of other data or other SIDs")
   make_batch = list_batch_maker(
@@ -300,7 +303,7 @@ def differences(old: RunFile, new: RunFile) -> list[str]:
   return [f"{name}: {a.get(name)} -> {b[name]}" for name in b if a.get(name) != b[name]]
 
 
-def load_params(run: RunFile, workdir: Path, vocabulary: Vocabulary) -> tuple[Decoder, Any, int]:
+def load_params(run: RunFile, workdir: Place, vocabulary: Vocabulary) -> tuple[Decoder, Any, int]:
   """The decoder, the parameters with the best validation loss, and their step.
 
   A run that learned from candidate lists, or goes on learning, gives its last parameters:
@@ -318,7 +321,7 @@ def load_params(run: RunFile, workdir: Path, vocabulary: Vocabulary) -> tuple[De
 
 def open_recommender(
   run: RunFile,
-  workdir: Path,
+  workdir: Place,
   inputs: Inputs,
   *,
   with_value: bool = False,
@@ -337,7 +340,7 @@ def open_recommender(
   return recommender, count_params(params), step
 
 
-def export_run(workdir: Path, out: Path) -> int:
+def export_run(workdir: Place, out: Place) -> int:
   """Writes a trained run as a portable artifact; returns the bytes of its files.
 
   Raises:
@@ -348,18 +351,13 @@ def export_run(workdir: Path, out: Path) -> int:
   inputs = open_inputs(run)
   decoder, params, step = load_params(run, workdir, inputs.vocabulary)
   example = to_example(inputs.examples.sources["test"][0], 1)
-  write_artifact(
-    out, decoder, params, index=inputs.index, ad_id_A=inputs.logs.ads.ad_id,
-    config=run.config.search, bin_means=inputs.scale.bin_means,
-    sample=inputs.make_batch.context([example]),
-    about={"step": step, "fingerprint": inputs.fingerprint,
-           "currency": inputs.logs.currency, "config": dataclasses.asdict(run.config)},
-  )
-  return sum(file.stat().st_size for file in out.iterdir())
-
-
-def write_json(path: Path, values: Any) -> None:
-  """Writes JSON in one piece: a reader sees the old file or the new one."""
-  temporary = path.with_name(f".{path.name}.tmp")
-  temporary.write_text(json.dumps(values, indent=2) + "\n")
-  temporary.replace(path)
+  storage.require_free(out)
+  with storage.new_folder(out) as copy:
+    write_artifact(
+      copy.path, decoder, params, index=inputs.index, ad_id_A=inputs.logs.ads.ad_id,
+      config=run.config.search, bin_means=inputs.scale.bin_means,
+      sample=inputs.make_batch.context([example]),
+      about={"step": step, "fingerprint": inputs.fingerprint,
+             "currency": inputs.logs.currency, "config": dataclasses.asdict(run.config)},
+    )
+    return sum(file.stat().st_size for file in copy.path.iterdir())

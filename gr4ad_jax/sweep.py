@@ -28,9 +28,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gr4ad_jax import storage
 from gr4ad_jax.config import Config, ConfigError, override_all, require
 from gr4ad_jax.progress import console, track
-from gr4ad_jax.run import RunFile, differences, read_run, write_json
+from gr4ad_jax.run import RunFile, differences, read_run
+from gr4ad_jax.storage import Place, write_json
 from gr4ad_jax.training.metric_log import read_log
 
 
@@ -116,8 +118,8 @@ class Sweep:
     trials: runs of a search; 0 = the grid alone.
   """
 
-  data: Path
-  sids: Path
+  data: Place
+  sids: Place
   workdir: Path
   preset: str
   config: Config
@@ -282,7 +284,7 @@ def run_name(settings: Mapping[str, str]) -> str:
 
 def _run_file(sweep: Sweep, settings: Mapping[str, str]) -> RunFile:
   return RunFile(
-    str(sweep.data.resolve()), str(sweep.sids.resolve()), override_all(sweep.config, settings)
+    storage.absolute(sweep.data), storage.absolute(sweep.sids), override_all(sweep.config, settings)
   )
 
 

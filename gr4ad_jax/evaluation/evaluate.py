@@ -12,7 +12,6 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,8 +28,9 @@ from gr4ad_jax.evaluation.baselines import BaselineSettings, rank_all
 from gr4ad_jax.evaluation.interactions import Interactions
 from gr4ad_jax.evaluation.ranking import EvalRequests, paired_difference, ranking_metrics
 from gr4ad_jax.progress import console, track
-from gr4ad_jax.run import Inputs, open_inputs, open_recommender, read_run, write_json
+from gr4ad_jax.run import Inputs, open_inputs, open_recommender, read_run
 from gr4ad_jax.search.recommender import Recommendations, Recommender, concatenate
+from gr4ad_jax.storage import Place, write_json
 from gr4ad_jax.tokenizer.health_verdicts import as_record
 from gr4ad_jax.training.metric_log import read_log
 
@@ -126,7 +126,7 @@ def invalid_rate(result: Recommendations, codes_AL: np.ndarray) -> float:
   return float(np.mean([tuple(row) not in existing for row in found_RKL.tolist()]))
 
 
-def evaluate(workdir: Path, *, split: str = "test", bootstrap: int = 1000) -> dict[str, float]:
+def evaluate(workdir: Place, *, split: str = "test", bootstrap: int = 1000) -> dict[str, float]:
   """Evaluates a run against the simple baselines and writes the files above.
 
   Baselines are tuned on the validation split, so `split="validation"` flatters them.

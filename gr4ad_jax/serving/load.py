@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gr4ad_jax.config import ConfigError, LoadConfig
-from gr4ad_jax.run import write_json
+from gr4ad_jax.storage import write_json
 
 PARTS = ("off-peak", "ramp", "peak", "burst")
 # (share of the day, part); the rate runs linearly over ramps.

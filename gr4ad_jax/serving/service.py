@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from gr4ad_jax import storage
 from gr4ad_jax.config import ConfigError, ServingConfig
 from gr4ad_jax.data.records import Action
 from gr4ad_jax.data.trending import LiveTrending
@@ -40,6 +41,7 @@ from gr4ad_jax.serving.messages import (
 from gr4ad_jax.serving.metrics import Metrics
 from gr4ad_jax.serving.result_cache import LocalStore, RedisStore, ResultCache
 from gr4ad_jax.serving.users import Users
+from gr4ad_jax.storage import Place
 from gr4ad_jax.tokenizer.embeddings import open_encoder
 from gr4ad_jax.training.published import latest, read_published
 
@@ -60,7 +62,7 @@ class Service:
 
   def __init__(
     self,
-    workdir: Path,
+    workdir: Place,
     *,
     config: ServingConfig,
     store: Path,
@@ -101,7 +103,8 @@ class Service:
     self._replayed_s = begin_s if clock == "replay" else None
     decoder, params, step = load_params(run, workdir, self.inputs.vocabulary)
     self._template = params
-    encoder = open_encoder(self.inputs.sids.config.encoder, folder=Path(run.data) / "embeddings")
+    embeddings = storage.fetch(storage.place(run.data) / "embeddings")
+    encoder = open_encoder(self.inputs.sids.config.encoder, folder=embeddings)
     self.catalog = LiveCatalog(self.inputs, encoder, spare=config.spare)
     self.users = Users(self.inputs)
     self._restore_ads()

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from gr4ad_jax import distributed
+from gr4ad_jax import distributed, storage
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.progress import console
+from gr4ad_jax.storage import Place
 from gr4ad_jax.training.train_step import TrainState
 
 _policies = ocp.training.preservation_policies
@@ -26,13 +30,44 @@ class Checkpoints:
   """The checkpoints of one run: the two latest steps and the one with the best validation loss.
 
   A step appears under its final name only when all of it is on disk, so a killed process leaves
-  either a whole checkpoint or none.
+  either a whole checkpoint or none. In gs:// orbax writes and reads in place, every host its part.
+  It knows no s3://: there one process writes into a local copy, which is pushed with each save.
   """
 
-  def __init__(self, folder: Path):
-    """Opens `folder` (created where missing); half-written steps of a killed run are removed."""
+  def __init__(self, folder: Place, *, only_read: bool = False):
+    """Opens `folder` (created where missing); half-written steps of a killed run are removed.
+
+    Args:
+      folder: of the checkpoints.
+      only_read: leave half-written steps, which may be those of a run that is going on.
+
+    Raises:
+      ConfigError: several processes would write to s3://.
+      StorageError: the bucket cannot be read or written.
+    """
     logging.getLogger("absl").setLevel(logging.ERROR)
-    self._folder = folder.absolute()
+    self._place = folder.absolute() if isinstance(folder, Path) else folder
+    self._staging, self._copy = contextlib.ExitStack(), None
+    if isinstance(folder, Path):
+      self._folder = self._place
+    elif folder.scheme == "gs":
+      storage.require_driver(folder)
+      self._folder = epath.Path(str(folder))
+    elif jax.process_count() > 1:
+      raise ConfigError(
+        f"{folder}: several processes cannot write checkpoints to {folder.scheme}://; use gs:// or "
+        "a folder that all of them mount"
+      )
+    else:
+      copied = storage.scratch_copy if only_read else storage.working_copy
+      self._copy = self._staging.enter_context(copied(folder))
+      self._folder = self._copy.path
+      for step in self._folder.iterdir():
+        if step.is_dir() and not (step / "commit_success.txt").exists():  # a push was killed
+          shutil.rmtree(step)
+    # ValueError is what tensorstore raises; drivers of buckets have errors of their own.
+    self._only_read = only_read
+    self._errors = (OSError, ValueError) if isinstance(folder, Path) else Exception
     self._open()
 
   def _open(self) -> None:
@@ -48,7 +83,7 @@ class Checkpoints:
           ),
         ]
       ),
-      cleanup_tmp_directories=True,
+      cleanup_tmp_directories=not self._only_read,
     )
 
   def save(
@@ -70,15 +105,19 @@ class Checkpoints:
         int(state.step), state._asdict(), metrics=metrics,
         custom_metadata={"data_iterator": data_iterator},
       )
+      if self._copy:
+        self._checkpointer.wait()
+        self._copy.push()
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
     try:
       yield
-    except (OSError, ValueError) as error:  # ValueError is what tensorstore raises
+    except self._errors as error:
       kept = f"the last good step is {self.latest_step}" if self.latest_step else "none is kept yet"
+      ask = "Is the disk full?" if isinstance(self._place, Path) else "Is the bucket still there?"
       raise CheckpointError(
-        f"{self._folder}: a checkpoint could not be written; {kept}. Is the disk full? ({error})"
+        f"{self._place}: a checkpoint could not be written; {kept}. {ask} ({error})"
       ) from error
 
   @property
@@ -111,21 +150,29 @@ class Checkpoints:
         failed[step] = error
         continue
       if failed:
-        self.close()
+        self._checkpointer.close()
         for damaged in failed if distributed.is_first() else ():
-          place = self._folder / str(damaged)
-          place.rename(place.with_name(f"{damaged}.damaged"))
-          console.print(f"{place}: cannot be read, set aside; going on from step {step}")
+          self._set_aside(str(damaged))
+          console.print(
+            f"{self._place / str(damaged)}: cannot be read, set aside; going on from step {step}"
+          )
         distributed.wait_for_all("set damaged checkpoints aside")
         self._open()
       return restored
     if failed:
       newest, error = next(iter(failed.items()))
       raise ConfigError(
-        f"{self._folder}: none of the steps {sorted(failed)} can be read: step {newest} is damaged "
+        f"{self._place}: none of the steps {sorted(failed)} can be read: step {newest} is damaged "
         f"or does not fit this run's settings ({error})"
       ) from error
     return None
+
+  def _set_aside(self, step: str) -> None:
+    aside = f"{step}.damaged"
+    if isinstance(self._folder, Path):
+      (self._folder / step).rename(self._folder / aside)
+    else:
+      storage.move(self._place / step, self._place / aside)
 
   def restore(self, abstract: TrainState, step: int) -> tuple[TrainState, Any]:
     """State (laid out as `abstract`) and data-iterator state of a step."""
@@ -146,7 +193,7 @@ class Checkpoints:
       return self._checkpointer.load(step, abstract)
     except ValueError as error:
       raise ConfigError(
-        f"{self._folder / str(step)}: does not fit this run's settings ({error})"
+        f"{self._place / str(step)}: does not fit this run's settings ({error})"
       ) from error
 
   def wait(self) -> None:
@@ -162,6 +209,7 @@ class Checkpoints:
     """Waits for pending writes; errors as `wait`."""
     with self._writing():
       self._checkpointer.close()
+      self._staging.close()
 
   def __enter__(self) -> Checkpoints:
     return self
@@ -175,6 +223,4 @@ class Checkpoints:
 
 
 def _placeholders(tree: Any) -> Any:
-  import jax
-
   return jax.tree.map(lambda _: ocp.PLACEHOLDER, tree)

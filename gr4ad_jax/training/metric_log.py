@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from gr4ad_jax import distributed
+from gr4ad_jax import distributed, storage
 from gr4ad_jax.learning.task import Metrics
+from gr4ad_jax.storage import Place
 
 
 class MeanMetrics:
@@ -74,11 +75,11 @@ class MetricLog:
     self._writer.close()
 
 
-def read_log(folder: Path) -> list[dict]:
+def read_log(folder: Place) -> list[dict]:
   """The rows of a run's train_log.jsonl; an unfinished last line (a killed run) is left out."""
   path = folder / "train_log.jsonl"
   rows = []
-  for line in path.read_text().splitlines() if path.exists() else []:
+  for line in storage.read_text(path).splitlines() if storage.exists(path) else []:
     try:
       rows.append(json.loads(line))
     except json.JSONDecodeError:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import grain
 import jax
 from jax.sharding import Mesh
 
-from gr4ad_jax import distributed, sharding
+from gr4ad_jax import distributed, sharding, storage
 from gr4ad_jax.config import ConfigError, TrainConfig
 from gr4ad_jax.devices import peak_flops
 from gr4ad_jax.learning.task import Task
 from gr4ad_jax.progress import track
+from gr4ad_jax.storage import Place
 from gr4ad_jax.training.checkpoint import Checkpoints
 from gr4ad_jax.training.metric_log import MeanMetrics, MetricLog, read_log
 from gr4ad_jax.training.preemption import PreemptedError, Preemption
@@ -40,7 +40,7 @@ def train(
   *,
   batches: grain.DatasetIterator,
   validation: Sequence[Any],
-  folder: Path,
+  folder: Place,
   mesh: Mesh | None = None,
   start_params: Any = None,
   example_flops: float = 0.0,
@@ -57,7 +57,8 @@ def train(
     config: steps, optimizer, intervals, mesh.
     batches: this host's endless input; its state is saved and restored.
     validation: this host's fixed validation batches.
-    folder: checkpoints/, train_log.jsonl and tb/ go here.
+    folder: checkpoints/, train_log.jsonl and tb/ go here; to a bucket, the logs with every
+      checkpoint and at the end.
     mesh: devices; None builds one from the config.
     start_params: parameters of step 0; None = the task's own.
     example_flops: of one example, for MFU in the log; 0 = not known.
@@ -89,26 +90,27 @@ def train(
       return state
     step_fn = compile_train_step(task, config, mesh, abstract)
     loss_fn = compile_loss(task, mesh, abstract)
-    earlier = read_log(folder)
-    distributed.wait_for_all("read the log")
-    log = MetricLog(folder, first_step=first_step)
-    peak = peak_flops(list(mesh.devices.flat), dtype) if example_flops else 0.0
-    trace = Trace(folder / "profile", profile)
-    try:
-      return _run(
-        state, step_fn, lambda params: mean_loss(loss_fn, params, validation, to_devices),
-        config=config, batches=batches, to_devices=to_devices, checkpoints=checkpoints,
-        preemption=preemption, log=log, first_step=first_step, folder=folder,
-        speed=Speed(example_flops=example_flops, peak=peak), trace=trace,
-        first_loss=next((row["loss"] for row in earlier if row["kind"] == "train"), None),
-      )
-    finally:
-      trace.close()
-      log.close()
+    with storage.working_copy(folder) as copy:
+      earlier = read_log(copy.path)
+      distributed.wait_for_all("read the log")
+      log = MetricLog(copy.path, first_step=first_step)
+      peak = peak_flops(list(mesh.devices.flat), dtype) if example_flops else 0.0
+      trace = Trace(copy.path / "profile", profile)
+      try:
+        return _run(
+          state, step_fn, lambda params: mean_loss(loss_fn, params, validation, to_devices),
+          config=config, batches=batches, to_devices=to_devices, checkpoints=checkpoints,
+          preemption=preemption, log=log, first_step=first_step, copy=copy,
+          speed=Speed(example_flops=example_flops, peak=peak), trace=trace,
+          first_loss=next((row["loss"] for row in earlier if row["kind"] == "train"), None),
+        )
+      finally:
+        trace.close()
+        log.close()
 
 
 def read_params(
-  task: Task, config: TrainConfig, folder: Path, *, newest: bool = False
+  task: Task, config: TrainConfig, folder: Place, *, newest: bool = False
 ) -> tuple[Any, int]:
   """Parameters that `train` has kept in `folder`, on one device, and their step.
 
@@ -123,7 +125,7 @@ def read_params(
   # Several processes share whole parameters: each can read them all.
   mesh = sharding.build_mesh(data_parallel=0 if jax.process_count() > 1 else 1)
   abstract = abstract_state(task, config, mesh)
-  with Checkpoints(folder / "checkpoints") as checkpoints:
+  with Checkpoints(folder / "checkpoints", only_read=True) as checkpoints:
     step = checkpoints.latest_step if newest else checkpoints.best_step
     if step is None:
       raise ConfigError(f"{folder}: no checkpoint yet; run `gr4ad train` first")
@@ -132,7 +134,7 @@ def read_params(
 
 def _run(
   state, step_fn, validate, *, config, batches, to_devices, checkpoints, preemption, log,
-  first_step, folder, speed, trace, first_loss,
+  first_step, copy, speed, trace, first_loss,
 ) -> TrainState:
   window = MeanMetrics()
   last_saved = first_step or None
@@ -164,6 +166,7 @@ def _run(
         )
       log.write(step, "validation", values)
     if saving or validating:
+      copy.push()
       checkpoints.save(
         state, data_iterator=batches.get_state(), validation_loss=validation_loss
       )
@@ -171,7 +174,8 @@ def _run(
     if stopping:
       checkpoints.wait()
       raise PreemptedError(
-        f"asked to stop: step {step} is saved in {folder}; the same command with --resume goes on"
+        f"asked to stop: step {step} is saved in {copy.place}; the same command with --resume "
+        "goes on"
       )
     if step == first_step + 1 or saving or validating or step % config.log_every == 0:
       speed.restart()
