@@ -29,15 +29,15 @@ hosts at once, with its output here; fails when COMMAND fails. Needs the gcloud 
   --help             print this text
 
 Without COMMAND, --create and --delete only create or delete. COMMAND runs in the copied checkout;
-what it writes there stays on its host, so give it a folder that all hosts share. The hosts join into
-one run of `gr4ad train` (GR4AD_DISTRIBUTED=auto). A run that is told to stop (SIGTERM) saves its
+what it writes there stays on its host, so give it a bucket (gs://) or a folder that all hosts share.
+The hosts join into one run of `gr4ad train` (GR4AD_DISTRIBUTED=auto). A run that is told to stop (SIGTERM) saves its
 state first; --resume goes on.
 
 examples:
   ./launch_tpu.sh --local 2 -- gr4ad train --preset tiny --data data/x --workdir runs/x
   ./launch_tpu.sh --slurm 2 --gpus 8 -- gr4ad train --data /shared/x --workdir /shared/run --resume
   ./launch_tpu.sh --name ads --zone us-east5-b --create --type v6e-8 --spot --retries 20 -- \
-    gr4ad train --preset base --data /mnt/shared/data --workdir /mnt/shared/run --resume
+    gr4ad train --preset base --data gs://bucket/data --workdir gs://bucket/run --resume
   ./launch_tpu.sh --name ads --zone us-east5-b --delete
 USAGE
 }
@@ -244,7 +244,7 @@ cd gr4ad_jax
 rm -rf gr4ad_jax experiments
 tar -xzf ../gr4ad_jax.tar.gz
 test -d .venv || uv venv --python 3.12
-uv pip install --quiet --editable ".[tpu]"'
+uv pip install --quiet --editable ".[tpu,gcs]"'
 }
 
 # The command; a slice that was created here and taken away since is made again first.

@@ -15,7 +15,10 @@ PLACE = ("--name", "ads", "--zone", "us-east5-b")
 TPU = ["gcloud", "compute", "tpus", "tpu-vm"]
 QUEUE = ["gcloud", "compute", "tpus", "queued-resources"]
 # Each word is one that careless quoting breaks.
-AWKWARD = ["gr4ad", "it's", 'a "b"  c', "$HOME `id` \\", "*", "", "two\nlines", "--x=&|;", "é"]
+AWKWARD = [
+  "gr4ad", "it's", 'a "b"  c', "$HOME `id` \\", "*", "", "two\nlines", "--x=&|;", "é",
+  "gs://bucket/run",
+]
 
 
 def launch(*arguments, path=None):
@@ -87,7 +90,7 @@ def test_dry_run_prints_the_commands_that_a_real_run_makes(tmp_path, fake_tools)
   assert made[4] == [*TPU, "scp", archive, "ads:gr4ad_jax.tar.gz", *place, "--worker=all"]
   for call in made[5:7]:
     assert call[:8] == [*TPU, "ssh", "ads", *place] and call[8] == "--worker=all"
-  assert '".[tpu]"' in made[5][9]
+  assert '".[tpu,gcs]"' in made[5][9]
   assert remote_words(made[6]) == AWKWARD
   assert made[7] == [*QUEUE, "delete", "ads", *place, "--force", "--quiet"]
   assert len(made) == 8
