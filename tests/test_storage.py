@@ -4,7 +4,6 @@ import http.server
 import logging
 import shutil
 import socket
-import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from gr4ad_jax.run import load_params, open_inputs, read_run, train_run
 from gr4ad_jax.storage import StorageError, Url
 from gr4ad_jax.training.metric_log import read_log
 from gr4ad_jax.training.preemption import Preemption
-from tests.training.test_two_processes import SETTINGS, environment
+from tests.training.test_two_processes import by_two_processes, train_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 WORLD = ("--world", "synthetic", "--num-users", 120, "--num-ads", 40, "--days", 12,
@@ -159,16 +158,12 @@ def test_two_processes_write_one_run_in_a_bucket(tiny_data, tmp_path):
   for name in ("logs", "examples", "sids"):
     with storage.new_folder(data / name) as copy:
       shutil.copytree(tiny_data / name, copy.path)
-  command = [sys.executable, "-m", "gr4ad_jax", "train", "--data", str(data), "--workdir",
-             "gs://bucket/two", *SETTINGS, "--train.checkpoint-every", "8",
-             "--train.eval-every", "8"]
   own_cache = 'GR4AD_CACHE="$GR4AD_CACHE/${GR4AD_DISTRIBUTED##*,}" exec "$@"'
-  result = subprocess.run(
-    ["bash", "launch_tpu.sh", "--local", "2", "--", "bash", "-c", own_cache, "-", *command],
-    cwd=ROOT, capture_output=True, text=True, timeout=400,
-    env=environment(2) | {"GR4AD_CACHE": str(tmp_path)},
+  result = by_two_processes(
+    *train_arguments(data, "gs://bucket/two", "--train.checkpoint-every", "8",
+                     "--train.eval-every", "8"),
+    before=("bash", "-c", own_cache, "-"), GR4AD_CACHE=str(tmp_path),
   )
-  assert result.returncode == 0, result.stderr
   assert result.stdout.count("trained 8 steps in gs://bucket/two") == 1
   workdir = storage.place("gs://bucket/two")
   rows = [row for row in read_log(workdir) if row["kind"] == "train"]

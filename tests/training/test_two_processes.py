@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -28,17 +29,21 @@ SETTINGS = (
 )
 
 
-def train_arguments(data: Path, workdir: Path, *more: str) -> list[str]:
+def train_arguments(data: Path, workdir: Path | str, *more: str) -> list[str]:
   return ["train", "--data", str(data), "--workdir", str(workdir), *SETTINGS, *more]
 
 
-def by_two_processes(*arguments: str) -> subprocess.CompletedProcess:
-  """`gr4ad` as two processes of two devices each."""
+def by_two_processes(
+  *arguments: str, before: Sequence[str] = (), **variables: str
+) -> subprocess.CompletedProcess:
+  """`gr4ad` as two processes of two devices each, by a command `before` it where there is one."""
   flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
-  environment = {**os.environ, "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count=2"}
+  flags += " --xla_force_host_platform_device_count=2"
   result = subprocess.run(
-    ["bash", "launch_tpu.sh", "--local", "2", "--", sys.executable, "-m", "gr4ad_jax", *arguments],
-    cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400,
+    ["bash", "launch_tpu.sh", "--local", "2", "--", *before, sys.executable, "-m", "gr4ad_jax",
+     *arguments],
+    cwd=ROOT, env={**os.environ, "XLA_FLAGS": flags, **variables}, capture_output=True,
+    text=True, timeout=400,
   )
   assert result.returncode == 0, result.stderr
   return result
