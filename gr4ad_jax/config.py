@@ -327,8 +327,10 @@ class ServingConfig:
   widen_last: bool = False
   """Whether larger ones widen the last level, too. It holds the SIDs that are answered with: the
   levels before it make them better, more of them only serve answers of more ads."""
+  calls_at_once: int = 2
+  """Calls that may run side by side: who comes during another's call need not wait for its end."""
   max_wait_ms: float = 2.0
-  """How long a request may wait for others to share its call when nothing is running."""
+  """How long a request may wait for others to share its call while another call could begin."""
   target_ms: float = 80.0
   """Beams are only wider than at peak where the search still ends within this time."""
   deadline_ms: float = 500.0
@@ -363,6 +365,8 @@ class ServingConfig:
     require(len(factors) > 0 and min(factors) > 0 and list(factors) == sorted(set(factors)),
             "serving.beam_factors", factors, "needs ascending positive factors")
     require(1.0 in factors, "serving.beam_factors", factors, "needs 1.0, the widths at peak")
+    require(self.calls_at_once >= 1, "serving.calls_at_once", self.calls_at_once,
+            "must be at least 1")
     for name in ("max_wait_ms", "cache_ttl_s", "spare"):
       require(getattr(self, name) >= 0, f"serving.{name}", getattr(self, name), "must be >= 0")
     for name in ("target_ms", "deadline_ms", "max_queue", "cache_size", "max_k", "max_history",

@@ -65,6 +65,8 @@ class TrafficAwareBeams:
     self,
     call_s: Mapping[tuple[float, int], float],
     *,
+    at_once: int = 1,
+    together: float = 1.0,
     target_s: float = math.inf,
     dwell_s: float = 2.0,
   ):
@@ -72,11 +74,14 @@ class TrafficAwareBeams:
 
     Args:
       call_s: (factor, requests of a call) -> seconds, measured alone. Factor 1.0 is among them.
+      at_once: calls that may run side by side.
+      together: how many times as long a call takes when so many run.
       target_s: beams are only wider where a request is answered in this time, and one that comes
         meanwhile, too.
       dwell_s: a wider schedule is only tried so long after the last change.
     """
     self._call_s, self._target_s = dict(call_s), target_s
+    self._at_once, self._together = at_once, together
     self._factors = sorted({factor for factor, _ in call_s})
     self._dwell_s, self._changed_s = dwell_s, -math.inf
     self._slowdown = 1.0
@@ -86,16 +91,23 @@ class TrafficAwareBeams:
   def capacity(self) -> float:
     """Requests a second at base widths, in full calls, on the machine as it is now."""
     cheapest = min(s / size for (factor, size), s in self._call_s.items() if factor == 1.0)
-    return 1 / (cheapest * self._slowdown)
+    return self._at_once / (self._together * cheapest * self._slowdown)
 
-  def observe(self, factor: float, size: int, seconds: float) -> None:
-    """What a call has taken: other work on the machine makes all of them slower."""
-    ratio = min(max(seconds / self._call_s[factor, size], 0.5), 4.0)
+  def observe(self, factor: float, size: int, seconds: float, *, beside: bool = False) -> None:
+    """What a call has taken: other work on the machine makes all of them slower.
+
+    Args:
+      factor, size: of the call.
+      seconds: from its begin to its end.
+      beside: another call ran meanwhile.
+    """
+    expected_s = self._call_s[factor, size] * (self._together if beside else 1.0)
+    ratio = min(max(seconds / expected_s, 0.5), 4.0)
     self._slowdown += SLOWDOWN_SHARE * (ratio - self._slowdown)
 
   def choose(
     self, now_s: float, *, rate: float, queue_share: float = 0.0, size: int = 1,
-    waited_s: float = 0.0,
+    waited_s: float = 0.0, beside: bool = False,
   ) -> float:
     """The factor for the next call.
 
@@ -105,6 +117,7 @@ class TrafficAwareBeams:
       queue_share: how full the waiting room is, 0 to 1.
       size: of the call.
       waited_s: how long its first request has waited.
+      beside: another call is running.
     """
     narrower, wider = self._target(rate, queue_share), self._target(MARGIN * rate, queue_share)
     rested = now_s - self._changed_s >= self._dwell_s
@@ -112,9 +125,10 @@ class TrafficAwareBeams:
       self.factor = narrower if narrower < self.factor else wider
       self._changed_s = now_s
     # A call whose requests have waited is served with what their time allows.
+    slower = self._slowdown * (self._together if beside else 1.0)
     in_time = [
       factor for factor in self._factors if 1 <= factor <= self.factor
-      and waited_s + self._slowdown * self._call_s[factor, size] <= self._target_s
+      and waited_s + slower * self._call_s[factor, size] <= self._target_s
     ]
     return max(in_time, default=min(self.factor, 1.0))
 
@@ -137,7 +151,12 @@ class TrafficAwareBeams:
   def _fits(self, factor: float, rate: float) -> bool:
     """Whether calls of one request, as they are where traffic is low, leave room for others."""
     call_s, next_s = (self._slowdown * self._call_s[f, 1] for f in (factor, 1.0))
-    # Whoever comes while one runs waits for its end, and is then answered at base widths: too late
-    # if it came in the first so many seconds of it.
-    late_s = min(call_s, max(0.0, call_s + next_s - self._target_s))
-    return rate * call_s <= MAX_LOAD and rate * late_s <= RARE
+    busy = rate * call_s
+    # Who finds as many calls running as may run waits for the end of one, and is then answered at
+    # base widths: too late if it came in the first so many seconds.
+    longest_s = self._together * call_s
+    late_s = min(longest_s, max(0.0, longest_s + next_s - self._target_s))
+    late = busy**self._at_once / math.factorial(self._at_once) * late_s / longest_s
+    if self._at_once > 1 and longest_s > self._target_s:
+      late += busy  # a call beside another one is late itself
+    return busy <= MAX_LOAD and late <= RARE

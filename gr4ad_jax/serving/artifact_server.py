@@ -8,6 +8,7 @@ server of a run.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from gr4ad_jax import __version__
 from gr4ad_jax.config import ConfigError, ServingConfig
 from gr4ad_jax.search.artifact import Artifact
 from gr4ad_jax.serving.batcher import Batcher
+from gr4ad_jax.serving.engine import slower_together
 from gr4ad_jax.serving.metrics import HttpMetrics
 from gr4ad_jax.serving.server import add_errors, add_health, add_limits
 
@@ -70,6 +72,7 @@ class ArtifactEngine:
     with np.load(folder / "sample.npz") as sample:
       self._sample = dict(sample)
     self.call_s: dict[tuple[float, int], float] = {}
+    self.together = 1.0
 
   def warm(self, progress: Callable | None = None) -> None:
     """Compiles and times every batch size."""
@@ -80,6 +83,10 @@ class ArtifactEngine:
       began = time.perf_counter()
       self(asks, factor=1.0)
       self.call_s[1.0, size] = time.perf_counter() - began
+    self.together = slower_together(
+      functools.partial(self, asks, factor=1.0), self.call_s[1.0, size],
+      at_once=self.config.calls_at_once,
+    )
 
   def ask(self, request: ContextRequest) -> ContextAsk:
     """A request, checked against the manifest.

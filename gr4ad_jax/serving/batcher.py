@@ -40,9 +40,9 @@ class _Waiting:
 
 
 class Batcher:
-  """One call of the engine at a time; what waits meanwhile shares the next one.
+  """At most `calls_at_once` calls of the engine at a time; what waits meanwhile shares the next.
 
-  An idle engine takes a request after `max_wait_ms`, a busy one as soon as it is free.
+  Where a call can begin, a request is taken after `max_wait_ms`, else as soon as one has ended.
   """
 
   def __init__(self, engine: Engine):
@@ -51,10 +51,15 @@ class Batcher:
     self._engine, self._config = engine, config
     self._queue: collections.deque[_Waiting] = collections.deque()
     self._arrived, self._stopping = asyncio.Event(), False
-    self._thread = concurrent.futures.ThreadPoolExecutor(1, "engine")
+    self._threads = concurrent.futures.ThreadPoolExecutor(config.calls_at_once, "engine")
+    self._free = asyncio.Semaphore(config.calls_at_once)
+    self._calls: set[asyncio.Task] = set()
     self._loop_task: asyncio.Task | None = None
     self.rate = ArrivalRate()
-    self.beams = TrafficAwareBeams(engine.call_s, target_s=config.target_ms / 1000)
+    self.beams = TrafficAwareBeams(
+      engine.call_s, at_once=config.calls_at_once, together=engine.together,
+      target_s=config.target_ms / 1000,
+    )
 
   @property
   def waiting(self) -> int:
@@ -71,7 +76,7 @@ class Batcher:
     self._arrived.set()
     if self._loop_task:
       await self._loop_task
-    self._thread.shutdown()
+    self._threads.shutdown()
 
   async def ask(self, ask: Ask, *, factor: float | None = None) -> tuple[Answer, float]:
     """The answer and how long it waited for its call, in seconds.
@@ -120,6 +125,7 @@ class Batcher:
       await self._arrived.wait()
       if not self._queue:
         if self._stopping:
+          await asyncio.gather(*self._calls)
           return
         self._arrived.clear()
         continue
@@ -127,8 +133,17 @@ class Batcher:
         due_s = self._queue[0].since_s + self._config.max_wait_ms / 1000
         if (left_s := due_s - time.monotonic()) > 0:
           await asyncio.sleep(left_s)
+      await self._free.acquire()
       if batch := self._take(largest):
-        await self._answer(batch)
+        call = asyncio.create_task(self._answer(batch))
+        self._calls.add(call)
+        call.add_done_callback(self._ended)
+      else:
+        self._free.release()
+
+  def _ended(self, call: asyncio.Task) -> None:
+    self._calls.remove(call)
+    self._free.release()
 
   def _take(self, most: int) -> list[_Waiting]:
     """The requests that have waited longest and can share one call."""
@@ -156,6 +171,7 @@ class Batcher:
       factor = self.beams.choose(
         began_s, rate=self.rate(began_s), queue_share=len(self._queue) / self._room,
         size=self._config.call_size(len(batch)), waited_s=began_s - batch[0].since_s,
+        beside=len(self._calls) > 1,
       )
     if not await self._try(batch, factor):  # one request's fault must not be the others'
       for entry in batch:
@@ -164,9 +180,10 @@ class Batcher:
   async def _try(self, batch: list[_Waiting], factor: float) -> bool:
     """Answers a batch in one call; a batch of one gets its fault, a larger one False."""
     began_s, asks = time.monotonic(), [entry.ask for entry in batch]
+    beside = len(self._calls) > 1
     try:
       answers = await asyncio.get_running_loop().run_in_executor(
-        self._thread, functools.partial(self._engine, asks, factor=factor)
+        self._threads, functools.partial(self._engine, asks, factor=factor)
       )
     except Exception as error:
       if len(batch) > 1:
@@ -174,7 +191,10 @@ class Batcher:
       if not batch[0].answer.done():
         batch[0].answer.set_exception(error)
       return True
-    self.beams.observe(factor, self._config.call_size(len(batch)), time.monotonic() - began_s)
+    self.beams.observe(
+      factor, self._config.call_size(len(batch)), time.monotonic() - began_s,
+      beside=beside or len(self._calls) > 1,
+    )
     for entry, answer in zip(batch, answers, strict=True):
       if not entry.answer.done():
         entry.answer.set_result((answer, began_s - entry.since_s))

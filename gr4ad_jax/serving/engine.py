@@ -6,6 +6,7 @@ replaced between any two calls; nothing is compiled then.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import functools
 import time
@@ -69,7 +70,7 @@ class _Parameters(NamedTuple):
 
 
 class Engine:
-  """Answers one batch at a time; the caller sees to that."""
+  """Answers batches; threads may call it at the same time."""
 
   def __init__(
     self,
@@ -110,6 +111,7 @@ class Engine:
     }
     self.trending = catalog.now.make_batch.trending  # may be replaced at any time
     self.call_s: dict[tuple[float, int], float] = {}  # (factor, batch size) -> seconds
+    self.together = 1.0  # times as long where as many calls run as may run
 
   @property
   def step(self) -> int:
@@ -156,6 +158,11 @@ class Engine:
       asks = [Ask(example, "", 10, ())] * size
       self(asks, factor=factor, conditions=True)
       self.call_s[factor, size] = _fastest_s(functools.partial(self, asks, factor=factor), repeats)
+    size = self.config.batch_sizes[-1]
+    self.together = slower_together(
+      functools.partial(self, [Ask(example, "", 10, ())] * size, factor=1.0),
+      self.call_s[1.0, size], at_once=self.config.calls_at_once,
+    )
 
   def parts_s(self, example: Example, *, repeats: int = 5) -> dict[str, float]:
     """Seconds of the parts of one request's search at base widths, each as a program of its own.
@@ -274,3 +281,24 @@ def _fastest_s(call: Callable[[], Any], repeats: int) -> float:
     call()
     seconds.append(time.perf_counter() - begin)
   return min(seconds)
+
+
+def slower_together(
+  call: Callable[[], Any], alone_s: float, *, at_once: int, repeats: int = 4
+) -> float:
+  """How many times as long a call takes where so many run side by side: 1 to `at_once`.
+
+  Args:
+    call: compiled already.
+    alone_s: seconds that it takes alone.
+    at_once: threads that call.
+    repeats: calls of each.
+  """
+  if at_once == 1:
+    return 1.0
+  with concurrent.futures.ThreadPoolExecutor(at_once) as threads:
+    begin = time.perf_counter()
+    for done in [threads.submit(call) for _ in range(at_once * repeats)]:
+      done.result()
+    seconds = (time.perf_counter() - begin) / repeats
+  return min(max(seconds / alone_s, 1.0), float(at_once))

@@ -82,6 +82,20 @@ def test_who_comes_during_a_wide_call_is_answered_in_time():
   assert settled(beams(target_s=0.020), 1.5) == 1.6  # 0.9 of a hundred
 
 
+def test_calls_side_by_side_let_nobody_wait():
+  """As above, but who comes begins at once, and both take a quarter longer."""
+  assert settled(beams(target_s=0.022), 10) == 1.0
+  two = {"at_once": 2, "together": 1.25}
+  assert settled(beams(target_s=0.022, **two), 10) == 1.6
+  assert settled(beams(target_s=0.018, **two), 10) == 1.0  # 16 ms would become 20
+  assert beams(**two).capacity == pytest.approx(160)
+  chooser = beams(target_s=0.018, **two)
+  assert settled(chooser, 0.1) == 1.6
+  assert chooser.choose(20.0, rate=0.1, beside=True) == 1.0
+  chooser.observe(1.0, 1, 0.0125, beside=True)  # as expected
+  assert chooser.capacity == pytest.approx(160)
+
+
 def test_a_slower_machine_has_less_room():
   chooser = beams()
   assert settled(chooser, 20) == 1.6 and chooser.capacity == pytest.approx(100)

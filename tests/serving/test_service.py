@@ -361,10 +361,13 @@ def test_a_full_queue_refuses_and_a_late_answer_is_given_up(service):
   gate = threading.Event()
 
   class Slow:
-    config = dataclasses.replace(SERVING, max_queue=2, deadline_ms=200, max_wait_ms=0)
+    config = dataclasses.replace(
+      SERVING, max_queue=2, deadline_ms=200, max_wait_ms=0, calls_at_once=1
+    )
     # 100 requests a second: 0.5 of the deadline is room for 10, max_queue for 2.
 
     call_s = {(factor, size): 0.01 for factor in SERVING.beam_factors for size in (1, 4)}
+    together = 1.0
 
     def __call__(self, asks, *, factor):
       gate.wait(5)
@@ -396,10 +399,43 @@ def test_a_full_queue_refuses_and_a_late_answer_is_given_up(service):
   asyncio.run(scenario())
 
 
+def test_who_comes_during_a_call_need_not_wait_for_its_end():
+  gate, begun = threading.Event(), threading.Event()
+
+  class Held:
+    config = dataclasses.replace(SERVING, calls_at_once=2, max_wait_ms=0)
+    call_s = {(factor, size): 0.01 for factor in SERVING.beam_factors for size in (1, 4)}
+    together = 1.0
+
+    def __call__(self, asks, *, factor):
+      if asks == ["held"]:
+        begun.set()
+        assert gate.wait(20)
+      return list(asks)
+
+  async def scenario():
+    batcher = Batcher(Held())
+    batcher.start()
+    held = asyncio.create_task(batcher.ask("held"))
+    assert await asyncio.to_thread(begun.wait, 20)
+    for name in ("second", "third"):  # one after the other beside the first
+      assert (await batcher.ask(name))[0] == name
+    assert not held.done()
+    stopping = asyncio.create_task(batcher.stop())
+    await asyncio.sleep(0.01)
+    assert not stopping.done()  # a call that runs is waited for
+    gate.set()
+    assert (await held)[0] == "held"
+    await stopping
+
+  asyncio.run(scenario())
+
+
 def test_one_bad_request_does_not_fail_its_neighbours():
   class Picky:
     config = SERVING
     call_s = {(factor, size): 0.01 for factor in SERVING.beam_factors for size in (1, 4)}
+    together = 1.0
 
     def __call__(self, asks, *, factor):
       if "bad" in asks:
