@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 PEAK_SHARE = 0.6  # of the capacity: from here on, base widths
 LOW_SHARE = 0.3  # of the capacity: from here down, the widest
 MAX_LOAD = 0.5  # of the time that calls of a wider schedule may fill
-SLOWDOWN_SHARE = 0.05  # of the latest call in the mean slowdown
+SLOWDOWN_SHARE = 0.05  # of the latest call in the mean slowdown and its variance
+SLOW_DEVIATIONS = 2.0  # above the mean: how slow a call is taken to be where lateness is judged
 RARE = 0.01  # of the requests may come so early in another's wide call that they are late
 MARGIN = 1.1  # a wider schedule must hold at this multiple of the rate, too: no flapping
 OVERLOAD_SHARE = 0.5  # of the waiting room
@@ -84,7 +85,7 @@ class TrafficAwareBeams:
     self._at_once, self._together = at_once, together
     self._factors = sorted({factor for factor, _ in call_s})
     self._dwell_s, self._changed_s = dwell_s, -math.inf
-    self._slowdown = 1.0
+    self._slowdown, self._variance = 1.0, 0.0  # of calls' seconds over those measured alone
     self.factor = 1.0
 
   @property
@@ -102,8 +103,14 @@ class TrafficAwareBeams:
       beside: another call ran meanwhile.
     """
     expected_s = self._call_s[factor, size] * (self._together if beside else 1.0)
-    ratio = min(max(seconds / expected_s, 0.5), 4.0)
-    self._slowdown += SLOWDOWN_SHARE * (ratio - self._slowdown)
+    difference = min(max(seconds / expected_s, 0.5), 4.0) - self._slowdown
+    self._slowdown += SLOWDOWN_SHARE * difference
+    self._variance += SLOWDOWN_SHARE * (difference**2 - self._variance)
+
+  @property
+  def _slow(self) -> float:
+    """How many times as long a slow call takes: the tail decides who is late, not the mean."""
+    return self._slowdown + SLOW_DEVIATIONS * math.sqrt(self._variance)
 
   def choose(
     self, now_s: float, *, rate: float, queue_share: float = 0.0, size: int = 1,
@@ -125,7 +132,7 @@ class TrafficAwareBeams:
       self.factor = narrower if narrower < self.factor else wider
       self._changed_s = now_s
     # A call whose requests have waited is served with what their time allows.
-    slower = self._slowdown * (self._together if beside else 1.0)
+    slower = self._slow * (self._together if beside else 1.0)
     in_time = [
       factor for factor in self._factors if 1 <= factor <= self.factor
       and waited_s + slower * self._call_s[factor, size] <= self._target_s
@@ -150,7 +157,7 @@ class TrafficAwareBeams:
 
   def _fits(self, factor: float, rate: float) -> bool:
     """Whether calls of one request, as they are where traffic is low, leave room for others."""
-    call_s, next_s = (self._slowdown * self._call_s[f, 1] for f in (factor, 1.0))
+    call_s, next_s = (self._slow * self._call_s[f, 1] for f in (factor, 1.0))
     busy = rate * call_s
     # Who finds as many calls running as may run waits for the end of one, and is then answered at
     # base widths: too late if it came in the first so many seconds.

@@ -105,6 +105,19 @@ def test_a_slower_machine_has_less_room():
   assert chooser.choose(20.0, rate=20) == 1.0  # 40 % of what is left asks for 1.4: not there
 
 
+def test_calls_that_vary_leave_less_room_than_steady_ones():
+  """16 ms fit into 20 where all calls take 1.1 times as long, not where half take 0.8 and 1.4."""
+  steady, varying = beams(target_s=0.02), beams(target_s=0.02)
+  for _ in range(200):
+    steady.observe(1.6, 1, 1.1 * 0.016)
+    for ratio in (0.8, 1.4):
+      varying.observe(1.6, 1, ratio * 0.016)
+  assert varying.capacity == pytest.approx(steady.capacity, rel=0.03)
+  for chooser, expected in ((steady, 1.6), (varying, 1.0)):
+    settled(chooser, 0.1)
+    assert chooser.choose(20.0, rate=0.1) == expected
+
+
 def test_arrival_rate():
   rate = ArrivalRate(seconds=5.0)
   assert rate(0.0) == 0
