@@ -332,12 +332,27 @@ def open_recommender(
   It searches on the devices of this host, laid out as for training.
   """
   decoder, params, step = load_params(run, workdir, inputs.vocabulary)
-  recommender = Recommender(
+  recommender = make_recommender(
+    run, decoder, params, inputs, with_value=with_value, member_TA=member_TA
+  )
+  return recommender, count_params(params), step
+
+
+def make_recommender(
+  run: RunFile,
+  decoder: Decoder,
+  params: Any,
+  inputs: Inputs,
+  *,
+  with_value: bool = False,
+  member_TA: np.ndarray | None = None,
+) -> Recommender:
+  """A recommender of what `load_params` has read, on the devices of this host."""
+  return Recommender(
     decoder, distributed.local(params), index=inputs.index, config=run.config.search,
     bin_means=inputs.scale.bin_means, with_value=with_value, member_TA=member_TA,
     mesh=sharding.search_mesh(run.config.train, run.config.search.batch_size),
   )
-  return recommender, count_params(params), step
 
 
 def export_run(workdir: Place, out: Place) -> int:

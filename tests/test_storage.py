@@ -17,14 +17,14 @@ import s3fs
 from gcp_storage_emulator.server import create_server
 from moto.server import ThreadedMotoServer
 
-from gr4ad_jax import cli, storage
+from gr4ad_jax import storage
 from gr4ad_jax.run import load_params, open_inputs, read_run, train_run
 from gr4ad_jax.storage import StorageError, Url
 from gr4ad_jax.training.metric_log import read_log
 from gr4ad_jax.training.preemption import Preemption
+from tests.test_cli import run
 from tests.training.test_two_processes import by_two_processes, train_arguments
 
-ROOT = Path(__file__).resolve().parents[1]
 WORLD = ("--world", "synthetic", "--num-users", 120, "--num-ads", 40, "--days", 12,
          "--num-contents", 20, "--num-advertisers", 6, "--num-categories", 4,
          "--sessions-per-day", 1)
@@ -32,15 +32,6 @@ TRAIN = ("--preset", "tiny", "--model.width", 32, "--model.num-layers", 2,
          "--model.num-lazy-layers", 1, "--search.widths", 4, 8, 8, "--train.num-steps", 6,
          "--train.batch-size", 8, "--train.eval-every", 3, "--train.eval-batches", 1,
          "--train.checkpoint-every", 4, "--train.log-every", 1)
-
-
-def run(*argv: object) -> int:
-  """The exit code of a command."""
-  try:
-    cli.main([str(a) for a in argv])
-  except SystemExit as stop:
-    return int(stop.code or 0)
-  return 0
 
 
 def free_port() -> int:

@@ -1,6 +1,6 @@
 """Stored logs -> records of examples, part by part, in this process or in several.
 
-Two passes: `survey` learns what holds for the whole log, and `cut` makes the examples of a part.
+Two passes: `survey` learns what holds for the whole log, a `Cutter` makes the examples of a part.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from gr4ad_jax.data.sequences import (
   FeatureVocabulary,
   feature_values,
   feature_vocabulary,
+  training_feature_values,
 )
 from gr4ad_jax.data.splits import SPLITS, SequenceConfig, require_requests, split_requests
 from gr4ad_jax.data.trending import Engagements, count_engagements, engagements
@@ -95,10 +96,9 @@ class _PartSurvey(NamedTuple):
 def _survey_part(parts: LogParts, config: SequenceConfig, number: int) -> _PartSurvey:
   events = parts.read(number).logs.events
   splits = split_requests(events, config)
-  learned_E = splits.split_R[events.request] == 0
   return _PartSurvey(
-    feature_values({name: column_E[learned_E] for name, column_E in events.features.items()}),
-    splits.counts, int((events.ad >= 0).sum()), engagements(events),
+    training_feature_values(events, splits.split_R), splits.counts, int((events.ad >= 0).sum()),
+    engagements(events),
   )
 
 
@@ -171,12 +171,6 @@ def pack(examples: list[Example], place_N: np.ndarray) -> PartRecords:
     {n: np.concatenate([np.zeros(0, ARRAYS[n]), *a]).astype(ARRAYS[n]) for n, a in arrays.items()},
     {n: np.cumsum([len(x) for x in a], dtype=np.int64) for n, a in arrays.items()},
   )
-
-
-def to_record(example: Example) -> dict:
-  """An `Example` as it is stored."""
-  record = {name: getattr(example, name) for name in (*SCALARS, *ARRAYS)}
-  return record | {"new_C": example.new_C.astype(np.uint8)}
 
 
 def map_parts(

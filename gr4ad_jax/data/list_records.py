@@ -10,13 +10,13 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from gr4ad_jax.data.cutting import to_record
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.data.tfds_builder import (
   bytes_array,
   example_features,
   quiet_tfds,
   to_example,
+  to_record,
 )
 from gr4ad_jax.data.validation import LogError
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gr4ad_jax.data.records import Logs
+from gr4ad_jax.data.records import EventTable, Logs
 from gr4ad_jax.data.splits import SequenceConfig, require_requests, split_requests
 
 NUM_COUNT_BUCKETS = 16
@@ -93,6 +93,12 @@ def feature_values(columns: dict[str, np.ndarray]) -> dict[str, set[str]]:
   return {name: set(column.tolist()) - {""} for name, column in columns.items()}
 
 
+def training_feature_values(events: EventTable, split_R: np.ndarray) -> dict[str, set[str]]:
+  """Known values of request features in training requests; `split_R` numbers SPLITS."""
+  learned_E = split_R[events.request] == 0
+  return feature_values({name: column_E[learned_E] for name, column_E in events.features.items()})
+
+
 def feature_vocabulary(
   user: dict[str, set[str]], request: dict[str, set[str]]
 ) -> FeatureVocabulary:
@@ -134,8 +140,7 @@ class ExampleMaker:
     if split_R is None and vocabulary is None:
       require_requests(splits.counts, engaged=self.engaged_E.any(), source=logs.source)
     self.vocabulary = vocabulary or feature_vocabulary(
-      feature_values(logs.users.features),
-      feature_values(events.rows(self.split_R[events.request] == 0).features),
+      feature_values(logs.users.features), training_feature_values(events, self.split_R)
     )
     self._user_feature_UF = self._stack(
       [_encode(c, v) for c, v in zip(logs.users.features.values(), self.vocabulary.user.values(),

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from gr4ad_jax.data import validation
-from gr4ad_jax.data.event_rows import EventReader, whole_table
+from gr4ad_jax.data.event_rows import EventReader, Ids, whole_table
 from gr4ad_jax.data.records import (
   AD_TYPES,
   DEFAULT_AD_TYPE,
@@ -93,7 +93,7 @@ def content_table(
   ad_O = np.full(len(frame), -1)
   if "ad_id" in frame.columns:
     given_O, names = validation.factorize_ids(frame["ad_id"], file)
-    ad_O = _rows_of(names, ads.ad_id)[given_O]
+    ad_O = Ids(ads.ad_id).numbers(names)[given_O]
     checks = RowChecks(file, frame)
     checks.reject((given_O >= 0) & (ad_O < 0), "ad_id", "must be an ad_id of the ads table")
   return ContentTable(
@@ -206,11 +206,6 @@ def _unique_ids(frame: pd.DataFrame, column: str, file: str) -> np.ndarray:
   checks.reject(codes_N < 0, column, "ids must not be missing")
   checks.reject(pd.Series(codes_N).duplicated().to_numpy(), column, "ids must be unique")
   return names_N
-
-
-def _rows_of(names_N: np.ndarray, ids: np.ndarray) -> np.ndarray:
-  """Row of each name among the ids, -1 where there is none; the last entry serves the code -1."""
-  return np.append(pd.Index(ids).get_indexer(names_N), -1)
 
 
 def _names(

@@ -240,6 +240,12 @@ def training_events(logs: Logs, examples: ExampleSet) -> np.ndarray:
   return ~held_out[events.request]
 
 
+def to_record(example: Example) -> dict:
+  """An `Example` as it is stored."""
+  record = {name: getattr(example, name) for name in (*SCALARS, *ARRAYS)}
+  return record | {"new_C": example.new_C.astype(np.uint8)}
+
+
 def to_example(record: dict, split: int) -> Example:
   """A stored record as an `Example`."""
   scalars = {name: kind(record[name]).item() for name, kind in SCALARS.items()}

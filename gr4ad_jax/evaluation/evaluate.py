@@ -27,8 +27,9 @@ from gr4ad_jax.evaluation.baseline_tuning import tune_baselines
 from gr4ad_jax.evaluation.baselines import BaselineSettings, rank_all
 from gr4ad_jax.evaluation.interactions import Interactions
 from gr4ad_jax.evaluation.ranking import EvalRequests, paired_difference, ranking_metrics
+from gr4ad_jax.model.build import count_params
 from gr4ad_jax.progress import console, track
-from gr4ad_jax.run import Inputs, open_inputs, open_recommender, read_run
+from gr4ad_jax.run import Inputs, load_params, make_recommender, open_inputs, read_run
 from gr4ad_jax.search.recommender import Recommendations, Recommender, concatenate
 from gr4ad_jax.storage import Place, write_json
 from gr4ad_jax.tokenizer.health_verdicts import as_record
@@ -144,8 +145,8 @@ def evaluate(workdir: Place, *, split: str = "test", bootstrap: int = 1000) -> d
   """
   run = read_run(workdir)
   inputs = open_inputs(run)
-  recommender, num_params, step = open_recommender(run, workdir, inputs)
-  valuing, _, _ = open_recommender(run, workdir, inputs, with_value=True)
+  decoder, params, step = load_params(run, workdir, inputs.vocabulary)
+  recommender = make_recommender(run, decoder, params, inputs)
   groups = group_requests(read_split(inputs.examples, split))
   requests = eval_requests(groups)
   advertisers, advertiser_A = np.unique(inputs.logs.ads.advertiser_id, return_inverse=True)
@@ -178,7 +179,7 @@ def evaluate(workdir: Place, *, split: str = "test", bootstrap: int = 1000) -> d
     "invalid_sid_rate": invalid_rate(result.recommendations, inputs.sids.codes_AL),
     "decode_requests_per_second": result.requests_per_second,
     "train_examples_per_second": float(np.median(rates)) if rates else float("nan"),
-    "num_params": num_params,
+    "num_params": count_params(params),
     "sid_collision_rate": health["sid_collision_rate"],
     "num_requests": len(groups),
     "num_users": len(np.unique(requests.user_R)),
@@ -191,6 +192,7 @@ def evaluate(workdir: Place, *, split: str = "test", bootstrap: int = 1000) -> d
   write_json(workdir / "about.json", _about(inputs, advertisers, settings, split))
   lines = prepare.judge(inputs.sids, health)
   write_json(workdir / "sid_health.json", as_record(health, lines))
+  valuing = make_recommender(run, decoder, params, inputs, with_value=True)
   samples = _samples(valuing, inputs, groups, batch_size=run.config.search.batch_size)
   write_json(workdir / "samples.json", samples)
   write_json(workdir / "metrics.json", metrics)
