@@ -33,8 +33,10 @@ def test_runs_to_the_end(tour, tmp_path):
     tour, km=manager, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
   )
   # One device, as a reader has, not the eight that tests simulate.
-  env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-  client.execute(env=env | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"})
+  flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=1"
+  client.execute(
+    env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}
+  )
 
   run = tmp_path / "gr4ad_tour" / "run"
   metrics = json.loads((run / "metrics.json").read_text())

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -37,8 +36,7 @@ def by_two_processes(
   *arguments: str, before: Sequence[str] = (), **variables: str
 ) -> subprocess.CompletedProcess:
   """`gr4ad` as two processes of two devices each, by a command `before` it where there is one."""
-  flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
-  flags += " --xla_force_host_platform_device_count=2"
+  flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"  # the last counts
   result = subprocess.run(
     ["bash", "launch_tpu.sh", "--local", "2", "--", *before, sys.executable, "-m", "gr4ad_jax",
      *arguments],
