@@ -6,15 +6,18 @@ narrower ones in overload alone. Source: paper 4.2; f is that of reference secti
 
 from __future__ import annotations
 
+import bisect
+import collections
 import math
 from collections.abc import Mapping, Sequence
 
 PEAK_SHARE = 0.6  # of the capacity: from here on, base widths
 LOW_SHARE = 0.3  # of the capacity: from here down, the widest
 MAX_LOAD = 0.5  # of the time that calls of a wider schedule may fill
-SLOWDOWN_SHARE = 0.05  # of the latest call in the mean slowdown and its variance
-SLOW_DEVIATIONS = 2.0  # above the mean: how slow a call is taken to be where lateness is judged
-RARE = 0.01  # of the requests may come so early in another's wide call that they are late
+SLOWDOWN_SHARE = 0.05  # of the latest call in the mean slowdown
+RECENT = 300  # calls whose slowdowns tell how often one would be late
+RARE = 0.01  # of the requests may be late
+STALLED = 1.2  # or so many times what would be late at base widths, too: the machine stalls
 MARGIN = 1.1  # a wider schedule must hold at this multiple of the rate, too: no flapping
 OVERLOAD_SHARE = 0.5  # of the waiting room
 
@@ -77,15 +80,18 @@ class TrafficAwareBeams:
       call_s: (factor, requests of a call) -> seconds, measured alone. Factor 1.0 is among them.
       at_once: calls that may run side by side.
       together: how many times as long a call takes when so many run.
-      target_s: beams are only wider where a request is answered in this time, and one that comes
-        meanwhile, too.
+      target_s: beams are only wider where at most RARE of the requests are answered later, or
+        hardly more than at base widths.
       dwell_s: a wider schedule is only tried so long after the last change.
     """
     self._call_s, self._target_s = dict(call_s), target_s
     self._at_once, self._together = at_once, together
     self._factors = sorted({factor for factor, _ in call_s})
     self._dwell_s, self._changed_s = dwell_s, -math.inf
-    self._slowdown, self._variance = 1.0, 0.0  # of calls' seconds over those measured alone
+    # Calls' seconds over those measured alone: the mean of late, and the latest, ascending as well.
+    self._slowdown = 1.0
+    self._latest = collections.deque([1.0] * RECENT, RECENT)
+    self._ascending = list(self._latest)
     self.factor = 1.0
 
   @property
@@ -103,14 +109,10 @@ class TrafficAwareBeams:
       beside: another call ran meanwhile.
     """
     expected_s = self._call_s[factor, size] * (self._together if beside else 1.0)
-    difference = min(max(seconds / expected_s, 0.5), 4.0) - self._slowdown
-    self._slowdown += SLOWDOWN_SHARE * difference
-    self._variance += SLOWDOWN_SHARE * (difference**2 - self._variance)
-
-  @property
-  def _slow(self) -> float:
-    """How many times as long a slow call takes: the tail decides who is late, not the mean."""
-    return self._slowdown + SLOW_DEVIATIONS * math.sqrt(self._variance)
+    slowdown = seconds / expected_s
+    self._slowdown += SLOWDOWN_SHARE * (min(max(slowdown, 0.5), 4.0) - self._slowdown)
+    self._latest.append(slowdown)
+    self._ascending = sorted(self._latest)
 
   def choose(
     self, now_s: float, *, rate: float, queue_share: float = 0.0, size: int = 1,
@@ -132,12 +134,17 @@ class TrafficAwareBeams:
       self.factor = narrower if narrower < self.factor else wider
       self._changed_s = now_s
     # A call whose requests have waited is served with what their time allows.
-    slower = self._slow * (self._together if beside else 1.0)
+    left_s, slower = self._target_s - waited_s, self._together if beside else 1.0
+    rare = max(RARE, STALLED * self._share_later(self._target_s, self._call_s[1.0, size]))
     in_time = [
       factor for factor in self._factors if 1 <= factor <= self.factor
-      and waited_s + slower * self._call_s[factor, size] <= self._target_s
+      and self._share_later(left_s, slower * self._call_s[factor, size]) <= rare
     ]
     return max(in_time, default=min(self.factor, 1.0))
+
+  def _share_later(self, left_s: float, call_s: float) -> float:
+    """The share of calls that take longer than `left_s` where one measured alone takes `call_s`."""
+    return 1 - bisect.bisect_right(self._ascending, left_s / call_s) / RECENT
 
   def _target(self, rate: float, queue_share: float) -> float:
     narrower = [factor for factor in self._factors if factor < 1]
@@ -152,18 +159,31 @@ class TrafficAwareBeams:
     wanted = min(
       most, 1 + (most - 1) * (PEAK_SHARE - load) / (PEAK_SHARE - LOW_SHARE), 1 + free
     )
+    rare = max(RARE, STALLED * self._late(1.0, rate))
     possible = [factor for factor in self._factors if 1 <= factor <= wanted]
-    return max((factor for factor in possible if self._fits(factor, rate)), default=1.0)
+    return max((
+      factor for factor in possible
+      if rate * self._slowdown * self._call_s[factor, 1] <= MAX_LOAD
+      and self._late(factor, rate) <= rare
+    ), default=1.0)
 
-  def _fits(self, factor: float, rate: float) -> bool:
-    """Whether calls of one request, as they are where traffic is low, leave room for others."""
-    call_s, next_s = (self._slow * self._call_s[f, 1] for f in (factor, 1.0))
-    busy = rate * call_s
-    # Who finds as many calls running as may run waits for the end of one, and is then answered at
-    # base widths: too late if it came in the first so many seconds.
+  def _late(self, factor: float, rate: float) -> float:
+    """The share of requests that are late if all that find a free call get this factor.
+
+    Calls are of one request, as they are where traffic is low.
+    """
+    call_s, next_s = self._call_s[factor, 1], self._together * self._call_s[1.0, 1]
     longest_s = self._together * call_s
-    late_s = min(longest_s, max(0.0, longest_s + next_s - self._target_s))
-    late = busy**self._at_once / math.factorial(self._at_once) * late_s / longest_s
-    if self._at_once > 1 and longest_s > self._target_s:
-      late += busy  # a call beside another one is late itself
-    return busy <= MAX_LOAD and late <= RARE
+    busy = rate * self._slowdown * call_s  # calls that run, on average
+    late = self._share_later(self._target_s, call_s)
+    if self._at_once > 1:  # another one begins while it runs
+      late += min(1.0, busy) * self._share_later(self._target_s, longest_s)
+    # Who finds as many calls running as may run waits for the rest of one, and is then answered at
+    # base widths.
+    waits = busy**self._at_once / math.factorial(self._at_once)
+    first = bisect.bisect_right(self._ascending, self._target_s / (longest_s + next_s))
+    too_early = (
+      min(1.0, 1 - (self._target_s / slowdown - next_s) / longest_s)
+      for slowdown in self._ascending[first:]
+    )
+    return late + waits * sum(too_early) / RECENT

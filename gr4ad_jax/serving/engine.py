@@ -140,24 +140,30 @@ class Engine:
     self._parameters = _Parameters(on_device, step)
 
   def warm(
-    self, example: Example, *, progress: Callable | None = None, repeats: int = 3
+    self, example: Example, *, progress: Callable | None = None, repeats: int = 5
   ) -> None:
     """Compiles and times every program, with and without conditions.
 
     Args:
       example: any request.
       progress: like gr4ad_jax.progress.track.
-      repeats: timed calls; the fastest counts.
+      repeats: timed calls of each; their median counts.
     """
     programs = [
       (factor, size) for size in self.config.batch_sizes for factor in self.config.beam_factors
     ]
-    if progress:
-      programs = progress(programs, "compile and time searches", len(programs))
-    for factor, size in programs:
+    compiling = progress(programs, "compile searches", len(programs)) if progress else programs
+    for factor, size in compiling:
       asks = [Ask(example, "", 10, ())] * size
-      self(asks, factor=factor, conditions=True)
-      self.call_s[factor, size] = _fastest_s(functools.partial(self, asks, factor=factor), repeats)
+      for conditions in (True, False):
+        self(asks, factor=factor, conditions=conditions)
+    # By turns, so that a machine that is slower for a while is so for all of them.
+    seconds = [
+      [_seconds(functools.partial(self, [Ask(example, "", 10, ())] * size, factor=factor))
+       for factor, size in programs]
+      for _ in range(repeats)
+    ]
+    self.call_s = dict(zip(programs, np.median(seconds, axis=0).tolist(), strict=True))
     size = self.config.batch_sizes[-1]
     self.together = slower_together(
       functools.partial(self, [Ask(example, "", 10, ())] * size, factor=1.0),
@@ -272,15 +278,16 @@ class Engine:
     return context
 
 
+def _seconds(call: Callable[[], Any]) -> float:
+  began = time.perf_counter()
+  call()
+  return time.perf_counter() - began
+
+
 def _fastest_s(call: Callable[[], Any], repeats: int) -> float:
   """Seconds of the fastest of so many calls, after one that compiles."""
   call()
-  seconds = []
-  for _ in range(repeats):
-    begin = time.perf_counter()
-    call()
-    seconds.append(time.perf_counter() - begin)
-  return min(seconds)
+  return min(_seconds(call) for _ in range(repeats))
 
 
 def slower_together(

@@ -118,6 +118,19 @@ def test_calls_that_vary_leave_less_room_than_steady_ones():
     assert chooser.choose(20.0, rate=0.1) == expected
 
 
+@pytest.mark.parametrize("stalls, expected", [(10.0, 1.6), (4.0, 1.0)])
+def test_narrower_beams_only_where_they_help(stalls, expected):
+  """One call of twenty stalls: for longer than 50 ms at any widths, or at 1.6 (16 ms) alone."""
+  chooser = beams(target_s=0.05)
+  for number in range(300):
+    chooser.observe(1.6, 1, 0.016 * (stalls if number % 20 == 0 else 1.0))
+  assert settled(chooser, 1.0) == expected
+  assert chooser.choose(20.0, rate=1.0) == expected
+  for _ in range(300):
+    chooser.observe(1.0, 1, 0.01)
+  assert settled(chooser, 1.0, start_s=30.0) == 1.6  # the stalls are over
+
+
 def test_arrival_rate():
   rate = ArrivalRate(seconds=5.0)
   assert rate(0.0) == 0
