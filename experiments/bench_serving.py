@@ -6,10 +6,13 @@ Preset small, trained for a few minutes on a synthetic market of 100,000 ads, an
 50 ads a request. Server and clients share the machine. In turn:
 
 - constant traffic at rising rates: sustained_qps is the highest whose p99 stays below 100 ms with
-  neither errors nor refusals; the result cache is off.
+  neither errors nor refusals; the result cache is off. A rate that does not hold is tried once
+  more (tried_again counts them): a machine that stalls for a moment makes one request in a hundred
+  late.
 - a day with the sustained rate as its peak, a tenth of it at night and a burst of 1.5 times;
   cache on: p50, p99, errors, hits. The same day with fixed beams of the base widths, on a server of
-  its own: off_peak_value_ratio compares the expected value of the ads returned at night, each ad's
+  its own, after the rates from the sustained one on (fixed_sustained_qps): off_peak_value_ratio
+  compares the expected value of the ads returned at night, each ad's
   value by its probability, over answers that were searched for. (The cache keeps answers for a
   minute, a seventh of this squeezed day: what it gives at night was often searched for at peak. The
   ratio over all answers stands beside it.)
@@ -62,6 +65,7 @@ from gr4ad_jax.serving.load import Sample
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 
 P99_MS = 100.0
+TRIES = 2  # of a rate
 KILL_S = 3.0  # of events before SIGKILL
 
 
@@ -110,7 +114,10 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
   settings, trained = options.settings, _trained(workdir, options)
   days: dict[str, list[Sample]] = {}
   with _serving(trained, workdir / "dynamic", settings, settings.factors) as server:
-    results = _sustained(server, settings)
+    results = {"capacity_qps": server.metric("gr4ad_capacity_qps")}
+    results |= _sustained(server, settings, settings.rates)
+    if not results["sustained_qps"]:
+      raise ConfigError(f"settings.rates={settings.rates}: even the lowest does not hold")
     day = LoadConfig(
       peak_qps=results["sustained_qps"], day_s=settings.day_s, burst_share=1.5, k=settings.k
     )
@@ -121,7 +128,8 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
     results |= _fuzzed(server, settings.fuzz_requests)
     results["events_lost"] = _killed(server, workdir / "dynamic" / "store" / "journal.sqlite")
   with _serving(trained, workdir / "fixed", settings, (1.0,)) as server:
-    _constant(server, settings, settings.rates[0], min(5.0, settings.rate_s))
+    rates = [qps for qps in settings.rates if qps >= results["sustained_qps"]]
+    results |= {f"fixed_{name}": x for name, x in _sustained(server, settings, rates).items()}
     days["fixed"] = _day(server, day, workdir / "fixed")
   return results | _compared(days)
 
@@ -170,23 +178,26 @@ def _constant(server: Server, settings: Settings, qps: float, seconds: float) ->
   return load.summary(samples)["day"]
 
 
-def _sustained(server: Server, settings: Settings) -> dict[str, float]:
-  """The highest rate that holds; with one that does not, the search ends."""
+def _sustained(server: Server, settings: Settings, rates: Sequence[float]) -> dict[str, float]:
+  """The highest rate that holds, 0 where none does; with one that does not, the search ends."""
   _constant(server, settings, settings.rates[0], min(5.0, settings.rate_s))
-  results = {"sustained_qps": 0.0, "capacity_qps": server.metric("gr4ad_capacity_qps")}
-  for qps in settings.rates:
+  results = {"sustained_qps": 0.0, "tried_again": 0.0}
+  for qps in rates:
     seconds = max(settings.rate_s, settings.rate_requests / qps)
-    seen = _constant(server, settings, qps, seconds)
-    console.print(
-      f"{qps:g} requests/s: p50 {seen['p50_ms']:.0f}, p99 {seen['p99_ms']:.0f} ms, "
-      f"{seen['errors']} errors, {seen['refused']} refused, beams {seen['factor']:.2f} x"
-    )
+    for number in range(TRIES):
+      results["tried_again"] += number
+      seen = _constant(server, settings, qps, seconds)
+      console.print(
+        f"{qps:g} requests/s: p50 {seen['p50_ms']:.0f}, p99 {seen['p99_ms']:.0f} ms, "
+        f"{seen['errors']} errors, {seen['refused']} refused, beams {seen['factor']:.2f} x"
+      )
+      holds = not (seen["errors"] or seen["refused"]) and seen["p99_ms"] < P99_MS
+      if holds:
+        break
     results |= {f"rate_{qps:g}_p99_ms": seen["p99_ms"], f"rate_{qps:g}_factor": seen["factor"]}
-    if seen["errors"] or seen["refused"] or seen["p99_ms"] >= P99_MS:
+    if not holds:
       break
     results["sustained_qps"] = qps
-  if not results["sustained_qps"]:
-    raise ConfigError(f"settings.rates={settings.rates}: even the lowest does not hold")
   return results
 
 
@@ -385,7 +396,8 @@ def table(results: Mapping[str, float]) -> str:
   """What holds, against what was asked for."""
   r = results
   rows = [
-    ("sustained requests/s (p99 < 100 ms, cache off)", f"{r['sustained_qps']:g}", "stated"),
+    ("sustained requests/s (p99 < 100 ms, cache off), dynamic / fixed beams",
+     f"{r['sustained_qps']:g} / {r['fixed_sustained_qps']:g}", "stated"),
     ("p50 / p99 of the day, ms", f"{r['p50_ms']:.0f} / {r['p99_ms']:.0f}", "p99 < 100"),
     ("errors and refusals of the day", f"{r['errors']:g}", "0"),
     ("answers from the cache", f"{100 * r['cache_hit_rate']:.0f} %", "27.8 % in the paper"),
