@@ -15,7 +15,7 @@ PEAK_SHARE = 0.6  # of the capacity: from here on, base widths
 LOW_SHARE = 0.3  # of the capacity: from here down, the widest
 MAX_LOAD = 0.5  # of the time that calls of a wider schedule may fill
 SLOWDOWN_SHARE = 0.05  # of the latest call in the mean slowdown
-RECENT = 300  # calls whose slowdowns tell how often one would be late
+RECENT = 300  # calls that tell how often one would be late
 RARE = 0.01  # of the requests may be late
 STALLED = 1.2  # or so many times what would be late at base widths, too: the machine stalls
 MARGIN = 1.1  # a wider schedule must hold at this multiple of the rate, too: no flapping
@@ -88,10 +88,11 @@ class TrafficAwareBeams:
     self._at_once, self._together = at_once, together
     self._factors = sorted({factor for factor, _ in call_s})
     self._dwell_s, self._changed_s = dwell_s, -math.inf
-    # Calls' seconds over those measured alone: the mean of late, and the latest, ascending as well.
+    # A call takes what it took alone times the mean slowdown of late, and so many seconds more; the
+    # latest of these, by time and ascending.
     self._slowdown = 1.0
-    self._latest = collections.deque([1.0] * RECENT, RECENT)
-    self._ascending = list(self._latest)
+    self._latest = collections.deque([0.0] * RECENT, RECENT)
+    self._more_s = list(self._latest)
     self.factor = 1.0
 
   @property
@@ -109,10 +110,10 @@ class TrafficAwareBeams:
       beside: another call ran meanwhile.
     """
     expected_s = self._call_s[factor, size] * (self._together if beside else 1.0)
-    slowdown = seconds / expected_s
-    self._slowdown += SLOWDOWN_SHARE * (min(max(slowdown, 0.5), 4.0) - self._slowdown)
-    self._latest.append(slowdown)
-    self._ascending = sorted(self._latest)
+    self._latest.append(seconds - self._slowdown * expected_s)
+    self._more_s = sorted(self._latest)
+    slowdown = min(max(seconds / expected_s, 0.5), 4.0)
+    self._slowdown += SLOWDOWN_SHARE * (slowdown - self._slowdown)
 
   def choose(
     self, now_s: float, *, rate: float, queue_share: float = 0.0, size: int = 1,
@@ -144,7 +145,7 @@ class TrafficAwareBeams:
 
   def _share_later(self, left_s: float, call_s: float) -> float:
     """The share of calls that take longer than `left_s` where one measured alone takes `call_s`."""
-    return 1 - bisect.bisect_right(self._ascending, left_s / call_s) / RECENT
+    return 1 - bisect.bisect_right(self._more_s, left_s - self._slowdown * call_s) / RECENT
 
   def _target(self, rate: float, queue_share: float) -> float:
     narrower = [factor for factor in self._factors if factor < 1]
@@ -172,18 +173,16 @@ class TrafficAwareBeams:
 
     Calls are of one request, as they are where traffic is low.
     """
-    call_s, next_s = self._call_s[factor, 1], self._together * self._call_s[1.0, 1]
-    longest_s = self._together * call_s
+    call_s = self._call_s[factor, 1]
     busy = rate * self._slowdown * call_s  # calls that run, on average
     late = self._share_later(self._target_s, call_s)
     if self._at_once > 1:  # another one begins while it runs
-      late += min(1.0, busy) * self._share_later(self._target_s, longest_s)
+      late += min(1.0, busy) * self._share_later(self._target_s, self._together * call_s)
     # Who finds as many calls running as may run waits for the rest of one, and is then answered at
     # base widths.
     waits = busy**self._at_once / math.factorial(self._at_once)
-    first = bisect.bisect_right(self._ascending, self._target_s / (longest_s + next_s))
-    too_early = (
-      min(1.0, 1 - (self._target_s / slowdown - next_s) / longest_s)
-      for slowdown in self._ascending[first:]
-    )
+    slower = self._slowdown * self._together
+    longest_s, left_s = slower * call_s, self._target_s - slower * self._call_s[1.0, 1]
+    first = bisect.bisect_right(self._more_s, left_s - longest_s)
+    too_early = (min(1.0, 1 - (left_s - more_s) / longest_s) for more_s in self._more_s[first:])
     return late + waits * sum(too_early) / RECENT
