@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from gr4ad_jax import __version__
 from gr4ad_jax.config import ConfigError, ServingConfig
 from gr4ad_jax.search.artifact import Artifact
 from gr4ad_jax.serving.batcher import Batcher
-from gr4ad_jax.serving.engine import slower_together
+from gr4ad_jax.serving.engine import seconds_of, slower_together
 from gr4ad_jax.serving.metrics import HttpMetrics
 from gr4ad_jax.serving.server import add_errors, add_health, add_limits
 
@@ -80,9 +79,7 @@ class ArtifactEngine:
     for size in progress(sizes, "compile and time searches", len(sizes)) if progress else sizes:
       asks = [ContextAsk(self._sample, 10)] * size
       self(asks, factor=1.0)
-      began = time.perf_counter()
-      self(asks, factor=1.0)
-      self.call_s[1.0, size] = time.perf_counter() - began
+      self.call_s[1.0, size] = seconds_of(functools.partial(self, asks, factor=1.0))
     self.together = slower_together(
       functools.partial(self, asks, factor=1.0), self.call_s[1.0, size],
       at_once=self.config.calls_at_once,

@@ -152,22 +152,23 @@ class Engine:
     programs = [
       (factor, size) for size in self.config.batch_sizes for factor in self.config.beam_factors
     ]
-    compiling = progress(programs, "compile searches", len(programs)) if progress else programs
-    for factor, size in compiling:
-      asks = [Ask(example, "", 10, ())] * size
+
+    def call(factor: float, size: int, *, conditions: bool = False) -> None:
+      self([Ask(example, "", 10, ())] * size, factor=factor, conditions=conditions)
+
+    for program in progress(programs, "compile searches", len(programs)) if progress else programs:
       for conditions in (True, False):
-        self(asks, factor=factor, conditions=conditions)
+        call(*program, conditions=conditions)
     # By turns, so that a machine that is slower for a while is so for all of them.
     seconds = [
-      [_seconds(functools.partial(self, [Ask(example, "", 10, ())] * size, factor=factor))
-       for factor, size in programs]
+      [seconds_of(functools.partial(call, *program)) for program in programs]
       for _ in range(repeats)
     ]
     self.call_s = dict(zip(programs, np.median(seconds, axis=0).tolist(), strict=True))
     size = self.config.batch_sizes[-1]
     self.together = slower_together(
-      functools.partial(self, [Ask(example, "", 10, ())] * size, factor=1.0),
-      self.call_s[1.0, size], at_once=self.config.calls_at_once,
+      functools.partial(call, 1.0, size), self.call_s[1.0, size],
+      at_once=self.config.calls_at_once,
     )
 
   def parts_s(self, example: Example, *, repeats: int = 5) -> dict[str, float]:
@@ -278,7 +279,8 @@ class Engine:
     return context
 
 
-def _seconds(call: Callable[[], Any]) -> float:
+def seconds_of(call: Callable[[], Any]) -> float:
+  """Seconds that one call takes."""
   began = time.perf_counter()
   call()
   return time.perf_counter() - began
@@ -287,7 +289,7 @@ def _seconds(call: Callable[[], Any]) -> float:
 def _fastest_s(call: Callable[[], Any], repeats: int) -> float:
   """Seconds of the fastest of so many calls, after one that compiles."""
   call()
-  return min(_seconds(call) for _ in range(repeats))
+  return min(seconds_of(call) for _ in range(repeats))
 
 
 def slower_together(
