@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from gr4ad_jax.config import ModelConfig
+from gr4ad_jax.model.attention import NEG_INF, attend
 from gr4ad_jax.sharding import ROWS, TENSOR, constrain, is_split
-
-NEG_INF = -1e30  # finite, so that a fully masked row has finite gradients
 
 
 class KeyValue(NamedTuple):
@@ -131,19 +130,10 @@ class CrossAttention(nn.Module):
     query_BCQHK = self.query(h_BCQD) * (h_BCQD.shape[-1] // self.config.num_heads) ** -0.5
     # All positions of all candidates are rows of one matrix.
     query_BRHK = query_BCQHK.reshape(h_BCQD.shape[0], -1, *query_BCQHK.shape[3:])
-    score_BHRS = jnp.einsum(
-      "BHRK,BHKS->BHRS", query_BRHK.swapaxes(1, 2), kv.key_BHKS,
-      preferred_element_type=jnp.float32,
+    mixed_BHRK = attend(
+      query_BRHK.swapaxes(1, 2), kv.key_BHKS, kv.value_BHSK, mask_BS[:, None, None, :]
     )
-    score_BHRS = jnp.where(mask_BS[:, None, None, :], score_BHRS, NEG_INF)
-    highest_BHR1 = jax.lax.stop_gradient(score_BHRS.max(axis=-1, keepdims=True))
-    weight_BHRS = jnp.exp(score_BHRS - highest_BHR1)
-    mixed_BHRK = jnp.einsum(
-      "BHRS,BHSK->BHRK", weight_BHRS.astype(h_BCQD.dtype), kv.value_BHSK,
-      preferred_element_type=jnp.float32,
-    )
-    mixed_BHRK /= weight_BHRS.sum(axis=-1, keepdims=True)  # fewer numbers than the weights
-    mixed_BRHK = mixed_BHRK.swapaxes(1, 2).astype(h_BCQD.dtype)
+    mixed_BRHK = mixed_BHRK.swapaxes(1, 2)
     return self.out(mixed_BRHK.reshape(h_BCQD.shape))
 
 
@@ -177,12 +167,11 @@ def _attend_causally(
 ) -> jax.Array:
   """Every position attends to itself and to those before it."""
   num_positions = query_BCQHK.shape[2]
-  score_BCHQP = jnp.einsum(
-    "BCQHK,BCPHK->BCHQP", query_BCQHK, key_BCPHK, preferred_element_type=jnp.float32
+  mixed_BCHQK = attend(
+    query_BCQHK.swapaxes(2, 3), key_BCPHK.transpose(0, 1, 3, 4, 2), value_BCPHK.swapaxes(2, 3),
+    jnp.tril(jnp.ones((num_positions, num_positions), bool)),
   )
-  mask_QP = jnp.tril(jnp.ones((num_positions, num_positions), bool))
-  weight_BCHQP = jax.nn.softmax(jnp.where(mask_QP, score_BCHQP, NEG_INF), axis=-1)
-  return jnp.einsum("BCHQP,BCPHK->BCQHK", weight_BCHQP.astype(value_BCPHK.dtype), value_BCPHK)
+  return mixed_BCHQK.swapaxes(2, 3)
 
 
 def _attend_to_cache(

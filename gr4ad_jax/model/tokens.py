@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from gr4ad_jax.config import ModelConfig
 from gr4ad_jax.data.batch import Vocabulary
-from gr4ad_jax.model.layers import NEG_INF, Linear
+from gr4ad_jax.model.attention import NEG_INF
+from gr4ad_jax.model.layers import Linear
 from gr4ad_jax.sharding import ROWS, TENSOR, constrain
 
 if TYPE_CHECKING:  # context.py reads the tables of this module
