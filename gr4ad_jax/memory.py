@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 
 # Of glibc's <malloc.h>.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 _KEPT_BYTES = 2**30  # of freed memory at the heap's end
 _STEP_BYTES = 2**26  # by which the heap grows
+_HUGE_BYTES = _KEPT_BYTES - 2**27  # of the heap's beginning; less than what is given back
 
 
 def keep_freed_memory() -> bool:
@@ -28,10 +30,33 @@ def keep_freed_memory() -> bool:
   if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
     return False
   try:
-    mallopt = ctypes.CDLL(None).mallopt
+    libc = ctypes.CDLL(None)
+    mallopt = libc.mallopt
   except (AttributeError, OSError, TypeError):
     return False
   options = (
     (_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _KEPT_BYTES), (_M_TOP_PAD, _STEP_BYTES)
   )
-  return all([mallopt(option, value) for option, value in options])
+  kept = all([mallopt(option, value) for option, value in options])
+  if kept:
+    _ask_for_huge_pages(libc)
+  return kept
+
+
+def _ask_for_huge_pages(libc: ctypes.CDLL) -> None:
+  """Grows the heap, untouched, and advises Linux to fill it by pages of 2 MB.
+
+  Fewer misses of the address cache: a training step takes a twentieth less (docs/scaling.md). Where
+  the system refuses, the pages stay small.
+  """
+  if not hasattr(mmap, "MADV_HUGEPAGE"):
+    return
+  libc.malloc.restype = ctypes.c_void_p
+  start = libc.malloc(ctypes.c_size_t(_HUGE_BYTES))
+  if start is None:
+    return
+  page = mmap.PAGESIZE
+  first = -(-start // page) * page
+  size = (start + _HUGE_BYTES - first) // page * page
+  libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), mmap.MADV_HUGEPAGE)
+  libc.free(ctypes.c_void_p(start))
