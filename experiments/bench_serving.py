@@ -12,10 +12,10 @@ Preset small, trained for a few minutes on a synthetic market of 100,000 ads, an
 - a day with the sustained rate as its peak, a tenth of it at night and a burst of 1.5 times;
   cache on: p50, p99, errors, hits. The same day with fixed beams of the base widths, on a server of
   its own, after the rates from the sustained one on (fixed_sustained_qps): off_peak_value_ratio
-  compares the expected value of the ads returned at night, each ad's
-  value by its probability, over answers that were searched for. (The cache keeps answers for a
-  minute, a seventh of this squeezed day: what it gives at night was often searched for at peak. The
-  ratio over all answers stands beside it.)
+  compares the expected value of the ads returned at night, each ad's value by its probability, over
+  answers that were searched for. (The cache keeps answers for a minute, a seventh of this squeezed
+  day: what it gives at night was often searched for at peak. The ratio over all answers stands
+  beside it.)
 - three times the capacity for a while: 429s and no errors.
 - a new ad: seconds from sending it to the first answer that holds it.
 - SIGKILL while events are sent: accepted events that are not there afterwards.

@@ -164,9 +164,12 @@ class TrafficAwareBeams:
     possible = [factor for factor in self._factors if 1 <= factor <= wanted]
     return max((
       factor for factor in possible
-      if rate * self._slowdown * self._call_s[factor, 1] <= MAX_LOAD
-      and self._late(factor, rate) <= rare
+      if self._busy(factor, rate) <= MAX_LOAD and self._late(factor, rate) <= rare
     ), default=1.0)
+
+  def _busy(self, factor: float, rate: float) -> float:
+    """How many calls of one request run at a time on average."""
+    return rate * self._slowdown * self._call_s[factor, 1]
 
   def _late(self, factor: float, rate: float) -> float:
     """The share of requests that are late if all that find a free call get this factor.
@@ -174,7 +177,7 @@ class TrafficAwareBeams:
     Calls are of one request, as they are where traffic is low.
     """
     call_s = self._call_s[factor, 1]
-    busy = rate * self._slowdown * call_s  # calls that run, on average
+    busy = self._busy(factor, rate)
     late = self._share_later(self._target_s, call_s)
     if self._at_once > 1:  # another one begins while it runs
       late += min(1.0, busy) * self._share_later(self._target_s, self._together * call_s)
