@@ -389,6 +389,9 @@ def plots(results: Mapping[str, float]) -> dict[str, Figure]:
     ax.grid(alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
   for ax in (revenue_ax, beam_ax):
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 1.1 * ax.get_ylim()[1])  # the values lie close together, far above 0
+  widths = [int(row["width"]) for row in beams]
+  beam_ax.set_xticks(widths, widths)
+  beam_ax.minorticks_off()
   loss_ax.legend(frameon=False, fontsize=8)
   return {"fig5": figure}
