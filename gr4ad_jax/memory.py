@@ -51,12 +51,9 @@ def _ask_for_huge_pages(libc: ctypes.CDLL) -> None:
   """
   if not hasattr(mmap, "MADV_HUGEPAGE"):
     return
-  libc.malloc.restype = ctypes.c_void_p
-  start = libc.malloc(ctypes.c_size_t(_HUGE_BYTES))
-  if start is None:
-    return
-  page = mmap.PAGESIZE
-  first = -(-start // page) * page
-  size = (start + _HUGE_BYTES - first) // page * page
-  libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), mmap.MADV_HUGEPAGE)
-  libc.free(ctypes.c_void_p(start))
+  libc.aligned_alloc.restype = ctypes.c_void_p
+  size = ctypes.c_size_t(_HUGE_BYTES)
+  start = ctypes.c_void_p(libc.aligned_alloc(ctypes.c_size_t(mmap.PAGESIZE), size))
+  if start:
+    libc.madvise(start, size, mmap.MADV_HUGEPAGE)
+    libc.free(start)

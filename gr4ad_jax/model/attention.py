@@ -37,11 +37,11 @@ def attend(
 
 
 def _forward(query_RK, key_KS, value_SK, mask_RS):
-  score_RS = _product("...RK,...KS->...RS", query_RK, key_KS)
+  score_RS = _float32_product("...RK,...KS->...RS", query_RK, key_KS)
   score_RS = jnp.where(mask_RS, score_RS, NEG_INF)
   weight_RS = jnp.exp(score_RS - score_RS.max(axis=-1, keepdims=True))
   sum_R1 = weight_RS.sum(axis=-1, keepdims=True)
-  mixed_RK = _product("...RS,...SK->...RK", weight_RS.astype(value_SK.dtype), value_SK)
+  mixed_RK = _float32_product("...RS,...SK->...RK", weight_RS.astype(value_SK.dtype), value_SK)
   mixed_RK = (mixed_RK / sum_R1).astype(query_RK.dtype)  # fewer numbers than the weights
   return mixed_RK, (query_RK, key_KS, value_SK, mask_RS, weight_RS, sum_R1, mixed_RK)
 
@@ -51,7 +51,7 @@ def _backward(kept, mixed_bar_RK):
   dtype = query_RK.dtype
   bar_RK = mixed_bar_RK / sum_R1  # of the mix before it is divided; float32
   along_R1 = (bar_RK * mixed_RK).sum(axis=-1, keepdims=True)
-  weight_bar_RS = _product("...RK,...SK->...RS", bar_RK.astype(dtype), value_SK)
+  weight_bar_RS = _float32_product("...RK,...SK->...RS", bar_RK.astype(dtype), value_SK)
   score_bar_RS = jnp.where(mask_RS, weight_RS * (weight_bar_RS - along_R1), 0).astype(dtype)
   weight_SR, query_KR = _transposed(weight_RS.astype(dtype), query_RK)
   return (
@@ -65,7 +65,7 @@ def _backward(kept, mixed_bar_RK):
 attend.defvjp(_forward, _backward)
 
 
-def _product(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
+def _float32_product(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
   return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
 
 

@@ -133,8 +133,7 @@ class CrossAttention(nn.Module):
     mixed_BHRK = attend(
       query_BRHK.swapaxes(1, 2), kv.key_BHKS, kv.value_BHSK, mask_BS[:, None, None, :]
     )
-    mixed_BRHK = mixed_BHRK.swapaxes(1, 2)
-    return self.out(mixed_BRHK.reshape(h_BCQD.shape))
+    return self.out(mixed_BHRK.swapaxes(1, 2).reshape(h_BCQD.shape))
 
 
 class SelfAttention(nn.Module):
