@@ -10,10 +10,21 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments._runs import tokenized
-from gr4ad_jax import prepare
 from gr4ad_jax.config import RewardConfig, SearchConfig
+from gr4ad_jax.data import prepare
 from gr4ad_jax.data.impressions import read_impressions
-from gr4ad_jax.data.market import (
+from gr4ad_jax.data.records import Logs
+from gr4ad_jax.data.schema import read_logs
+from gr4ad_jax.data.sequences import Example, ExampleMaker, FeatureVocabulary
+from gr4ad_jax.data.splits import time_split
+from gr4ad_jax.data.tfds_builder import open_examples, read_split
+from gr4ad_jax.evaluation.evaluate import eval_requests, group_requests
+from gr4ad_jax.evaluation.ranking import EvalRequests, ranking_metrics
+from gr4ad_jax.gr4ad.run import Inputs
+from gr4ad_jax.machine.progress import console, track
+from gr4ad_jax.machine.storage import write_json
+from gr4ad_jax.market.log import market_logs
+from gr4ad_jax.market.world import (
   SCENES,
   Market,
   MarketConfig,
@@ -23,20 +34,9 @@ from gr4ad_jax.data.market import (
   expected_revenue,
   truth,
 )
-from gr4ad_jax.data.market_log import market_logs
-from gr4ad_jax.data.market_worlds import build_market
-from gr4ad_jax.data.records import Logs
-from gr4ad_jax.data.schema import read_logs
-from gr4ad_jax.data.sequences import Example, ExampleMaker, FeatureVocabulary
-from gr4ad_jax.data.splits import time_split
-from gr4ad_jax.data.tfds_builder import open_examples, read_split
-from gr4ad_jax.evaluation.evaluate import eval_requests, group_requests
-from gr4ad_jax.evaluation.ranking import EvalRequests, ranking_metrics
-from gr4ad_jax.progress import console, track
-from gr4ad_jax.reward import RewardRun, RewardScorer, train_reward
-from gr4ad_jax.run import Inputs
+from gr4ad_jax.market.worlds import build_market
+from gr4ad_jax.ranker.reward import RewardRun, RewardScorer, train_reward
 from gr4ad_jax.search.recommender import Recommender
-from gr4ad_jax.storage import write_json
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 
 K = 50  # ads that a system finds

@@ -13,15 +13,15 @@ import jax
 import numpy as np
 import scipy.stats
 
-from gr4ad_jax import prepare
+from gr4ad_jax.catalog.legal_prefixes import PrefixTree, build_prefix_tree
 from gr4ad_jax.config import Config, SearchConfig, override_all, preset
+from gr4ad_jax.data import prepare
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.data.tfds_builder import read_split
 from gr4ad_jax.evaluation.evaluate import eval_requests, group_requests, search_split
 from gr4ad_jax.evaluation.ranking import ranking_metrics
-from gr4ad_jax.model.build import Decoder
-from gr4ad_jax.progress import console
-from gr4ad_jax.run import (
+from gr4ad_jax.gr4ad.build import Decoder
+from gr4ad_jax.gr4ad.run import (
   Inputs,
   RunFile,
   load_params,
@@ -30,9 +30,9 @@ from gr4ad_jax.run import (
   read_run,
   train_run,
 )
-from gr4ad_jax.search.legal_prefixes import PrefixTree, build_prefix_tree
+from gr4ad_jax.machine.progress import console
+from gr4ad_jax.machine.storage import write_json
 from gr4ad_jax.search.recommender import Recommender
-from gr4ad_jax.storage import write_json
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 from gr4ad_jax.training.metric_log import read_log
 

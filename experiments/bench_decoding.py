@@ -29,15 +29,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments._settings import with_overrides
+from gr4ad_jax.catalog.legal_prefixes import LegalPrefixes, PrefixTree, build_prefix_tree
+from gr4ad_jax.cli.bench_decode import BenchConfig, random_sids, run_bench, time_in_turns
 from gr4ad_jax.config import preset
 from gr4ad_jax.data.amazon import read_amazon
-from gr4ad_jax.progress import console, track
+from gr4ad_jax.embedding.text_encoder import encode_texts
+from gr4ad_jax.machine.progress import console, track
 from gr4ad_jax.search.beam_search import Beams, beam_search
-from gr4ad_jax.search.bench_decode import BenchConfig, random_sids, run_bench, time_in_turns
-from gr4ad_jax.search.legal_prefixes import LegalPrefixes, PrefixTree, build_prefix_tree
 from gr4ad_jax.tokenizer import residual_kmeans
 from gr4ad_jax.tokenizer.semantic_id import SemanticIds, TokenizerConfig, code_new_ads
-from gr4ad_jax.tokenizer.text_encoder import encode_texts
 
 SIZES = (256, 256, 256, 256)
 NUM_SIDS = 12_101

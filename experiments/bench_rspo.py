@@ -22,11 +22,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments._settings import with_overrides
+from gr4ad_jax.cli.bench_decode import random_context, random_vocabulary, time_in_turns
 from gr4ad_jax.config import preset
+from gr4ad_jax.gr4ad.build import build_decoder, init_params
 from gr4ad_jax.learning.preference import Lists, rspo_loss
-from gr4ad_jax.model.build import build_decoder, init_params
-from gr4ad_jax.progress import track
-from gr4ad_jax.search.bench_decode import random_context, random_vocabulary, time_in_turns
+from gr4ad_jax.machine.progress import track
 
 
 @dataclasses.dataclass(frozen=True)

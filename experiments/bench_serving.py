@@ -48,6 +48,8 @@ from matplotlib.figure import Figure
 from experiments._market import prepared_market
 from experiments._runs import tokenized
 from experiments._serving import Server, running_server
+from gr4ad_jax.cli import bench_serve
+from gr4ad_jax.cli.bench_serve import Sample
 from gr4ad_jax.config import (
   ConfigError,
   LoadConfig,
@@ -57,11 +59,9 @@ from gr4ad_jax.config import (
   override_all,
   preset,
 )
-from gr4ad_jax.data.market import MarketConfig
-from gr4ad_jax.progress import console, track
-from gr4ad_jax.run import RunFile, train_run
-from gr4ad_jax.serving import load
-from gr4ad_jax.serving.load import Sample
+from gr4ad_jax.gr4ad.run import RunFile, train_run
+from gr4ad_jax.machine.progress import console, track
+from gr4ad_jax.market.world import MarketConfig
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 
 P99_MS = 100.0
@@ -148,8 +148,8 @@ def _serving(
 
 def _day(server: Server, day: LoadConfig, folder: Path) -> list[Sample]:
   console.print(f"{folder.name}: a day of {day.day_s:g} s")
-  samples = load.run_load(server.url, day, progress=track)
-  load.write(samples, day, folder)
+  samples = bench_serve.run_load(server.url, day, progress=track)
+  bench_serve.write(samples, day, folder)
   return samples
 
 
@@ -174,8 +174,8 @@ def _constant(server: Server, settings: Settings, qps: float, seconds: float) ->
     peak_qps=qps, day_s=seconds, off_peak_share=1.0, k=settings.k, seed=int(10 * qps),
     event_share=0.0,  # nothing that a later day would see
   )
-  samples = load.run_load(server.url, config, use_cache=False, progress=track)
-  return load.summary(samples)["day"]
+  samples = bench_serve.run_load(server.url, config, use_cache=False, progress=track)
+  return bench_serve.summary(samples)["day"]
 
 
 def _sustained(server: Server, settings: Settings, rates: Sequence[float]) -> dict[str, float]:
@@ -213,7 +213,7 @@ def _overload(server: Server, settings: Settings, capacity: float) -> dict[str, 
 
 
 def _compared(days: Mapping[str, Sequence[Sample]]) -> dict[str, float]:
-  dynamic, fixed = (load.summary(days[name]) for name in ("dynamic", "fixed"))
+  dynamic, fixed = (bench_serve.summary(days[name]) for name in ("dynamic", "fixed"))
   night, day = "off-peak", "day"
   results = {
     "p50_ms": dynamic[day]["p50_ms"], "p99_ms": dynamic[day]["p99_ms"],

@@ -34,13 +34,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments._settings import with_overrides
+from gr4ad_jax.catalog.live_index import IndexChange, LiveAdIndex
 from gr4ad_jax.data.amazon import read_amazon
-from gr4ad_jax.progress import console
+from gr4ad_jax.embedding.text_encoder import encode_texts
+from gr4ad_jax.machine.progress import console
 from gr4ad_jax.tokenizer import residual_kmeans
 from gr4ad_jax.tokenizer.feature_hash import hash_codes
-from gr4ad_jax.tokenizer.live_index import IndexChange, LiveAdIndex
 from gr4ad_jax.tokenizer.semantic_id import SemanticIds, TokenizerConfig, code_new_ads
-from gr4ad_jax.tokenizer.text_encoder import encode_texts
 
 SIZES = (256, 256, 256)
 WIDTH = 768

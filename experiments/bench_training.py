@@ -32,18 +32,18 @@ from matplotlib.figure import Figure
 
 from experiments._runs import prepared_journey, tokenized
 from experiments._settings import with_overrides
-from gr4ad_jax import sharding
+from gr4ad_jax.cli.bench_decode import random_context, random_vocabulary, time_in_turns
 from gr4ad_jax.config import Config, override_all, preset
-from gr4ad_jax.data.batch import Batch, Context, Vocabulary
 from gr4ad_jax.data.pipeline import train_batches
-from gr4ad_jax.devices import matmul
-from gr4ad_jax.learning.vsl_task import vsl_task
-from gr4ad_jax.memory import keep_freed_memory
-from gr4ad_jax.model.build import build_decoder
-from gr4ad_jax.model.cost import num_params, train_flops
-from gr4ad_jax.progress import console
-from gr4ad_jax.run import RunFile, example_flops, open_inputs
-from gr4ad_jax.search.bench_decode import random_context, random_vocabulary, time_in_turns
+from gr4ad_jax.gr4ad.batch import Batch, Context, Vocabulary
+from gr4ad_jax.gr4ad.build import build_decoder
+from gr4ad_jax.gr4ad.cost import num_params, train_flops
+from gr4ad_jax.gr4ad.run import RunFile, example_flops, open_inputs
+from gr4ad_jax.gr4ad.vsl_task import vsl_task
+from gr4ad_jax.machine import sharding
+from gr4ad_jax.machine.memory import keep_freed_memory
+from gr4ad_jax.machine.peaks import matmul
+from gr4ad_jax.machine.progress import console
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 from gr4ad_jax.training.train_step import abstract_state, compile_init, compile_train_step
 

@@ -29,12 +29,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments._settings import with_overrides
-from gr4ad_jax import prepare, sharding
 from gr4ad_jax.config import Config, ModelConfig, SearchConfig, TrainConfig, override_all, require
-from gr4ad_jax.learning.vsl_task import vsl_task
-from gr4ad_jax.model.build import build_decoder
-from gr4ad_jax.progress import console
-from gr4ad_jax.run import open_inputs, read_run
+from gr4ad_jax.data import prepare
+from gr4ad_jax.gr4ad.build import build_decoder
+from gr4ad_jax.gr4ad.run import open_inputs, read_run
+from gr4ad_jax.gr4ad.vsl_task import vsl_task
+from gr4ad_jax.machine import sharding
+from gr4ad_jax.machine.progress import console
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 from gr4ad_jax.training.checkpoint import Checkpoints
 from gr4ad_jax.training.metric_log import read_log

@@ -42,12 +42,12 @@ from gr4ad_jax.config import (
   TrainConfig,
   override_all,
 )
-from gr4ad_jax.data.market import SCENES, Market, MarketConfig, Requests, expected_revenue
-from gr4ad_jax.data.market_log import Shown, build_shelves, simulate_hours
-from gr4ad_jax.data.market_worlds import build_market
 from gr4ad_jax.data.records import Action
-from gr4ad_jax.progress import console
-from gr4ad_jax.run import RunFile, open_inputs, train_run
+from gr4ad_jax.gr4ad.run import RunFile, open_inputs, train_run
+from gr4ad_jax.machine.progress import console
+from gr4ad_jax.market.log import Shown, build_shelves, simulate_hours
+from gr4ad_jax.market.world import SCENES, Market, MarketConfig, Requests, expected_revenue
+from gr4ad_jax.market.worlds import build_market
 from gr4ad_jax.training.metric_log import read_log
 
 ARMS = ("online", "frozen")

@@ -20,16 +20,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from gr4ad_jax import demo
+from gr4ad_jax.cli import demo
 from gr4ad_jax.config import override, override_all, preset
-from gr4ad_jax.evaluation.report_verdict import (
-  SCOPES,
-  compare_with_baselines,
-  interval_of,
-  methods,
-  verdict,
-)
-from gr4ad_jax.run import read_run
+from gr4ad_jax.gr4ad.run import read_run
+from gr4ad_jax.report.verdict import SCOPES, compare_with_baselines, interval_of, methods, verdict
 from gr4ad_jax.training.metric_log import read_log
 
 CPU_MINUTES = 10.0

@@ -29,15 +29,10 @@ from experiments._runs import (
   tokenized,
   trained_metrics,
 )
+from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
+from gr4ad_jax.cli.bench_decode import compile_decode, measure, random_sids, random_vocabulary
 from gr4ad_jax.config import ModelConfig, override
-from gr4ad_jax.progress import track
-from gr4ad_jax.search.bench_decode import (
-  compile_decode,
-  measure,
-  random_sids,
-  random_vocabulary,
-)
-from gr4ad_jax.search.legal_prefixes import build_prefix_tree
+from gr4ad_jax.machine.progress import track
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 
 DECODERS = {

@@ -32,6 +32,7 @@ from matplotlib.figure import Figure
 
 from experiments._market import MarketTest, open_market_test, prepared_market, recommend_all
 from experiments._runs import tokenized
+from gr4ad_jax.cli.sweep import Sweep, parse_grid, run_name, run_sweep
 from gr4ad_jax.config import (
   LossConfig,
   ModelConfig,
@@ -40,15 +41,14 @@ from gr4ad_jax.config import (
   override_all,
   preset,
 )
-from gr4ad_jax.data.market import MarketConfig
 from gr4ad_jax.data.tfds_builder import read_split
-from gr4ad_jax.memory import keep_freed_memory
-from gr4ad_jax.model.cost import num_params, num_table_params
-from gr4ad_jax.progress import console
-from gr4ad_jax.run import Inputs, RunFile, example_flops, load_params, open_inputs
+from gr4ad_jax.gr4ad.cost import num_params, num_table_params
+from gr4ad_jax.gr4ad.run import Inputs, RunFile, example_flops, load_params, open_inputs
+from gr4ad_jax.machine.memory import keep_freed_memory
+from gr4ad_jax.machine.progress import console
+from gr4ad_jax.machine.storage import write_json
+from gr4ad_jax.market.world import MarketConfig
 from gr4ad_jax.search.recommender import Recommender
-from gr4ad_jax.storage import write_json
-from gr4ad_jax.sweep import Sweep, parse_grid, run_name, run_sweep
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 
 WIDTHS = (16, 32, 64, 96, 144, 224)

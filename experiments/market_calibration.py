@@ -20,11 +20,11 @@ from matplotlib.figure import Figure
 
 from gr4ad_jax.config import override_all
 from gr4ad_jax.data.completejourney import read_completejourney
-from gr4ad_jax.data.market import DAY_S, MarketConfig, truth
-from gr4ad_jax.data.market_log import arrivals, market_logs
-from gr4ad_jax.data.market_worlds import build_market
 from gr4ad_jax.data.records import Action, Logs
-from gr4ad_jax.progress import track
+from gr4ad_jax.machine.progress import track
+from gr4ad_jax.market.log import arrivals, market_logs
+from gr4ad_jax.market.world import DAY_S, MarketConfig, truth
+from gr4ad_jax.market.worlds import build_market
 
 QUANTILES = (0.1, 0.5, 0.9)
 _CURVE = np.linspace(0.005, 1, 200)  # share of ads or users, most active first

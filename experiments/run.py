@@ -24,7 +24,7 @@ import tyro
 
 import experiments
 from gr4ad_jax.config import ConfigError, read_json
-from gr4ad_jax.storage import write_json
+from gr4ad_jax.machine.storage import write_json
 from gr4ad_jax.training.train_loop import DivergedError
 
 

@@ -39,8 +39,8 @@ from experiments._market import (
   trained_reward,
 )
 from experiments._runs import paired_interval, tokenized
-from gr4ad_jax.candidates import write_candidates
-from gr4ad_jax.cascade import train_retrieval
+from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
+from gr4ad_jax.cli.bench_decode import time_in_turns
 from gr4ad_jax.config import (
   CandidateConfig,
   Config,
@@ -52,18 +52,18 @@ from gr4ad_jax.config import (
   TrainConfig,
   override_all,
 )
-from gr4ad_jax.data.market import MarketConfig
 from gr4ad_jax.data.tfds_builder import to_example
-from gr4ad_jax.memory import keep_freed_memory
-from gr4ad_jax.model.build import start_fn, step_fn
-from gr4ad_jax.progress import console, track
-from gr4ad_jax.reward import RewardScorer, open_reward
-from gr4ad_jax.run import RunFile, load_params, open_inputs, train_run
+from gr4ad_jax.gr4ad.build import start_fn, step_fn
+from gr4ad_jax.gr4ad.candidates import write_candidates
+from gr4ad_jax.gr4ad.run import RunFile, load_params, open_inputs, train_run
+from gr4ad_jax.machine.memory import keep_freed_memory
+from gr4ad_jax.machine.progress import console, track
+from gr4ad_jax.machine.storage import write_json
+from gr4ad_jax.market.world import MarketConfig
+from gr4ad_jax.ranker.cascade import train_retrieval
+from gr4ad_jax.ranker.reward import RewardScorer, open_reward
 from gr4ad_jax.search.beam_search import compile_search
-from gr4ad_jax.search.bench_decode import time_in_turns
-from gr4ad_jax.search.legal_prefixes import build_prefix_tree
 from gr4ad_jax.search.recommender import Recommender
-from gr4ad_jax.storage import write_json
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 
 PLAIN_LOSS = LossConfig(

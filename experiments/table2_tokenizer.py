@@ -43,18 +43,18 @@ from gr4ad_jax.data import completejourney
 from gr4ad_jax.data.amazon import UNKNOWN_BRAND, read_amazon
 from gr4ad_jax.data.records import AdTable
 from gr4ad_jax.data.tables import ad_table
-from gr4ad_jax.progress import console, track
-from gr4ad_jax.storage import write_json
-from gr4ad_jax.tokenizer.ad_text import ad_inputs
-from gr4ad_jax.tokenizer.cooccurrence import ItemPairs, swing_pairs, training_interactions
+from gr4ad_jax.embedding.ad_text import ad_inputs
+from gr4ad_jax.embedding.cooccurrence import ItemPairs, swing_pairs, training_interactions
+from gr4ad_jax.embedding.text_encoder import BLANK_TEXT, load_minilm
+from gr4ad_jax.embedding.uae import embed_inputs, fine_tune
+from gr4ad_jax.embedding.uae_steps import UaeConfig
+from gr4ad_jax.machine.progress import console, track
+from gr4ad_jax.machine.storage import write_json
 from gr4ad_jax.tokenizer.feature_hash import hash_codes
 from gr4ad_jax.tokenizer.health import measure
 from gr4ad_jax.tokenizer.quantizers import quantizer
 from gr4ad_jax.tokenizer.retrieval import held_out_retrieval
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig, default_sizes
-from gr4ad_jax.tokenizer.text_encoder import BLANK_TEXT, load_minilm
-from gr4ad_jax.tokenizer.uae import embed_inputs, fine_tune
-from gr4ad_jax.tokenizer.uae_steps import UaeConfig
 
 HELD_OUT = 0.2
 DESCRIPTION_CHARACTERS = 300

@@ -21,10 +21,10 @@ from matplotlib.figure import Figure
 
 from experiments._runs import open_trained
 from experiments._settings import with_overrides
-from gr4ad_jax.model.build import start_fn, step_fn
-from gr4ad_jax.progress import console, track
+from gr4ad_jax.cli.bench_decode import time_in_turns
+from gr4ad_jax.gr4ad.build import start_fn, step_fn
+from gr4ad_jax.machine.progress import console, track
 from gr4ad_jax.search.beam_search import compile_search
-from gr4ad_jax.search.bench_decode import time_in_turns
 
 SCHEDULES = {  # widths -> the paper's revenue and QPS against 512-512-512
   "512-512-512": ("-", "-"),

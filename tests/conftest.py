@@ -91,7 +91,7 @@ def tiny_logs():
 @pytest.fixture(scope="session")
 def tiny_data(tiny_logs, tmp_path_factory) -> Path:
   """A folder as `gr4ad prepare` and `gr4ad tokenize` leave it."""
-  from gr4ad_jax import prepare
+  from gr4ad_jax.data import prepare
   from gr4ad_jax.data.schema import write_logs
   from gr4ad_jax.data.splits import time_split
   from gr4ad_jax.data.tfds_builder import prepare_examples

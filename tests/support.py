@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from gr4ad_jax.data.batch import Context, Vocabulary
 from gr4ad_jax.data.records import AdTable
-from gr4ad_jax.model.build import Decoder, init_params
-from gr4ad_jax.tokenizer.ad_text import INSTRUCTIONS
-from gr4ad_jax.tokenizer.cooccurrence import ItemPairs
-from gr4ad_jax.tokenizer.text_encoder import BertConfig, BertEncoder, TokenStates
+from gr4ad_jax.embedding.ad_text import INSTRUCTIONS
+from gr4ad_jax.embedding.cooccurrence import ItemPairs
+from gr4ad_jax.embedding.text_encoder import BertConfig, BertEncoder, TokenStates
+from gr4ad_jax.gr4ad.batch import Context, Vocabulary
+from gr4ad_jax.gr4ad.build import Decoder, init_params
 
 VOCABULARY = Vocabulary(
   codebook_sizes=(7, 5, 6), feature_sizes=(3, 4), num_ecpm_bins=4, num_count_buckets=16,

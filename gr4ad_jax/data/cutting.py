@@ -29,7 +29,7 @@ from gr4ad_jax.data.sequences import (
 )
 from gr4ad_jax.data.splits import SPLITS, SequenceConfig, require_requests, split_requests
 from gr4ad_jax.data.trending import Engagements, count_engagements, engagements
-from gr4ad_jax.progress import track
+from gr4ad_jax.machine.progress import track
 
 ResultT = TypeVar("ResultT")
 

@@ -20,7 +20,7 @@ import pandas as pd
 from gr4ad_jax.data.event_rows import EventReader, Numbering, RequestRules, named
 from gr4ad_jax.data.log_folder import PART_EVENTS, part_bounds
 from gr4ad_jax.data.records import EventTable
-from gr4ad_jax.progress import track
+from gr4ad_jax.machine.progress import track
 
 _HASHES = 1 << 64
 

@@ -18,7 +18,7 @@ from gr4ad_jax.data.event_stream import read_events
 from gr4ad_jax.data.log_folder import NO_EVENTS, check_replaceable, write_parts
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.validation import InvalidRows, LogError
-from gr4ad_jax.progress import track
+from gr4ad_jax.machine.progress import track
 
 READ_ROWS = 1 << 19  # of the events, in memory at a time
 _CSV_NUMBERS = ("price", "value", "ecpm")

@@ -11,7 +11,6 @@ import grain
 import numpy as np
 
 from gr4ad_jax.config import LossConfig
-from gr4ad_jax.data.batch import Batch, Context, Vocabulary
 from gr4ad_jax.data.sequences import (
   NUM_AGE_BUCKETS,
   NUM_COUNT_BUCKETS,
@@ -21,7 +20,8 @@ from gr4ad_jax.data.sequences import (
 from gr4ad_jax.data.splits import SequenceConfig
 from gr4ad_jax.data.tfds_builder import to_example
 from gr4ad_jax.data.trending import NUM_TREND_BUCKETS, Trending
-from gr4ad_jax.data.value import ValueScale, sample_weight, value_bucket
+from gr4ad_jax.gr4ad.batch import Batch, Context, Vocabulary
+from gr4ad_jax.gr4ad.value import ValueScale, sample_weight, value_bucket
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,7 +45,7 @@ from gr4ad_jax.data.sequences import Example, FeatureVocabulary
 from gr4ad_jax.data.splits import SPLITS, SequenceConfig
 from gr4ad_jax.data.trending import Trending, load_trending, save_trending, shares
 from gr4ad_jax.data.validation import LogError
-from gr4ad_jax.progress import track
+from gr4ad_jax.machine.progress import track
 
 SHUFFLE_BYTES = 1 << 26  # of a split's examples in memory; more are sorted on disk
 

@@ -23,7 +23,7 @@ from gr4ad_jax.evaluation.baselines import (
 )
 from gr4ad_jax.evaluation.interactions import Interactions, count_pairs
 from gr4ad_jax.evaluation.ranking import EvalRequests, recall_per_request
-from gr4ad_jax.progress import track
+from gr4ad_jax.machine.progress import track
 
 SettingsT = TypeVar("SettingsT", PopularitySettings, OwnHistorySettings, CooccurrenceSettings)
 

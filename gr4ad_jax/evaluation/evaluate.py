@@ -17,8 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from gr4ad_jax import distributed, prepare
 from gr4ad_jax.config import SearchConfig
+from gr4ad_jax.data import prepare
 from gr4ad_jax.data.engagements import engagements
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.sequences import Example
@@ -27,11 +27,12 @@ from gr4ad_jax.evaluation.baseline_tuning import tune_baselines
 from gr4ad_jax.evaluation.baselines import BaselineSettings, rank_all
 from gr4ad_jax.evaluation.interactions import Interactions
 from gr4ad_jax.evaluation.ranking import EvalRequests, paired_difference, ranking_metrics
-from gr4ad_jax.model.build import count_params
-from gr4ad_jax.progress import console, track
-from gr4ad_jax.run import Inputs, load_params, make_recommender, open_inputs, read_run
+from gr4ad_jax.gr4ad.build import count_params
+from gr4ad_jax.gr4ad.run import Inputs, load_params, make_recommender, open_inputs, read_run
+from gr4ad_jax.machine import distributed
+from gr4ad_jax.machine.progress import console, track
+from gr4ad_jax.machine.storage import Place, write_json
 from gr4ad_jax.search.recommender import Recommendations, Recommender, concatenate
-from gr4ad_jax.storage import Place, write_json
 from gr4ad_jax.tokenizer.health_verdicts import as_record
 from gr4ad_jax.training.metric_log import read_log
 

@@ -1,1 +1,1 @@
-"""Objectives: pure losses with one number per row."""
+"""Losses on candidate lists, on plain arrays; they know no model."""

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from gr4ad_jax.catalog.legal_prefixes import LegalPrefixes, PrefixTree
+from gr4ad_jax.catalog.subsets import AllowedSids, combine, count_before
 from gr4ad_jax.search.artifact import compiler_options
-from gr4ad_jax.search.legal_prefixes import LegalPrefixes, PrefixTree
-from gr4ad_jax.search.subsets import AllowedSids, combine, count_before
 
 NEG_INF = -1e30
 

@@ -11,16 +11,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gr4ad_jax import sharding
+from gr4ad_jax.catalog.ad_index import AdIndex, expand
+from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
+from gr4ad_jax.catalog.subsets import pack_subsets
 from gr4ad_jax.config import SearchConfig
-from gr4ad_jax.data.batch import Context
-from gr4ad_jax.model.build import Decoder, start_fn, step_fn
-from gr4ad_jax.model.precision import with_precision
+from gr4ad_jax.gr4ad.batch import Context
+from gr4ad_jax.gr4ad.build import Decoder, start_fn, step_fn
+from gr4ad_jax.gr4ad.precision import with_precision
+from gr4ad_jax.machine import sharding
 from gr4ad_jax.search.artifact import HISTORY, score_beams
 from gr4ad_jax.search.beam_search import NEG_INF, Beams, Sampling, compile_search
-from gr4ad_jax.search.legal_prefixes import build_prefix_tree
-from gr4ad_jax.search.subsets import pack_subsets
-from gr4ad_jax.tokenizer.ad_index import AdIndex, expand
 
 
 class Recommendations(NamedTuple):

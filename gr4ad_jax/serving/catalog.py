@@ -18,15 +18,15 @@ import jax
 import numpy as np
 import pandas as pd
 
+from gr4ad_jax.catalog.legal_prefixes import LegalPrefixes, PrefixTree, build_prefix_tree, refill
+from gr4ad_jax.catalog.live_index import IndexChange, LiveAdIndex, Snapshot
+from gr4ad_jax.catalog.subsets import pack_subsets
+from gr4ad_jax.catalog.targeting import Targeting
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data import tables
 from gr4ad_jax.data.pipeline import BatchMaker, hash_ids
 from gr4ad_jax.data.records import AdTable
-from gr4ad_jax.run import Inputs
-from gr4ad_jax.search.legal_prefixes import LegalPrefixes, PrefixTree, build_prefix_tree, refill
-from gr4ad_jax.search.subsets import pack_subsets
-from gr4ad_jax.search.targeting import Targeting
-from gr4ad_jax.tokenizer.live_index import IndexChange, LiveAdIndex, Snapshot
+from gr4ad_jax.gr4ad.run import Inputs
 from gr4ad_jax.tokenizer.semantic_id import HASH_COLUMNS, SemanticIds, code_new_ads
 
 MIN_SPARE_SIDS = 1_000

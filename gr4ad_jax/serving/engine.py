@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr4ad_jax.config import SearchConfig, ServingConfig
-from gr4ad_jax.data.batch import Context
 from gr4ad_jax.data.pipeline import hash_ids
 from gr4ad_jax.data.sequences import Example
-from gr4ad_jax.model.build import Decoder, start_fn, step_fn
-from gr4ad_jax.model.precision import with_precision
+from gr4ad_jax.gr4ad.batch import Context
+from gr4ad_jax.gr4ad.build import Decoder, start_fn, step_fn
+from gr4ad_jax.gr4ad.precision import with_precision
 from gr4ad_jax.search.beam_schedule import scaled_widths
 from gr4ad_jax.search.beam_search import Beams, compile_search
 from gr4ad_jax.search.recommender import Recommendations, rank_ads, repeat_last

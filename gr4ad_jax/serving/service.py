@@ -16,13 +16,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gr4ad_jax import storage
 from gr4ad_jax.config import ConfigError, ServingConfig
 from gr4ad_jax.data.records import Action
 from gr4ad_jax.data.trending import LiveTrending
 from gr4ad_jax.data.validation import LogError
-from gr4ad_jax.progress import console
-from gr4ad_jax.run import Inputs, check_widths, load_params, open_inputs, read_run
+from gr4ad_jax.embedding.embeddings import open_encoder
+from gr4ad_jax.gr4ad.run import Inputs, check_widths, load_params, open_inputs, read_run
+from gr4ad_jax.machine import storage
+from gr4ad_jax.machine.progress import console
+from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.serving.batcher import Batcher
 from gr4ad_jax.serving.catalog import Catalog, LiveCatalog, NoRoom
 from gr4ad_jax.serving.engine import Answer, Ask, Engine
@@ -41,8 +43,6 @@ from gr4ad_jax.serving.messages import (
 from gr4ad_jax.serving.metrics import Metrics
 from gr4ad_jax.serving.result_cache import LocalStore, RedisStore, ResultCache
 from gr4ad_jax.serving.users import Users
-from gr4ad_jax.storage import Place
-from gr4ad_jax.tokenizer.embeddings import open_encoder
 from gr4ad_jax.training.published import latest, read_published
 
 Clock = Literal["real", "log", "replay"]

@@ -11,7 +11,7 @@ import numpy as np
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.records import Action
 from gr4ad_jax.data.sequences import Example, ExampleMaker, Past
-from gr4ad_jax.run import Inputs
+from gr4ad_jax.gr4ad.run import Inputs
 from gr4ad_jax.serving.catalog import Catalog
 from gr4ad_jax.serving.histories import Latest
 from gr4ad_jax.serving.journal import Event

@@ -1,1 +1,1 @@
-"""From ads to semantic IDs: text embeddings, residual codes, feature hash, SID index."""
+"""From embeddings to semantic IDs: residual codes, feature hash, health."""

@@ -17,11 +17,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gr4ad_jax.sharding import DATA, replicated
+from gr4ad_jax.embedding.rows import ROWS_PER_CHECK, distinct_rows
+from gr4ad_jax.machine.sharding import DATA, replicated
 from gr4ad_jax.tokenizer import groups
 from gr4ad_jax.tokenizer.groups import NUM_GROUPS, add_in_order, map_groups
-from gr4ad_jax.tokenizer.resume import ResumeFile
-from gr4ad_jax.tokenizer.rows import ROWS_PER_CHECK, distinct_rows
+from gr4ad_jax.training.resume import ResumeFile
 
 Arrays = dict[str, np.ndarray]
 Params = Mapping[str, jax.Array]

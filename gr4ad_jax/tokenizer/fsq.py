@@ -20,11 +20,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from gr4ad_jax.embedding.rows import check_embeddings
 from gr4ad_jax.tokenizer import autoencoder
 from gr4ad_jax.tokenizer.autoencoder import Arrays, TrainingConfig
 from gr4ad_jax.tokenizer.groups import check_codes, check_mesh, map_groups
-from gr4ad_jax.tokenizer.resume import ResumeFile
-from gr4ad_jax.tokenizer.rows import check_embeddings
+from gr4ad_jax.training.resume import ResumeFile
 
 MIN_VALUES, MAX_VALUES = 2, 9  # of a coordinate
 

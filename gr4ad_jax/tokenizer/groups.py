@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gr4ad_jax.sharding import DATA, build_mesh
+from gr4ad_jax.machine.sharding import DATA, build_mesh
 
 NUM_GROUPS = 8  # the `data` axis of a mesh has to divide it
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gr4ad_jax.embedding.rows import check_embeddings, distinct_rows
 from gr4ad_jax.tokenizer.retrieval import MAX_QUERIES, chance_hits, retrieval_hits, unit_rows
-from gr4ad_jax.tokenizer.rows import check_embeddings, distinct_rows
 
 ROWS_PER_CHUNK = 65_536  # rows whose float64 copies are in memory at once
 

@@ -24,7 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gr4ad_jax import sharding
+from gr4ad_jax.embedding.rows import check_embeddings, distinct_rows
+from gr4ad_jax.machine import sharding
 from gr4ad_jax.tokenizer.groups import (
   NUM_GROUPS,
   add_in_order,
@@ -33,8 +34,7 @@ from gr4ad_jax.tokenizer.groups import (
   map_groups,
   map_rows,
 )
-from gr4ad_jax.tokenizer.resume import ResumeFile
-from gr4ad_jax.tokenizer.rows import check_embeddings, distinct_rows
+from gr4ad_jax.training.resume import ResumeFile
 
 Arrays = dict[str, np.ndarray]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gr4ad_jax.tokenizer.rows import distinct_rows
+from gr4ad_jax.embedding.rows import distinct_rows
 
 RECALL_AT = (1, 5, 10)
 MAX_QUERIES = 5_000  # ads whose neighbours are looked up: a standard error below 0.8 points

@@ -23,11 +23,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from gr4ad_jax.embedding.rows import check_embeddings
 from gr4ad_jax.tokenizer import autoencoder, residual_kmeans
 from gr4ad_jax.tokenizer.autoencoder import Arrays, TrainingConfig
 from gr4ad_jax.tokenizer.groups import check_codes, check_mesh, map_groups
-from gr4ad_jax.tokenizer.resume import ResumeFile
-from gr4ad_jax.tokenizer.rows import check_embeddings
+from gr4ad_jax.training.resume import ResumeFile
 
 INIT_POINTS_PER_CODE = 16  # rows whose latents start the codebooks of RQ-VAE
 LAST_RESTART = 0.8  # share of the steps after which no code restarts, so that all are trained

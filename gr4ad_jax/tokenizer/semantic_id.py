@@ -16,11 +16,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gr4ad_jax.data.records import Logs
-from gr4ad_jax.tokenizer.embeddings import ENCODERS, Encoder, LogEmbeddings
+from gr4ad_jax.embedding.embeddings import ENCODERS, Encoder, LogEmbeddings
 from gr4ad_jax.tokenizer.feature_hash import hash_codes
 from gr4ad_jax.tokenizer.health_line import LastLevel
 from gr4ad_jax.tokenizer.quantizers import METHODS, Method, Quantizer, quantizer
-from gr4ad_jax.tokenizer.resume import ResumeFile, fingerprint
+from gr4ad_jax.training.resume import ResumeFile, fingerprint
 
 HASH_COLUMNS = (
   "advertiser_id", "account_id", "campaign_id", "conversion_type", "ad_id", "category", "price",

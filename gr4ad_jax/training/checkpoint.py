@@ -13,10 +13,10 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from gr4ad_jax import distributed, storage
 from gr4ad_jax.config import ConfigError
-from gr4ad_jax.progress import console
-from gr4ad_jax.storage import Place
+from gr4ad_jax.machine import distributed, storage
+from gr4ad_jax.machine.progress import console
+from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.training.train_step import TrainState
 
 _policies = ocp.training.preservation_policies

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from gr4ad_jax import distributed, storage
-from gr4ad_jax.learning.task import Metrics
-from gr4ad_jax.storage import Place
+from gr4ad_jax.machine import distributed, storage
+from gr4ad_jax.machine.storage import Place
+from gr4ad_jax.training.task import Metrics
 
 
 class MeanMetrics:

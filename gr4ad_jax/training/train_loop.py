@@ -10,16 +10,16 @@ import grain
 import jax
 from jax.sharding import Mesh
 
-from gr4ad_jax import distributed, sharding, storage
 from gr4ad_jax.config import ConfigError, TrainConfig
-from gr4ad_jax.devices import peak_flops
-from gr4ad_jax.learning.task import Task
-from gr4ad_jax.progress import track
-from gr4ad_jax.storage import Place
+from gr4ad_jax.machine import distributed, sharding, storage
+from gr4ad_jax.machine.peaks import peak_flops
+from gr4ad_jax.machine.progress import track
+from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.training.checkpoint import Checkpoints
 from gr4ad_jax.training.metric_log import MeanMetrics, MetricLog, read_log
 from gr4ad_jax.training.preemption import PreemptedError, Preemption
 from gr4ad_jax.training.profiling import Speed, Trace
+from gr4ad_jax.training.task import Task
 from gr4ad_jax.training.train_step import (
   TrainState,
   abstract_state,

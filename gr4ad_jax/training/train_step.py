@@ -11,10 +11,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from gr4ad_jax import sharding
 from gr4ad_jax.config import TrainConfig
-from gr4ad_jax.learning.task import Metrics, Task
+from gr4ad_jax.machine import sharding
 from gr4ad_jax.training.optimizer import build_optimizer, learning_rate
+from gr4ad_jax.training.task import Metrics, Task
 
 
 class TrainState(NamedTuple):

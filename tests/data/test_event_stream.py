@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gr4ad_jax import prepare
-from gr4ad_jax.data import event_stream
+from gr4ad_jax.data import event_stream, prepare
 from gr4ad_jax.data.log_folder import LogParts, read_logs
 from gr4ad_jax.data.parquet_logs import store_parquet_logs
 from gr4ad_jax.data.records import Action

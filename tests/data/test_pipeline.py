@@ -10,8 +10,8 @@ from gr4ad_jax.data.pipeline import train_batches
 from gr4ad_jax.data.sequences import ExampleMaker
 from gr4ad_jax.data.tfds_builder import open_examples, read_split
 from gr4ad_jax.data.validation import LogError
-from gr4ad_jax.data.value import fit_value_scale, sample_weight, value_bucket
-from gr4ad_jax.run import RunFile, open_inputs
+from gr4ad_jax.gr4ad.run import RunFile, open_inputs
+from gr4ad_jax.gr4ad.value import fit_value_scale, sample_weight, value_bucket
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from experiments import _market, table1_ablation
-from gr4ad_jax.data.market import MarketConfig, best_ads, expected_revenue, truth
-from gr4ad_jax.data.market_log import arrivals
 from gr4ad_jax.data.schema import read_logs
+from gr4ad_jax.market.log import arrivals
+from gr4ad_jax.market.world import MarketConfig, best_ads, expected_revenue, truth
 
 SMALL = MarketConfig(
   world="synthetic", num_users=200, num_ads=80, num_advertisers=8, num_categories=5,

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gr4ad_jax.gr4ad.unified import unified_weights
 from gr4ad_jax.learning import preference
 from gr4ad_jax.learning.preference import Lists, fit_reward_scale
-from gr4ad_jax.learning.unified import unified_weights
 
 rspo_loss = jax.jit(preference.rspo_loss)
 LOSSES = {

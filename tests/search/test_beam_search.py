@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gr4ad_jax.catalog.ad_index import build_ad_index
+from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
 from gr4ad_jax.config import ModelConfig, SearchConfig
-from gr4ad_jax.model.build import build_decoder, init_params, start_fn, step_fn
+from gr4ad_jax.gr4ad.build import build_decoder, init_params, start_fn, step_fn
 from gr4ad_jax.search.beam_search import NEG_INF, beam_search, compile_search
-from gr4ad_jax.search.legal_prefixes import build_prefix_tree
 from gr4ad_jax.search.recommender import Recommender
-from gr4ad_jax.tokenizer.ad_index import build_ad_index
 from tests.support import VOCABULARY, random_context
 
 SIZES = VOCABULARY.codebook_sizes

@@ -8,14 +8,14 @@ import jax
 import numpy as np
 import pytest
 
+from gr4ad_jax.catalog.ad_index import build_ad_index
+from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
 from gr4ad_jax.config import ModelConfig, SearchConfig
-from gr4ad_jax.model.build import build_decoder, start_fn, step_fn
+from gr4ad_jax.gr4ad.build import build_decoder, start_fn, step_fn
 from gr4ad_jax.search.artifact import Artifact
 from gr4ad_jax.search.beam_search import compile_search
 from gr4ad_jax.search.export import PLATFORMS, write_artifact
-from gr4ad_jax.search.legal_prefixes import build_prefix_tree
 from gr4ad_jax.search.recommender import Recommender
-from gr4ad_jax.tokenizer.ad_index import build_ad_index
 from tests.support import VOCABULARY, random_codes, random_context, shaken_params
 
 BIN_MEANS = (1.0, 4.0, 9.0, 16.0)

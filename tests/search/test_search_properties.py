@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree, refill
+from gr4ad_jax.catalog.subsets import combine, count_before, pack_subsets
 from gr4ad_jax.config import ModelConfig
-from gr4ad_jax.model.build import build_decoder, start_fn, step_fn
+from gr4ad_jax.gr4ad.build import build_decoder, start_fn, step_fn
 from gr4ad_jax.search.beam_search import (
   NEG_INF,
   Sampling,
@@ -19,8 +21,6 @@ from gr4ad_jax.search.beam_search import (
   global_top_k,
   pre_cut_top_k,
 )
-from gr4ad_jax.search.legal_prefixes import build_prefix_tree, refill
-from gr4ad_jax.search.subsets import combine, count_before, pack_subsets
 from tests.support import VOCABULARY, random_context, shaken_params
 
 SIZES = VOCABULARY.codebook_sizes

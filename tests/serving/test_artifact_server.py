@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from gr4ad_jax.run import export_run
+from gr4ad_jax.gr4ad.run import export_run
 from gr4ad_jax.serving.artifact_server import ArtifactEngine, build_artifact_app
 from tests.serving.conftest import SERVING
 

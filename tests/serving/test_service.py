@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.segments import append_segment, segment_files
-from gr4ad_jax.recommend import recommend_for_user
+from gr4ad_jax.gr4ad.recommend import recommend_for_user
 from gr4ad_jax.serving.batcher import Batcher
 from gr4ad_jax.serving.engine import Ask
 from gr4ad_jax.serving.journal import Event, Journal, export_segment, exported

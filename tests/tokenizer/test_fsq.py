@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gr4ad_jax.sharding import build_mesh
+from gr4ad_jax.machine.sharding import build_mesh
 from gr4ad_jax.tokenizer import fsq
 from gr4ad_jax.tokenizer.fsq import FsqConfig
-from gr4ad_jax.tokenizer.resume import ResumeFile
+from gr4ad_jax.training.resume import ResumeFile
 from tests.support import clustered
 
 SIZES = (16, 12, 9)

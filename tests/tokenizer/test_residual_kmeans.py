@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from gr4ad_jax import sharding
+from gr4ad_jax.machine import sharding
 from gr4ad_jax.tokenizer import residual_kmeans
 from gr4ad_jax.tokenizer.residual_kmeans import KMeansConfig
-from gr4ad_jax.tokenizer.resume import ResumeFile
+from gr4ad_jax.training.resume import ResumeFile
 
 
 def clustered(seed=0, num_points=300, width=8):

@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from gr4ad_jax.sharding import build_mesh
+from gr4ad_jax.machine.sharding import build_mesh
 from gr4ad_jax.tokenizer import residual_kmeans, rq_vae
-from gr4ad_jax.tokenizer.resume import ResumeFile
 from gr4ad_jax.tokenizer.rq_vae import RqKmeansPlusConfig, RqVaeConfig
+from gr4ad_jax.training.resume import ResumeFile
 from tests.support import clustered
 
 SIZES = (16, 8)

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from gr4ad_jax.data.schema import LogError, build_logs
+from gr4ad_jax.embedding.embeddings import embed
 from gr4ad_jax.tokenizer import fsq, residual_kmeans, rq_vae, semantic_id
-from gr4ad_jax.tokenizer.embeddings import embed
 from gr4ad_jax.tokenizer.feature_hash import hash_codes
 from gr4ad_jax.tokenizer.quantizers import METHODS
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.config import Config, ConfigError, ModelConfig, SearchConfig, TrainConfig
-from gr4ad_jax.run import RunFile, load_params, open_inputs, train_run
+from gr4ad_jax.gr4ad.run import RunFile, load_params, open_inputs, train_run
 from gr4ad_jax.training.checkpoint import CheckpointError, Checkpoints
 from gr4ad_jax.training.metric_log import read_log
 from gr4ad_jax.training.profiling import parse_steps

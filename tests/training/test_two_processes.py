@@ -12,11 +12,11 @@ import jax
 import numpy as np
 import pytest
 
-from gr4ad_jax import distributed
-from gr4ad_jax.cli import main
+from gr4ad_jax.cli.main import main
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.evaluation.evaluate import evaluate
-from gr4ad_jax.run import load_params, open_inputs, read_run
+from gr4ad_jax.gr4ad.run import load_params, open_inputs, read_run
+from gr4ad_jax.machine import distributed
 from gr4ad_jax.training.metric_log import read_log
 
 ROOT = Path(__file__).resolve().parents[2]

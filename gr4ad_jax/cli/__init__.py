@@ -1,0 +1,1 @@
+"""`gr4ad COMMAND`: parses, calls, prints."""

@@ -1,0 +1,134 @@
+"""The main job on the embedded dataset, stage by stage; what is finished is not done again."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+from typing import Literal
+
+import jax
+
+from gr4ad_jax import config as config_lib
+from gr4ad_jax.cli import tables
+from gr4ad_jax.config import Config
+from gr4ad_jax.data import prepare
+from gr4ad_jax.data.pipeline import train_batches
+from gr4ad_jax.evaluation.evaluate import evaluate
+from gr4ad_jax.gr4ad.build import build_decoder
+from gr4ad_jax.gr4ad.run import RunFile, open_inputs, read_run, train_run
+from gr4ad_jax.gr4ad.vsl_task import vsl_task
+from gr4ad_jax.machine import sharding
+from gr4ad_jax.machine.progress import console
+from gr4ad_jax.report.run_report import write_report
+from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
+from gr4ad_jax.training.train_step import abstract_state, compile_init, compile_train_step
+
+Size = Literal["cpu", "tiny"]
+TINY_HOUSEHOLDS = 250
+EVALUATION_SECONDS = 90.0  # search, baselines and report, measured on two CPU cores
+MIN_STEPS, MAX_STEPS = 300, 6000
+
+
+def run_demo(
+  workdir: Path,
+  *,
+  size: Size = "cpu",
+  minutes: float | None = 10.0,
+  fresh: bool = False,
+  config: Config | None = None,
+) -> dict[str, float]:
+  """Prepares, tokenizes, trains, evaluates and reports in `workdir`.
+
+  The number of training steps is planned once, from the measured speed and the time left, and
+  stored; a run that is interrupted continues with the same plan.
+
+  Args:
+    workdir: folder of the run; data/ is made below it.
+    size: "cpu" for the demonstration, "tiny" for a check on few households and steps.
+    minutes: for all stages together ("cpu" only); None plans nothing, num_steps is as configured.
+    fresh: remove `workdir` first.
+    config: settings instead of the preset's.
+
+  Returns:
+    The metrics.
+
+  Raises:
+    LogError, ConfigError: see the stages.
+    DivergedError: training became useless.
+  """
+  start = time.monotonic()
+  if fresh and workdir.exists():
+    if not (workdir / "run.json").exists() and not (workdir / "data").exists():
+      raise config_lib.ConfigError(f"{workdir}: does not look like a demo; not removing it")
+    shutil.rmtree(workdir)
+  data = workdir / "data"
+  if not (data / "examples" / "examples.json").exists():
+    _say("1/5 prepare: real household logs -> ads, users, events -> examples")
+    households = TINY_HOUSEHOLDS if size == "tiny" else None
+    counts = prepare.prepare_completejourney(data, households=households)
+    tables.print_summary(counts, title="prepared")
+  if not (data / "sids" / "config.json").exists():
+    _say("2/5 tokenize: ads -> semantic IDs")
+    made = prepare.tokenize(data, data / "sids", TokenizerConfig())
+    tables.print_health(made.codebook_sizes, made.health, title="semantic IDs")
+  if (workdir / "run.json").exists():
+    run = read_run(workdir)
+  else:
+    chosen = config or config_lib.preset("tiny" if size == "tiny" else "demo")
+    run = RunFile(str(data.resolve()), str((data / "sids").resolve()), chosen)
+    if minutes is not None and size == "cpu":
+      _say("3/5 train: measuring the speed of this machine")
+      seconds = minutes * 60 - (time.monotonic() - start) - EVALUATION_SECONDS
+      run = plan_steps(run, seconds)
+  _say(f"3/5 train: {run.config.train.num_steps:,} steps of {run.config.train.batch_size} requests")
+  train_run(run, workdir, resume=True)
+  _say("4/5 evaluate: beam search for every test request, and the baselines")
+  metrics = evaluate(workdir)
+  _say("5/5 report")
+  report = write_report(workdir)
+  tables.print_metrics(metrics, title="test split, recall over the full catalogue")
+  console.print(f"metrics: {workdir / 'metrics.json'}")
+  console.print(f"report:  {report.resolve().as_uri()}")
+  return metrics
+
+
+def _say(text: str) -> None:
+  console.rule(f"[bold]{text}", align="left")
+
+
+def plan_steps(run: RunFile, seconds: float) -> RunFile:
+  """The run with as many training steps as fit into `seconds` on this machine.
+
+  Measured on a throw-away state after compilation; logging and validation are left a tenth.
+  """
+  inputs = open_inputs(run)
+  config = run.config.train
+  mesh = sharding.build_mesh()
+  task = vsl_task(build_decoder(run.config.model, inputs.vocabulary), run.config.loss)
+  abstract = abstract_state(task, config, mesh)
+  state = compile_init(task, config, abstract)(jax.random.key(0))
+  step = compile_train_step(task, config, mesh, abstract)
+  batches = train_batches(
+    inputs.examples.sources["train"], inputs.make_batch, batch_size=config.batch_size, seed=0
+  )
+  to_devices = sharding.global_batch(mesh)
+  begin = time.monotonic()
+  state, _ = step(state, to_devices(next(batches)))
+  jax.block_until_ready(state)
+  compiled = time.monotonic()
+  for _ in range(20):
+    state, _ = step(state, to_devices(next(batches)))
+  jax.block_until_ready(state)
+  per_step = (time.monotonic() - compiled) / 20
+  left = seconds - (time.monotonic() - begin) - (compiled - begin)
+  num_steps = int(min(max(0.9 * left / per_step, MIN_STEPS), MAX_STEPS)) // 50 * 50
+  return dataclasses.replace(
+    run, config=dataclasses.replace(
+      run.config, train=dataclasses.replace(
+        config, num_steps=num_steps, eval_every=max(100, num_steps // 5 // 50 * 50),
+        checkpoint_every=max(100, num_steps // 5 // 50 * 50),
+      ),
+    ),
+  )

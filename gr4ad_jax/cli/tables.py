@@ -1,0 +1,188 @@
+"""Results as tables on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from gr4ad_jax.report.verdict import methods
+
+if TYPE_CHECKING:  # it imports JAX
+  from gr4ad_jax.cli.sweep import Result
+  from gr4ad_jax.gr4ad.plan import Plan
+
+console = Console()
+
+
+def print_summary(summary: dict[str, int], *, title: str) -> None:
+  """A table of counts; cleaning rules that touched nothing are summed up in one row."""
+  table = Table(title=title, title_justify="left", show_header=False)
+  table.add_column(overflow="fold")
+  table.add_column(justify="right")
+  for name, count in summary.items():
+    if count:
+      table.add_row(name, f"{count:,}")
+  zero = sum(not count for count in summary.values())
+  if zero:
+    table.add_row("cleaning rules that touched no row", f"{zero:,}")
+  console.print(table)
+
+
+def print_numbers(numbers: Mapping[str, float | str], *, title: str) -> None:
+  """Names and numbers as a table."""
+  table = Table(title=title, title_justify="left", show_header=False)
+  table.add_column()
+  table.add_column(justify="right")
+  for name, value in numbers.items():
+    if not isinstance(value, str):
+      value = f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
+    table.add_row(name, value)
+  console.print(table)
+
+
+def print_sweep(results: Sequence[Result], *, title: str) -> None:
+  """Runs by their loss, failed ones last."""
+  table = Table(title=title, title_justify="left")
+  paths = list(dict.fromkeys(path for result in results for path in result.settings))
+  for path in paths:
+    table.add_column(path.replace(".", ".\n"), justify="right", overflow="fold")
+  for column in ("loss", "SID loss", "examples/s"):
+    table.add_column(column, justify="right")
+  for result in sorted(results, key=lambda r: (r.status != "finished", r.loss)):
+    cells = [result.settings.get(path, "") for path in paths]
+    if result.status == "finished":
+      speed = result.values.get("examples_per_second")
+      cells += [f"{result.loss:.4f}", f"{result.values.get('sid_loss', float('nan')):.4f}",
+                "" if speed is None else f"{speed:,.0f}"]
+    else:
+      cells += ["failed", "", ""]
+    table.add_row(*cells)
+  console.print(table)
+
+
+def print_plan(plan: Plan, *, title: str) -> None:
+  """What a run needs, and whether the devices hold it."""
+  def size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e7 else f"{num_bytes / 1e6:,.2f} MB"
+
+  def duration(seconds: float) -> str:
+    for unit, length in (("h", 3600), ("min", 60), ("s", 1)):
+      if seconds >= 2 * length:
+        return f"{seconds / length:,.1f} {unit}"
+    return f"{1e3 * seconds:,.1f} ms"
+
+  print_numbers({
+    "parameters": f"{plan.num_params:,}",
+    "mesh (data x fsdp x tensor)": " x ".join(map(str, plan.mesh)),
+    "FLOPs of an example": f"{plan.flops_per_example:.3g}",
+    "FLOPs of a step": f"{plan.flops_per_step:.3g}",
+    "per device: parameters": size(plan.params_bytes),
+    "per device: optimizer": size(plan.optimizer_bytes),
+    "per device: gradients and updates": size(2 * plan.gradients_bytes),
+    "per device: activations, at most": size(plan.activations_bytes),
+    "per device: all of it": size(plan.needed_bytes),
+    "memory of a device": size(plan.memory_bytes),
+    f"step, at {plan.mfu:.0%} of the peak or as memory allows": duration(plan.step_s),
+    "examples/s": f"{plan.examples_per_s:,.0f}",
+    "all steps": duration(plan.run_s),
+  }, title=title)
+  if not plan.fits:
+    console.print(
+      "does not fit: raise train.fsdp or train.tensor, take more devices, set "
+      "model.remat=products or all, or train.accumulate"
+    )
+
+
+def print_health(sizes: tuple[int, ...], health: dict[str, float], *, title: str) -> None:
+  """Tokenizer health as a table."""
+  print_numbers({"codebook sizes": " x ".join(map(str, sizes))} | health, title=title)
+
+
+COLUMNS = ("recall@10", "recall@50", "ndcg@50", "value_recall@50", "new/recall@50",
+           "new/value_recall@50")
+
+
+def print_metrics(metrics: dict[str, float], *, title: str) -> None:
+  """GR4AD beside the baselines."""
+  table = Table(title=title, title_justify="left")
+  table.add_column("")
+  for column in COLUMNS:
+    header = column.replace("_", "\n").replace("/", "\n").replace("@", "\n@")
+    table.add_column(header, justify="right")
+  for name, prefix in methods(metrics).items():
+    cells = []
+    for column in COLUMNS:
+      value = metrics.get(prefix + column)
+      low = metrics.get(f"{prefix}{column}/ci_low")
+      high = metrics.get(f"{prefix}{column}/ci_high")
+      interval = "" if low is None or high is None else f"\n{low:.3f}\n{high:.3f}"
+      cells.append("-" if value is None else f"{value:.3f}{interval}")
+    table.add_row(name, *cells)
+  console.print(table)
+  console.print(
+    f"invalid SIDs {metrics['invalid_sid_rate']:.2%}, "
+    f"decoding {metrics['decode_requests_per_second']:.0f} requests/s, "
+    f"{metrics['num_params']:,.0f} parameters, checkpoint of step {metrics['checkpoint_step']:,.0f}"
+  )
+
+
+def print_load(summary: Mapping[str, Mapping[str, float]], *, title: str) -> None:
+  """What a server did in each part of a day of traffic."""
+  table = Table(title=title, title_justify="left")
+  table.add_column("part")
+  names = {
+    "requests": "sent", "qps": "QPS", "p50_ms": "p50 ms", "p99_ms": "p99 ms", "errors": "errors",
+    "refused": "429", "cache_hits": "cached", "factor": "beams", "value": "value",
+  }
+  for name in names.values():
+    table.add_column(name, justify="right", no_wrap=True)
+  for part, numbers in summary.items():
+    table.add_row(part, *(_load_cell(name, numbers[name]) for name in names))
+  console.print(table)
+
+
+def _load_cell(name: str, value: float) -> str:
+  if value != value:
+    return "-"
+  match name:
+    case "requests" | "errors" | "refused":
+      return f"{value:,.0f}"
+    case "cache_hits":
+      return f"{100 * value:.0f} %"
+    case "factor":
+      return f"{value:.2f} x"
+  return _three_digits(value)
+
+
+def print_decode_bench(result: dict) -> None:
+  """Speed of decoders; the ratio compares requests/s with the first one of the same grid cell."""
+  rate = result["matmul_flops_per_s"] / 1e9
+  table = Table(
+    title=f"{result['device']}, {result['compute_dtype']}; a matrix product runs at "
+    f"{rate:,.0f} GFLOP/s",
+    title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0),
+  )
+  table.add_column("decoder", no_wrap=True)
+  headers = ("batch x\nbeams", "ms: p50,\np90, p99", "req/s", "ratio", "FLOP\nshare",
+             "comp.\ns", "MB")
+  for name in headers:
+    table.add_column(name, justify="right", no_wrap=True)
+  first: dict[tuple, float] = {}
+  for row in result["rows"]:
+    cell = (row["batch"], tuple(row["widths"]))
+    base = first.setdefault(cell, row["requests_per_s"])
+    table.add_row(
+      row["decoder"], f"{row['batch']} x {'-'.join(map(str, row['widths']))}",
+      " ".join(_three_digits(row[name]) for name in ("p50_ms", "p90_ms", "p99_ms")),
+      f"{row['requests_per_s']:.1f}", f"{row['requests_per_s'] / base:.2f}",
+      f"{row['flop_share']:.0%}", f"{row['compile_s']:.1f}", f"{row['memory_mb']:.0f}",
+    )
+  console.print(table)
+
+
+def _three_digits(value: float) -> str:
+  return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

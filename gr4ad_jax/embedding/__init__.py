@@ -1,0 +1,1 @@
+"""Ads and contents as vectors: text encoders, fine-tuning on the logs, a cache."""

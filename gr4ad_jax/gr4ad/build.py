@@ -1,0 +1,61 @@
+"""From a config to a decoder, its parameters, and its functions for search."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gr4ad_jax.config import ModelConfig
+from gr4ad_jax.gr4ad.autoregressive import AutoregressiveDecoder
+from gr4ad_jax.gr4ad.batch import Context, Vocabulary
+from gr4ad_jax.gr4ad.lazy_decoder import LazyDecoder
+from gr4ad_jax.gr4ad.multi_token import MultiTokenDecoder
+
+Decoder = LazyDecoder | AutoregressiveDecoder | MultiTokenDecoder
+
+
+def build_decoder(config: ModelConfig, vocabulary: Vocabulary) -> Decoder:
+  """The decoder that `config.decoder` names."""
+  match config.decoder:
+    case "autoregressive":
+      return AutoregressiveDecoder(config, vocabulary)
+    case "multi_token":
+      return MultiTokenDecoder(config, vocabulary)
+  return LazyDecoder(config, vocabulary)
+
+
+def init_params(decoder: Decoder, key: jax.Array) -> Any:
+  """Fresh float32 parameters."""
+  vocabulary = decoder.vocabulary
+  levels = vocabulary.num_levels
+  one = jnp.zeros((1, 1), jnp.int32)
+  codes = jnp.zeros((1, 1, levels), jnp.int32)
+  trending = jnp.zeros((1, vocabulary.num_trending), jnp.int32)
+  context = Context(
+    feature_BF=jnp.zeros((1, len(vocabulary.feature_sizes)), jnp.int32),
+    ad_code_BTL=codes, ad_count_BT=one, ad_age_BT=one, ad_trend_BT=one,
+    organic_code_BOL=codes, organic_id_BO=one, organic_count_BO=one, organic_age_BO=one,
+    organic_trend_BO=one,
+    trend_code_BNL=jnp.zeros((*trending.shape, levels), jnp.int32), trend_share_BN=trending,
+    **({"user_id_B": one[0], "ad_id_BT": one} if decoder.config.id_rows else {}),
+  )
+  return jax.jit(decoder.init)(key, context, codes)["params"]
+
+
+def count_params(params: Any) -> int:
+  """Numbers in all parameters."""
+  return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def start_fn(decoder: Decoder):
+  """(params, context) -> shared, one-beam state, log p(s_1 | X)."""
+  return lambda params, context: decoder.apply({"params": params}, context, method="start")
+
+
+def step_fn(decoder: Decoder):
+  """(params, shared, state, code_BW, level) -> state, log-probs."""
+  return lambda params, shared, state, code_BW, level: decoder.apply(
+    {"params": params}, shared, state, code_BW, level, method="step"
+  )

@@ -1,0 +1,178 @@
+"""The lightweight context processor: token groups, one Linear each, concatenated.
+
+Features, ad history and organic history are the paper's three groups; the currently trending ads
+are a fourth, ours (see data/trending.py), and empty where the data was prepared without.
+
+Source: paper 3.2 (Fig. 1); reference 2.1. A learned constant token stands before the features, so
+that a user without history or features still gives attention something to read.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gr4ad_jax.config import ModelConfig
+from gr4ad_jax.gr4ad.batch import Context, Vocabulary
+from gr4ad_jax.gr4ad.tokens import TokenTables
+from gr4ad_jax.machine.sharding import ROWS, TENSOR, constrain
+from gr4ad_jax.nn.layers import Linear, Norm
+
+
+class EncodedContext(NamedTuple):
+  """X of the paper: S = 1 + F + T + O + N tokens, normalised."""
+
+  token_BSD: jax.Array
+  mask_BS: jax.Array  # bool, True = a real token
+  code_BSL: jax.Array  # int32 SID of each token, -1 where it has none
+  copy_bias_BS: jax.Array | None  # float32, see `copy_bias`; None where the copy path is off
+
+
+class ContextProcessor(nn.Module):
+  """Structured features, ad history and cross-domain (organic) history -> context tokens."""
+
+  config: ModelConfig
+  vocabulary: Vocabulary
+  tables: TokenTables
+
+  @nn.compact
+  def __call__(self, context: Context) -> EncodedContext:
+    width, vocabulary = self.config.width, self.vocabulary
+    dtype = jnp.dtype(self.config.compute_dtype)
+    num_rows = context.feature_BF.shape[0]
+
+    def table(name: str, size: int, index: jax.Array) -> jax.Array:
+      table_VD = self.param(name, nn.initializers.normal(1.0), (size, width)).astype(dtype)
+      return jnp.where((index >= 0)[..., None], table_VD[jnp.maximum(index, 0)], 0)
+
+    constant_11D = self.param("constant", nn.initializers.normal(1.0), (1, 1, width)).astype(dtype)
+    features_BFD = jnp.broadcast_to(constant_11D, (num_rows, 1, width))
+    embed_ids = Ids(self.config, name="ids") if self.config.id_rows else None
+    if embed_ids:
+      features_BFD += embed_ids(context.user_id_B[:, None])
+    if vocabulary.feature_sizes:
+      offsets_F = jnp.cumsum(jnp.array((0, *vocabulary.feature_sizes[:-1])))
+      index_BF = context.feature_BF + offsets_F
+      value_BFD = table("features", sum(vocabulary.feature_sizes), index_BF)
+      features_BFD = jnp.concatenate([features_BFD, value_BFD], axis=1)
+    features_BFD = Linear(width, name="feature_projection")(features_BFD)
+
+    def history(group: str, code: jax.Array, count: jax.Array, age: jax.Array, trend: jax.Array):
+      return (
+        self.tables.embed_all(code)
+        + table(f"{group}_count", vocabulary.num_count_buckets, count)
+        + table(f"{group}_age", vocabulary.num_age_buckets, age)
+        + table(f"{group}_trend", vocabulary.num_trend_buckets, trend)
+      )
+
+    ad_BTD = history(
+      "ad", context.ad_code_BTL, context.ad_count_BT, context.ad_age_BT, context.ad_trend_BT
+    )
+    if embed_ids:
+      ad_BTD += embed_ids(context.ad_id_BT)
+    ad_BTD = Linear(width, name="ad_projection")(ad_BTD)
+    organic_BOD = history(
+      "organic", context.organic_code_BOL, context.organic_count_BO, context.organic_age_BO,
+      context.organic_trend_BO,
+    )
+    organic_BOD += table("organic_id", vocabulary.num_organic_buckets, context.organic_id_BO)
+    organic_BOD = Linear(width, name="organic_projection")(organic_BOD)
+    groups_BSD = [features_BFD, ad_BTD, organic_BOD]
+    if vocabulary.num_trending:
+      rank_BN = jnp.arange(vocabulary.num_trending)[None]
+      trend_BND = self.tables.embed_all(context.trend_code_BNL)
+      trend_BND += table("trend_rank", vocabulary.num_trending, rank_BN)
+      trend_BND += table("trend_share", vocabulary.num_trend_buckets, context.trend_share_BN)
+      groups_BSD.append(Linear(width, name="trend_projection")(trend_BND))
+
+    num_features = features_BFD.shape[1]
+    no_code_BFL = jnp.full((num_rows, num_features, vocabulary.num_levels), -1, jnp.int32)
+    return EncodedContext(
+      # Split along the width, as heads are: lazy keys and values are these tokens.
+      constrain(
+        Norm(self.config.norm, name="norm")(jnp.concatenate(groups_BSD, axis=1)),
+        ROWS, None, TENSOR,
+      ),
+      jnp.concatenate(
+        [
+          jnp.ones((num_rows, num_features), bool),
+          context.ad_count_BT >= 0,
+          context.organic_count_BO >= 0,
+          context.trend_share_BN >= 0,
+        ],
+        axis=1,
+      ),
+      jnp.concatenate(
+        [
+          no_code_BFL, context.ad_code_BTL, context.organic_code_BOL, context.trend_code_BNL
+        ],
+        axis=1,
+      ),
+      CopyBias(vocabulary, num_features, name="copy_bias")(context)
+      if self.config.copy_path
+      else None,
+    )
+
+
+class Ids(nn.Module):
+  """Hashed ids of users and ads: a narrow table of any number of rows, then one Linear."""
+
+  config: ModelConfig
+
+  def setup(self):
+    shape = (self.config.id_rows, self.config.id_width)
+    self.table_NE = self.param("table", nn.initializers.normal(shape[1] ** -0.5), shape)
+    self.projection = Linear(self.config.width)
+
+  def __call__(self, hash: jax.Array) -> jax.Array:
+    """int32 hashes [...], -1 = padding (zeros) -> [..., D]."""
+    row = jnp.maximum(hash, 0) % self.config.id_rows
+    row_E = jnp.where((hash >= 0)[..., None], self.table_NE[row], 0)
+    return self.projection(constrain(row_E, ROWS).astype(jnp.dtype(self.config.compute_dtype)))
+
+
+class CopyBias(nn.Module):
+  """How much each context token is copied from before the decoder's state has a say.
+
+  A sum of one learned number per bucket, so that copying can weigh ads by frequency x recency x
+  current share, as simple rules do; it starts at such a rule: proportional to the count, halved
+  every HALF_LIFE_DAYS, and a trending ad with a share of EQUAL_SHARE like one met once just now.
+  """
+
+  vocabulary: Vocabulary
+  num_features: int
+
+  HALF_LIFE_DAYS = 112.0
+  EQUAL_SHARE = 0.01
+  # Parameters are the biases divided by this: AdamW moves each by about the learning rate a step.
+  STEP = 8.0
+
+  @nn.compact
+  def __call__(self, context: Context) -> jax.Array:
+    vocabulary = self.vocabulary
+
+    def bias(name: str, start: np.ndarray, index: jax.Array) -> jax.Array:
+      table_V = self.param(name, lambda _: jnp.asarray(start / self.STEP, jnp.float32)) * self.STEP
+      return jnp.where(index >= 0, table_V[jnp.maximum(index, 0)], 0.0)
+
+    counts = np.log(2) / 2 * np.arange(vocabulary.num_count_buckets)
+    hours = 2 ** (np.arange(vocabulary.num_age_buckets) / 2) - 1
+    ages = -np.log(2) * np.minimum(hours / 24, 730) / self.HALF_LIFE_DAYS
+    shares = np.log(2) * (np.arange(vocabulary.num_trend_buckets) / 2 - 16)
+    shares -= np.log(self.EQUAL_SHARE)
+    none = np.zeros(vocabulary.num_trend_buckets)
+    groups = [
+      jnp.zeros((context.feature_BF.shape[0], self.num_features)),
+      bias("ad_count", counts, context.ad_count_BT)
+      + bias("ad_age", ages, context.ad_age_BT)
+      + bias("ad_trend", none, context.ad_trend_BT),
+      bias("organic_count", counts, context.organic_count_BO)
+      + bias("organic_age", ages, context.organic_age_BO)
+      + bias("organic_trend", none, context.organic_trend_BO),
+      bias("trend_share", shares, context.trend_share_BN),
+    ]
+    return jnp.concatenate(groups, axis=1)

@@ -1,0 +1,168 @@
+"""Parameters and matrix-product FLOPs of a decoder, from its config alone.
+
+A product of [n, a] with [a, b] counts 2 n a b. Norms, softmax and other element-wise work are left
+out; compiled programs count a few percent more (tests/model/test_cost.py). The sums over cached
+positions of decoding are element-wise too, and the narrow projection of hashed ids is left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from gr4ad_jax.config import ModelConfig
+from gr4ad_jax.gr4ad.batch import Vocabulary
+
+
+def num_params(config: ModelConfig, vocabulary: Vocabulary) -> int:
+  """Numbers in all parameters."""
+  d, levels = config.width, vocabulary.num_levels
+  layer = _layer_weights(config) + 3 * d
+  if config.kv_mode == "projected":
+    layer += 2 * d * d
+  depth = config.num_layers - config.num_lazy_layers
+  match config.decoder:
+    case "lazy":
+      own = config.num_layers * layer + 3 * d * d + (levels + 1) * d + d * config.fuse_bos
+    case "autoregressive":
+      own = config.num_layers * layer + (levels + 2) * d
+    case "multi_token":
+      own = config.num_layers * layer + d + levels * (depth * layer + 2 * d * d + 2 * d)
+  tables = sum(vocabulary.codebook_sizes) * d
+  output = d + d * vocabulary.num_ecpm_bins
+  if config.id_rows:
+    output += config.id_width * (config.id_rows + d)
+  if config.copy_path:
+    output += 2 * d * d + levels * (d + 1)
+  return own + tables + output + _context_params(config, vocabulary)
+
+
+def num_table_params(config: ModelConfig, vocabulary: Vocabulary) -> int:
+  """Numbers in tables of embeddings: codes (and heads, which are tied), features, buckets.
+
+  What is left of `num_params` without them is the N of scaling laws.
+  """
+  narrow = dataclasses.replace(config, copy_path=False)
+  context = _context_params(narrow, vocabulary) - config.width
+  groups = 3 + bool(vocabulary.num_trending)
+  tables = sum(vocabulary.codebook_sizes) * config.width + config.id_rows * config.id_width
+  return tables + context - groups * config.width**2
+
+
+def _context_params(config: ModelConfig, vocabulary: Vocabulary) -> int:
+  d = config.width
+  buckets = (
+    vocabulary.num_count_buckets + vocabulary.num_age_buckets + vocabulary.num_trend_buckets
+  )
+  rows = 1 + sum(vocabulary.feature_sizes) + 2 * buckets + vocabulary.num_organic_buckets
+  groups, biases = 3, 2 * buckets + vocabulary.num_trend_buckets
+  if vocabulary.num_trending:
+    rows += vocabulary.num_trending + vocabulary.num_trend_buckets
+    groups += 1
+  return rows * d + groups * d * d + d + (biases if config.copy_path else 0)
+
+
+def _layer_weights(config: ModelConfig) -> int:
+  """Of one decoder layer, applied to every token: attention to X 2, to itself 4, SwiGLU."""
+  return 6 * config.width**2 + 3 * config.width * config.feed_forward_width
+
+
+def decode_flops(
+  config: ModelConfig,
+  vocabulary: Vocabulary,
+  *,
+  context_tokens: int,
+  widths: Sequence[int],
+  with_value: bool = False,
+) -> int:
+  """FLOPs of one request's beam search.
+
+  Args:
+    config: of the decoder.
+    vocabulary: its sizes.
+    context_tokens: S, the constant token included.
+    widths: beams after each level.
+    with_value: also the step that predicts the value bucket.
+  """
+  d, S, levels = config.width, context_tokens, vocabulary.num_levels
+  per_layer = 2 * (_layer_weights(config) + 2 * S * d)  # of one token
+  fuse = 2 * 3 * d * d
+  context = 2 * S * d * d
+  if config.copy_path:
+    context += 2 * S * d * d
+  layers_with_kv = config.num_layers
+  if config.decoder == "multi_token":
+    layers_with_kv += (levels - 1 + with_value) * (config.num_layers - config.num_lazy_layers)
+  if config.kv_mode == "projected":
+    context += layers_with_kv * 2 * 2 * S * d * d
+  # Tokens that each position decodes: one at level 1, then one a beam.
+  tokens = [1, *widths[: levels - 1], *([widths[-1]] if with_value else [])]
+  depth = config.num_layers - config.num_lazy_layers
+  match config.decoder:
+    case "lazy":
+      positions = levels + 1
+      trunk = config.num_lazy_layers * positions * (per_layer + 2 * 2 * positions * d)
+      own = trunk + sum(tokens) * depth * per_layer + sum(tokens[1:]) * fuse
+      own += fuse if config.fuse_bos else 0
+    case "autoregressive":
+      own = sum(tokens) * config.num_layers * per_layer
+    case "multi_token":
+      own = config.num_layers * (per_layer + 2 * 2 * d)
+      own += sum(tokens[1:]) * (depth * (per_layer + 2 * 2 * d) + 2 * 2 * d * d)
+  heads = sum(
+    2 * n * v * d for n, v in zip(tokens[:levels], vocabulary.codebook_sizes, strict=True)
+  )
+  if config.copy_path:
+    heads += sum(
+      2 * n * (d * d + S * d + S * v)
+      for n, v in zip(tokens[:levels], vocabulary.codebook_sizes, strict=True)
+    )
+  if with_value:
+    heads += 2 * tokens[-1] * d * vocabulary.num_ecpm_bins
+  return context + own + heads
+
+
+def train_flops(
+  config: ModelConfig,
+  vocabulary: Vocabulary,
+  *,
+  context_tokens: int,
+  targets: int,
+) -> int:
+  """FLOPs of one request's forward and backward pass under teacher forcing.
+
+  The backward pass counts twice the forward pass; what `remat` computes again does not count.
+
+  Args:
+    config: of the decoder.
+    vocabulary: its sizes.
+    context_tokens: S, the constant token included.
+    targets: C, padded ones included.
+  """
+  d, S, levels = config.width, context_tokens, vocabulary.num_levels
+  positions = levels + 1
+  depth = config.num_layers - config.num_lazy_layers
+  per_layer = 2 * (_layer_weights(config) + 2 * S * d)  # of one token
+  causal = per_layer + 2 * 2 * positions * d  # with attention over all positions
+  alone = per_layer + 2 * 2 * d  # with attention to itself
+  fuse = 2 * 3 * d * d
+  head_rows, layers_with_kv = targets, config.num_layers
+  match config.decoder:
+    case "lazy":
+      head_rows += 1  # the un-fused row
+      own = config.num_lazy_layers * positions * causal + head_rows * positions * depth * causal
+      own += targets * (levels + config.fuse_bos) * fuse
+    case "autoregressive":
+      own = targets * positions * config.num_layers * causal
+    case "multi_token":
+      layers_with_kv += levels * depth
+      own = config.num_layers * alone + targets * levels * (depth * alone + 2 * 2 * d * d)
+  context = 2 * S * d * d
+  if config.kv_mode == "projected":
+    context += layers_with_kv * 2 * 2 * S * d * d
+  heads = 2 * head_rows * d * sum(vocabulary.codebook_sizes)
+  heads += 2 * targets * d * vocabulary.num_ecpm_bins
+  if config.copy_path:
+    context += 2 * S * d * d
+    heads += 2 * targets * levels * (d * d + S * d)
+  return 3 * (context + own + heads)

@@ -1,0 +1,243 @@
+"""SID code tables, output heads, and the path that copies codes from ads in the context."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gr4ad_jax.config import ModelConfig
+from gr4ad_jax.gr4ad.batch import Vocabulary
+from gr4ad_jax.machine.sharding import ROWS, TENSOR, constrain
+from gr4ad_jax.nn.attention import NEG_INF
+from gr4ad_jax.nn.layers import Linear
+
+if TYPE_CHECKING:  # context.py reads the tables of this module
+  from gr4ad_jax.gr4ad.context import EncodedContext
+
+
+class TokenTables(nn.Module):
+  """One table E_l per SID level: input embeddings sqrt(d) E_l[s] and tied heads W_l = E_l.
+
+  Source: reference 2.3 (scale at start) and 10 (tying).
+  """
+
+  config: ModelConfig
+  vocabulary: Vocabulary
+
+  def setup(self):
+    width = self.config.width
+    init = nn.initializers.normal(width**-0.5)
+    self.tables = [
+      self.param(f"level_{level}", init, (size, width))
+      for level, size in enumerate(self.vocabulary.codebook_sizes)
+    ]
+
+  def embed(self, code: jax.Array, level: int | jax.Array) -> jax.Array:
+    """Token input of codes of one level.
+
+    Args:
+      code: int32 [...]; negative codes (padding) give zeros.
+      level: 0-based; a traced level is resolved by a switch.
+
+    Returns:
+      [..., D] in the compute dtype.
+    """
+    if not isinstance(level, int):
+      branches = [lambda c, i=i: self.embed(c, i) for i in range(len(self.tables))]
+      return jax.lax.switch(level, branches, code)
+    dtype = jnp.dtype(self.config.compute_dtype)
+    table_VD = self.tables[level].astype(dtype) * self.config.width**0.5
+    return constrain(jnp.where((code >= 0)[..., None], table_VD[jnp.maximum(code, 0)], 0), ROWS)
+
+  def embed_all(self, code_L: jax.Array) -> jax.Array:
+    """Sum of the embeddings of a whole SID: int32 [..., L] -> [..., D]."""
+    return sum(self.embed(code_L[..., level], level) for level in range(len(self.tables)))
+
+  def logits(self, h_D: jax.Array, level: int) -> jax.Array:
+    """Scores of all codes of a level: [..., D] -> float32 [..., V]."""
+    table_VD = self.tables[level].astype(h_D.dtype)
+    logits_V = jnp.einsum("...D,VD->...V", h_D, table_VD, preferred_element_type=jnp.float32)
+    return constrain(logits_V, ROWS, *(None,) * (logits_V.ndim - 2), TENSOR)
+
+
+class CopySource(NamedTuple):
+  """Context tokens whose codes can be copied."""
+
+  key_BSD: jax.Array
+  code_BSL: jax.Array  # int32, -1 = the token has no SID
+  bias_BS: jax.Array  # float32, how much is copied from a token whatever the decoder's state
+
+
+class CopyTerms(NamedTuple):
+  """A distribution over context tokens and the gate between copying and generating.
+
+  `...` stands for [C] in search and [C, L] in teacher forcing.
+  """
+
+  attention: jax.Array  # [B, ..., S], sums to 1 where any token matches, else 0
+  log_gate: jax.Array  # [B, ...], log of the copy probability; NEG_INF where no token matches
+  log_rest: jax.Array  # [B, ...], log of the generator's share
+
+
+class CopyPath(nn.Module):
+  """Attention from the decoder's last state over context tokens that share the decoded prefix.
+
+      p(s_t | s_<t, X) = (1 - g) softmax(W_t h_t) + g sum_i a_i 1[s_t(i) = s_t]
+
+  over the tokens i whose SID starts with s_<t, with a = softmax(q(h_t) k(x_i) + bias_i) over them
+  and a gate g = sigmoid(w_t h_t + b_t) that closes where there are none. The query starts at zero,
+  so that at first ads are copied by frequency, recency and current share (`context.CopyBias`).
+  Beyond the paper: a pointer mixture as in See et al. 2017.
+  """
+
+  config: ModelConfig
+  num_levels: int
+
+  def setup(self):
+    self.query = Linear(self.config.width, scale=0.0)
+    self.key = Linear(self.config.width)
+    self.gate = self.param(
+      "gate", nn.initializers.zeros, (self.num_levels, self.config.width + 1)
+    )
+
+  def keys(self, context_BSD: jax.Array) -> jax.Array:
+    """Keys of the context tokens, computed once per request."""
+    return self.key(context_BSD)
+
+  def __call__(
+    self, h: jax.Array, source: CopySource, match: jax.Array, gate: jax.Array
+  ) -> CopyTerms:
+    """How much each context token is copied from.
+
+    Args:
+      h: [B, ..., D] last decoder states.
+      source: keys and biases of the context tokens.
+      match: bool [B, ..., S], tokens whose SID starts with the decoded prefix.
+      gate: float32 [..., D + 1], gate weights and bias (a row of `self.gate`, or all rows).
+    """
+    score = jnp.einsum(
+      "B...D,BSD->B...S", self.query(h) * self.config.width**-0.5, source.key_BSD,
+      preferred_element_type=jnp.float32,
+    )
+    score += jnp.expand_dims(source.bias_BS, tuple(range(1, score.ndim - 1)))
+    some = jnp.any(match, axis=-1)
+    attention = jax.nn.softmax(jnp.where(match, score, NEG_INF), axis=-1)
+    logit = jnp.sum(h.astype(jnp.float32) * gate[..., :-1], axis=-1) + gate[..., -1]
+    return CopyTerms(
+      jnp.where(some[..., None], attention, 0.0),
+      jnp.where(some, jax.nn.log_sigmoid(logit), NEG_INF),
+      jnp.where(some, jax.nn.log_sigmoid(-logit), 0.0),
+    )
+
+
+class TokenOutput(nn.Module):
+  """Log-probabilities of the next code: tied softmax heads, with the copy path where it is on."""
+
+  config: ModelConfig
+  vocabulary: Vocabulary
+  tables: TokenTables
+
+  def setup(self):
+    self.ecpm_head = Linear(self.vocabulary.num_ecpm_bins)
+    if self.config.copy_path:
+      self.copy = CopyPath(self.config, self.vocabulary.num_levels)
+
+  def copy_source(self, encoded: EncodedContext) -> CopySource | None:
+    """What the copy path needs of the context; None where it is off."""
+    if encoded.copy_bias_BS is None:
+      return None
+    return CopySource(self.copy.keys(encoded.token_BSD), encoded.code_BSL, encoded.copy_bias_BS)
+
+  def target_log_probs(
+    self, h_BRLD: jax.Array, target_BCL: jax.Array, source: CopySource | None
+  ) -> jax.Array:
+    """log p(target code | its prefix, X) of every level, float32 [B, C, L].
+
+    Args:
+      h_BRLD: last decoder states of the SID positions; R = C, or 1 where all targets share them.
+      target_BCL: int32 codes; padding (-1) gives any finite value.
+      source: from `copy_source`; None = the generator alone.
+    """
+    log_prob_BCL = jnp.stack(
+      [
+        _pick_log_softmax(
+          self.tables.logits(h_BRLD[:, :, level], level), jnp.maximum(target_BCL[..., level], 0)
+        )
+        for level in range(self.vocabulary.num_levels)
+      ],
+      axis=-1,
+    )
+    if source is None:
+      return log_prob_BCL
+    code_B1LS = jnp.swapaxes(source.code_BSL, 1, 2)[:, None]
+    same_BCLS = code_B1LS == target_BCL[..., None]
+    with_sid_BC1S = jnp.broadcast_to(code_B1LS[:, :, :1] >= 0, same_BCLS[:, :, :1].shape)
+    match = [with_sid_BC1S]  # level l may copy from tokens that share levels < l
+    for level in range(self.vocabulary.num_levels - 1):
+      match.append(match[-1] & same_BCLS[:, :, level : level + 1])
+    terms = self.copy(h_BRLD, source, jnp.concatenate(match, axis=2), self.copy.gate)
+    copied_BCL = jnp.sum(jnp.where(same_BCLS, terms.attention, 0.0), axis=-1)
+    return jnp.logaddexp(terms.log_rest + log_prob_BCL, terms.log_gate + _safe_log(copied_BCL))
+
+  def log_probs(
+    self,
+    h_BCD: jax.Array,
+    level: int | jax.Array,
+    source: CopySource | None,
+    match_BCS: jax.Array | None,
+  ) -> jax.Array:
+    """log p(. | prefix, X) over the codes of one level.
+
+    Args:
+      h_BCD: last decoder states.
+      level: 0-based; level L (a Python int) is the value bucket; a traced level gives rows padded
+        to the largest codebook with NEG_INF.
+      source: from `copy_source`.
+      match_BCS: bool, context tokens whose SID starts with the beam's prefix (copy path only).
+
+    Returns:
+      float32 [B, C, V].
+    """
+    if isinstance(level, int) and level == self.vocabulary.num_levels:
+      return self.ecpm_log_probs(h_BCD)
+    if not isinstance(level, int):
+      sizes = self.vocabulary.codebook_sizes
+      branches = [
+        lambda i=i, size=size: jnp.pad(
+          self.log_probs(h_BCD, i, source, match_BCS),
+          ((0, 0), (0, 0), (0, max(sizes) - size)), constant_values=NEG_INF,
+        )
+        for i, size in enumerate(sizes)
+      ]
+      return jax.lax.switch(level, branches)
+    log_prob_BCV = jax.nn.log_softmax(self.tables.logits(h_BCD, level), axis=-1)
+    if source is None:
+      return log_prob_BCV
+    terms = self.copy(h_BCD, source, match_BCS, self.copy.gate[level])
+    one_hot_BSV = jax.nn.one_hot(source.code_BSL[..., level], log_prob_BCV.shape[-1])
+    copied_BCV = jnp.einsum("BCS,BSV->BCV", terms.attention, one_hot_BSV)
+    return jnp.logaddexp(
+      terms.log_rest[..., None] + log_prob_BCV,
+      terms.log_gate[..., None] + _safe_log(copied_BCV),
+    )
+
+  def ecpm_log_probs(self, h_BCD: jax.Array) -> jax.Array:
+    """log p(bucket | SID, X), float32 [B, C, bins]. Source: eq. 13."""
+    return jax.nn.log_softmax(self.ecpm_head(h_BCD.astype(jnp.float32)), axis=-1)
+
+
+def _pick_log_softmax(logits_BRV: jax.Array, index_BC: jax.Array) -> jax.Array:
+  """log softmax at the index, [B, C]; R = C or 1."""
+  norm_BR = jax.nn.logsumexp(logits_BRV, axis=-1)
+  if logits_BRV.shape[1] == 1:
+    return jnp.take_along_axis(logits_BRV[:, 0], index_BC, axis=-1) - norm_BR
+  return jnp.take_along_axis(logits_BRV, index_BC[..., None], axis=-1)[..., 0] - norm_BR
+
+
+def _safe_log(probability: jax.Array) -> jax.Array:
+  """log, with NEG_INF and a zero gradient at 0."""
+  positive = probability > 0
+  return jnp.where(positive, jnp.log(jnp.where(positive, probability, 1.0)), NEG_INF)

@@ -1,0 +1,39 @@
+"""GR4AD under value-aware supervised learning, as a training task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gr4ad_jax.config import LossConfig
+from gr4ad_jax.gr4ad.batch import Batch
+from gr4ad_jax.gr4ad.build import Decoder, init_params
+from gr4ad_jax.gr4ad.supervised import vsl_loss
+from gr4ad_jax.training.task import Metrics, Task
+
+
+def vsl_task(decoder: Decoder, config: LossConfig) -> Task:
+  """Minimises the mean of w L over the targets of a batch (eq. 15); w has training mean 1."""
+
+  def loss(params: Any, batch: Batch, key: jax.Array | None) -> Metrics:
+    log_probs = decoder.apply(
+      {"params": params}, batch.context, batch.target_BCL, deterministic=key is None,
+      rngs=None if key is None else {"dropout": key},
+    )
+    where_BC = batch.weight_BC > 0
+    terms = vsl_loss(
+      log_probs.sid_BCL, log_probs.ecpm_BCV, log_probs.mtp_BCL, ecpm_bin_BC=batch.ecpm_bin_BC,
+      where_BC=where_BC, config=config,
+    )
+    targets = jnp.sum(where_BC).astype(jnp.float32)
+    with_ecpm = jnp.sum(where_BC & (batch.ecpm_bin_BC >= 0)).astype(jnp.float32)
+    return {
+      "loss": (jnp.sum(terms.total_BC * batch.weight_BC), targets),
+      "sid_loss": (jnp.sum(terms.sid_BC), targets),
+      "ecpm_loss": (jnp.sum(terms.ecpm_BC), with_ecpm),
+      "mtp_loss": (jnp.sum(terms.mtp_BC), targets),
+    }
+
+  return Task(lambda key: init_params(decoder, key), loss)

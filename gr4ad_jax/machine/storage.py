@@ -1,0 +1,445 @@
+"""Folders and files in object stores: gs://BUCKET/... and s3://BUCKET/...
+
+A place is a `Path` of this machine or a `Url`. `place` alone makes one from text, and a `Url` is
+not a path (no `__fspath__`): no program can take one for a local folder.
+
+    fetch(place)           to read: a local copy, brought up to date
+    new_folder(place)      to write from nothing: what is there is replaced
+    working_copy(place)    to change: a local copy whose changes are pushed back
+    scratch_copy(place)    the same, pushed only when asked for
+    exists, read_text, write_text     one small file
+
+Each of them takes a `Path` as it is, without a copy. What is fetched stays in GR4AD_CACHE
+(~/.cache/gr4ad), and only files whose version in the bucket has changed are fetched again.
+
+Who reads a folder must not take half of it for the whole. Every folder of this package has JSON
+files that say that it is complete, and a checkpoint has commit_success.txt: a push writes these
+markers last, those of subfolders first; where it replaces other files, it removes the markers that
+it will write before anything else. `checkpoints/` is no part of a copy: `training.checkpoint`
+writes it, from all hosts at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from gr4ad_jax.machine.progress import track
+
+# Scheme -> the driver that fsspec needs, and the extra that installs it.
+_DRIVERS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
+_CHECKPOINTS = "checkpoints/"
+_PROBE = ".gr4ad-"  # names of files that tell whether a folder can be written
+_AT_ONCE = 8  # files
+_LARGE = 64 << 20  # bytes from which progress is told
+_ROUNDS = 20  # a folder that changes more often while it is fetched is given up
+
+
+class StorageError(OSError):
+  """A place that cannot be read or written; the message names it and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Url:
+  """A folder or file in a bucket."""
+
+  scheme: str
+  path: str
+  """BUCKET/FOLDER/..."""
+
+  def __str__(self) -> str:
+    return f"{self.scheme}://{self.path}"
+
+  def __truediv__(self, name: str) -> Url:
+    return Url(self.scheme, f"{self.path}/{name}")
+
+  @property
+  def name(self) -> str:
+    """The last part."""
+    return self.path.rpartition("/")[2]
+
+
+Place = Path | Url
+
+
+def place(text: str) -> Place:
+  """What a user's text means.
+
+  Raises:
+    StorageError: another scheme, or no bucket.
+  """
+  scheme, colon, rest = text.partition(":")
+  if not colon or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+    return Path(text)
+  if scheme in _DRIVERS:
+    parts = [part for part in rest.split("/") if part]
+    if not rest.startswith("//") or not parts or {".", ".."} & set(parts):
+      raise StorageError(f"{text}: write {scheme}://BUCKET/FOLDER")
+    return Url(scheme, "/".join(parts))
+  if rest.startswith("//"):
+    known = " and ".join(f"{name}://" for name in _DRIVERS)
+    raise StorageError(f"{text}: {scheme}:// is not supported; {known} are, and local paths")
+  return Path(text)
+
+
+def local_path(text: str) -> Path:
+  """A path of this machine.
+
+  Raises:
+    StorageError: a URL.
+  """
+  found = place(text)
+  if isinstance(found, Url):
+    raise StorageError(
+      f"{text}: this one must be on the machine's own or a mounted disk (gcsfuse, mountpoint-s3)"
+    )
+  return found
+
+
+def absolute(place: Place) -> str:
+  """What run.json keeps: the same place from every folder, and of a bucket from every machine."""
+  return str(place.resolve()) if isinstance(place, Path) else str(place)
+
+
+def exists(place: Place) -> bool:
+  """Whether a file or folder is there."""
+  if isinstance(place, Path):
+    return place.exists()
+  with _telling(place, "read"):
+    return _filesystem(place).exists(place.path)
+
+
+def require_free(place: Place) -> None:
+  """Raises StorageError where the bucket has something there; local folders are their writer's."""
+  if isinstance(place, Url) and exists(place):
+    raise StorageError(f"{place}: exists already; pass another --out")
+
+
+def read_text(place: Place) -> str:
+  """A small file."""
+  if isinstance(place, Path):
+    return place.read_text()
+  with _telling(place, "read"):
+    return _filesystem(place).cat_file(place.path).decode()
+
+
+def write_text(place: Place, text: str) -> None:
+  """Writes a small file in one piece; the folder of a local one is made."""
+  if isinstance(place, Path):
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f".{place.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(place)
+    return
+  with _telling(place, "written"):
+    _filesystem(place).pipe_file(place.path, text.encode())
+
+
+def write_json(place: Place, values: Any) -> None:
+  """Writes JSON in one piece: a reader sees the old file or the new one."""
+  write_text(place, json.dumps(values, indent=2) + "\n")
+
+
+def fetch(place: Place) -> Path:
+  """A folder or file to read: itself, or its copy in the cache as the bucket has it now.
+
+  Where there is nothing, the path that is returned does not exist either.
+
+  Raises:
+    StorageError: the bucket cannot be read.
+  """
+  if isinstance(place, Path):
+    return place
+  with _mirrored(place) as path:
+    return path
+
+
+def move(old: Url, new: Url) -> None:
+  """Moves a folder within its bucket; where it is killed in between, all of the old one is left."""
+  with _telling(old, "moved"):
+    files = [f"{old.path}/{name}" for name in _listing(old)]
+    copies = [new.path + file.removeprefix(old.path) for file in files]
+    filesystem = _filesystem(old)
+    _each(lambda pair: filesystem.cp_file(*pair), list(zip(files, copies, strict=True)), "", 0)
+    _each(filesystem.rm_file, files, "", 0)
+
+
+class Copy:
+  """A folder on this machine that stands for a place; of a local one, the folder itself."""
+
+  def __init__(self, place: Place, path: Path, known: dict[str, Any]):
+    """`known`: file -> signature when the bucket had it; None = it has another one."""
+    self.place, self.path, self._known = place, path, known
+    self.kept = False  # where it could not be pushed
+
+  def push(self) -> None:
+    """Writes what has changed here to the bucket, and removes there what is gone here.
+
+    Raises:
+      StorageError: it could not be written; the copy stays, and the message says where.
+    """
+    if isinstance(self.place, Path):
+      return
+    here = _signatures(self.path)
+    changed = {name for name, signature in here.items() if self._known.get(name) != signature}
+    gone = self._known.keys() - here.keys()
+    data = [name for name in changed if not _is_marker(name)]
+    if gone or any(name in self._known for name in data):
+      self._remove([name for name in changed | gone if _is_marker(name) and name in self._known])
+    self._upload(data, here)
+    self._remove([name for name in gone if name in self._known])
+    by_depth = sorted(changed.difference(data), key=lambda name: (-name.count("/"), name))
+    for name in by_depth:
+      self._upload([name], here)
+
+  def _upload(self, names: Sequence[str], signatures: dict[str, Any]) -> None:
+    def put(name: str) -> None:
+      _filesystem(self.place).put_file(str(self.path / name), f"{self.place.path}/{name}")
+
+    with self._writing():
+      num_bytes = sum(signatures[name][0] for name in names)
+      _each(put, names, f"write {self.place}, files", num_bytes)
+    self._known |= {name: signatures[name] for name in names}
+
+  def _remove(self, names: Sequence[str]) -> None:
+    def remove(name: str) -> None:
+      with contextlib.suppress(FileNotFoundError):
+        _filesystem(self.place).rm_file(f"{self.place.path}/{name}")
+
+    with self._writing():
+      _each(remove, names, "", 0)
+    for name in names:
+      del self._known[name]
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      with _telling(self.place, "written"):
+        yield
+    except StorageError as error:
+      self.kept = True
+      _shown.pop(str(self.path), None)
+      raise StorageError(f"{error}; what was made is kept in {self.path}") from error
+
+
+@contextlib.contextmanager
+def new_folder(place: Place) -> Iterator[Copy]:
+  """A folder to write from nothing; it replaces what is there when the block ends without error.
+
+  Raises:
+    StorageError: the bucket cannot be written, which is found out first.
+  """
+  with _staged(place) as copy:
+    if isinstance(place, Url):
+      copy._known = dict.fromkeys(_listing(place))
+      with _telling(place, "written"):
+        probe = f"{place.path}/{_PROBE}{uuid.uuid4().hex}"
+        _filesystem(place).pipe_file(probe, b"")
+        _filesystem(place).rm_file(probe)
+    yield copy
+    copy.push()
+
+
+@contextlib.contextmanager
+def scratch_copy(place: Place) -> Iterator[Copy]:
+  """A folder, without its checkpoints/, to change; what changes is only pushed when asked for.
+
+  Raises:
+    StorageError: the bucket cannot be read.
+  """
+  with _staged(place) as copy:
+    if isinstance(place, Url):
+      with _mirrored(place) as path:
+        if path.is_dir():
+          shutil.copytree(path, copy.path)
+      copy.path.mkdir(exist_ok=True)
+      copy._known = _signatures(copy.path)
+    yield copy
+
+
+@contextlib.contextmanager
+def working_copy(place: Place) -> Iterator[Copy]:
+  """A `scratch_copy` whose changes are pushed at the end, after an error too.
+
+  Raises:
+    StorageError: the bucket cannot be read, or a change cannot be written.
+  """
+  with scratch_copy(place) as copy:
+    try:
+      yield copy
+    finally:
+      copy.push()
+
+
+@contextlib.contextmanager
+def _staged(place: Place) -> Iterator[Copy]:
+  """A folder of its own for every caller; it stays only where it could not be pushed."""
+  if isinstance(place, Path):
+    yield Copy(place, place, {})
+    return
+  (_cache() / "work").mkdir(parents=True, exist_ok=True)
+  home = Path(tempfile.mkdtemp(dir=_cache() / "work"))
+  path = home / place.name
+  _shown[str(path)] = str(place)
+  copy = Copy(place, path, {})
+  try:
+    yield copy
+  finally:
+    if not copy.kept:
+      shutil.rmtree(home, ignore_errors=True)
+
+
+_shown: dict[str, str] = {}
+
+
+def as_named(text: str) -> str:
+  """A message with the user's URLs in it instead of the local copies' paths."""
+  for path, url in _shown.items():
+    text = text.replace(path, url)
+  return text
+
+
+@contextlib.contextmanager
+def _mirrored(url: Url) -> Iterator[Path]:
+  """The copy in the cache, up to date; no other process of this machine changes it meanwhile."""
+  home = _cache() / hashlib.blake2b(str(url).encode(), digest_size=8).hexdigest()
+  home.mkdir(parents=True, exist_ok=True)
+  path, arriving = home / url.name, home / "arriving"
+  with open(home / "lock", "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    manifest = home / "manifest.json"
+    versions = json.loads(manifest.read_text())["versions"] if manifest.exists() else {}
+    try:
+      for _ in range(_ROUNDS):
+        there = _listing(url)
+        for name in versions.keys() - there.keys():
+          (path / name).unlink(missing_ok=True)
+          del versions[name]
+        missing = [
+          name for name, (size, version) in there.items()
+          if versions.get(name) != version or _size(path / name) != size
+        ]
+        if not missing:
+          break
+        _download(url, missing, there, path, arriving=arriving, versions=versions)
+      else:
+        raise StorageError(f"{url}: changes all the time; fetch it when its writer is done")
+    finally:
+      shutil.rmtree(arriving, ignore_errors=True)
+      write_json(manifest, {"url": str(url), "versions": versions})
+    _shown[str(path)] = str(url)
+    yield path
+
+
+def _download(
+  url: Url, names: Sequence[str], there: dict[str, tuple[int, str]], path: Path, *,
+  arriving: Path, versions: dict[str, str],
+) -> None:
+  """Under other names first: a file of the copy is the old one or the new one."""
+  shutil.rmtree(arriving, ignore_errors=True)
+  arriving.mkdir()
+
+  def get(number: int) -> None:
+    name = names[number]
+    temporary = arriving / str(number)
+    with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+      _filesystem(url).get_file(f"{url.path}/{name}".rstrip("/"), str(temporary))
+      (path / name).parent.mkdir(parents=True, exist_ok=True)
+      temporary.replace(path / name)
+      versions[name] = there[name][1]
+
+  with _telling(url, "read"):
+    num_bytes = sum(there[name][0] for name in names)
+    _each(get, range(len(names)), f"fetch {url}, files", num_bytes)
+
+
+def _listing(url: Url) -> dict[str, tuple[int, str]]:
+  """File -> (bytes, version), without checkpoints/; {"": ...} where the URL is a file."""
+  with _telling(url, "read"):
+    found = _filesystem(url).find(url.path, detail=True)
+  files = {}
+  for key, info in found.items():
+    name = key.removeprefix(url.path).removeprefix("/")
+    folder = key.endswith("/") or info.get("type") == "directory"
+    probe = name.rpartition("/")[2].startswith(_PROBE)
+    if not (folder or probe or name.startswith(_CHECKPOINTS)):
+      stamps = (info.get(at) for at in ("generation", "ETag", "etag", "LastModified", "mtime"))
+      files[name] = (info["size"], str(next((stamp for stamp in stamps if stamp), "")))
+  return files
+
+
+def require_driver(url: Url) -> None:
+  """Raises StorageError where what reads such URLs is not installed."""
+  _filesystem(url)
+
+
+def _filesystem(url: Url) -> Any:
+  import fsspec
+  import fsspec.config
+
+  driver, extra = _DRIVERS[url.scheme]
+  # Others write into the same folders, so that a listing is never to be kept.
+  fsspec.config.conf.setdefault(url.scheme, {})["use_listings_cache"] = False
+  try:
+    return fsspec.filesystem(url.scheme)
+  except ImportError:
+    raise StorageError(f"{url}: needs {driver}; pip install 'gr4ad_jax[{extra}]'") from None
+
+
+@contextlib.contextmanager
+def _telling(url: Url, done: str) -> Iterator[None]:
+  """Whatever a driver raises, as one that names the place."""
+  try:
+    yield
+  except StorageError:
+    raise
+  except Exception as error:
+    reason = str(error) or type(error).__name__
+    if isinstance(error, FileNotFoundError):
+      reason = f"there is no such bucket or file: {reason}"
+    raise StorageError(f"{url}: cannot be {done}; {reason}") from error
+
+
+def _each(do: Callable, items: Sequence, description: str, num_bytes: int) -> None:
+  """Some at once; the first error stops what has not begun."""
+  if not items:
+    return
+  with ThreadPoolExecutor(_AT_ONCE) as pool:
+    done = as_completed([pool.submit(do, item) for item in items])
+    try:
+      for future in track(done, description, len(items)) if num_bytes >= _LARGE else done:
+        future.result()
+    except BaseException:
+      pool.shutdown(cancel_futures=True)
+      raise
+
+
+def _is_marker(name: str) -> bool:
+  return name.endswith((".json", "commit_success.txt"))
+
+
+def _signatures(path: Path) -> dict[str, Any]:
+  return {
+    str(file.relative_to(path)): (file.stat().st_size, file.stat().st_mtime_ns)
+    for file in path.rglob("*") if file.is_file()
+  }
+
+
+def _size(path: Path) -> int:
+  return path.stat().st_size if path.is_file() else -1
+
+
+def _cache() -> Path:
+  return Path(os.environ.get("GR4AD_CACHE") or "~/.cache/gr4ad").expanduser()

@@ -1,0 +1,1 @@
+"""A simulated ad market whose truth is known."""

@@ -1,1 +1,0 @@
-"""Flax modules: context processor, LazyAR and the ordinary autoregressive decoder."""

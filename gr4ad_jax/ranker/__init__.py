@@ -1,0 +1,1 @@
+"""The ranking system beside the generators: reward model, two-tower retrieval, cascade."""

@@ -1,0 +1,85 @@
+"""The DLRM cascade: two-tower retrieval, then the reward model ranks. The base of Table 1."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from gr4ad_jax import config as config_lib
+from gr4ad_jax.config import ConfigError, TrainConfig
+from gr4ad_jax.data.impressions import read_impressions
+from gr4ad_jax.data.pipeline import train_batches
+from gr4ad_jax.data.sequences import Example
+from gr4ad_jax.machine import storage
+from gr4ad_jax.machine.progress import track
+from gr4ad_jax.machine.storage import Place
+from gr4ad_jax.ranker.data import RewardBatchMaker, RewardSource, full_batches, of_rows
+from gr4ad_jax.ranker.reward import RewardRun, open_reward_data
+from gr4ad_jax.ranker.two_tower import TwoTower, nearest_ads, two_tower_task
+from gr4ad_jax.training.train_loop import read_params, train
+
+
+@dataclasses.dataclass(frozen=True)
+class Retrieval:
+  """A trained two-tower model over its catalogue.
+
+  Attributes:
+    make_batch: contexts -> what the model reads.
+    ad_AD: unit vectors of all ads.
+    user: compiled batch -> unit vectors.
+  """
+
+  make_batch: RewardBatchMaker
+  ad_AD: np.ndarray
+  user: Any
+
+  def __call__(self, contexts: Sequence[Example], k: int) -> np.ndarray:
+    """int32 [R, k] ads for requests, best first."""
+    found = []
+    for part, rows in full_batches(contexts):
+      none = np.full((len(rows), 1), -1, np.int32)
+      user_BD = np.asarray(self.user(self.make_batch(rows, none)))
+      found.append(nearest_ads(user_BD[: part.stop - part.start], self.ad_AD, k))
+    return np.concatenate(found)
+
+
+def train_retrieval(run: RewardRun, workdir: Place) -> Retrieval:
+  """Trains in `workdir`, or continues, or opens what is finished there.
+
+  Raises:
+    ConfigError: the folder holds one of other settings.
+    LogError: the logs hold no impression without a click.
+  """
+  settings = workdir / "retrieval.json"
+  if storage.exists(settings):
+    if config_lib.read_json(RewardRun, storage.fetch(settings)) != run:
+      raise ConfigError(f"{workdir}: the retrieval model there has other settings")
+  maker, make_batch, _ = open_reward_data(run)
+  splits = {
+    name: read_impressions(maker, name, progress=track) for name in ("train", "validation")
+  }
+
+  batch_of = functools.partial(of_rows, make_batch)
+  storage.write_text(settings, config_lib.to_json(run))
+  model = TwoTower(run.model, make_batch.vocabulary)
+  batches = train_batches(
+    RewardSource(splits["train"]), batch_of, batch_size=run.train.batch_size, seed=run.train.seed,
+    parse=lambda row: row,
+  )
+  rows = RewardSource(splits["validation"])
+  order = np.random.default_rng(0).permutation(len(rows))[: run.train.batch_size]
+  validation = [batch_of([rows[j] for j in order])]
+  train(two_tower_task(model), run.train, batches=batches, folder=workdir, validation=validation)
+  return _open(run.train, workdir, model, make_batch)
+
+
+def _open(config: TrainConfig, workdir: Place, model, make_batch: RewardBatchMaker) -> Retrieval:
+  params, _ = read_params(two_tower_task(model), config, workdir)
+  ad_AD = model.apply({"params": params}, make_batch.ad_field_AX[1:], method=TwoTower.ad)
+  user = jax.jit(lambda rows: model.apply({"params": params}, rows, method=TwoTower.user))
+  return Retrieval(make_batch, np.asarray(ad_AD), user)

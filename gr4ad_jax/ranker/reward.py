@@ -1,0 +1,222 @@
+"""Trains the reward model on prepared data, calibrates and judges it, and scores ads with it.
+
+    WORKDIR/reward.json      where the data is, and every setting
+    WORKDIR/checkpoints/, train_log.jsonl, tb/
+    WORKDIR/metrics.json     calibration fitted on validation, metrics on test
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from gr4ad_jax import config as config_lib
+from gr4ad_jax.config import REWARD_TRAINING, ConfigError, RewardConfig, TrainConfig
+from gr4ad_jax.data.impressions import Impressions, read_impressions
+from gr4ad_jax.data.pipeline import train_batches
+from gr4ad_jax.data.schema import read_logs
+from gr4ad_jax.data.sequences import Example, ExampleMaker
+from gr4ad_jax.data.tfds_builder import open_examples, training_events
+from gr4ad_jax.machine import storage
+from gr4ad_jax.machine.progress import track
+from gr4ad_jax.machine.storage import Place
+from gr4ad_jax.ranker.calibration import Platt, fit_platt, probability_metrics
+from gr4ad_jax.ranker.data import (
+  RewardBatchMaker,
+  RewardSource,
+  bids_of,
+  full_batches,
+  of_rows,
+  reward_batch_maker,
+)
+from gr4ad_jax.ranker.reward_model import RewardModel, reward_task
+from gr4ad_jax.search.recommender import repeat_last
+from gr4ad_jax.training.train_loop import read_params, train
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardRun:
+  """What reward.json holds."""
+
+  data: str
+  """Folder that `gr4ad prepare` wrote."""
+  model: RewardConfig = RewardConfig()
+  train: TrainConfig = REWARD_TRAINING
+
+
+class Scores(NamedTuple):
+  """Of R requests and C ads each; 0 where there is no ad."""
+
+  click_RC: np.ndarray  # float32, calibrated pCTR
+  conversion_RC: np.ndarray  # float32, calibrated pCVR given a click
+  ecpm_RC: np.ndarray  # float32, 1000 * bid * pCTR * pCVR
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardScorer:
+  """A trained reward model.
+
+  Attributes:
+    make_batch: contexts and ads -> what the model reads.
+    bid_A: float32, currency per conversion.
+    click, conversion: calibrations.
+    logits: compiled (params, batch) -> RewardLogits.
+    params: parameters.
+  """
+
+  make_batch: RewardBatchMaker
+  bid_A: np.ndarray
+  click: Platt
+  conversion: Platt
+  logits: Any
+  params: Any
+
+  def raw(self, contexts: Sequence[Example], ad_RC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [R, C] logits of click and conversion before calibration."""
+    click, conversion = [], []
+    for part, rows in full_batches(contexts):
+      ads, size = repeat_last(ad_RC[part], len(rows)), part.stop - part.start
+      logits = self.logits(self.params, self.make_batch(rows, ads))
+      click.append(np.asarray(logits.click_BC)[:size])
+      conversion.append(np.asarray(logits.conversion_BC)[:size])
+    empty = [np.zeros((0, ad_RC.shape[1]), np.float32)]
+    return np.concatenate(click or empty), np.concatenate(conversion or empty)
+
+  def __call__(self, contexts: Sequence[Example], ad_RC: np.ndarray) -> Scores:
+    """Rates and eCPM of ads in the context of each request.
+
+    Args:
+      contexts: of R requests.
+      ad_RC: int32, -1 = none.
+    """
+    click_RC, conversion_RC = self.raw(contexts, ad_RC)
+    there_RC = ad_RC >= 0
+    click_RC, conversion_RC = (
+      np.where(there_RC, p, 0).astype(np.float32)
+      for p in (self.click(click_RC), self.conversion(conversion_RC))
+    )
+    return Scores(
+      click_RC, conversion_RC, 1000 * self.bid_A[np.maximum(ad_RC, 0)] * click_RC * conversion_RC
+    )
+
+  def rank(self, contexts: Sequence[Example], ad_RC: np.ndarray) -> np.ndarray:
+    """The same ads by expected eCPM, highest first, -1 at the end: the final ranker."""
+    ecpm_RC = np.where(ad_RC >= 0, self(contexts, ad_RC).ecpm_RC, -1)
+    return np.take_along_axis(ad_RC, np.argsort(-ecpm_RC, axis=1, kind="stable"), axis=1)
+
+
+def train_reward(run: RewardRun, workdir: Place, *, resume: bool = False) -> dict[str, float]:
+  """Trains, calibrates on validation, measures on test; writes all of it to WORKDIR.
+
+  Returns:
+    click/METRIC and conversion/METRIC on test, see `probability_metrics`.
+
+  Raises:
+    ConfigError: the folder is taken.
+    LogError: the logs hold no impression without a click.
+    DivergedError: see `train_loop.train`.
+  """
+  settings = workdir / "reward.json"
+  if storage.exists(settings):
+    if not resume:
+      raise ConfigError(f"{workdir}: holds a reward model already; pass --resume or another folder")
+    if config_lib.read_json(RewardRun, storage.fetch(settings)) != run:
+      raise ConfigError(f"{workdir}: the reward model there has other settings")
+  maker, make_batch, bid_A = open_reward_data(run)
+  splits = {
+    name: read_impressions(maker, name, progress=track) for name in ("train", "validation", "test")
+  }
+  storage.write_text(settings, config_lib.to_json(run))
+
+  batch_of = functools.partial(of_rows, make_batch)
+  task = reward_task(RewardModel(run.model, make_batch.vocabulary))
+  batches = train_batches(
+    RewardSource(splits["train"]), batch_of, batch_size=run.train.batch_size, seed=run.train.seed,
+    parse=lambda row: row,
+  )
+  train(
+    task, run.train, batches=batches, folder=workdir,
+    validation=_validation(splits["validation"], batch_of, run.train),
+  )
+  scorer = _scorer(run, workdir, make_batch, bid_A)
+  click, conversion = _calibrate(scorer, splits["validation"])
+  scorer = dataclasses.replace(scorer, click=click, conversion=conversion)
+  metrics = judge(scorer, splits["test"])
+  storage.write_json(workdir / "metrics.json", {
+    "calibration": {"click": click._asdict(), "conversion": conversion._asdict()},
+    "test": metrics,
+  })
+  return metrics
+
+
+def open_reward(workdir: Place) -> RewardScorer:
+  """A trained reward model.
+
+  Raises:
+    ConfigError: none in that folder, or not finished.
+  """
+  if not storage.exists(workdir / "metrics.json"):
+    raise ConfigError(f"{workdir}: holds no finished reward model; run `gr4ad reward` first")
+  run = config_lib.read_json(RewardRun, storage.fetch(workdir / "reward.json"))
+  fitted = json.loads(storage.read_text(workdir / "metrics.json"))["calibration"]
+  _, make_batch, bid_A = open_reward_data(run)
+  return dataclasses.replace(
+    _scorer(run, workdir, make_batch, bid_A), click=Platt(**fitted["click"]),
+    conversion=Platt(**fitted["conversion"]),
+  )
+
+
+def judge(scorer: RewardScorer, impressions: Impressions) -> dict[str, float]:
+  """click/... over shown ads and conversion/... over clicked ones, of calibrated rates."""
+  scores = scorer(impressions.contexts, impressions.shown_RC)
+  shown_RC, action_RC = impressions.shown_RC >= 0, impressions.action_RC
+  clicked_RC = action_RC >= 1
+  parts = {
+    "click": probability_metrics(scores.click_RC[shown_RC], clicked_RC[shown_RC]),
+    "conversion": probability_metrics(
+      scores.conversion_RC[clicked_RC], action_RC[clicked_RC] == 2
+    ),
+  }
+  return {f"{head}/{name}": x for head, part in parts.items() for name, x in part.items()}
+
+
+def open_reward_data(run: RewardRun) -> tuple[ExampleMaker, RewardBatchMaker, np.ndarray]:
+  """Requests, fields and bids of a run's data."""
+  data = storage.place(run.data)
+  examples = open_examples(storage.fetch(data / "examples"))
+  logs = read_logs(storage.fetch(data / "logs"))
+  train_E = training_events(logs, examples)
+  make_batch = reward_batch_maker(logs, run.model, examples.features.sizes, train_E=train_E)
+  return ExampleMaker(logs, examples.config), make_batch, bids_of(logs, train_E)
+
+
+def _scorer(run: RewardRun, workdir: Place, make_batch, bid_A) -> RewardScorer:
+  model = RewardModel(run.model, make_batch.vocabulary)
+  params, _ = read_params(reward_task(model), run.train, workdir)
+  logits = jax.jit(lambda params, batch: model.apply({"params": params}, batch))
+  return RewardScorer(make_batch, bid_A, Platt(), Platt(), logits, params)
+
+
+def _validation(impressions: Impressions, batch_of, config: TrainConfig) -> list[Any]:
+  """The first batches in a fixed random order."""
+  source = RewardSource(impressions)
+  order = np.random.default_rng(0).permutation(len(source))
+  rows = min(config.batch_size, len(source))
+  count = max(1, min(config.eval_batches, len(source) // rows))
+  return [batch_of([source[j] for j in order[i * rows : (i + 1) * rows]]) for i in range(count)]
+
+
+def _calibrate(scorer: RewardScorer, impressions: Impressions) -> tuple[Platt, Platt]:
+  click_RC, conversion_RC = scorer.raw(impressions.contexts, impressions.shown_RC)
+  shown_RC, clicked_RC = impressions.shown_RC >= 0, impressions.action_RC >= 1
+  converted_RC = impressions.action_RC == 2
+  return (
+    fit_platt(click_RC[shown_RC], clicked_RC[shown_RC]),
+    fit_platt(conversion_RC[clicked_RC], converted_RC[clicked_RC]),
+  )

@@ -1,0 +1,1 @@
+"""Numbers as pages to look at."""

@@ -1,0 +1,241 @@
+"""The three decoders: by hand, by invariance, and teacher forcing against step-by-step decoding."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gr4ad_jax.config import ModelConfig, preset
+from gr4ad_jax.gr4ad.batch import Context
+from gr4ad_jax.gr4ad.build import build_decoder, count_params, init_params, start_fn, step_fn
+from gr4ad_jax.gr4ad.lazy_decoder import Fuse
+from tests.support import VOCABULARY, random_codes, random_context, shaken_params
+
+SMALL = ModelConfig(width=16, num_heads=2, num_layers=3, num_lazy_layers=2)
+VARIANTS = {
+  "lazy": SMALL,
+  "lazy, copy path": dataclasses.replace(SMALL, copy_path=True),
+  "lazy, projected, layer norm, fused bos": dataclasses.replace(
+    SMALL, kv_mode="projected", norm="layer", fuse_bos=True
+  ),
+  "autoregressive, copy path": dataclasses.replace(
+    SMALL, decoder="autoregressive", copy_path=True
+  ),
+  "multi-token": dataclasses.replace(SMALL, decoder="multi_token", kv_mode="projected"),
+  "multi-token, copy path": dataclasses.replace(SMALL, decoder="multi_token", copy_path=True),
+}
+
+
+@pytest.fixture(scope="module", params=list(VARIANTS))
+def model(request):
+  """A decoder whose gates are not at their neutral start."""
+  decoder = build_decoder(VARIANTS[request.param], VOCABULARY)
+  params = shaken_params(decoder)
+  forced = jax.jit(lambda context, codes: decoder.apply({"params": params}, context, codes))
+  return decoder, params, forced
+
+
+def test_level_sees_only_earlier_codes(model):
+  _, _, forced = model
+  rng = np.random.default_rng(0)
+  context, codes = random_context(rng, 2), random_codes(rng, 2, 3)
+  base = forced(context, codes)
+  for changed in range(3):
+    other = codes.copy()
+    other[..., changed] = (other[..., changed] + 1) % VOCABULARY.codebook_sizes[changed]
+    new = forced(context, other)
+    for level in range(3):
+      same = np.allclose(new.sid_BCL[..., level], base.sid_BCL[..., level], atol=1e-5)
+      assert same == (level < changed), (changed, level)
+    assert not np.allclose(new.ecpm_BCV, base.ecpm_BCV, atol=1e-5)  # the value follows the SID
+
+
+def test_unfused_pass_ignores_every_other_code(model):
+  _, _, forced = model
+  rng = np.random.default_rng(1)
+  context, codes = random_context(rng, 2), random_codes(rng, 2, 3)
+  base = forced(context, codes).mtp_BCL
+  if base is None:
+    return  # the ordinary decoder has no such pass
+  for changed in range(3):
+    other = codes.copy()
+    other[..., changed] = (other[..., changed] + 1) % VOCABULARY.codebook_sizes[changed]
+    kept = [level for level in range(3) if level != changed]
+    np.testing.assert_allclose(
+      forced(context, other).mtp_BCL[..., kept], base[..., kept], atol=1e-6
+    )
+
+
+def test_lazy_trunk_has_no_gradient_from_tokens():
+  decoder = build_decoder(SMALL, VOCABULARY)
+  params = init_params(decoder, jax.random.key(0))
+  rng = np.random.default_rng(2)
+  empty = random_context(rng, 1)._replace(
+    ad_code_BTL=np.full((1, 5, 3), -1, np.int32), organic_code_BOL=np.full((1, 4, 3), -1, np.int32),
+    trend_code_BNL=np.full((1, 3, 3), -1, np.int32),
+  )  # no code enters through the context, so that only target tokens could
+
+  def trunk_sum(params):
+    shared, _, _ = start_fn(decoder)(params, empty)
+    return jnp.sum(shared.start_BPD**2)
+
+  grads = jax.jit(jax.grad(trunk_sum))(params)
+  assert all(not np.any(g) for g in jax.tree.leaves(grads["tables"]))
+  assert np.any(grads["lazy_layers_0"]["feed_forward"]["out"]["kernel"])
+
+
+@pytest.mark.parametrize("traced", [False, True], ids=["static level", "traced level"])
+def test_steps_equal_teacher_forcing(model, traced):
+  decoder, params, forced = model
+  rng = np.random.default_rng(3)
+  context, codes = random_context(rng, 2), random_codes(rng, 2, 4)
+  expected = forced(context, codes)
+
+  @jax.jit
+  def decode(context, codes):
+    shared, state, logp_B1V = start_fn(decoder)(params, context)
+    state = jax.tree.map(lambda x: jnp.repeat(x, codes.shape[1], axis=1), state)
+    logp = [jnp.repeat(logp_B1V, codes.shape[1], axis=1)]
+    for level in range(1, 4):
+      at = jnp.int32(level) if traced and level < 3 else level
+      state, logp_BCV = step_fn(decoder)(params, shared, state, codes[..., level - 1], at)
+      logp.append(logp_BCV)
+    return logp
+
+  *levels, ecpm = decode(context, codes)
+  for level, logp_BCV in enumerate(levels):
+    picked = np.take_along_axis(np.asarray(logp_BCV), codes[..., level][..., None], axis=-1)
+    np.testing.assert_allclose(picked[..., 0], expected.sid_BCL[..., level], atol=2e-5)
+    total = np.exp(np.asarray(logp_BCV, np.float64)).sum(axis=-1)
+    np.testing.assert_allclose(total, 1, atol=1e-5)  # a distribution, copy path or not
+  np.testing.assert_allclose(ecpm, expected.ecpm_BCV, atol=2e-5)
+
+
+def test_padding_changes_nothing(model):
+  _, _, forced = model
+  rng = np.random.default_rng(4)
+  context, codes = random_context(rng, 2), random_codes(rng, 2, 3)
+
+  def pad(x, width):
+    filler = np.full((2, width, *x.shape[2:]), -1, np.int32)
+    return np.concatenate([x, filler], axis=1)
+
+  padded = Context(**{
+    name: pad(value, 3) if name.startswith(("ad_", "organic_")) else value
+    for name, value in context.present().items()
+  })
+  for a, b in zip(forced(context, codes), forced(padded, codes), strict=True):
+    if a is not None:
+      np.testing.assert_allclose(a, b, atol=2e-5)
+  extra = np.concatenate([codes, np.full((2, 1, 3), -1)], axis=1)
+  np.testing.assert_allclose(
+    forced(context, extra).sid_BCL[:, :3], forced(context, codes).sid_BCL, atol=2e-5
+  )
+
+
+def test_history_order_does_not_matter(model):
+  """Cross-attention has no positions: recency enters by buckets alone."""
+  _, _, forced = model
+  rng = np.random.default_rng(5)
+  context, codes = random_context(rng, 2), random_codes(rng, 2, 3)
+  order = np.array([3, 1, 0, 4, 2])
+  shuffled = context._replace(**{
+    name: getattr(context, name)[:, order]
+    for name in ("ad_code_BTL", "ad_count_BT", "ad_age_BT", "ad_trend_BT")
+  })
+  np.testing.assert_allclose(
+    forced(shuffled, codes).sid_BCL, forced(context, codes).sid_BCL, atol=2e-5
+  )
+
+
+def test_empty_context_is_finite(model):
+  _, _, forced = model
+  context = Context(**{
+    name: np.full_like(value, 0 if name == "feature_BF" else -1)
+    for name, value in random_context(np.random.default_rng(6), 1).present().items()
+  })
+  assert np.isfinite(forced(context, random_codes(np.random.default_rng(6), 1, 2)).sid_BCL).all()
+
+
+def test_copy_path_mixture_by_hand():
+  """p = (1 - g) p_gen + g sum of attention on tokens with this next code; g = 0 where none fits."""
+  config = dataclasses.replace(SMALL, copy_path=True)
+  decoder = build_decoder(config, VOCABULARY)
+  params = init_params(decoder, jax.random.key(0))
+  rng = np.random.default_rng(7)
+  context = random_context(rng, 1)
+  context = context._replace(  # three tokens start with code 2, two of them go on with 4
+    ad_code_BTL=np.array([[[2, 4, 1], [2, 4, 3], [2, 0, 5], [1, 4, 1], [0, 0, 0]]], np.int32),
+    organic_code_BOL=np.full((1, 4, 3), -1, np.int32),
+    trend_code_BNL=np.full((1, 3, 3), -1, np.int32),
+    ad_count_BT=np.array([[2, 2, 2, 0, 0]], np.int32),  # a count of 2 each
+    ad_age_BT=np.zeros((1, 5), np.int32), ad_trend_BT=np.zeros((1, 5), np.int32),
+  )
+  open_gate = jax.tree.map(jnp.array, params)
+  gate = open_gate["output"]["copy"]["gate"]
+  open_gate["output"]["copy"]["gate"] = gate.at[:, -1].set(1.0)  # logit 1 on every level
+  assert not np.any(params["output"]["copy"]["query"]["kernel"])  # biases alone decide at start
+  closed = jax.tree.map(jnp.array, open_gate)
+  closed["output"]["copy"]["gate"] = gate.at[:, -1].set(-1e9)
+
+  @jax.jit
+  def level_two(params, first_code):
+    shared, state, _ = start_fn(decoder)(params, context)
+    _, logp = step_fn(decoder)(params, shared, state, jnp.full((1, 1), first_code), 1)
+    return jnp.exp(logp)[0, 0]
+
+  g = 1 / (1 + np.exp(-1.0))
+  copied = np.array([1 / 3, 0, 0, 0, 2 / 3])
+  np.testing.assert_allclose(
+    level_two(open_gate, 2), (1 - g) * level_two(closed, 2) + g * copied, atol=1e-6
+  )
+  np.testing.assert_allclose(level_two(open_gate, 5), level_two(closed, 5), atol=1e-7)
+
+
+def test_fuse_by_hand():
+  """Eq. 10 on numbers: W_f [m * (W_g s) ; s]."""
+  config = ModelConfig(width=2, num_heads=1, num_layers=1, num_lazy_layers=0)
+  params = {
+    "gate": {"kernel": jnp.array([[1.0, 2.0], [0.0, 1.0]])},
+    "out": {"kernel": jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.0, 2.0]])},
+  }
+  m, s = jnp.array([3.0, 5.0]), jnp.array([1.0, 2.0])
+  # s W_g = (1, 4); m * that = (3, 20); [3, 20, 1, 2] W_f = (3 + 1, 20 + 1 + 4)
+  np.testing.assert_allclose(Fuse(config).apply({"params": params}, m, s), [4.0, 25.0])
+
+
+@pytest.mark.parametrize(
+  ("name", "billions"),
+  [("0.03b", 0.027), ("0.08b", 0.079), ("0.16b", 0.157), ("0.32b", 0.311)],
+)
+def test_paper_presets_have_the_papers_sizes(name, billions):
+  """Reference 2.7: 126 d^2 of layers, 3 d^2 of Fuse, 21504 d of tables; ours adds the context."""
+  vocabulary = dataclasses.replace(
+    VOCABULARY, codebook_sizes=(16384, 4096, 1024), num_ecpm_bins=32, num_trending=0
+  )
+  decoder = build_decoder(preset(name).model, vocabulary)
+  params = jax.eval_shape(lambda key: init_params(decoder, key), jax.random.key(0))
+  width = decoder.config.width
+  core = count_params(
+    {k: v for k, v in params.items() if k.startswith(("layers", "lazy", "fuse", "tables"))}
+  )
+  assert core == pytest.approx(129 * width**2 + 21504 * width, rel=0.01)
+  assert core == pytest.approx(billions * 1e9, rel=0.02)
+
+
+def test_dropout_needs_training_mode():
+  decoder = build_decoder(dataclasses.replace(SMALL, dropout=0.5), VOCABULARY)
+  params = init_params(decoder, jax.random.key(0))
+  rng = np.random.default_rng(8)
+  context, codes = random_context(rng, 1), random_codes(rng, 1, 1)
+
+  @jax.jit
+  def run(key):
+    return decoder.apply(
+      {"params": params}, context, codes, deterministic=False, rngs={"dropout": jax.random.key(key)}
+    ).sid_BCL
+
+  assert not np.allclose(run(0), run(1))
+  np.testing.assert_array_equal(run(0), run(0))

@@ -1,0 +1,46 @@
+"""VSL on numbers a reader can redo."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gr4ad_jax.config import LossConfig
+from gr4ad_jax.gr4ad.supervised import vsl_loss
+
+CONFIG = LossConfig(ecpm_weight=0.5, mtp_weight=0.25)
+
+
+def test_by_hand():
+  sid = jnp.log(jnp.array([[[0.5, 0.25, 0.5]]]))  # -log: (1 + 2 + 1) log 2
+  ecpm = jnp.log(jnp.array([[[0.75, 0.25]]]))  # the target bucket 1 costs 2 log 2
+  mtp = jnp.log(jnp.array([[[0.01, 0.5, 0.125]]]))  # level 1 is left out: (1 + 3) log 2
+  terms = vsl_loss(
+    sid, ecpm, mtp, ecpm_bin_BC=jnp.array([[1]]), where_BC=jnp.array([[True]]), config=CONFIG
+  )
+  log2 = np.log(2)
+  np.testing.assert_allclose(terms.sid_BC, [[4 * log2]], rtol=1e-6)
+  np.testing.assert_allclose(terms.ecpm_BC, [[2 * log2]], rtol=1e-6)
+  np.testing.assert_allclose(terms.mtp_BC, [[4 * log2]], rtol=1e-6)
+  np.testing.assert_allclose(terms.total_BC, [[(4 + 0.5 * 2 + 0.25 * 4) * log2]], rtol=1e-6)
+
+
+def test_missing_ecpm_drops_only_that_term():
+  sid, ecpm = jnp.full((1, 1, 3), -1.0), jnp.log(jnp.array([[[0.5, 0.5]]]))
+  terms = vsl_loss(
+    sid, ecpm, None, ecpm_bin_BC=jnp.array([[-1]]), where_BC=jnp.array([[True]]), config=CONFIG
+  )
+  assert (float(terms.ecpm_BC[0, 0]), float(terms.total_BC[0, 0])) == (0.0, 3.0)
+
+
+def test_masked_row_costs_nothing_and_has_no_gradient():
+  where_BC = jnp.array([[True, False]])
+
+  def total(sid, ecpm, mtp):
+    return vsl_loss(
+      sid, ecpm, mtp, ecpm_bin_BC=jnp.array([[0, 0]]), where_BC=where_BC, config=CONFIG
+    ).total_BC.sum()
+
+  args = (jnp.full((1, 2, 3), -1e30), jnp.full((1, 2, 4), -1.0), jnp.full((1, 2, 3), -2.0))
+  grads = jax.grad(total, argnums=(0, 1, 2))(*args)
+  for grad in grads:
+    assert np.isfinite(grad).all() and (grad[:, 1] == 0).all() and (grad[:, 0] != 0).any()
