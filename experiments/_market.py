@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments._runs import tokenized
-from gr4ad_jax.config import RewardConfig, SearchConfig
 from gr4ad_jax.data import prepare
 from gr4ad_jax.data.impressions import read_impressions
 from gr4ad_jax.data.records import Logs
@@ -18,8 +17,8 @@ from gr4ad_jax.data.schema import read_logs
 from gr4ad_jax.data.sequences import Example, ExampleMaker, FeatureVocabulary
 from gr4ad_jax.data.splits import time_split
 from gr4ad_jax.data.tfds_builder import open_examples, read_split
-from gr4ad_jax.evaluation.evaluate import eval_requests, group_requests
 from gr4ad_jax.evaluation.ranking import EvalRequests, ranking_metrics
+from gr4ad_jax.evaluation.requests import eval_requests, group_requests
 from gr4ad_jax.gr4ad.run import Inputs
 from gr4ad_jax.machine.progress import console, track
 from gr4ad_jax.machine.storage import write_json
@@ -35,7 +34,9 @@ from gr4ad_jax.market.world import (
   truth,
 )
 from gr4ad_jax.market.worlds import build_market
+from gr4ad_jax.ranker.config import RewardConfig
 from gr4ad_jax.ranker.reward import RewardRun, RewardScorer, train_reward
+from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.recommender import Recommender
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 

@@ -14,13 +14,15 @@ import numpy as np
 import scipy.stats
 
 from gr4ad_jax.catalog.legal_prefixes import PrefixTree, build_prefix_tree
-from gr4ad_jax.config import Config, SearchConfig, override_all, preset
+from gr4ad_jax.config import override_all
 from gr4ad_jax.data import prepare
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.data.tfds_builder import read_split
-from gr4ad_jax.evaluation.evaluate import eval_requests, group_requests, search_split
+from gr4ad_jax.evaluation.evaluate import search_split
 from gr4ad_jax.evaluation.ranking import ranking_metrics
+from gr4ad_jax.evaluation.requests import eval_requests, group_requests
 from gr4ad_jax.gr4ad.build import Decoder
+from gr4ad_jax.gr4ad.config import Config, preset
 from gr4ad_jax.gr4ad.run import (
   Inputs,
   RunFile,
@@ -32,8 +34,10 @@ from gr4ad_jax.gr4ad.run import (
 )
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.machine.storage import write_json
+from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.recommender import Recommender
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
+from gr4ad_jax.tokenizer.stage import tokenize
 from gr4ad_jax.training.metric_log import read_log
 
 STEPS = {"cpu": 500, "full": 1_500}
@@ -51,7 +55,7 @@ def tokenized(data: Path, out: Path, config: TokenizerConfig) -> Path:
   """Semantic IDs in `out`."""
   if not (out / "health.json").exists():
     console.print(f"tokenize: {config.encoder}")
-    prepare.tokenize(data, out, config)
+    tokenize(data, out, config)
   return out
 
 

@@ -31,9 +31,9 @@ from matplotlib.figure import Figure
 from experiments._settings import with_overrides
 from gr4ad_jax.catalog.legal_prefixes import LegalPrefixes, PrefixTree, build_prefix_tree
 from gr4ad_jax.cli.bench_decode import BenchConfig, random_sids, run_bench, time_in_turns
-from gr4ad_jax.config import preset
 from gr4ad_jax.data.amazon import read_amazon
 from gr4ad_jax.embedding.text_encoder import encode_texts
+from gr4ad_jax.gr4ad.config import preset
 from gr4ad_jax.machine.progress import console, track
 from gr4ad_jax.search.beam_search import Beams, beam_search
 from gr4ad_jax.tokenizer import residual_kmeans

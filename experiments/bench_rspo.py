@@ -22,9 +22,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments._settings import with_overrides
-from gr4ad_jax.cli.bench_decode import random_context, random_vocabulary, time_in_turns
-from gr4ad_jax.config import preset
+from gr4ad_jax.cli.bench_decode import time_in_turns
+from gr4ad_jax.gr4ad.batch import random_context, random_vocabulary
 from gr4ad_jax.gr4ad.build import build_decoder, init_params
+from gr4ad_jax.gr4ad.config import preset
 from gr4ad_jax.learning.preference import Lists, rspo_loss
 from gr4ad_jax.machine.progress import track
 

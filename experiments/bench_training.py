@@ -32,11 +32,12 @@ from matplotlib.figure import Figure
 
 from experiments._runs import prepared_journey, tokenized
 from experiments._settings import with_overrides
-from gr4ad_jax.cli.bench_decode import random_context, random_vocabulary, time_in_turns
-from gr4ad_jax.config import Config, override_all, preset
+from gr4ad_jax.cli.bench_decode import time_in_turns
+from gr4ad_jax.config import override_all
 from gr4ad_jax.data.pipeline import train_batches
-from gr4ad_jax.gr4ad.batch import Batch, Context, Vocabulary
+from gr4ad_jax.gr4ad.batch import Batch, Context, Vocabulary, random_context, random_vocabulary
 from gr4ad_jax.gr4ad.build import build_decoder
+from gr4ad_jax.gr4ad.config import Config, preset
 from gr4ad_jax.gr4ad.cost import num_params, train_flops
 from gr4ad_jax.gr4ad.run import RunFile, example_flops, open_inputs
 from gr4ad_jax.gr4ad.vsl_task import vsl_task

@@ -29,15 +29,19 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments._settings import with_overrides
-from gr4ad_jax.config import Config, ModelConfig, SearchConfig, TrainConfig, override_all, require
+from gr4ad_jax.config import override_all, require
 from gr4ad_jax.data import prepare
 from gr4ad_jax.gr4ad.build import build_decoder
+from gr4ad_jax.gr4ad.config import Config, ModelConfig
 from gr4ad_jax.gr4ad.run import open_inputs, read_run
 from gr4ad_jax.gr4ad.vsl_task import vsl_task
 from gr4ad_jax.machine import sharding
 from gr4ad_jax.machine.progress import console
+from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
+from gr4ad_jax.tokenizer.stage import tokenize
 from gr4ad_jax.training.checkpoint import Checkpoints
+from gr4ad_jax.training.config import TrainConfig
 from gr4ad_jax.training.metric_log import read_log
 from gr4ad_jax.training.train_step import TrainState, abstract_state
 
@@ -77,7 +81,7 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
     prepare.prepare_completejourney(
       data, min_ad_events=3, households=settings.households, overwrite=True
     )
-    prepare.tokenize(data, data / "sids", TokenizerConfig())
+    tokenize(data, data / "sids", TokenizerConfig())
   calm, wild = workdir / "calm", workdir / "wild"
   shutil.rmtree(wild, ignore_errors=True)
   console.print("undisturbed")

@@ -34,20 +34,16 @@ from matplotlib.figure import Figure
 
 from experiments._market import prepared_first_days
 from experiments._serving import Server, running_server
-from gr4ad_jax.config import (
-  Config,
-  ConfigError,
-  ModelConfig,
-  SearchConfig,
-  TrainConfig,
-  override_all,
-)
+from gr4ad_jax.config import ConfigError, override_all
 from gr4ad_jax.data.records import Action
+from gr4ad_jax.gr4ad.config import Config, ModelConfig
 from gr4ad_jax.gr4ad.run import RunFile, open_inputs, train_run
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.market.log import Shown, build_shelves, simulate_hours
 from gr4ad_jax.market.world import SCENES, Market, MarketConfig, Requests, expected_revenue
 from gr4ad_jax.market.worlds import build_market
+from gr4ad_jax.search.config import SearchConfig
+from gr4ad_jax.training.config import TrainConfig
 from gr4ad_jax.training.metric_log import read_log
 
 ARMS = ("online", "frozen")

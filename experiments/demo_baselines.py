@@ -21,7 +21,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from gr4ad_jax.cli import demo
-from gr4ad_jax.config import override, override_all, preset
+from gr4ad_jax.config import override, override_all
+from gr4ad_jax.gr4ad.config import preset
 from gr4ad_jax.gr4ad.run import read_run
 from gr4ad_jax.report.verdict import SCOPES, compare_with_baselines, interval_of, methods, verdict
 from gr4ad_jax.training.metric_log import read_log

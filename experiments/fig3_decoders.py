@@ -30,8 +30,10 @@ from experiments._runs import (
   trained_metrics,
 )
 from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
-from gr4ad_jax.cli.bench_decode import compile_decode, measure, random_sids, random_vocabulary
-from gr4ad_jax.config import ModelConfig, override
+from gr4ad_jax.cli.bench_decode import compile_decode, measure, random_sids
+from gr4ad_jax.config import override
+from gr4ad_jax.gr4ad.batch import random_vocabulary
+from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.machine.progress import track
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 

@@ -3,7 +3,7 @@
     python -m experiments.run fig5_scaling
 
 A family of LazyAR decoders with the paper's depth (L = 9, K = 6) and widths 16 to 224, 0.2 to 8
-million parameters, each trained on the same requests of the fitted market (data/market.py) by a
+million parameters, each trained on the same requests of the fitted market (market/world.py) by a
 `gr4ad sweep`. Loss is the SID loss (nats) of held-out test requests; revenue is what four ads in
 the model's own order earn, computed from the market's truth.
 
@@ -33,23 +33,19 @@ from matplotlib.figure import Figure
 from experiments._market import MarketTest, open_market_test, prepared_market, recommend_all
 from experiments._runs import tokenized
 from gr4ad_jax.cli.sweep import Sweep, parse_grid, run_name, run_sweep
-from gr4ad_jax.config import (
-  LossConfig,
-  ModelConfig,
-  SearchConfig,
-  TrainConfig,
-  override_all,
-  preset,
-)
+from gr4ad_jax.config import override_all
 from gr4ad_jax.data.tfds_builder import read_split
+from gr4ad_jax.gr4ad.config import LossConfig, ModelConfig, preset
 from gr4ad_jax.gr4ad.cost import num_params, num_table_params
 from gr4ad_jax.gr4ad.run import Inputs, RunFile, example_flops, load_params, open_inputs
 from gr4ad_jax.machine.memory import keep_freed_memory
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.machine.storage import write_json
 from gr4ad_jax.market.world import MarketConfig
+from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.recommender import Recommender
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
+from gr4ad_jax.training.config import TrainConfig
 
 WIDTHS = (16, 32, 64, 96, 144, 224)
 

@@ -3,7 +3,7 @@
     python -m experiments.run table1_ablation
     python -m experiments.table1_ablation --check runs/table1_ablation/results.json
 
-The fitted market (data/market.py). Every generative row trains for the same number of steps in two
+The fitted market (market/world.py). Every generative row trains for the same number of steps in two
 stages, the second from the first's parameters: logged samples alone, or with candidate lists of the
 first stage's model priced by the reward model. Each hands its first 10 ads a request, or all 50, to
 the same final ranker, the reward model; what the four shown ads earn is computed from the market's
@@ -41,30 +41,30 @@ from experiments._market import (
 from experiments._runs import paired_interval, tokenized
 from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
 from gr4ad_jax.cli.bench_decode import time_in_turns
-from gr4ad_jax.config import (
+from gr4ad_jax.config import override_all
+from gr4ad_jax.data.tfds_builder import to_example
+from gr4ad_jax.gr4ad.build import start_fn, step_fn
+from gr4ad_jax.gr4ad.candidates import write_candidates
+from gr4ad_jax.gr4ad.config import (
   CandidateConfig,
   Config,
   LossConfig,
   ModelConfig,
   PreferenceConfig,
-  RewardConfig,
-  SearchConfig,
-  TrainConfig,
-  override_all,
 )
-from gr4ad_jax.data.tfds_builder import to_example
-from gr4ad_jax.gr4ad.build import start_fn, step_fn
-from gr4ad_jax.gr4ad.candidates import write_candidates
 from gr4ad_jax.gr4ad.run import RunFile, load_params, open_inputs, train_run
 from gr4ad_jax.machine.memory import keep_freed_memory
 from gr4ad_jax.machine.progress import console, track
 from gr4ad_jax.machine.storage import write_json
 from gr4ad_jax.market.world import MarketConfig
 from gr4ad_jax.ranker.cascade import train_retrieval
+from gr4ad_jax.ranker.config import RewardConfig
 from gr4ad_jax.ranker.reward import RewardScorer, open_reward
 from gr4ad_jax.search.beam_search import compile_search
+from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.recommender import Recommender
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
+from gr4ad_jax.training.config import TrainConfig
 
 PLAIN_LOSS = LossConfig(
   ecpm_weight=0.0, mtp_weight=0.0, conversion_weight=1.0, user_weight_range=(1.0, 1.0)

@@ -4,17 +4,8 @@ import dataclasses
 
 import pytest
 
-from gr4ad_jax.config import (
-  PRESETS,
-  Config,
-  ConfigError,
-  ModelConfig,
-  from_dict,
-  override,
-  preset,
-  read_json,
-  to_json,
-)
+from gr4ad_jax.config import ConfigError, from_dict, override, read_json, to_json
+from gr4ad_jax.gr4ad.config import PRESETS, Config, ModelConfig, preset
 
 
 @pytest.mark.parametrize("name", list(PRESETS))

@@ -12,17 +12,18 @@ import jax
 
 from gr4ad_jax import config as config_lib
 from gr4ad_jax.cli import tables
-from gr4ad_jax.config import Config
 from gr4ad_jax.data import prepare
 from gr4ad_jax.data.pipeline import train_batches
 from gr4ad_jax.evaluation.evaluate import evaluate
 from gr4ad_jax.gr4ad.build import build_decoder
+from gr4ad_jax.gr4ad.config import Config, preset
 from gr4ad_jax.gr4ad.run import RunFile, open_inputs, read_run, train_run
 from gr4ad_jax.gr4ad.vsl_task import vsl_task
 from gr4ad_jax.machine import sharding
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.report.run_report import write_report
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
+from gr4ad_jax.tokenizer.stage import tokenize
 from gr4ad_jax.training.train_step import abstract_state, compile_init, compile_train_step
 
 Size = Literal["cpu", "tiny"]
@@ -71,12 +72,12 @@ def run_demo(
     tables.print_summary(counts, title="prepared")
   if not (data / "sids" / "config.json").exists():
     _say("2/5 tokenize: ads -> semantic IDs")
-    made = prepare.tokenize(data, data / "sids", TokenizerConfig())
+    made = tokenize(data, data / "sids", TokenizerConfig())
     tables.print_health(made.codebook_sizes, made.health, title="semantic IDs")
   if (workdir / "run.json").exists():
     run = read_run(workdir)
   else:
-    chosen = config or config_lib.preset("tiny" if size == "tiny" else "demo")
+    chosen = config or preset("tiny" if size == "tiny" else "demo")
     run = RunFile(str(data.resolve()), str((data / "sids").resolve()), chosen)
     if minutes is not None and size == "cpu":
       _say("3/5 train: measuring the speed of this machine")

@@ -16,23 +16,26 @@ from rich.table import Table
 
 from gr4ad_jax import config as config_lib
 from gr4ad_jax.cli import tables
-from gr4ad_jax.config import (
-  REWARD_TRAINING,
+from gr4ad_jax.cli.bench_serve import LoadConfig
+from gr4ad_jax.gr4ad.config import (
+  PRESETS,
   CandidateConfig,
+  Config,
   DataShape,
-  LoadConfig,
   LossConfig,
   ModelConfig,
   OnlineConfig,
   PreferenceConfig,
-  RewardConfig,
-  SearchConfig,
-  ServingConfig,
-  TrainConfig,
+  preset,
 )
 from gr4ad_jax.machine import storage
 from gr4ad_jax.machine.memory import keep_freed_memory
 from gr4ad_jax.market.world import MarketConfig
+from gr4ad_jax.ranker.config import REWARD_TRAINING, RewardConfig
+from gr4ad_jax.search.config import SearchConfig
+from gr4ad_jax.serving.config import ServingConfig
+from gr4ad_jax.tokenizer.stage import tokenize
+from gr4ad_jax.training.config import TrainConfig
 
 
 def _one_line(text: object) -> str:
@@ -184,7 +187,7 @@ class Train:
   """Folder of the run; of several hosts one that all share, or gs://BUCKET/FOLDER."""
   sids: Place | None = None
   """Folder that `tokenize` wrote; default DATA/sids."""
-  preset: Literal[tuple(config_lib.PRESETS)] = "small"  # type: ignore[valid-type]
+  preset: Literal[tuple(PRESETS)] = "small"  # type: ignore[valid-type]
   """Named settings; the options below change single ones."""
   resume: bool = False
   """Continue the run in WORKDIR (with the same settings), exactly."""
@@ -214,7 +217,7 @@ class MakeSweep:
   PATH=LOW:HIGH and PATH=LOW:HIGH:log. As in model.width=32,64 train.seed=0,1."""
   sids: Place | None = None
   """Folder that `tokenize` wrote; default DATA/sids."""
-  preset: Literal[tuple(config_lib.PRESETS)] = "small"  # type: ignore[valid-type]
+  preset: Literal[tuple(PRESETS)] = "small"  # type: ignore[valid-type]
   """Named settings that all runs start from."""
   set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH=VALUE ...")] = ()
   """Settings that all runs share."""
@@ -234,7 +237,7 @@ class MakePlan:
   devices: str
   """KIND-NUMBER: a TPU slice (v4, v5e, v5p, v6e) as Google names it, GPUs (a100, h100, h200, l4,
   l20), or cpu; for example v5e-16, h100-8."""
-  preset: Literal[tuple(config_lib.PRESETS)] = "small"  # type: ignore[valid-type]
+  preset: Literal[tuple(PRESETS)] = "small"  # type: ignore[valid-type]
   """Named settings; the options below change single ones."""
   mfu: float = 0.4
   """Share of the peak that the run is assumed to reach."""
@@ -365,7 +368,7 @@ class Report:
 class BenchDecode:
   """Speed of beam search: decoders, batch sizes and beam widths side by side, on random input."""
 
-  preset: Literal[tuple(config_lib.PRESETS)] = "small"  # type: ignore[valid-type]
+  preset: Literal[tuple(PRESETS)] = "small"  # type: ignore[valid-type]
   """Width, layers and number types of the decoders."""
   decoders: tuple[Literal["lazy", "autoregressive", "multi_token"], ...] = (
     "lazy", "autoregressive", "multi_token"
@@ -477,8 +480,8 @@ def main(argv: list[str] | None = None) -> None:
 def _parse(argv: list[str]) -> Command:
   """Options of `train` and `plan` take their defaults from the preset named on the same line."""
   name = _preset_name(argv[1:]) if argv[:1] in (["train"], ["plan"]) else None
-  if name in config_lib.PRESETS:
-    chosen = config_lib.PRESETS[name]
+  if name in PRESETS:
+    chosen = PRESETS[name]
     if argv[0] == "train":
       default = Train(
         data=tyro.MISSING, workdir=tyro.MISSING, preset=name, model=chosen.model,
@@ -667,7 +670,6 @@ def _make_market(command: MakeMarket) -> None:
 
 
 def _tokenize(command: Tokenize) -> None:
-  from gr4ad_jax.data import prepare
   from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 
   out = command.out or command.data / "sids"
@@ -676,7 +678,7 @@ def _tokenize(command: Tokenize) -> None:
     last_level=command.last_level, hash_columns=command.hash_columns, seed=command.seed,
     kmeans_iterations=command.kmeans_iterations,
   )
-  result = prepare.tokenize(
+  result = tokenize(
     command.data, out, config, embeddings=command.embeddings, with_report=command.report
   )
   title = f"semantic IDs in {out}"
@@ -695,7 +697,7 @@ def _train(command: Train) -> None:
   from gr4ad_jax.training.profiling import parse_steps
 
   distributed.join()
-  config = config_lib.Config(
+  config = Config(
     command.model, command.loss, command.train, command.search, command.preference
   )
   sids = command.sids or command.data / "sids"
@@ -718,7 +720,7 @@ def _sweep(command: MakeSweep) -> None:
     if not equals:
       raise ValueError(f"set={text!r}: needs PATH=VALUE")
     shared[path] = value
-  config = config_lib.override_all(config_lib.preset(command.preset), shared)
+  config = config_lib.override_all(preset(command.preset), shared)
   sweep = Sweep(
     command.data, command.sids or command.data / "sids", command.workdir, command.preset, config,
     shared, parse_grid(command.grid), jobs=command.jobs, launch=command.launch,
@@ -735,7 +737,7 @@ def _plan(command: MakePlan) -> None:
   from gr4ad_jax.machine.peaks import parse_devices
 
   device, count = parse_devices(command.devices)
-  config = config_lib.Config(model=command.model, train=command.train)
+  config = Config(model=command.model, train=command.train)
   planned = plan_run(config, command.data, device, count, mfu=command.mfu)
   tables.print_plan(planned, title=f"{command.preset} on {command.devices}")
 
@@ -786,7 +788,7 @@ def _bench_decode(command: BenchDecode) -> None:
   from gr4ad_jax.cli.bench_decode import BenchConfig, run_bench
   from gr4ad_jax.machine.progress import track
 
-  model = config_lib.preset(command.preset).model
+  model = preset(command.preset).model
   if command.compute_dtype:
     model = dataclasses.replace(model, compute_dtype=command.compute_dtype)
   try:

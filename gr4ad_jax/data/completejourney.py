@@ -107,7 +107,7 @@ def read_completejourney(
     min_ad_events: ad events a product needs in the training weeks to be in the catalogue.
     validation_week: training weeks are those before it.
     max_households: keep only the households with the lowest numbers.
-    progress: like gr4ad_jax.progress.track, shown while the promotions are read.
+    progress: like gr4ad_jax.machine.progress.track, shown while the promotions are read.
 
   Returns:
     The logs.

@@ -34,7 +34,7 @@ def read_impressions(
   Args:
     maker: of the logs.
     split: a name of SPLITS.
-    progress: like gr4ad_jax.progress.track.
+    progress: like gr4ad_jax.machine.progress.track.
 
   Raises:
     LogError: no ad was shown without being clicked, so that clicks cannot be told from views.

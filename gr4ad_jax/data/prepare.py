@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,25 +20,15 @@ from gr4ad_jax.data.log_folder import (
   LogParts,
   check_replaceable,
   put_in_place,
-  read_logs,
   write_logs,
 )
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.splits import SequenceConfig, split_by_time
-from gr4ad_jax.data.tfds_builder import open_examples, prepare_examples, training_events
+from gr4ad_jax.data.tfds_builder import open_examples, prepare_examples
 from gr4ad_jax.data.validation import InvalidRows, LogError
-from gr4ad_jax.embedding.embeddings import LogEmbeddings, embed
-from gr4ad_jax.machine import sharding, storage
+from gr4ad_jax.machine import storage
 from gr4ad_jax.machine.progress import track
-from gr4ad_jax.machine.storage import Place, write_json
-from gr4ad_jax.report.tokenizer_report import write_tokenizer_report
-from gr4ad_jax.tokenizer import semantic_id
-from gr4ad_jax.tokenizer.groups import NUM_GROUPS
-from gr4ad_jax.tokenizer.health import measure
-from gr4ad_jax.tokenizer.health_line import HealthLine, Made
-from gr4ad_jax.tokenizer.health_verdicts import as_record, verdicts
-
-PRODUCT = "advertiser and category"  # what stands for "the same product" in a log
+from gr4ad_jax.machine.storage import Place
 
 Limits = Mapping[str, int | None]
 """Overrides of SequenceConfig fields; None keeps the default."""
@@ -218,95 +208,3 @@ def _cut(
   return counts | logs.cleaning
 
 
-class Tokenized(NamedTuple):
-  """What `tokenize` has made and found."""
-
-  codebook_sizes: tuple[int, ...]
-  health: dict[str, float]
-  lines: list[HealthLine]
-
-
-def tokenize(
-  data: Place,
-  out: Place,
-  config: semantic_id.TokenizerConfig,
-  *,
-  embeddings: Place | None = None,
-  with_report: bool = False,
-) -> Tokenized:
-  """Assigns and stores semantic IDs with their health (health.json beside them).
-
-  Embeddings are kept in DATA/embeddings, and a fit that was interrupted goes on.
-
-  Args:
-    data: folder of prepared data.
-    out: folder to write.
-    config: encoder, quantizer, codebooks, last level.
-    embeddings: .npy file [num_ads, D] for encoder "given"; None = the ads' column.
-    with_report: also write report.html.
-
-  Raises:
-    LogError, ValueError: no logs there, or settings that do not fit them.
-  """
-  logs = read_logs(storage.fetch(data / "logs"))
-  train_E = None
-  if config.encoder == "uae":  # the others learn from no event
-    train_E = training_events(logs, open_examples(storage.fetch(data / "examples")))
-  with storage.new_folder(out) as copy:
-    folder = copy.path
-    with storage.working_copy(data / "embeddings") as cache:
-      embedded = embed(
-        logs, config.encoder, file=embeddings and storage.fetch(embeddings), folder=cache.path,
-        train_E=train_E, seed=config.seed, progress=track,
-      )
-    sids = semantic_id.assign_semantic_ids(
-      logs, embedded, config, mesh=sharding.data_mesh(NUM_GROUPS),
-      resume_path=folder.with_name(f".{folder.name}.resume.npz"), progress=track,
-    )
-    metrics = health(logs, sids, embedded)
-    lines = judge(sids, metrics)
-    semantic_id.save(sids, folder)
-    write_json(folder / "health.json", as_record(metrics, lines))
-    if with_report:
-      write_tokenizer_report(
-        folder, title=logs.source, metrics=metrics, lines=lines, codes_AL=sids.codes_AL,
-        codebook_sizes=sids.codebook_sizes, embedding_AD=embedded.ad_AD,
-        group_A=np.array([path.split(" > ")[0] for path in logs.ads.category], object),
-      )
-  return Tokenized(sids.codebook_sizes, metrics, lines)
-
-
-def judge(sids: semantic_id.SemanticIds, metrics: Mapping[str, float]) -> list[HealthLine]:
-  """The verdicts on what `health` has measured."""
-  config = sids.config
-  made = Made(config.last_level, config.hash_columns, config.quantizer, config.encoder)
-  return verdicts(metrics, made=made, label_name=PRODUCT)
-
-
-def health(
-  logs: Logs, sids: semantic_id.SemanticIds, embedded: LogEmbeddings | None = None
-) -> dict[str, float]:
-  """Tokenizer health, weighted by ad events and their value.
-
-  Args:
-    logs: of the semantic IDs.
-    sids: codes of the ads.
-    embedded: what was quantised; adds reconstruction and retrieval of ads with the same advertiser
-      and category, which stand for the same product.
-  """
-  events, num_ads = logs.events, len(logs.ads.ad_id)
-  paid = events.ad >= 0
-  of_embedding = {}
-  if embedded is not None:
-    pairs = zip(logs.ads.advertiser_id, logs.ads.category, strict=True)
-    of_embedding = {
-      "embedding_AD": embedded.ad_AD, "reconstruction_AD": sids.reconstruct(),
-      "product_A": np.array(["\0".join(pair) for pair in pairs], object),
-    }
-  return measure(
-    sids.codes_AL, sids.codebook_sizes, num_quantised=sids.num_quantised,
-    content_codes_OL=sids.content_codes_OL,
-    events_A=np.bincount(events.ad[paid], minlength=num_ads).astype(np.float64),
-    value_A=np.bincount(events.ad[paid], weights=events.value[paid], minlength=num_ads),
-    **of_embedding,
-  )

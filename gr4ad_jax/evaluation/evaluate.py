@@ -17,65 +17,26 @@ from typing import Any
 import jax
 import numpy as np
 
-from gr4ad_jax.config import SearchConfig
-from gr4ad_jax.data import prepare
-from gr4ad_jax.data.engagements import engagements
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.data.tfds_builder import read_split
 from gr4ad_jax.evaluation.baseline_tuning import tune_baselines
 from gr4ad_jax.evaluation.baselines import BaselineSettings, rank_all
-from gr4ad_jax.evaluation.interactions import Interactions
 from gr4ad_jax.evaluation.ranking import EvalRequests, paired_difference, ranking_metrics
+from gr4ad_jax.evaluation.requests import eval_requests, group_requests, interactions
 from gr4ad_jax.gr4ad.build import count_params
 from gr4ad_jax.gr4ad.run import Inputs, load_params, make_recommender, open_inputs, read_run
 from gr4ad_jax.machine import distributed
 from gr4ad_jax.machine.progress import console, track
 from gr4ad_jax.machine.storage import Place, write_json
+from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.recommender import Recommendations, Recommender, concatenate
+from gr4ad_jax.tokenizer import judge
 from gr4ad_jax.tokenizer.health_verdicts import as_record
 from gr4ad_jax.training.metric_log import read_log
 
 DEPTH = 50
 NUM_SAMPLES = 6
-
-
-def group_requests(examples: Sequence[Example]) -> list[list[Example]]:
-  """Examples of one request (its targets may be split over several), in order of appearance."""
-  groups: dict[int, list[Example]] = {}
-  for example in examples:
-    groups.setdefault(example.request, []).append(example)
-  return list(groups.values())
-
-
-def eval_requests(groups: Sequence[Sequence[Example]]) -> EvalRequests:
-  """Targets of every request as padded arrays."""
-  def joined(name: str) -> list[np.ndarray]:
-    return [np.concatenate([getattr(e, name) for e in group]) for group in groups]
-
-  targets, values, news = joined("target_C"), joined("value_C"), joined("new_C")
-  width = max(len(t) for t in targets)
-
-  def pad(rows: list[np.ndarray], fill, dtype) -> np.ndarray:
-    out = np.full((len(rows), width), fill, dtype)
-    for i, row in enumerate(rows):
-      out[i, : len(row)] = row
-    return out
-
-  return EvalRequests(
-    np.array([g[0].user for g in groups], np.int32),
-    np.array([g[0].time_s for g in groups], np.int64),
-    pad(targets, -1, np.int32), pad(values, 0, np.float32), pad(news, False, bool),
-  )
-
-
-def interactions(logs: Logs) -> Interactions:
-  """Engagements with products of the catalogue, promoted or organic, for the baselines."""
-  event_N, ad_N = engagements(logs)
-  events = logs.events
-  return Interactions(
-    events.user[event_N], ad_N, events.time_s[event_N], events.ad[event_N] >= 0
-  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +135,7 @@ def evaluate(workdir: Place, *, split: str = "test", bootstrap: int = 1000) -> d
     )
     metrics |= {f"{prefix}difference/{name}/{key}": value for key, value in difference.items()}
 
-  health = prepare.health(inputs.logs, inputs.sids)
+  health = judge.health(inputs.logs, inputs.sids)
   rates = [row["examples_per_second"] for row in read_log(workdir) if "examples_per_second" in row]
   metrics |= {
     "invalid_sid_rate": invalid_rate(result.recommendations, inputs.sids.codes_AL),
@@ -191,7 +152,7 @@ def evaluate(workdir: Place, *, split: str = "test", bootstrap: int = 1000) -> d
   # JSON has no NaN: what cannot be measured (no new targets, no value) is left out.
   metrics = {name: value for name, value in metrics.items() if np.isfinite(value)}
   write_json(workdir / "about.json", _about(inputs, advertisers, settings, split))
-  lines = prepare.judge(inputs.sids, health)
+  lines = judge.judge(inputs.sids, health)
   write_json(workdir / "sid_health.json", as_record(health, lines))
   valuing = make_recommender(run, decoder, params, inputs, with_value=True)
   samples = _samples(valuing, inputs, groups, batch_size=run.config.search.batch_size)

@@ -10,15 +10,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gr4ad_jax.config import ModelConfig
 from gr4ad_jax.gr4ad.batch import Context, Vocabulary
+from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.gr4ad.context import ContextProcessor
+from gr4ad_jax.gr4ad.copy_path import follow_codes
 from gr4ad_jax.gr4ad.lazy_decoder import (
   BeamState,
   SearchContext,
   TargetLogProbs,
   empty_beam_state,
-  follow_codes,
   run_layers,
 )
 from gr4ad_jax.gr4ad.tokens import TokenOutput, TokenTables

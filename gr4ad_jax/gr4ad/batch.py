@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 
@@ -65,3 +67,58 @@ class Vocabulary:
   def num_levels(self) -> int:
     """L, SID levels."""
     return len(self.codebook_sizes)
+
+
+class EncodedContext(NamedTuple):
+  """X of the paper: S = 1 + F + T + O + N tokens, normalised."""
+
+  token_BSD: jax.Array
+  mask_BS: jax.Array  # bool, True = a real token
+  code_BSL: jax.Array  # int32 SID of each token, -1 where it has none
+  copy_bias_BS: jax.Array | None  # float32, see `copy_bias`; None where the copy path is off
+
+
+def random_vocabulary(codebook_sizes: Sequence[int]) -> Vocabulary:
+  """Sizes as a small run has them, with these codebooks and two features."""
+  return Vocabulary(
+    codebook_sizes=tuple(codebook_sizes), feature_sizes=(8, 16), num_ecpm_bins=32,
+    num_count_buckets=16, num_age_buckets=32, num_trend_buckets=32, num_trending=0,
+    num_organic_buckets=8192,
+  )
+
+
+def random_context(
+  vocabulary: Vocabulary, batch: int, context_tokens: int, *, seed: int = 0
+) -> Context:
+  """A full context: no padding, half ads and half organic contents.
+
+  Raises:
+    ValueError: no token left for the histories.
+  """
+  rng = np.random.default_rng(seed)
+  fixed = 1 + len(vocabulary.feature_sizes) + vocabulary.num_trending
+  if context_tokens < fixed + 2:
+    raise ValueError(f"context_tokens={context_tokens}: must be at least {fixed + 2}")
+  ads = (context_tokens - fixed) // 2
+  organic = context_tokens - fixed - ads
+
+  def codes(width: int) -> np.ndarray:
+    parts = [rng.integers(0, size, (batch, width), np.int32) for size in vocabulary.codebook_sizes]
+    return np.stack(parts, axis=-1)
+
+  def below(size: int, width: int) -> np.ndarray:
+    return rng.integers(0, size, (batch, width), np.int32)
+
+  count, age, trend = (
+    vocabulary.num_count_buckets, vocabulary.num_age_buckets, vocabulary.num_trend_buckets
+  )
+  features = [below(size, 1) for size in vocabulary.feature_sizes]
+  return Context(
+    feature_BF=np.concatenate(features, axis=1) if features else np.zeros((batch, 0), np.int32),
+    ad_code_BTL=codes(ads), ad_count_BT=below(count, ads), ad_age_BT=below(age, ads),
+    organic_code_BOL=codes(organic), organic_id_BO=below(vocabulary.num_organic_buckets, organic),
+    organic_count_BO=below(count, organic), organic_age_BO=below(age, organic),
+    ad_trend_BT=below(trend, ads), organic_trend_BO=below(trend, organic),
+    trend_code_BNL=codes(vocabulary.num_trending),
+    trend_share_BN=below(trend, vocabulary.num_trending),
+  )

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gr4ad_jax.config import ModelConfig
 from gr4ad_jax.gr4ad.autoregressive import AutoregressiveDecoder
 from gr4ad_jax.gr4ad.batch import Context, Vocabulary
+from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.gr4ad.lazy_decoder import LazyDecoder
 from gr4ad_jax.gr4ad.multi_token import MultiTokenDecoder
 

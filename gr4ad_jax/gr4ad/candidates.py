@@ -16,11 +16,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from gr4ad_jax.config import CandidateConfig, ConfigError, SearchConfig
+from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.impressions import Impressions, read_impressions
 from gr4ad_jax.data.list_records import CandidateList, write_lists
 from gr4ad_jax.data.sequences import ExampleMaker
 from gr4ad_jax.gr4ad.build import Decoder
+from gr4ad_jax.gr4ad.config import CandidateConfig
 from gr4ad_jax.gr4ad.run import Inputs, load_params, open_inputs, read_run
 from gr4ad_jax.learning.preference import fit_reward_scale
 from gr4ad_jax.machine import storage
@@ -28,6 +29,7 @@ from gr4ad_jax.machine.progress import track
 from gr4ad_jax.machine.storage import Place, write_json
 from gr4ad_jax.ranker.reward import RewardScorer, open_reward
 from gr4ad_jax.search.beam_search import Beams, Sampling
+from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.recommender import Recommender
 
 

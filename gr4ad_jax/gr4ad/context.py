@@ -9,27 +9,16 @@ that a user without history or features still gives attention something to read.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from gr4ad_jax.config import ModelConfig
-from gr4ad_jax.gr4ad.batch import Context, Vocabulary
+from gr4ad_jax.gr4ad.batch import Context, EncodedContext, Vocabulary
+from gr4ad_jax.gr4ad.config import ModelConfig
+from gr4ad_jax.gr4ad.copy_path import CopyBias
 from gr4ad_jax.gr4ad.tokens import TokenTables
 from gr4ad_jax.machine.sharding import ROWS, TENSOR, constrain
 from gr4ad_jax.nn.layers import Linear, Norm
-
-
-class EncodedContext(NamedTuple):
-  """X of the paper: S = 1 + F + T + O + N tokens, normalised."""
-
-  token_BSD: jax.Array
-  mask_BS: jax.Array  # bool, True = a real token
-  code_BSL: jax.Array  # int32 SID of each token, -1 where it has none
-  copy_bias_BS: jax.Array | None  # float32, see `copy_bias`; None where the copy path is off
 
 
 class ContextProcessor(nn.Module):
@@ -135,44 +124,3 @@ class Ids(nn.Module):
     return self.projection(constrain(row_E, ROWS).astype(jnp.dtype(self.config.compute_dtype)))
 
 
-class CopyBias(nn.Module):
-  """How much each context token is copied from before the decoder's state has a say.
-
-  A sum of one learned number per bucket, so that copying can weigh ads by frequency x recency x
-  current share, as simple rules do; it starts at such a rule: proportional to the count, halved
-  every HALF_LIFE_DAYS, and a trending ad with a share of EQUAL_SHARE like one met once just now.
-  """
-
-  vocabulary: Vocabulary
-  num_features: int
-
-  HALF_LIFE_DAYS = 112.0
-  EQUAL_SHARE = 0.01
-  # Parameters are the biases divided by this: AdamW moves each by about the learning rate a step.
-  STEP = 8.0
-
-  @nn.compact
-  def __call__(self, context: Context) -> jax.Array:
-    vocabulary = self.vocabulary
-
-    def bias(name: str, start: np.ndarray, index: jax.Array) -> jax.Array:
-      table_V = self.param(name, lambda _: jnp.asarray(start / self.STEP, jnp.float32)) * self.STEP
-      return jnp.where(index >= 0, table_V[jnp.maximum(index, 0)], 0.0)
-
-    counts = np.log(2) / 2 * np.arange(vocabulary.num_count_buckets)
-    hours = 2 ** (np.arange(vocabulary.num_age_buckets) / 2) - 1
-    ages = -np.log(2) * np.minimum(hours / 24, 730) / self.HALF_LIFE_DAYS
-    shares = np.log(2) * (np.arange(vocabulary.num_trend_buckets) / 2 - 16)
-    shares -= np.log(self.EQUAL_SHARE)
-    none = np.zeros(vocabulary.num_trend_buckets)
-    groups = [
-      jnp.zeros((context.feature_BF.shape[0], self.num_features)),
-      bias("ad_count", counts, context.ad_count_BT)
-      + bias("ad_age", ages, context.ad_age_BT)
-      + bias("ad_trend", none, context.ad_trend_BT),
-      bias("organic_count", counts, context.organic_count_BO)
-      + bias("organic_age", ages, context.organic_age_BO)
-      + bias("organic_trend", none, context.organic_trend_BO),
-      bias("trend_share", shares, context.trend_share_BN),
-    ]
-    return jnp.concatenate(groups, axis=1)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from gr4ad_jax.config import ModelConfig
 from gr4ad_jax.gr4ad.batch import Vocabulary
+from gr4ad_jax.gr4ad.config import ModelConfig
 
 
 def num_params(config: ModelConfig, vocabulary: Vocabulary) -> int:

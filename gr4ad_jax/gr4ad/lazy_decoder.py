@@ -5,16 +5,17 @@ Source: paper 3.2, eq. 5-11 and Fig. 3c; reference 2.3-2.5.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gr4ad_jax.config import ModelConfig
 from gr4ad_jax.gr4ad.batch import Context, Vocabulary
+from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.gr4ad.context import ContextProcessor
-from gr4ad_jax.gr4ad.tokens import CopySource, TokenOutput, TokenTables
+from gr4ad_jax.gr4ad.copy_path import CopySource, first_match, follow_codes
+from gr4ad_jax.gr4ad.tokens import TokenOutput, TokenTables
 from gr4ad_jax.machine.sharding import ROWS, constrain
 from gr4ad_jax.nn.layers import DecoderLayer, KeyValue, LayerCache, Linear, Norm
 
@@ -179,22 +180,6 @@ def empty_beam_state(config: ModelConfig, shared: SearchContext, num_layers: int
   empty_BWHK = (jnp.zeros(shape, shared.start_BPD.dtype),) * num_positions
   cache = (LayerCache(empty_BWHK, empty_BWHK),) * num_layers
   return BeamState(cache, first_match(shared.copy_source))
-
-
-def first_match(source: CopySource | None) -> jax.Array | None:
-  """Context tokens that a beam without codes may copy from, bool [B, 1, S]."""
-  return None if source is None else source.code_BSL[:, None, :, 0] >= 0
-
-
-def follow_codes(shared: Any, state: Any, code_BW: jax.Array, level: int | jax.Array) -> Any:
-  """Narrows the context tokens that a beam may copy from to those with `code_BW` at `level`."""
-  if shared.copy_source is None:
-    return state
-  code_BS = jax.lax.dynamic_index_in_dim(
-    shared.copy_source.code_BSL, level, axis=2, keepdims=False
-  )
-  same_BWS = code_BS[:, None, :] == code_BW[..., None]
-  return state._replace(match_BWS=state.match_BWS & same_BWS)
 
 
 def run_layers(

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gr4ad_jax.config import PreferenceConfig
 from gr4ad_jax.data.list_records import CandidateList
-from gr4ad_jax.data.pipeline import BatchMaker
 from gr4ad_jax.data.records import Action
+from gr4ad_jax.gr4ad.batch_maker import BatchMaker
+from gr4ad_jax.gr4ad.config import PreferenceConfig
 from gr4ad_jax.gr4ad.unified_task import ListBatch
 from gr4ad_jax.gr4ad.value import sample_weight, value_bucket
 from gr4ad_jax.learning.preference import Lists, RewardScale

@@ -13,11 +13,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gr4ad_jax.config import ModelConfig
 from gr4ad_jax.gr4ad.batch import Context, Vocabulary
+from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.gr4ad.context import ContextProcessor
-from gr4ad_jax.gr4ad.lazy_decoder import TargetLogProbs, first_match, follow_codes
-from gr4ad_jax.gr4ad.tokens import CopySource, TokenOutput, TokenTables
+from gr4ad_jax.gr4ad.copy_path import CopySource, first_match, follow_codes
+from gr4ad_jax.gr4ad.lazy_decoder import TargetLogProbs
+from gr4ad_jax.gr4ad.tokens import TokenOutput, TokenTables
 from gr4ad_jax.nn.layers import DecoderLayer, KeyValue, Linear, Norm
 
 

@@ -27,16 +27,18 @@ import jax
 import numpy as np
 
 from gr4ad_jax import config as config_lib
-from gr4ad_jax.config import CandidateConfig, ConfigError, OnlineConfig, PreferenceConfig
+from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.impressions import MAX_SHOWN, read_impressions
 from gr4ad_jax.data.list_records import CandidateList
-from gr4ad_jax.data.pipeline import BatchMaker, hash_ids
+from gr4ad_jax.data.pipeline import hash_ids
 from gr4ad_jax.data.records import Action, Logs
 from gr4ad_jax.data.segments import Appended, append_segment, segment_files
 from gr4ad_jax.data.sequences import Example, ExampleMaker
 from gr4ad_jax.data.trending import build_trending
 from gr4ad_jax.gr4ad.batch import Batch
+from gr4ad_jax.gr4ad.batch_maker import BatchMaker
 from gr4ad_jax.gr4ad.candidates import generator_of, make_lists
+from gr4ad_jax.gr4ad.config import CandidateConfig, OnlineConfig, PreferenceConfig
 from gr4ad_jax.gr4ad.list_batches import list_batch_maker
 from gr4ad_jax.gr4ad.run import Inputs, differences, load_params, open_inputs, read_run
 from gr4ad_jax.gr4ad.unified_task import UnifiedBatch, unified_task

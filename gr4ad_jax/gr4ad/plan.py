@@ -17,10 +17,10 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
-from gr4ad_jax.cli.bench_decode import random_context, random_vocabulary
-from gr4ad_jax.config import Config, ConfigError, DataShape, require
-from gr4ad_jax.gr4ad.batch import Batch, Vocabulary
+from gr4ad_jax.config import ConfigError, require
+from gr4ad_jax.gr4ad.batch import Batch, Vocabulary, random_context, random_vocabulary
 from gr4ad_jax.gr4ad.build import build_decoder, count_params
+from gr4ad_jax.gr4ad.config import Config, DataShape
 from gr4ad_jax.gr4ad.cost import train_flops
 from gr4ad_jax.gr4ad.vsl_task import vsl_task
 from gr4ad_jax.machine import sharding

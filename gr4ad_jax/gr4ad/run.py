@@ -20,15 +20,17 @@ import numpy as np
 
 from gr4ad_jax import config as config_lib
 from gr4ad_jax.catalog.ad_index import AdIndex, build_ad_index
-from gr4ad_jax.config import Config, ConfigError, ModelConfig, TrainConfig
+from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.list_records import open_lists, to_list
-from gr4ad_jax.data.pipeline import BatchMaker, batch_dataset, hash_ids, read_ahead
+from gr4ad_jax.data.pipeline import batch_dataset, hash_ids, read_ahead
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.schema import read_logs
 from gr4ad_jax.data.sequences import NUM_ORGANIC_BUCKETS
 from gr4ad_jax.data.tfds_builder import ExampleSet, open_examples, to_example, training_events
 from gr4ad_jax.gr4ad.batch import Vocabulary
+from gr4ad_jax.gr4ad.batch_maker import BatchMaker
 from gr4ad_jax.gr4ad.build import Decoder, build_decoder, count_params
+from gr4ad_jax.gr4ad.config import Config, ModelConfig
 from gr4ad_jax.gr4ad.cost import train_flops
 from gr4ad_jax.gr4ad.list_batches import list_batch_maker
 from gr4ad_jax.gr4ad.unified_task import UnifiedBatch, unified_task
@@ -40,6 +42,7 @@ from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.search.export import write_artifact
 from gr4ad_jax.search.recommender import Recommender
 from gr4ad_jax.tokenizer import semantic_id
+from gr4ad_jax.training.config import TrainConfig
 from gr4ad_jax.training.train_loop import read_params, train
 from gr4ad_jax.training.train_step import TrainState
 

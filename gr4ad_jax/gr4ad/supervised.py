@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gr4ad_jax.config import LossConfig
+from gr4ad_jax.gr4ad.config import LossConfig
 
 
 class VslTerms(NamedTuple):

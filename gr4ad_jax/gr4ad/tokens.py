@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gr4ad_jax.config import ModelConfig
 from gr4ad_jax.gr4ad.batch import Vocabulary
+from gr4ad_jax.gr4ad.config import ModelConfig
+from gr4ad_jax.gr4ad.copy_path import CopyPath, CopySource
 from gr4ad_jax.machine.sharding import ROWS, TENSOR, constrain
 from gr4ad_jax.nn.attention import NEG_INF
 from gr4ad_jax.nn.layers import Linear
 
 if TYPE_CHECKING:  # context.py reads the tables of this module
-  from gr4ad_jax.gr4ad.context import EncodedContext
+  from gr4ad_jax.gr4ad.batch import EncodedContext
 
 
 class TokenTables(nn.Module):
@@ -61,76 +62,6 @@ class TokenTables(nn.Module):
     table_VD = self.tables[level].astype(h_D.dtype)
     logits_V = jnp.einsum("...D,VD->...V", h_D, table_VD, preferred_element_type=jnp.float32)
     return constrain(logits_V, ROWS, *(None,) * (logits_V.ndim - 2), TENSOR)
-
-
-class CopySource(NamedTuple):
-  """Context tokens whose codes can be copied."""
-
-  key_BSD: jax.Array
-  code_BSL: jax.Array  # int32, -1 = the token has no SID
-  bias_BS: jax.Array  # float32, how much is copied from a token whatever the decoder's state
-
-
-class CopyTerms(NamedTuple):
-  """A distribution over context tokens and the gate between copying and generating.
-
-  `...` stands for [C] in search and [C, L] in teacher forcing.
-  """
-
-  attention: jax.Array  # [B, ..., S], sums to 1 where any token matches, else 0
-  log_gate: jax.Array  # [B, ...], log of the copy probability; NEG_INF where no token matches
-  log_rest: jax.Array  # [B, ...], log of the generator's share
-
-
-class CopyPath(nn.Module):
-  """Attention from the decoder's last state over context tokens that share the decoded prefix.
-
-      p(s_t | s_<t, X) = (1 - g) softmax(W_t h_t) + g sum_i a_i 1[s_t(i) = s_t]
-
-  over the tokens i whose SID starts with s_<t, with a = softmax(q(h_t) k(x_i) + bias_i) over them
-  and a gate g = sigmoid(w_t h_t + b_t) that closes where there are none. The query starts at zero,
-  so that at first ads are copied by frequency, recency and current share (`context.CopyBias`).
-  Beyond the paper: a pointer mixture as in See et al. 2017.
-  """
-
-  config: ModelConfig
-  num_levels: int
-
-  def setup(self):
-    self.query = Linear(self.config.width, scale=0.0)
-    self.key = Linear(self.config.width)
-    self.gate = self.param(
-      "gate", nn.initializers.zeros, (self.num_levels, self.config.width + 1)
-    )
-
-  def keys(self, context_BSD: jax.Array) -> jax.Array:
-    """Keys of the context tokens, computed once per request."""
-    return self.key(context_BSD)
-
-  def __call__(
-    self, h: jax.Array, source: CopySource, match: jax.Array, gate: jax.Array
-  ) -> CopyTerms:
-    """How much each context token is copied from.
-
-    Args:
-      h: [B, ..., D] last decoder states.
-      source: keys and biases of the context tokens.
-      match: bool [B, ..., S], tokens whose SID starts with the decoded prefix.
-      gate: float32 [..., D + 1], gate weights and bias (a row of `self.gate`, or all rows).
-    """
-    score = jnp.einsum(
-      "B...D,BSD->B...S", self.query(h) * self.config.width**-0.5, source.key_BSD,
-      preferred_element_type=jnp.float32,
-    )
-    score += jnp.expand_dims(source.bias_BS, tuple(range(1, score.ndim - 1)))
-    some = jnp.any(match, axis=-1)
-    attention = jax.nn.softmax(jnp.where(match, score, NEG_INF), axis=-1)
-    logit = jnp.sum(h.astype(jnp.float32) * gate[..., :-1], axis=-1) + gate[..., -1]
-    return CopyTerms(
-      jnp.where(some[..., None], attention, 0.0),
-      jnp.where(some, jax.nn.log_sigmoid(logit), NEG_INF),
-      jnp.where(some, jax.nn.log_sigmoid(-logit), 0.0),
-    )
 
 
 class TokenOutput(nn.Module):

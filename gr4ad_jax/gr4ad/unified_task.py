@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gr4ad_jax.config import LossConfig, PreferenceConfig
 from gr4ad_jax.gr4ad.batch import Batch, Context
 from gr4ad_jax.gr4ad.build import Decoder
+from gr4ad_jax.gr4ad.config import LossConfig, PreferenceConfig
 from gr4ad_jax.gr4ad.supervised import vsl_loss
 from gr4ad_jax.gr4ad.unified import unified_weights
 from gr4ad_jax.gr4ad.vsl_task import vsl_task

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gr4ad_jax.config import LossConfig
 from gr4ad_jax.gr4ad.batch import Batch
 from gr4ad_jax.gr4ad.build import Decoder, init_params
+from gr4ad_jax.gr4ad.config import LossConfig
 from gr4ad_jax.gr4ad.supervised import vsl_loss
 from gr4ad_jax.training.task import Metrics, Task
 

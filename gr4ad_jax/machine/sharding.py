@@ -17,7 +17,8 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from gr4ad_jax.config import ConfigError, TrainConfig
+from gr4ad_jax.config import ConfigError
+from gr4ad_jax.training.config import TrainConfig
 
 DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
 ROWS = (DATA, FSDP)  # what a batch is split over

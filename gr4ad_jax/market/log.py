@@ -393,7 +393,7 @@ def write_market(
     out: new folder.
     stream_days: the last days go to segments/day-NNNN.parquet, one file each, instead of events:
       what `gr4ad online` learns from.
-    progress: like gr4ad_jax.progress.track.
+    progress: like gr4ad_jax.machine.progress.track.
 
   Returns:
     Rows of every table, clicks and conversions.

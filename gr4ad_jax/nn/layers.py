@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gr4ad_jax.config import ModelConfig
+from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.machine.sharding import ROWS, TENSOR, constrain, is_split
 from gr4ad_jax.nn.attention import NEG_INF, attend
 

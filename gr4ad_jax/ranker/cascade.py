@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from gr4ad_jax import config as config_lib
-from gr4ad_jax.config import ConfigError, TrainConfig
+from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.impressions import read_impressions
 from gr4ad_jax.data.pipeline import train_batches
 from gr4ad_jax.data.sequences import Example
@@ -21,6 +21,7 @@ from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.ranker.data import RewardBatchMaker, RewardSource, full_batches, of_rows
 from gr4ad_jax.ranker.reward import RewardRun, open_reward_data
 from gr4ad_jax.ranker.two_tower import TwoTower, nearest_ads, two_tower_task
+from gr4ad_jax.training.config import TrainConfig
 from gr4ad_jax.training.train_loop import read_params, train
 
 

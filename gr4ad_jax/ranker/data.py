@@ -8,12 +8,12 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-from gr4ad_jax.config import RewardConfig
 from gr4ad_jax.data.impressions import Impressions
 from gr4ad_jax.data.pipeline import pad
 from gr4ad_jax.data.records import Action, Logs
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.ranker.batch import RewardBatch, RewardVocabulary
+from gr4ad_jax.ranker.config import RewardConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,9 +17,9 @@ import jax
 import numpy as np
 
 from gr4ad_jax import config as config_lib
-from gr4ad_jax.config import REWARD_TRAINING, ConfigError, RewardConfig, TrainConfig
+from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.impressions import Impressions, read_impressions
-from gr4ad_jax.data.pipeline import train_batches
+from gr4ad_jax.data.pipeline import repeat_last, train_batches
 from gr4ad_jax.data.schema import read_logs
 from gr4ad_jax.data.sequences import Example, ExampleMaker
 from gr4ad_jax.data.tfds_builder import open_examples, training_events
@@ -27,6 +27,7 @@ from gr4ad_jax.machine import storage
 from gr4ad_jax.machine.progress import track
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.ranker.calibration import Platt, fit_platt, probability_metrics
+from gr4ad_jax.ranker.config import REWARD_TRAINING, RewardConfig
 from gr4ad_jax.ranker.data import (
   RewardBatchMaker,
   RewardSource,
@@ -36,7 +37,7 @@ from gr4ad_jax.ranker.data import (
   reward_batch_maker,
 )
 from gr4ad_jax.ranker.reward_model import RewardModel, reward_task
-from gr4ad_jax.search.recommender import repeat_last
+from gr4ad_jax.training.config import TrainConfig
 from gr4ad_jax.training.train_loop import read_params, train
 
 

@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gr4ad_jax.config import RewardConfig
 from gr4ad_jax.nn.layers import NEG_INF
 from gr4ad_jax.ranker.batch import RewardBatch, RewardVocabulary, empty_batch, masked_mean
+from gr4ad_jax.ranker.config import RewardConfig
 from gr4ad_jax.ranker.two_tower import TwoTower, match_loss, match_scores
 from gr4ad_jax.training.task import Metrics, Task
 

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gr4ad_jax.config import RewardConfig
 from gr4ad_jax.nn.layers import NEG_INF
 from gr4ad_jax.ranker.batch import RewardBatch, RewardVocabulary, empty_batch, masked_mean
+from gr4ad_jax.ranker.config import RewardConfig
 from gr4ad_jax.training.task import Metrics, Task
 
 _SCALE = 10.0  # of the cosine of the two vectors

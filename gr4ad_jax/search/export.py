@@ -17,12 +17,12 @@ import numpy as np
 from gr4ad_jax import __version__
 from gr4ad_jax.catalog.ad_index import AdIndex
 from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
-from gr4ad_jax.config import SearchConfig
 from gr4ad_jax.gr4ad.batch import Context
 from gr4ad_jax.gr4ad.build import Decoder, start_fn, step_fn
 from gr4ad_jax.gr4ad.precision import with_precision
 from gr4ad_jax.search import artifact
 from gr4ad_jax.search.beam_search import search_function
+from gr4ad_jax.search.config import SearchConfig
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

@@ -14,13 +14,14 @@ from jax.sharding import Mesh
 from gr4ad_jax.catalog.ad_index import AdIndex, expand
 from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
 from gr4ad_jax.catalog.subsets import pack_subsets
-from gr4ad_jax.config import SearchConfig
+from gr4ad_jax.data.pipeline import repeat_last
 from gr4ad_jax.gr4ad.batch import Context
 from gr4ad_jax.gr4ad.build import Decoder, start_fn, step_fn
 from gr4ad_jax.gr4ad.precision import with_precision
 from gr4ad_jax.machine import sharding
 from gr4ad_jax.search.artifact import HISTORY, score_beams
 from gr4ad_jax.search.beam_search import NEG_INF, Beams, Sampling, compile_search
+from gr4ad_jax.search.config import SearchConfig
 
 
 class Recommendations(NamedTuple):
@@ -265,11 +266,6 @@ def _expand_kept(
     np.take_along_axis(keep_RK, first_RK, 1), np.take_along_axis(every_RK, first_RK, 1), -1
   )
   return np.pad(ads_RK, ((0, 0), (0, k - ads_RK.shape[1])), constant_values=-1)
-
-
-def repeat_last(x: np.ndarray, rows: int) -> np.ndarray:
-  """Fills a batch up to `rows` by repeating its last row."""
-  return x if len(x) == rows else np.concatenate([x, np.repeat(x[-1:], rows - len(x), axis=0)])
 
 
 def concatenate(parts: Sequence[Recommendations]) -> Recommendations:

@@ -18,9 +18,10 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
 from gr4ad_jax import __version__
-from gr4ad_jax.config import ConfigError, ServingConfig
+from gr4ad_jax.config import ConfigError
 from gr4ad_jax.search.artifact import Artifact
 from gr4ad_jax.serving.batcher import Batcher
+from gr4ad_jax.serving.config import ServingConfig
 from gr4ad_jax.serving.engine import seconds_of, slower_together
 from gr4ad_jax.serving.metrics import HttpMetrics
 from gr4ad_jax.serving.server import add_errors, add_health, add_limits

@@ -24,8 +24,9 @@ from gr4ad_jax.catalog.subsets import pack_subsets
 from gr4ad_jax.catalog.targeting import Targeting
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data import tables
-from gr4ad_jax.data.pipeline import BatchMaker, hash_ids
+from gr4ad_jax.data.pipeline import hash_ids
 from gr4ad_jax.data.records import AdTable
+from gr4ad_jax.gr4ad.batch_maker import BatchMaker
 from gr4ad_jax.gr4ad.run import Inputs
 from gr4ad_jax.tokenizer.semantic_id import HASH_COLUMNS, SemanticIds, code_new_ads
 

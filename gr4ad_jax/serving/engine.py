@@ -17,16 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gr4ad_jax.config import SearchConfig, ServingConfig
-from gr4ad_jax.data.pipeline import hash_ids
+from gr4ad_jax.data.pipeline import hash_ids, repeat_last
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.gr4ad.batch import Context
 from gr4ad_jax.gr4ad.build import Decoder, start_fn, step_fn
 from gr4ad_jax.gr4ad.precision import with_precision
 from gr4ad_jax.search.beam_schedule import scaled_widths
 from gr4ad_jax.search.beam_search import Beams, compile_search
-from gr4ad_jax.search.recommender import Recommendations, rank_ads, repeat_last
+from gr4ad_jax.search.config import SearchConfig
+from gr4ad_jax.search.recommender import Recommendations, rank_ads
 from gr4ad_jax.serving.catalog import Catalog, LiveCatalog
+from gr4ad_jax.serving.config import ServingConfig
 
 
 class Ask(NamedTuple):
@@ -146,7 +147,7 @@ class Engine:
 
     Args:
       example: any request.
-      progress: like gr4ad_jax.progress.track.
+      progress: like gr4ad_jax.machine.progress.track.
       repeats: timed calls of each; their median counts.
     """
     programs = [

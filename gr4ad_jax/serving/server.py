@@ -19,10 +19,11 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from gr4ad_jax import __version__
 from gr4ad_jax.catalog.targeting import COLUMNS
-from gr4ad_jax.config import ConfigError, ServingConfig
+from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.validation import LogError
 from gr4ad_jax.serving.batcher import DeadlineExceeded, GoingDown, Overloaded
 from gr4ad_jax.serving.catalog import NoRoom
+from gr4ad_jax.serving.config import ServingConfig
 from gr4ad_jax.serving.messages import (
   AdsReply,
   AdsRequest,

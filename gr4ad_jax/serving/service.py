@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gr4ad_jax.config import ConfigError, ServingConfig
+from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.records import Action
 from gr4ad_jax.data.trending import LiveTrending
 from gr4ad_jax.data.validation import LogError
@@ -27,6 +27,7 @@ from gr4ad_jax.machine.progress import console
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.serving.batcher import Batcher
 from gr4ad_jax.serving.catalog import Catalog, LiveCatalog, NoRoom
+from gr4ad_jax.serving.config import ServingConfig
 from gr4ad_jax.serving.engine import Answer, Ask, Engine
 from gr4ad_jax.serving.histories import JournalHistories, Latest, RedisHistories, RedisLink
 from gr4ad_jax.serving.journal import Event, Journal, export_segment, prune
@@ -83,7 +84,7 @@ class Service:
       redis: URL of a Redis for histories and answers; None = this server's own.
       clock: "log" begins right after the log's last event, for logs of the past; "replay" stands
         there and moves with the times of accepted events.
-      progress: like gr4ad_jax.progress.track.
+      progress: like gr4ad_jax.machine.progress.track.
 
     Raises:
       ConfigError, ValueError: no trained run, or another part that cannot be used.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gr4ad_jax.config import TrainConfig
+from gr4ad_jax.training.config import TrainConfig
 
 
 def learning_rate(config: TrainConfig) -> optax.Schedule:

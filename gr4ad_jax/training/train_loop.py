@@ -10,12 +10,13 @@ import grain
 import jax
 from jax.sharding import Mesh
 
-from gr4ad_jax.config import ConfigError, TrainConfig
+from gr4ad_jax.config import ConfigError
 from gr4ad_jax.machine import distributed, sharding, storage
 from gr4ad_jax.machine.peaks import peak_flops
 from gr4ad_jax.machine.progress import track
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.training.checkpoint import Checkpoints
+from gr4ad_jax.training.config import TrainConfig
 from gr4ad_jax.training.metric_log import MeanMetrics, MetricLog, read_log
 from gr4ad_jax.training.preemption import PreemptedError, Preemption
 from gr4ad_jax.training.profiling import Speed, Trace

@@ -11,8 +11,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from gr4ad_jax.config import TrainConfig
 from gr4ad_jax.machine import sharding
+from gr4ad_jax.training.config import TrainConfig
 from gr4ad_jax.training.optimizer import build_optimizer, learning_rate
 from gr4ad_jax.training.task import Metrics, Task
 

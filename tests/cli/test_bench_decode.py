@@ -8,8 +8,9 @@ import pytest
 from experiments import bench_decoding
 from gr4ad_jax.cli import bench_decode
 from gr4ad_jax.cli import main as cli
-from gr4ad_jax.cli.bench_decode import BenchConfig, random_context, random_vocabulary
-from gr4ad_jax.config import ModelConfig
+from gr4ad_jax.cli.bench_decode import BenchConfig
+from gr4ad_jax.gr4ad.batch import random_context, random_vocabulary
+from gr4ad_jax.gr4ad.config import ModelConfig
 
 TINY = ModelConfig(width=16, num_heads=2, num_layers=2, num_lazy_layers=1)
 

@@ -11,6 +11,7 @@ import pytest
 from gr4ad_jax.cli import main as cli
 from gr4ad_jax.data.splits import SPLITS
 from gr4ad_jax.data.tfds_builder import open_examples
+from gr4ad_jax.gr4ad.config import preset
 
 TRAIN = ["--preset", "tiny", "--train.num-steps", "30", "--train.eval-every", "30",
          "--train.checkpoint-every", "30", "--train.data-parallel", "1"]
@@ -216,7 +217,7 @@ def test_options_default_to_the_named_preset():
   command = cli._parse(["train", "--preset", "tiny", "--data", "d", "--workdir", "w",
                         "--model.width", "32"])
   assert command.model.width == 32
-  assert command.train == cli.config_lib.preset("tiny").train
+  assert command.train == preset("tiny").train
 
 
 def test_help_names_every_command(capsys):

@@ -10,7 +10,8 @@ import pytest
 from experiments.fig5_scaling import fit_power_law, fitted
 from gr4ad_jax.cli import main as cli
 from gr4ad_jax.cli.sweep import Range, Sweep, parse_grid, run_sweep
-from gr4ad_jax.config import ConfigError, override_all, preset
+from gr4ad_jax.config import ConfigError, override_all
+from gr4ad_jax.gr4ad.config import preset
 
 TINY = {
   "model.width": "16", "model.num_heads": "2", "model.num_layers": "2",

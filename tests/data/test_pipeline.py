@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from gr4ad_jax.config import LossConfig
 from gr4ad_jax.data.pipeline import train_batches
 from gr4ad_jax.data.sequences import ExampleMaker
 from gr4ad_jax.data.tfds_builder import open_examples, read_split
 from gr4ad_jax.data.validation import LogError
+from gr4ad_jax.gr4ad.config import LossConfig
 from gr4ad_jax.gr4ad.run import RunFile, open_inputs
 from gr4ad_jax.gr4ad.value import fit_value_scale, sample_weight, value_bucket
 

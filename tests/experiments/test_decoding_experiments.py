@@ -9,8 +9,8 @@ import pytest
 
 from experiments import fig3_decoders, table3_serving, table4_beam_width
 from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
-from gr4ad_jax.config import ModelConfig
 from gr4ad_jax.gr4ad.build import build_decoder, start_fn, step_fn
+from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.search.beam_search import compile_search
 from tests.support import VOCABULARY, random_codes, random_context, shaken_params
 

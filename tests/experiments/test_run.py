@@ -8,7 +8,7 @@ from matplotlib.image import imread
 import experiments
 from experiments import demo_baselines, run
 from gr4ad_jax.cli import demo
-from gr4ad_jax.config import preset
+from gr4ad_jax.gr4ad.config import preset
 
 DOUBLED = '''"""Twice a number.
 

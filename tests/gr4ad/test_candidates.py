@@ -10,13 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gr4ad_jax.config import (
-  CandidateConfig,
-  ConfigError,
-  OnlineConfig,
-  PreferenceConfig,
-  preset,
-)
+from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data import prepare
 from gr4ad_jax.data.impressions import Impressions, read_impressions
 from gr4ad_jax.data.list_records import CandidateList, open_lists, to_list, write_lists
@@ -27,6 +21,7 @@ from gr4ad_jax.data.splits import time_split
 from gr4ad_jax.data.validation import LogError
 from gr4ad_jax.gr4ad import online as online_module
 from gr4ad_jax.gr4ad.candidates import choose_requests, write_candidates
+from gr4ad_jax.gr4ad.config import CandidateConfig, OnlineConfig, PreferenceConfig, preset
 from gr4ad_jax.gr4ad.list_batches import ListBatchMaker
 from gr4ad_jax.gr4ad.online import learn_online
 from gr4ad_jax.gr4ad.run import RunFile, load_params, open_inputs, read_run, train_run
@@ -38,6 +33,7 @@ from gr4ad_jax.ranker.cascade import train_retrieval
 from gr4ad_jax.ranker.reward import RewardRun, open_reward, train_reward
 from gr4ad_jax.ranker.two_tower import nearest_ads
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
+from gr4ad_jax.tokenizer.stage import tokenize
 from gr4ad_jax.training import train_loop
 from gr4ad_jax.training.checkpoint import Checkpoints
 from gr4ad_jax.training.metric_log import MetricLog
@@ -78,7 +74,7 @@ def world(tmp_path_factory):
   prepare.write_prepared(
     logs, folder / "data", time_split(logs, validation_days=3, test_days=3), limits
   )
-  prepare.tokenize(folder / "data", folder / "sids", TokenizerConfig(codebook_sizes=(8, 8, 16)))
+  tokenize(folder / "data", folder / "sids", TokenizerConfig(codebook_sizes=(8, 8, 16)))
   reward = RewardRun(str(folder / "data"))
   train = dataclasses.replace(reward.train, num_steps=20, eval_every=20, checkpoint_every=20,
                               batch_size=64, data_parallel=1)
@@ -219,7 +215,7 @@ def test_mistakes_are_named(world, tmp_path):
   )
   with pytest.raises(ConfigError, match="another model"):
     train_run(other, tmp_path / "a")
-  prepare.tokenize(
+  tokenize(
     world / "data", tmp_path / "sids", TokenizerConfig(codebook_sizes=(8, 4, 32))
   )
   moved = RunFile(str(world / "data"), str(tmp_path / "sids"), tiny(), lists=str(world / "lists"))

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
-from gr4ad_jax.config import LossConfig, ModelConfig
 from gr4ad_jax.gr4ad.batch import Batch, Vocabulary
 from gr4ad_jax.gr4ad.build import build_decoder, count_params, init_params, start_fn, step_fn
+from gr4ad_jax.gr4ad.config import LossConfig, ModelConfig
 from gr4ad_jax.gr4ad.cost import decode_flops, num_params, train_flops
 from gr4ad_jax.gr4ad.vsl_task import vsl_task
 from gr4ad_jax.search.beam_search import compile_search

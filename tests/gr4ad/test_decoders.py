@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gr4ad_jax.config import ModelConfig, preset
 from gr4ad_jax.gr4ad.batch import Context
 from gr4ad_jax.gr4ad.build import build_decoder, count_params, init_params, start_fn, step_fn
+from gr4ad_jax.gr4ad.config import ModelConfig, preset
 from gr4ad_jax.gr4ad.lazy_decoder import Fuse
 from tests.support import VOCABULARY, random_codes, random_context, shaken_params
 

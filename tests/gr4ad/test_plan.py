@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from gr4ad_jax.cli.bench_decode import random_context, random_vocabulary
-from gr4ad_jax.config import ConfigError, DataShape, override_all, preset
-from gr4ad_jax.gr4ad.batch import Batch
+from gr4ad_jax.config import ConfigError, override_all
+from gr4ad_jax.gr4ad.batch import Batch, random_context, random_vocabulary
 from gr4ad_jax.gr4ad.build import build_decoder
+from gr4ad_jax.gr4ad.config import DataShape, preset
 from gr4ad_jax.gr4ad.plan import plan_run
 from gr4ad_jax.gr4ad.vsl_task import vsl_task
 from gr4ad_jax.machine import sharding

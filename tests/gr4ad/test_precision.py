@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
-from gr4ad_jax.config import ModelConfig
 from gr4ad_jax.gr4ad.build import build_decoder, init_params, start_fn, step_fn
+from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.gr4ad.precision import num_bytes, with_precision
 from gr4ad_jax.search.beam_search import compile_search
 from tests.support import VOCABULARY, random_codes, random_context

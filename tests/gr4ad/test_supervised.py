@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gr4ad_jax.config import LossConfig
+from gr4ad_jax.gr4ad.config import LossConfig
 from gr4ad_jax.gr4ad.supervised import vsl_loss
 
 CONFIG = LossConfig(ecpm_weight=0.5, mtp_weight=0.25)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gr4ad_jax.config import LossConfig, PreferenceConfig
 from gr4ad_jax.gr4ad.batch import Batch
+from gr4ad_jax.gr4ad.config import LossConfig, PreferenceConfig
 from gr4ad_jax.gr4ad.lazy_decoder import TargetLogProbs
 from gr4ad_jax.gr4ad.supervised import vsl_loss
 from gr4ad_jax.gr4ad.unified import unified_weights

@@ -8,7 +8,7 @@ import metrax
 import numpy as np
 import pytest
 
-from gr4ad_jax.config import ConfigError, RewardConfig
+from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data import prepare
 from gr4ad_jax.data.impressions import read_impressions
 from gr4ad_jax.data.sequences import ExampleMaker
@@ -18,6 +18,7 @@ from gr4ad_jax.market.log import market_logs
 from gr4ad_jax.market.world import MarketConfig, Requests, truth
 from gr4ad_jax.market.worlds import build_market
 from gr4ad_jax.ranker.calibration import Platt, fit_platt, probability_metrics
+from gr4ad_jax.ranker.config import RewardConfig
 from gr4ad_jax.ranker.data import bids_of, reward_batch_maker
 from gr4ad_jax.ranker.reward import RewardRun, open_reward, train_reward
 from gr4ad_jax.ranker.reward_model import RewardModel, reward_task

@@ -7,9 +7,10 @@ import pytest
 
 from gr4ad_jax.catalog.ad_index import build_ad_index
 from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
-from gr4ad_jax.config import ModelConfig, SearchConfig
 from gr4ad_jax.gr4ad.build import build_decoder, init_params, start_fn, step_fn
+from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.search.beam_search import NEG_INF, beam_search, compile_search
+from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.recommender import Recommender
 from tests.support import VOCABULARY, random_context
 

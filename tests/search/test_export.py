@@ -10,10 +10,11 @@ import pytest
 
 from gr4ad_jax.catalog.ad_index import build_ad_index
 from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
-from gr4ad_jax.config import ModelConfig, SearchConfig
 from gr4ad_jax.gr4ad.build import build_decoder, start_fn, step_fn
+from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.search.artifact import Artifact
 from gr4ad_jax.search.beam_search import compile_search
+from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.export import PLATFORMS, write_artifact
 from gr4ad_jax.search.recommender import Recommender
 from tests.support import VOCABULARY, random_codes, random_context, shaken_params

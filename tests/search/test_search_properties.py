@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree, refill
 from gr4ad_jax.catalog.subsets import combine, count_before, pack_subsets
-from gr4ad_jax.config import ModelConfig
 from gr4ad_jax.gr4ad.build import build_decoder, start_fn, step_fn
+from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.search.beam_search import (
   NEG_INF,
   Sampling,

@@ -8,16 +8,18 @@ import numpy as np
 import optax
 import pytest
 
-from gr4ad_jax.config import Config, DataShape, LossConfig, ModelConfig, SearchConfig, TrainConfig
 from gr4ad_jax.data.pipeline import hash_ids
 from gr4ad_jax.gr4ad.batch import Batch
 from gr4ad_jax.gr4ad.build import build_decoder, count_params
+from gr4ad_jax.gr4ad.config import Config, DataShape, LossConfig, ModelConfig
 from gr4ad_jax.gr4ad.cost import num_params, num_table_params
 from gr4ad_jax.gr4ad.plan import plan_run
 from gr4ad_jax.gr4ad.run import RunFile, open_inputs, open_recommender, read_run, train_run
 from gr4ad_jax.gr4ad.vsl_task import vsl_task
 from gr4ad_jax.machine import sharding
 from gr4ad_jax.machine.peaks import DEVICES
+from gr4ad_jax.search.config import SearchConfig
+from gr4ad_jax.training.config import TrainConfig
 from gr4ad_jax.training.optimizer import build_optimizer, scale_by_row_adagrad
 from gr4ad_jax.training.train_step import abstract_state, compile_init, compile_train_step
 from tests.support import VOCABULARY, random_codes, random_context

@@ -9,22 +9,17 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.catalog.ad_index import build_ad_index
-from gr4ad_jax.config import (
-  ConfigError,
-  LossConfig,
-  ModelConfig,
-  PreferenceConfig,
-  SearchConfig,
-  TrainConfig,
-  preset,
-)
+from gr4ad_jax.config import ConfigError
 from gr4ad_jax.gr4ad.batch import Batch
 from gr4ad_jax.gr4ad.build import build_decoder
+from gr4ad_jax.gr4ad.config import LossConfig, ModelConfig, PreferenceConfig, preset
 from gr4ad_jax.gr4ad.unified_task import ListBatch, UnifiedBatch, unified_task
 from gr4ad_jax.gr4ad.vsl_task import vsl_task
 from gr4ad_jax.learning.preference import Lists
 from gr4ad_jax.machine import sharding
+from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.recommender import Recommender
+from gr4ad_jax.training.config import TrainConfig
 from gr4ad_jax.training.train_step import abstract_state, compile_init, compile_train_step
 from tests.support import VOCABULARY as SMALL
 from tests.support import random_context

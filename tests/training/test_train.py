@@ -15,9 +15,12 @@ import jax
 import numpy as np
 import pytest
 
-from gr4ad_jax.config import Config, ConfigError, ModelConfig, SearchConfig, TrainConfig
+from gr4ad_jax.config import ConfigError
+from gr4ad_jax.gr4ad.config import Config, ModelConfig
 from gr4ad_jax.gr4ad.run import RunFile, load_params, open_inputs, train_run
+from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.training.checkpoint import CheckpointError, Checkpoints
+from gr4ad_jax.training.config import TrainConfig
 from gr4ad_jax.training.metric_log import read_log
 from gr4ad_jax.training.profiling import parse_steps
 from gr4ad_jax.training.train_loop import DivergedError
@@ -56,7 +59,7 @@ def interrupted(run: RunFile, workdir: Path, at_step: int, kind: signal.Signals)
   script = (
     "from pathlib import Path\n"
     "from gr4ad_jax.config import from_dict\n"
-    "from gr4ad_jax.run import RunFile, train_run\n"
+    "from gr4ad_jax.gr4ad.run import RunFile, train_run\n"
     "import json, sys\n"
     "train_run(from_dict(RunFile, json.loads(sys.argv[1])), Path(sys.argv[2]))\n"
   )

@@ -1,0 +1,119 @@
+"""Examples -> padded batches of GR4AD."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from gr4ad_jax.data.pipeline import _look_up, pad
+from gr4ad_jax.data.sequences import (
+  NUM_AGE_BUCKETS,
+  NUM_COUNT_BUCKETS,
+  NUM_ORGANIC_BUCKETS,
+  Example,
+)
+from gr4ad_jax.data.splits import SequenceConfig
+from gr4ad_jax.data.trending import NUM_TREND_BUCKETS, Trending
+from gr4ad_jax.gr4ad.batch import Batch, Context, Vocabulary
+from gr4ad_jax.gr4ad.config import LossConfig
+from gr4ad_jax.gr4ad.value import ValueScale, sample_weight, value_bucket
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchMaker:
+  """Pads examples to one shape and replaces ads and contents by their codes.
+
+  Attributes:
+    sequence: history and target limits.
+    loss: value weights.
+    scale: value buckets and weight means.
+    codes_AL: int32 SID codes of every ad.
+    content_codes_OL: int32 codes of every organic content, -1 where it has none.
+    content_bucket_O: int32 hash bucket of every organic content id.
+    content_ad_O: int32 ad of the same product, -1 = none.
+    trending: current shares by day, or None.
+    user_hash_U, ad_hash_A: int32 hashes of ids, for models with a table of ids; else None.
+  """
+
+  sequence: SequenceConfig
+  loss: LossConfig
+  scale: ValueScale
+  codes_AL: np.ndarray
+  content_codes_OL: np.ndarray
+  content_bucket_O: np.ndarray
+  content_ad_O: np.ndarray
+  trending: Trending | None
+  user_hash_U: np.ndarray | None = None
+  ad_hash_A: np.ndarray | None = None
+
+  def vocabulary(self, feature_sizes: Sequence[int], codebook_sizes: Sequence[int]) -> Vocabulary:
+    """Sizes that the model needs for these batches."""
+    return Vocabulary(
+      tuple(codebook_sizes), tuple(feature_sizes), self.scale.num_bins, NUM_COUNT_BUCKETS,
+      NUM_AGE_BUCKETS, NUM_TREND_BUCKETS, self.sequence.num_trending, NUM_ORGANIC_BUCKETS,
+    )
+
+  def context(self, examples: Sequence[Example]) -> Context:
+    """What the model reads of the requests, padded to the history limits."""
+    num_ads, num_organics = self.sequence.max_ad_history, self.sequence.max_organic_history
+    ad_BT = pad([e.ad_T for e in examples], num_ads)
+    organic_BO = pad([e.organic_O for e in examples], num_organics)
+    ad_trend_BT, organic_trend_BO, trend_BN, share_BN = self._trends(
+      np.array([e.time_s for e in examples]), ad_BT, organic_BO
+    )
+    return Context(
+      feature_BF=np.stack([e.feature_F for e in examples]).astype(np.int32),
+      ad_code_BTL=_look_up(self.codes_AL, ad_BT),
+      ad_count_BT=pad([e.ad_count_T for e in examples], num_ads),
+      ad_age_BT=pad([e.ad_age_T for e in examples], num_ads),
+      ad_trend_BT=ad_trend_BT,
+      organic_code_BOL=_look_up(self.content_codes_OL, organic_BO),
+      organic_id_BO=_look_up(self.content_bucket_O, organic_BO),
+      organic_count_BO=pad([e.organic_count_O for e in examples], num_organics),
+      organic_age_BO=pad([e.organic_age_O for e in examples], num_organics),
+      organic_trend_BO=organic_trend_BO,
+      trend_code_BNL=_look_up(self.codes_AL, trend_BN),
+      trend_share_BN=share_BN,
+      user_id_B=None if self.user_hash_U is None else self.user_hash_U[[e.user for e in examples]],
+      ad_id_BT=None if self.ad_hash_A is None else _look_up(self.ad_hash_A, ad_BT),
+    )
+
+  def _trends(
+    self, time_s_B: np.ndarray, ad_BT: np.ndarray, organic_BO: np.ndarray
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Share buckets of both histories, and the trending ads with theirs."""
+    ad_trend_BT, organic_trend_BO = np.minimum(ad_BT, 0), np.minimum(organic_BO, 0)
+    trend_BN = np.full((len(time_s_B), self.sequence.num_trending), -1, np.int32)
+    share_BN = trend_BN.copy()
+    if self.trending is None:
+      return ad_trend_BT, organic_trend_BO, trend_BN, share_BN
+    organic_ad_BO = _look_up(self.content_ad_O, organic_BO)
+    width = min(trend_BN.shape[1], self.trending.ad_DN.shape[1])
+    for i, row in enumerate(self.trending.rows(time_s_B)):
+      ad_trend_BT[i] = np.where(ad_BT[i] < 0, -1, self.trending.bucket_of(row, ad_BT[i]))
+      organic_trend_BO[i] = np.where(
+        organic_BO[i] < 0, -1, self.trending.bucket_of(row, organic_ad_BO[i])
+      )
+      trend_BN[i, :width] = self.trending.ad_DN[row, :width]
+      share_BN[i, :width] = np.where(
+        trend_BN[i, :width] < 0, -1, self.trending.bucket_DN[row, :width].astype(np.int32)
+      )
+    return ad_trend_BT, organic_trend_BO, trend_BN, share_BN
+
+  def __call__(self, examples: Sequence[Example]) -> Batch:
+    """A training batch."""
+    num_targets = self.sequence.max_targets
+    target_BC = pad([e.target_C for e in examples], num_targets)
+    bucket = [value_bucket(self.scale, e.value_C, e.ecpm_C) for e in examples]
+    weight = [
+      sample_weight(self.scale, self.loss, np.full(len(e.target_C), e.past_value), e.action_C)
+      for e in examples
+    ]
+    return Batch(
+      self.context(examples),
+      _look_up(self.codes_AL, target_BC),
+      pad(bucket, num_targets),
+      pad(weight, num_targets, fill=0.0, dtype=np.float32),
+    )

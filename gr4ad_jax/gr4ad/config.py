@@ -1,0 +1,288 @@
+"""GR4AD's settings and presets."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from gr4ad_jax.config import ConfigError, nearest, require
+from gr4ad_jax.search.config import SearchConfig
+from gr4ad_jax.training.config import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """Context processor and decoder. Source: paper 3.2; reference sections 2 and 10."""
+
+  decoder: Literal["lazy", "autoregressive", "multi_token"] = "lazy"
+  """LazyAR, or one of the two that it is compared with: the ordinary autoregressive decoder, and
+  DeepSeek-style multi-token prediction."""
+  width: int = 128
+  """d, the width of every hidden state."""
+  num_heads: int = 4
+  """Attention heads; must divide the width."""
+  num_layers: int = 4
+  """L, decoder layers in all."""
+  num_lazy_layers: int = 2
+  """K, layers that run without the previous token, once per request (LazyAR). Multi-token
+  prediction has L - K layers in the module of each later position."""
+  mlp_width: int = 0
+  """SwiGLU inner width; 0 takes 8/3 of the width rounded to a multiple of 64."""
+  kv_mode: Literal["lazy", "projected"] = "lazy"
+  """Cross-attention keys and values: the normalised context itself, or projections per layer."""
+  norm: Literal["rms", "layer"] = "rms"
+  """Normalisation before each sub-layer."""
+  fuse_bos: bool = False
+  """Also fuse a learned BOS token at position 1 (eq. 7 read literally; the figures bypass it)."""
+  copy_path: bool = False
+  """Mix in next codes copied from ads in the context: the user's history and what is trending
+  (beyond the paper; off = paper)."""
+  id_rows: int = 0
+  """Rows of a table that ids of users and of ads in the history are hashed into (beyond the paper);
+  0 = none, then an ad is known by its codes and a user by features alone."""
+  id_width: int = 16
+  """Width of that table."""
+  dropout: float = 0.0
+  """Dropout rate on sub-layer outputs during training."""
+  compute_dtype: Literal["float32", "bfloat16"] = "float32"
+  """Type of activations; parameters, softmax, log-probs and losses stay float32."""
+  remat: Literal["none", "products", "all"] = "none"
+  """What the backward pass computes again instead of keeping: nothing, all of a layer but its
+  matrix products, or all of a layer."""
+
+  def __post_init__(self):
+    require(self.width > 0 and self.num_heads > 0, "model.width", self.width, "must be positive")
+    require(
+      self.width % self.num_heads == 0, "model.num_heads", self.num_heads,
+      f"must divide model.width={self.width}",
+    )
+    require(self.num_layers >= 1, "model.num_layers", self.num_layers, "must be at least 1")
+    require(
+      0 <= self.num_lazy_layers < self.num_layers, "model.num_lazy_layers", self.num_lazy_layers,
+      f"must lie in [0, model.num_layers={self.num_layers})",
+    )
+    require(0.0 <= self.dropout < 1.0, "model.dropout", self.dropout, "must lie in [0, 1)")
+    for name in ("mlp_width", "id_rows"):
+      require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name),
+              "must not be negative")
+    require(self.id_width >= 1, "model.id_width", self.id_width, "must be at least 1")
+
+  @property
+  def feed_forward_width(self) -> int:
+    """Inner width of the feed-forward block."""
+    return self.mlp_width or max(64, 64 * round(self.width * 8 / 3 / 64))
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+  """Value-aware supervised learning. Source: paper 3.3, eq. 12-15; reference sections 3 and 10."""
+
+  ecpm_weight: float = 0.5
+  """lambda_e, weight of the eCPM-bucket loss."""
+  mtp_weight: float = 0.3
+  """lambda_mtp, weight of the auxiliary loss on the un-fused trunk (LazyAR only)."""
+  num_ecpm_bins: int = 32
+  """Equiprobable buckets of the training samples' eCPM (fewer where quantiles coincide)."""
+  click_weight: float = 1.0
+  """w_behavior of a click; 0 leaves clicks out."""
+  conversion_weight: float = 4.0
+  """w_behavior of a conversion."""
+  user_weight_range: tuple[float, float] = (0.5, 2.0)
+  """Bounds of w_user = log1p(trailing revenue) / its training mean."""
+
+  def __post_init__(self):
+    for name in ("ecpm_weight", "mtp_weight", "click_weight", "conversion_weight"):
+      require(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "must be >= 0")
+    require(
+      self.click_weight + self.conversion_weight > 0, "loss.conversion_weight",
+      self.conversion_weight, "must be positive where loss.click_weight is 0",
+    )
+    require(self.num_ecpm_bins >= 1, "loss.num_ecpm_bins", self.num_ecpm_bins, "must be >= 1")
+    low, high = self.user_weight_range
+    require(0 <= low <= high, "loss.user_weight_range", (low, high), "needs 0 <= low <= high")
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceConfig:
+  """Learning from candidate lists. Source: paper 3.4; reference sections 4 to 7 and 10."""
+
+  method: Literal["none", "dpo", "s_dpo", "grpo", "rspo", "uvr"] = "uvr"
+  """Loss on the lists, added to that of logged samples; none = logged samples alone, uvr = RSPO
+  with the weights of the unified objective."""
+  weight: float = 10.0
+  """Of the list loss beside the loss of logged samples (not uvr, which has max_rl_weight)."""
+  beta: float = 1.0
+  """Inverse temperature of RSPO, DPO and S-DPO."""
+  delta: float = 3.0
+  """The reference of an anchor counts while its set has moved by less than this (nats, mean)."""
+  base_weight: float = 1.0
+  """w_0 of the unified weights."""
+  max_rl_weight: float = 10.0
+  """Z_max of the unified weights."""
+  vsl_on: Literal["engaged", "all"] = "engaged"
+  """List candidates that the supervised loss learns from in uvr: those that the user engaged with,
+  or all of them (eq. 22 read literally)."""
+  reward_range: Literal["all", "list"] = "all"
+  """Rewards fill 0 to 5 between the 1% and 99% quantiles of log eCPM over all lists, or between the
+  smallest and largest of each list."""
+  lists_per_step: int = 16
+  """Lists in a step, beside train.batch_size logged requests."""
+
+  def __post_init__(self):
+    for name in ("weight", "base_weight", "max_rl_weight"):
+      require(getattr(self, name) >= 0, f"preference.{name}", getattr(self, name), "must be >= 0")
+    for name in ("beta", "delta"):
+      require(getattr(self, name) > 0, f"preference.{name}", getattr(self, name),
+               "must be positive")
+    require(self.lists_per_step >= 1, "preference.lists_per_step", self.lists_per_step,
+             "must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class CandidateConfig:
+  """How lists of candidates are made. Source: paper 4.1; reference section 7."""
+
+  width_factor: float = 2.0
+  """Beams of the search over those of serving."""
+  top: int = 12
+  """Candidates that the model likes best."""
+  rest: int = 12
+  """Drawn from the rest of the beam."""
+  sampled: int = 8
+  """Drawn from the model with `temperature`: exploration."""
+  temperature: float = 1.5
+  """Of the sampled ones; their logged log-probability is the untempered one."""
+  shown: bool = False
+  """Also keep what the logging system showed, as a list without references."""
+  top_users_share: float = 0.3
+  """Share of the requests, those of the users with the largest past value, that lists are made
+  for."""
+  uniform_share: float = 0.05
+  """Share of the other requests that lists are made for."""
+  max_lists: int = 20_000
+  """At most so many requests."""
+  seed: int = 0
+  """Of the choice of requests and candidates."""
+
+  def __post_init__(self):
+    for name in ("top", "rest", "sampled"):
+      require(getattr(self, name) >= 0, f"candidates.{name}", getattr(self, name), "must be >= 0")
+    require(self.size >= 2, "candidates.top", self.top, "a list needs two candidates")
+    require(self.width_factor >= 1, "candidates.width_factor", self.width_factor, "must be >= 1")
+    require(self.temperature > 0, "candidates.temperature", self.temperature, "must be positive")
+    for name in ("top_users_share", "uniform_share"):
+      require(0 <= getattr(self, name) <= 1, f"candidates.{name}", getattr(self, name),
+               "needs [0, 1]")
+
+  @property
+  def size(self) -> int:
+    """Candidates of a list."""
+    return self.top + self.rest + self.sampled
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineConfig:
+  """How a run goes on learning (online.py). Source: reference section 10."""
+
+  publish_every: int = 500
+  """Steps between publications, counted over segments."""
+  learning_rate_share: float = 0.1
+  """Constant rate, as a share of the run's peak."""
+  passes: int = 1
+  """How often each sample of a segment is learned from."""
+  keep_days: float = 90.0
+  """Events older than this no longer stand in histories."""
+  seed: int = 0
+  """Of shuffling, lists and dropout."""
+
+  def __post_init__(self):
+    for name in ("publish_every", "passes"):
+      require(getattr(self, name) >= 1, f"online.{name}", getattr(self, name), "must be >= 1")
+    for name in ("learning_rate_share", "keep_days"):
+      require(getattr(self, name) > 0, f"online.{name}", getattr(self, name), "must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataShape:
+  """Sizes that the data will have, where there are none yet."""
+
+  codebook_sizes: tuple[int, ...] = (4096, 1024, 256)
+  """Codes of each SID level."""
+  context_tokens: int = 256
+  """Tokens of a request's context: histories, features, trending ads."""
+  max_targets: int = 4
+  """Targets of a training example, padded ones included."""
+
+  def __post_init__(self):
+    require(len(self.codebook_sizes) >= 2 and min(self.codebook_sizes) >= 1, "codebook_sizes",
+            self.codebook_sizes, "needs two levels or more of at least one code")
+    require(self.max_targets >= 1, "max_targets", self.max_targets, "must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """All settings of a run; saved in its folder's run.json."""
+
+  model: ModelConfig = ModelConfig()
+  loss: LossConfig = LossConfig()
+  train: TrainConfig = TrainConfig()
+  search: SearchConfig = SearchConfig()
+  preference: PreferenceConfig = PreferenceConfig()
+
+
+def _paper(width: int) -> Config:
+  return Config(
+    model=ModelConfig(
+      width=width, num_heads=width // 64, num_layers=9, num_lazy_layers=6,
+      compute_dtype="bfloat16",
+    ),
+    train=TrainConfig(num_steps=100_000, batch_size=1024, learning_rate=3e-4, eval_every=5000,
+                      checkpoint_every=1000),
+    search=SearchConfig(widths=(128, 256, 512)),
+  )
+
+
+PRESETS: dict[str, Config] = {
+  # Seconds on a laptop: tests and the notebook.
+  "tiny": Config(
+    model=ModelConfig(width=64, num_heads=2, num_layers=3, num_lazy_layers=2),
+    train=TrainConfig(num_steps=200, batch_size=32, learning_rate=3e-3, log_every=20,
+                      eval_every=100, eval_batches=8, checkpoint_every=100),
+    search=SearchConfig(widths=(32, 48, 64), batch_size=32),
+  ),
+  # Minutes on two CPU cores: the main demonstration.
+  "demo": Config(
+    model=ModelConfig(width=128, num_heads=4, num_layers=4, num_lazy_layers=2, copy_path=True),
+    train=TrainConfig(learning_rate=2e-3),
+    # On validation weeks this spends a tenth of recall on ads that are new to the user, and
+    # half again as many of those are found.
+    search=SearchConfig(value_exponent=0.25, new_ad_bonus=1.0),
+  ),
+  # 4.7 million parameters beside four codebooks of 256; what bench_training measures.
+  "mini": Config(
+    model=ModelConfig(width=256, num_heads=4, num_layers=4, num_lazy_layers=2, mlp_width=768),
+    train=TrainConfig(num_steps=5_000),
+  ),
+  # Hours on a CPU, minutes on an accelerator.
+  "small": Config(
+    model=ModelConfig(width=256, num_heads=4, num_layers=9, num_lazy_layers=6, dropout=0.1),
+    train=TrainConfig(num_steps=20_000, batch_size=1024, eval_every=1000),
+    search=SearchConfig(widths=(128, 256, 512)),
+  ),
+  "base": _paper(512),
+  "0.03b": _paper(384),
+  "0.08b": _paper(704),
+  "0.16b": _paper(1024),
+  "0.32b": _paper(1472),
+}
+
+
+def preset(name: str) -> Config:
+  """The preset of this name.
+
+  Raises:
+    ConfigError: an unknown name; the message lists the nearest ones.
+  """
+  if name not in PRESETS:
+    raise ConfigError(f"preset={name!r}: unknown; {nearest(name, PRESETS)}")
+  return PRESETS[name]

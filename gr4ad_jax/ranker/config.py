@@ -1,0 +1,32 @@
+"""Settings of the reward model."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from gr4ad_jax.config import require
+from gr4ad_jax.training.config import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+  """Sizes of the reward model (learning/reward_model.py)."""
+
+  width: int = 16
+  """Width of every embedding."""
+  mlp_widths: tuple[int, ...] = (128, 64)
+  """Hidden layers."""
+  max_history: int = 32
+  """Ads, and contents, of the history that are read, most recent first."""
+  num_price_bins: int = 16
+  """Equally filled buckets of the price."""
+
+  def __post_init__(self):
+    for name in ("width", "max_history", "num_price_bins"):
+      require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "must be at least 1")
+
+
+REWARD_TRAINING = TrainConfig(
+  num_steps=1200, batch_size=256, learning_rate=3e-3, weight_decay=1e-3, log_every=100,
+  eval_every=300, checkpoint_every=300,
+)

@@ -1,0 +1,33 @@
+"""Settings of the beam search."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from gr4ad_jax.config import require
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+  """Beam search over SID levels. Source: paper 4.2 (progressive widths)."""
+
+  widths: tuple[int, ...] = (64, 96, 128)
+  """Beams kept after each SID level."""
+  batch_size: int = 64
+  """Requests decoded per call."""
+  value_exponent: float = 0.0
+  """gamma: rank by log p(SID) + gamma * log(expected value); 0 = by probability alone."""
+  new_ad_bonus: float = 0.0
+  """Added to the score (nats) of SIDs that the user's shown history does not hold: prospecting at
+  the expense of repetition; 0 = by probability alone."""
+  precision: Literal["trained", "bfloat16", "int8", "fp8"] = "trained"
+  """Number type of the decoder in search: as it was trained, bfloat16, int8 weights, or fp8 weights
+  and activations (int8 and fp8 need qwix)."""
+
+  def __post_init__(self):
+    require(
+      len(self.widths) > 0 and min(self.widths) >= 1, "search.widths", self.widths,
+      "needs one positive width per SID level",
+    )
+    require(self.batch_size >= 1, "search.batch_size", self.batch_size, "must be at least 1")

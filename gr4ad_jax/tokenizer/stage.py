@@ -1,0 +1,78 @@
+"""The stage that writes semantic IDs: prepared data -> codes, with their health."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from gr4ad_jax.data.log_folder import read_logs
+from gr4ad_jax.data.tfds_builder import open_examples, training_events
+from gr4ad_jax.embedding.embeddings import embed
+from gr4ad_jax.machine import sharding, storage
+from gr4ad_jax.machine.progress import track
+from gr4ad_jax.machine.storage import Place, write_json
+from gr4ad_jax.report.tokenizer_report import write_tokenizer_report
+from gr4ad_jax.tokenizer import semantic_id
+from gr4ad_jax.tokenizer.groups import NUM_GROUPS
+from gr4ad_jax.tokenizer.health_line import HealthLine
+from gr4ad_jax.tokenizer.health_verdicts import as_record
+from gr4ad_jax.tokenizer.judge import health, judge
+
+
+class Tokenized(NamedTuple):
+  """What `tokenize` has made and found."""
+
+  codebook_sizes: tuple[int, ...]
+  health: dict[str, float]
+  lines: list[HealthLine]
+
+
+def tokenize(
+  data: Place,
+  out: Place,
+  config: semantic_id.TokenizerConfig,
+  *,
+  embeddings: Place | None = None,
+  with_report: bool = False,
+) -> Tokenized:
+  """Assigns and stores semantic IDs with their health (health.json beside them).
+
+  Embeddings are kept in DATA/embeddings, and a fit that was interrupted goes on.
+
+  Args:
+    data: folder of prepared data.
+    out: folder to write.
+    config: encoder, quantizer, codebooks, last level.
+    embeddings: .npy file [num_ads, D] for encoder "given"; None = the ads' column.
+    with_report: also write report.html.
+
+  Raises:
+    LogError, ValueError: no logs there, or settings that do not fit them.
+  """
+  logs = read_logs(storage.fetch(data / "logs"))
+  train_E = None
+  if config.encoder == "uae":  # the others learn from no event
+    train_E = training_events(logs, open_examples(storage.fetch(data / "examples")))
+  with storage.new_folder(out) as copy:
+    folder = copy.path
+    with storage.working_copy(data / "embeddings") as cache:
+      embedded = embed(
+        logs, config.encoder, file=embeddings and storage.fetch(embeddings), folder=cache.path,
+        train_E=train_E, seed=config.seed, progress=track,
+      )
+    sids = semantic_id.assign_semantic_ids(
+      logs, embedded, config, mesh=sharding.data_mesh(NUM_GROUPS),
+      resume_path=folder.with_name(f".{folder.name}.resume.npz"), progress=track,
+    )
+    metrics = health(logs, sids, embedded)
+    lines = judge(sids, metrics)
+    semantic_id.save(sids, folder)
+    write_json(folder / "health.json", as_record(metrics, lines))
+    if with_report:
+      write_tokenizer_report(
+        folder, title=logs.source, metrics=metrics, lines=lines, codes_AL=sids.codes_AL,
+        codebook_sizes=sids.codebook_sizes, embedding_AD=embedded.ad_AD,
+        group_A=np.array([path.split(" > ")[0] for path in logs.ads.category], object),
+      )
+  return Tokenized(sids.codebook_sizes, metrics, lines)

@@ -1,0 +1,61 @@
+"""Settings of optimisation."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from gr4ad_jax.config import require
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+  """Optimisation and its bookkeeping. Source: reference section 10."""
+
+  num_steps: int = 2000
+  """Optimizer steps in all."""
+  batch_size: int = 64
+  """Requests per step over all devices and hosts."""
+  learning_rate: float = 1e-3
+  """Peak, reached after the warm-up."""
+  warmup_share: float = 0.02
+  """Share of the steps spent warming up linearly."""
+  final_learning_rate_share: float = 0.1
+  """The cosine ends at this share of the peak."""
+  weight_decay: float = 0.1
+  """AdamW decay, on matrices only."""
+  clip_norm: float = 1.0
+  """Global gradient norm is clipped to this."""
+  table_learning_rate: float = 0.0
+  """Constant rate of row-wise Adagrad for the table of ids (model.id_rows), which keeps one number
+  a row instead of AdamW's two a weight; 0 = AdamW like all else."""
+  seed: int = 0
+  """Seed of parameters, shuffling and dropout."""
+  log_every: int = 50
+  """Steps between log lines."""
+  eval_every: int = 1000
+  """Steps between validation losses (also the moments a 'best' checkpoint can be kept)."""
+  eval_batches: int = 40
+  """Validation batches per validation loss."""
+  checkpoint_every: int = 500
+  """Steps between checkpoints."""
+  data_parallel: int = 0
+  """Devices along the batch; 0 takes all that fsdp leaves."""
+  fsdp: int = 1
+  """Devices over which the weights of layers and their optimizer state are split, and the batch."""
+  tensor: int = 1
+  """Devices over which heads, hidden units and embedding tables (rows) are split."""
+  accumulate: int = 1
+  """Parts of a batch that a step works through one after another: memory for time."""
+
+  def __post_init__(self):
+    for name in ("num_steps", "batch_size", "log_every", "eval_every", "eval_batches",
+                 "checkpoint_every", "fsdp", "tensor", "accumulate"):
+      require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
+    for name in ("learning_rate", "clip_norm"):
+      require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be positive")
+    require(self.batch_size % self.accumulate == 0, "train.accumulate", self.accumulate,
+            f"must divide train.batch_size={self.batch_size}")
+    require(self.table_learning_rate >= 0, "train.table_learning_rate", self.table_learning_rate,
+            "must not be negative")
+    require(0 <= self.warmup_share < 1, "train.warmup_share", self.warmup_share, "needs [0, 1)")
+    require(0 <= self.seed < 2**31, "train.seed", self.seed, "needs 0 <= seed < 2**31")
