@@ -16,7 +16,7 @@ import pytest
 import s3fs
 from gcp_storage_emulator.server import create_server
 from moto.server import ThreadedMotoServer
-from tests.test_cli import run
+from tests.cli.test_cli import run
 
 from gr4ad_jax.gr4ad.run import load_params, open_inputs, read_run, train_run
 from gr4ad_jax.machine import storage
