@@ -12,8 +12,8 @@ import numpy as np
 from experiments._runs import tokenized
 from gr4ad_jax.data import prepare
 from gr4ad_jax.data.impressions import read_impressions
+from gr4ad_jax.data.log_folder import read_logs
 from gr4ad_jax.data.records import Logs
-from gr4ad_jax.data.schema import read_logs
 from gr4ad_jax.data.sequences import Example, ExampleMaker, FeatureVocabulary
 from gr4ad_jax.data.splits import time_split
 from gr4ad_jax.data.tfds_builder import open_examples, read_split

@@ -46,7 +46,7 @@ def tiny_logs():
   import numpy as np
   import pandas as pd
 
-  from gr4ad_jax.data.schema import build_logs
+  from gr4ad_jax.data.tables import build_logs
 
   rng = np.random.default_rng(0)
   category = np.repeat(["food > snack", "food > drink", "home > clean", "home > care"], 10)
@@ -91,7 +91,7 @@ def tiny_logs():
 @pytest.fixture(scope="session")
 def tiny_data(tiny_logs, tmp_path_factory) -> Path:
   """A folder as `gr4ad prepare` and `gr4ad tokenize` leave it."""
-  from gr4ad_jax.data.schema import write_logs
+  from gr4ad_jax.data.log_folder import write_logs
   from gr4ad_jax.data.splits import time_split
   from gr4ad_jax.data.tfds_builder import prepare_examples
   from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig

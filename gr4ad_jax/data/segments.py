@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from gr4ad_jax.data import tables
+from gr4ad_jax.data.event_rows import EventReader, whole_table
 from gr4ad_jax.data.parquet_logs import read_table
 from gr4ad_jax.data.records import EventTable, Logs, UserTable
 from gr4ad_jax.data.trending import DAY_S
@@ -56,10 +56,10 @@ def append_segment(logs: Logs, file: Path, *, keep_days: float | None = None) ->
   counts: dict[str, int] = {}
   old = logs.events
   try:
-    new = tables.event_table(
-      frame, str(file), counts, ads=logs.ads, contents=logs.contents, users=users,
-      invalid_rows="drop",
-    ).events
+    reader = EventReader(
+      str(file), counts, ads=logs.ads, contents=logs.contents, users=users, invalid_rows="drop"
+    )
+    _, new = whole_table(reader, frame)
   except NoValidRows:  # a quiet hour, or one of new ads alone
     no_requests = np.zeros(int(old.request.max()) + 1 if len(old.user) else 0, bool)
     return Appended(logs, no_requests, _left_out(counts))

@@ -1,4 +1,4 @@
-"""One input table -> one record: the rules that ads, contents, users and events must keep."""
+"""Input tables in memory -> records: the rules that ads, contents and users must keep."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from gr4ad_jax.data.records import (
   DEFAULT_AD_TYPE,
   AdTable,
   ContentTable,
-  EventTable,
+  Logs,
   UserTable,
 )
 from gr4ad_jax.data.validation import InvalidRows, RowChecks
@@ -72,23 +72,10 @@ def ad_table(frame: pd.DataFrame, file: str, counts: dict[str, int]) -> AdTable:
   )
 
 
-def content_table(
+def _content_table(
   frame: pd.DataFrame, file: str, counts: dict[str, int], *, ads: AdTable
 ) -> ContentTable:
-  """Reads organic contents: content_id, category, text; optional ad_id (null = not promoted).
-
-  Args:
-    frame: the table.
-    file: name for messages.
-    counts: cleaning counts, added to.
-    ads: the catalogue that ad_id refers to.
-
-  Returns:
-    The table, rows in the given order.
-
-  Raises:
-    LogError: a rule is broken.
-  """
+  """Reads organic contents: content_id, category, text; optional ad_id (null = not promoted)."""
   validation.require_columns(frame, ("content_id", "category", "text"), file, optional=("ad_id",))
   ad_O = np.full(len(frame), -1)
   if "ad_id" in frame.columns:
@@ -104,20 +91,8 @@ def content_table(
   )
 
 
-def user_table(frame: pd.DataFrame, file: str, counts: dict[str, int]) -> UserTable:
-  """Reads users: user_id and categorical columns.
-
-  Args:
-    frame: the table.
-    file: name for messages.
-    counts: cleaning counts, added to.
-
-  Returns:
-    The table, rows in the given order.
-
-  Raises:
-    LogError: a rule is broken.
-  """
+def _user_table(frame: pd.DataFrame, file: str, counts: dict[str, int]) -> UserTable:
+  """Reads users: user_id and categorical columns."""
   validation.require_columns(frame, ("user_id",), file, prefix="")
   columns = [str(column) for column in frame.columns if column != "user_id"]
   return UserTable(
@@ -151,53 +126,68 @@ def known_tables(
   frames = {name: f.reset_index(drop=True) for name, f in frames.items() if f is not None}
   ads, contents, users = ad_table(frames["ads"], files["ads"], counts), None, None
   if "contents" in frames:
-    contents = content_table(frames["contents"], files["contents"], counts, ads=ads)
+    contents = _content_table(frames["contents"], files["contents"], counts, ads=ads)
   if "users" in frames:
-    users = user_table(frames["users"], files["users"], counts)
+    users = _user_table(frames["users"], files["users"], counts)
   return Known(ads, contents, users)
 
 
-@dataclass(frozen=True)
-class Events:
-  """The event table and the tables it refers to, which may have been taken from it."""
-
-  contents: ContentTable
-  users: UserTable
-  events: EventTable
-
-
-def event_table(
-  frame: pd.DataFrame,
-  file: str,
-  counts: dict[str, int],
+def build_logs(
   *,
-  ads: AdTable,
-  contents: ContentTable | None,
-  users: UserTable | None,
-  invalid_rows: InvalidRows,
-) -> Events:
-  """Reads events; a row has exactly one of ad_id and content_id.
+  ads: pd.DataFrame,
+  events: pd.DataFrame,
+  users: pd.DataFrame | None = None,
+  contents: pd.DataFrame | None = None,
+  files: Mapping[str, str] | None = None,
+  source: str,
+  currency: str,
+  caveats: tuple[str, ...] = (),
+  cleaning: Mapping[str, int] | None = None,
+  invalid_rows: InvalidRows = "error",
+) -> Logs:
+  """Validates tables and packs them into records. Ids are integers or strings, stored as strings.
 
   Args:
-    frame: user_id, time, ad_id, action; optional content_id, request_id, value, ecpm, feature_*.
-    file: name for messages.
-    counts: cleaning counts, added to.
-    ads: the catalogue.
-    contents: the contents; None takes them from the events, category and text unknown.
-    users: the users; None takes them from the events.
-    invalid_rows: "error" or "drop".
+    ads: ad_id, advertiser_id, category, text; optional price, conversion_type, ad_type ("product"
+      where absent), account_id, campaign_id, embedding.
+    events: user_id, time, ad_id, action; optional content_id, request_id, value (0 where the
+      column is absent), ecpm, feature_*. A row has exactly one of ad_id and content_id. Organic
+      rows may lack a request_id and are then requests of their own; so is every row where the
+      column is absent.
+    users: user_id and categorical columns; None takes the users from the events.
+    contents: content_id, category, text; optional ad_id (the ad of the same product). None takes
+      the contents from the events, category and text unknown.
+    files: "ads", "events", "users", "contents" -> file name for messages; the name itself where
+      absent.
+    source: where the logs come from.
+    currency: unit of price, value and eCPM.
+    caveats: what a reader of results must know.
+    cleaning: counts of rules that the reader already applied.
+    invalid_rows: "error" stops at the first invalid event, "drop" drops such events and counts
+      them per rule. Faults of the other tables, and missing columns, are always errors.
 
   Returns:
-    Events sorted by user and time, and the tables they refer to.
+    The logs.
 
   Raises:
     LogError: a rule is broken.
   """
-  reader = EventReader(
-    file, counts, ads=ads, contents=contents, users=users, invalid_rows=invalid_rows
+  names = ("ads", "contents", "users", "events")
+  files = {name: name for name in names} | dict(files or {})
+  counts = dict(cleaning or {})
+  known = known_tables({"ads": ads, "contents": contents, "users": users}, files, counts)
+  reader = EventReader(files["events"], counts, **vars(known), invalid_rows=invalid_rows)
+  numbering, event_table = whole_table(reader, events)
+  return Logs(
+    ads=known.ads,
+    contents=numbering.contents,
+    users=numbering.users,
+    events=event_table,
+    source=source,
+    currency=currency,
+    caveats=tuple(caveats),
+    cleaning=counts,
   )
-  numbering, events = whole_table(reader, frame)
-  return Events(numbering.contents, numbering.users, events)
 
 
 def _unique_ids(frame: pd.DataFrame, column: str, file: str) -> np.ndarray:

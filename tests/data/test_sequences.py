@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gr4ad_jax.data.schema import build_logs
 from gr4ad_jax.data.sequences import ExampleMaker, age_bucket, count_bucket
 from gr4ad_jax.data.splits import SequenceConfig, time_split
+from gr4ad_jax.data.tables import build_logs
 from gr4ad_jax.data.validation import LogError
 
 HOUR = 3600

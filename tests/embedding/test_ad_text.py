@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gr4ad_jax.data.records import AD_TYPES
-from gr4ad_jax.data.schema import build_logs
+from gr4ad_jax.data.tables import build_logs
 from gr4ad_jax.embedding.ad_text import (
   INPUTS,
   INSTRUCTIONS,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr4ad_jax.data.schema import build_logs
+from gr4ad_jax.data.tables import build_logs
 from gr4ad_jax.embedding.cooccurrence import swing_pairs, training_interactions
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import _market, table1_ablation
-from gr4ad_jax.data.schema import read_logs
+from gr4ad_jax.data.log_folder import read_logs
 from gr4ad_jax.market.log import arrivals
 from gr4ad_jax.market.world import MarketConfig, best_ads, expected_revenue, truth
 

@@ -14,7 +14,7 @@ from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data import prepare
 from gr4ad_jax.data.impressions import Impressions, read_impressions
 from gr4ad_jax.data.list_records import CandidateList, open_lists, to_list, write_lists
-from gr4ad_jax.data.schema import read_logs
+from gr4ad_jax.data.log_folder import read_logs
 from gr4ad_jax.data.segments import append_segment
 from gr4ad_jax.data.sequences import Example, ExampleMaker
 from gr4ad_jax.data.splits import time_split

@@ -16,13 +16,13 @@ import pytest
 import s3fs
 from gcp_storage_emulator.server import create_server
 from moto.server import ThreadedMotoServer
-from tests.cli.test_cli import run
 
 from gr4ad_jax.gr4ad.run import load_params, open_inputs, read_run, train_run
 from gr4ad_jax.machine import storage
 from gr4ad_jax.machine.storage import StorageError, Url
 from gr4ad_jax.training.metric_log import read_log
 from gr4ad_jax.training.preemption import Preemption
+from tests.cli.test_cli import run
 from tests.training.test_two_processes import by_two_processes, train_arguments
 
 WORLD = ("--world", "synthetic", "--num-users", 120, "--num-ads", 40, "--days", 12,

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gr4ad_jax.data.schema import LogError, build_logs
+from gr4ad_jax.data.tables import build_logs
+from gr4ad_jax.data.validation import LogError
 from gr4ad_jax.embedding.embeddings import embed
 from gr4ad_jax.tokenizer import fsq, residual_kmeans, rq_vae, semantic_id
 from gr4ad_jax.tokenizer.feature_hash import hash_codes

@@ -5,8 +5,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from gr4ad_jax.data.records import AD_TYPES
-from gr4ad_jax.data.schema import Action, LogError, build_logs, read_logs, write_logs
+from gr4ad_jax.data.log_folder import read_logs, write_logs
+from gr4ad_jax.data.records import AD_TYPES, Action
+from gr4ad_jax.data.tables import build_logs
+from gr4ad_jax.data.validation import LogError
 
 FILES = {"ads": "ads.csv", "events": "events.csv", "users": "users.csv", "contents": "contents.csv"}
 
