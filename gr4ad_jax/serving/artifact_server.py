@@ -51,7 +51,7 @@ class ContextReply(BaseModel):
   queue_ms: float
 
 
-class ContextAsk(NamedTuple):
+class ContextQuery(NamedTuple):
   """One request."""
 
   context: dict[str, np.ndarray]  # one row
@@ -78,15 +78,15 @@ class ArtifactEngine:
     """Compiles and times every batch size."""
     sizes = self.config.batch_sizes
     for size in progress(sizes, "compile and time searches", len(sizes)) if progress else sizes:
-      asks = [ContextAsk(self._sample, 10)] * size
-      self(asks, factor=1.0)
-      self.call_s[1.0, size] = seconds_of(functools.partial(self, asks, factor=1.0))
+      queries = [ContextQuery(self._sample, 10)] * size
+      self(queries, factor=1.0)
+      self.call_s[1.0, size] = seconds_of(functools.partial(self, queries, factor=1.0))
     self.together = slower_together(
-      functools.partial(self, asks, factor=1.0), self.call_s[1.0, size],
+      functools.partial(self, queries, factor=1.0), self.call_s[1.0, size],
       at_once=self.config.calls_at_once,
     )
 
-  def ask(self, request: ContextRequest) -> ContextAsk:
+  def query(self, request: ContextRequest) -> ContextQuery:
     """A request, checked against the manifest.
 
     Raises:
@@ -99,22 +99,22 @@ class ArtifactEngine:
       raise ConfigError(f"context: {unknown[0]!r} is none of {', '.join(known)}")
     try:
       rows = {name: np.array([values], np.int32) for name, values in request.context.items()}
-      return ContextAsk(self.artifact.check(rows), request.k)
+      return ContextQuery(self.artifact.check(rows), request.k)
     except (ValueError, OverflowError) as error:
       raise ConfigError(str(error)) from None
 
   def __call__(
-    self, asks: Sequence[ContextAsk], *, factor: float
+    self, queries: Sequence[ContextQuery], *, factor: float
   ) -> list[list[tuple[str, float]]]:
     """(ad id, score) of each request's ads, best first."""
     del factor
-    filled = [*asks, *[asks[-1]] * (self.config.call_size(len(asks)) - len(asks))]
+    filled = [*queries, *[queries[-1]] * (self.config.call_size(len(queries)) - len(queries))]
     context = {
-      name: np.concatenate([ask.context[name] for ask in filled]) for name in asks[0].context
+      name: np.concatenate([query.context[name] for query in filled]) for name in queries[0].context
     }
-    ids, scores = self.artifact.recommend(context, max(ask.k for ask in asks))
+    ids, scores = self.artifact.recommend(context, max(query.k for query in queries))
     return [
-      list(zip(ids[row], scores[row], strict=True))[: ask.k] for row, ask in enumerate(asks)
+      list(zip(ids[row], scores[row], strict=True))[: query.k] for row, query in enumerate(queries)
     ]
 
 
@@ -143,7 +143,7 @@ def build_artifact_app(engine: ArtifactEngine, *, api_key: str | None = None) ->
   @app.post("/v1/recommend")
   async def recommend(request: ContextRequest) -> ContextReply:
     """The best ads for a context."""
-    found, waited_s = await state["batcher"].ask(engine.ask(request))
+    found, waited_s = await state["batcher"].submit(engine.query(request))
     return ContextReply(
       ads=[ScoredAd(ad_id=ad_id, score=score) for ad_id, score in found],
       queue_ms=1000 * waited_s,

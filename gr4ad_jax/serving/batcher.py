@@ -11,7 +11,7 @@ import math
 import time
 
 from gr4ad_jax.search.beam_schedule import ArrivalRate, TrafficAwareBeams
-from gr4ad_jax.serving.engine import Answer, Ask, Engine
+from gr4ad_jax.serving.engine import Answer, Engine, Query
 
 ROOM_SHARE = 0.5  # of the deadline that the whole queue may take
 
@@ -33,7 +33,7 @@ class DeadlineExceeded(Exception):
 
 @dataclasses.dataclass(eq=False)
 class _Waiting:
-  ask: Ask
+  query: Query
   factor: float | None
   since_s: float
   answer: asyncio.Future
@@ -78,11 +78,11 @@ class Batcher:
       await self._loop_task
     self._threads.shutdown()
 
-  async def ask(self, ask: Ask, *, factor: float | None = None) -> tuple[Answer, float]:
+  async def submit(self, query: Query, *, factor: float | None = None) -> tuple[Answer, float]:
     """The answer and how long it waited for its call, in seconds.
 
     Args:
-      ask: the request.
+      query: the request.
       factor: beam factor; None = as traffic allows.
 
     Raises:
@@ -99,7 +99,7 @@ class Batcher:
         f"{len(self._queue)} requests are waiting", retry_after_s=self._drain_s()
       )
     self.rate.add(now_s)
-    waiting = _Waiting(ask, factor, now_s, asyncio.get_running_loop().create_future())
+    waiting = _Waiting(query, factor, now_s, asyncio.get_running_loop().create_future())
     self._queue.append(waiting)
     self._arrived.set()
     try:
@@ -179,11 +179,11 @@ class Batcher:
 
   async def _try(self, batch: list[_Waiting], factor: float) -> bool:
     """Answers a batch in one call; a batch of one gets its fault, a larger one False."""
-    began_s, asks = time.monotonic(), [entry.ask for entry in batch]
+    began_s, queries = time.monotonic(), [entry.query for entry in batch]
     beside = len(self._calls) > 1
     try:
       answers = await asyncio.get_running_loop().run_in_executor(
-        self._threads, functools.partial(self._engine, asks, factor=factor)
+        self._threads, functools.partial(self._engine, queries, factor=factor)
       )
     except Exception as error:
       if len(batch) > 1:

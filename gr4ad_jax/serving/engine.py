@@ -30,7 +30,7 @@ from gr4ad_jax.serving.catalog import Catalog, LiveCatalog
 from gr4ad_jax.serving.config import ServingConfig
 
 
-class Ask(NamedTuple):
+class Query(NamedTuple):
   """One request."""
 
   example: Example
@@ -155,7 +155,7 @@ class Engine:
     ]
 
     def call(factor: float, size: int, *, conditions: bool = False) -> None:
-      self([Ask(example, "", 10, ())] * size, factor=factor, conditions=conditions)
+      self([Query(example, "", 10, ())] * size, factor=factor, conditions=conditions)
 
     for program in progress(programs, "compile searches", len(programs)) if progress else programs:
       for conditions in (True, False):
@@ -179,7 +179,7 @@ class Engine:
     others and the value step; top_k: selection alone, on made-up scores.
     """
     decoder, catalog, widths = self.decoder, self.catalog.now, self.widths[1.0]
-    context = jax.device_put(self.context([Ask(example, "", 1, ())], catalog))
+    context = jax.device_put(self.context([Query(example, "", 1, ())], catalog))
     size_L = decoder.vocabulary.codebook_sizes
     logp_LV = [
       jax.device_put(np.random.default_rng(level).normal(size=size).astype(np.float32))
@@ -216,44 +216,44 @@ class Engine:
     }
 
   def __call__(
-    self, asks: Sequence[Ask], *, factor: float, conditions: bool | None = None
+    self, queries: Sequence[Query], *, factor: float, conditions: bool | None = None
   ) -> list[Answer]:
     """Answers up to the largest batch size of requests.
 
     Args:
-      asks: requests; their conditions are met by some ad of the catalogue each.
+      queries: requests; their conditions are met by some ad of the catalogue each.
       factor: of the schedule.
-      conditions: search with the program for conditions; None = where an ask has some.
+      conditions: search with the program for conditions; None = where a query has some.
 
     Raises:
       ConfigError: a condition that no ad meets.
     """
     began = time.perf_counter()
     catalog, (params, step) = self.catalog.now, self._parameters
-    context = self.context(asks, catalog)
-    size = self.config.call_size(len(asks))
+    context = self.context(queries, catalog)
+    size = self.config.call_size(len(queries))
     padded = Context(**{
       name: repeat_last(np.asarray(x), size) for name, x in context.present().items()
     })
     subsets = None, None
     allowed = None
-    if conditions or (conditions is None and any(ask.where for ask in asks)):
-      allowed = [catalog.allowed(ask.where) for ask in asks]
+    if conditions or (conditions is None and any(query.where for query in queries)):
+      allowed = [catalog.allowed(query.where) for query in queries]
       words = repeat_last(np.stack([a.word_U for a in allowed]), size)
       subsets = words, np.arange(size, dtype=np.int32)[:, None]
     searching = time.perf_counter()
     beams = self._programs[factor](
       params, padded, catalog.prefixes, self._bin_means, *subsets
     )
-    beams = jax.tree.map(lambda x: np.asarray(x)[: len(asks)], beams)
+    beams = jax.tree.map(lambda x: np.asarray(x)[: len(queries)], beams)
     ranking = time.perf_counter()
     keep = None
     if allowed is not None:
       def keep(ad_RK: np.ndarray) -> np.ndarray:
         return np.stack([a.keep_A[ad_K] for a, ad_K in zip(allowed, ad_RK, strict=True)])
     found = rank_ads(
-      catalog.snapshot.index, beams, context, max(ask.k for ask in asks), config=self._search,
-      keep=keep,
+      catalog.snapshot.index, beams, context, max(query.k for query in queries),
+      config=self._search, keep=keep,
     )
     seconds = {
       "context": searching - began, "search": ranking - searching,
@@ -261,21 +261,21 @@ class Engine:
     }
     return [
       Answer(
-        Recommendations(*(x[row : row + 1, : ask.k] for x in found)), catalog,
+        Recommendations(*(x[row : row + 1, : query.k] for x in found)), catalog,
         jax.tree.map(lambda x, row=row: x[row : row + 1], beams), factor, self.widths[factor],
-        step, seconds, len(asks), row,
+        step, seconds, len(queries), row,
       )
-      for row, ask in enumerate(asks)
+      for row, query in enumerate(queries)
     ]
 
-  def context(self, asks: Sequence[Ask], catalog: Catalog) -> Context:
+  def context(self, queries: Sequence[Query], catalog: Catalog) -> Context:
     """What the model reads of the requests."""
     make_batch = dataclasses.replace(catalog.make_batch, trending=self.trending)
     if self._with_ids:  # users may be new: their ids are hashed here
       make_batch = dataclasses.replace(make_batch, user_hash_U=None)
-    context = make_batch.context([ask.example for ask in asks])
+    context = make_batch.context([query.example for query in queries])
     if self._with_ids:
-      ids = np.array([ask.user_id for ask in asks], object)
+      ids = np.array([query.user_id for query in queries], object)
       context = context._replace(user_id_B=hash_ids(ids))
     return context
 

@@ -28,7 +28,7 @@ from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.serving.batcher import Batcher
 from gr4ad_jax.serving.catalog import Catalog, LiveCatalog, NoRoom
 from gr4ad_jax.serving.config import ServingConfig
-from gr4ad_jax.serving.engine import Answer, Ask, Engine
+from gr4ad_jax.serving.engine import Answer, Engine, Query
 from gr4ad_jax.serving.histories import JournalHistories, Latest, RedisHistories, RedisLink
 from gr4ad_jax.serving.journal import Event, Journal, export_segment, prune
 from gr4ad_jax.serving.keys import cache_key
@@ -124,7 +124,7 @@ class Service:
     self._parameters = f"run {step}"  # what is served, for the cache and for `reload`
     if published is not None and not self._read_published():
       console.print(f"{published}: nothing is published there yet; serving the run's parameters")
-    someone = self.users.ask(
+    someone = self.users.profile(
       str(self.users.ids[0]), None, self.catalog.now, now_s=self.now_s, features={}, history=None
     )
     self.engine.warm(someone.example, progress=progress)
@@ -206,7 +206,7 @@ class Service:
 
     Raises:
       ConfigError: k or the history is too long, an unknown feature, factor or condition.
-      Overloaded, DeadlineExceeded: see `Batcher.ask`.
+      Overloaded, DeadlineExceeded: see `Batcher.submit`.
     """
     began = time.perf_counter()
     self._check(request)
@@ -275,12 +275,12 @@ class Service:
     history = request.history
     if history is not None:
       history = [_event(item, "", now_s - 1) for item in history]
-    asked = self.users.ask(
+    profile = self.users.profile(
       request.user_id, known, self.catalog.now, now_s=now_s + 1, features=request.features,
       history=history,
     )
-    ask = Ask(asked.example, request.user_id or "", request.k, tuple(request.where))
-    answer, waited_s = await self.batcher.ask(ask, factor=request.beam_factor)
+    query = Query(profile.example, request.user_id or "", request.k, tuple(request.where))
+    answer, waited_s = await self.batcher.submit(query, factor=request.beam_factor)
     self.metrics.answered(answer)
     seconds = {"queue": waited_s} | answer.seconds
     return {
@@ -288,8 +288,8 @@ class Service:
       "schedule": Schedule(factor=answer.factor, widths=list(answer.widths)).model_dump(),
       "step": answer.step,
       "index_version": answer.catalog.snapshot.version,
-      "known_user": asked.known,
-      "unknown_items": asked.unknown_items,
+      "known_user": profile.known,
+      "unknown_items": profile.unknown_items,
       "currency": self.inputs.logs.currency,
       "latency_ms": {name: 1000 * value for name, value in seconds.items()},
       "levels": levels(answer) if request.explain else None,

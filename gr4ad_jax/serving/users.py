@@ -17,7 +17,7 @@ from gr4ad_jax.serving.histories import Latest
 from gr4ad_jax.serving.journal import Event
 
 
-class Asked(NamedTuple):
+class Profile(NamedTuple):
   """A context and what it is made of."""
 
   example: Example
@@ -61,7 +61,7 @@ class Users:
     found = (user for user in self._row_of if user.startswith(query))
     return list(itertools.islice(found, limit))
 
-  def ask(
+  def profile(
     self,
     user_id: str | None,
     latest: Latest | None,
@@ -70,7 +70,7 @@ class Users:
     now_s: int,
     features: Mapping[str, str],
     history: Sequence[Event] | None,
-  ) -> Asked:
+  ) -> Profile:
     """The context of a request.
 
     Args:
@@ -100,7 +100,7 @@ class Users:
       at, number_of = self._numbers[name]
       feature_F[at] = number_of.get(value, 0)
     example = past.before(int(now_s), config=self._config, feature_F=feature_F, user=row)
-    return Asked(example, row >= 0 or bool(since), unknown)
+    return Profile(example, row >= 0 or bool(since), unknown)
 
   def _past_of(self, events: Sequence[Event], catalog: Catalog) -> tuple[Past, int]:
     """Engagements and contents among events, by time; how many of them are not known."""

@@ -17,7 +17,7 @@ from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.segments import append_segment, segment_files
 from gr4ad_jax.gr4ad.recommend import recommend_for_user
 from gr4ad_jax.serving.batcher import Batcher
-from gr4ad_jax.serving.engine import Ask
+from gr4ad_jax.serving.engine import Query
 from gr4ad_jax.serving.journal import Event, Journal, export_segment, exported
 from gr4ad_jax.serving.server import build_app
 from gr4ad_jax.serving.service import Service
@@ -69,13 +69,14 @@ def test_gives_what_the_command_line_gives(client, service, served_run):
 def test_requests_of_one_call_get_what_they_get_alone(service):
   catalog = service.catalog.now
   advertiser = f"advertiser_id={catalog.ads.advertiser_id[2]}"
-  asks = [
-    Ask(service.users.ask(f"u{u}", None, catalog, now_s=service.now_s, features={},
-                          history=None).example, f"u{u}", 5, where)
+  queries = [
+    Query(service.users.profile(f"u{u}", None, catalog, now_s=service.now_s, features={},
+                                history=None).example, f"u{u}", 5, where)
     for u, where in ((3, ()), (4, (advertiser,)), (5, ()))
   ]
-  together = service.engine(asks, factor=1.0)
-  for one, alone in zip(together, (service.engine([a], factor=1.0)[0] for a in asks), strict=True):
+  together = service.engine(queries, factor=1.0)
+  apart = [service.engine([query], factor=1.0)[0] for query in queries]
+  for one, alone in zip(together, apart, strict=True):
     np.testing.assert_array_equal(one.found.ad_RK, alone.found.ad_RK)
     np.testing.assert_allclose(one.found.logp_RK, alone.found.logp_RK, atol=1e-4)
 
@@ -376,12 +377,12 @@ def test_a_full_queue_refuses_and_a_late_answer_is_given_up(service):
   async def scenario():
     batcher = Batcher(Slow())
     batcher.start()
-    running = asyncio.create_task(batcher.ask("first"))
+    running = asyncio.create_task(batcher.submit("first"))
     await asyncio.sleep(0.05)  # it is in the engine
-    waiting = [asyncio.create_task(batcher.ask(f"later {i}")) for i in range(2)]
+    waiting = [asyncio.create_task(batcher.submit(f"later {i}")) for i in range(2)]
     await asyncio.sleep(0.01)
     with pytest.raises(Exception, match="2 requests are waiting") as refused:
-      await batcher.ask("too many")
+      await batcher.submit("too many")
     assert refused.value.retry_after_s >= 1
     await asyncio.sleep(0.3)
     gate.set()
@@ -389,12 +390,12 @@ def test_a_full_queue_refuses_and_a_late_answer_is_given_up(service):
     for late in waiting:
       with pytest.raises(Exception, match="the deadline is 200 ms"):
         await late
-    last = asyncio.create_task(batcher.ask("last"))
+    last = asyncio.create_task(batcher.submit("last"))
     await asyncio.sleep(0)
     await batcher.stop()  # drains: what waits is answered
     assert (await last)[0].startswith("last")
     with pytest.raises(Exception, match="going down"):
-      await batcher.ask("after")
+      await batcher.submit("after")
 
   asyncio.run(scenario())
 
@@ -416,10 +417,10 @@ def test_who_comes_during_a_call_need_not_wait_for_its_end():
   async def scenario():
     batcher = Batcher(Held())
     batcher.start()
-    held = asyncio.create_task(batcher.ask("held"))
+    held = asyncio.create_task(batcher.submit("held"))
     assert await asyncio.to_thread(begun.wait, 20)
     for name in ("second", "third"):  # one after the other beside the first
-      assert (await batcher.ask(name))[0] == name
+      assert (await batcher.submit(name))[0] == name
     assert not held.done()
     stopping = asyncio.create_task(batcher.stop())
     await asyncio.sleep(0.01)
@@ -446,7 +447,7 @@ def test_one_bad_request_does_not_fail_its_neighbours():
     batcher = Batcher(Picky())
     batcher.start()
     replies = await asyncio.gather(
-      *(batcher.ask(a) for a in ("good", "bad", "fine")), return_exceptions=True
+      *(batcher.submit(a) for a in ("good", "bad", "fine")), return_exceptions=True
     )
     assert replies[0][0] == "good" and replies[2][0] == "fine"
     assert isinstance(replies[1], ValueError)
