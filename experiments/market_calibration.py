@@ -20,10 +20,11 @@ from matplotlib.figure import Figure
 
 from gr4ad_jax.config import override_all
 from gr4ad_jax.data.completejourney import read_completejourney
-from gr4ad_jax.data.records import Action, Logs
+from gr4ad_jax.data.engagements import engaged_with_ad
+from gr4ad_jax.data.records import DAY_S, Action, Logs
 from gr4ad_jax.machine.progress import track
 from gr4ad_jax.market.log import arrivals, market_logs
-from gr4ad_jax.market.world import DAY_S, MarketConfig, truth
+from gr4ad_jax.market.world import MarketConfig, truth
 from gr4ad_jax.market.worlds import build_market
 
 QUANTILES = (0.1, 0.5, 0.9)
@@ -70,7 +71,7 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
 def _shape(logs: Logs) -> dict[str, float]:
   """What both logs have: engagements with ads, by ad, by user and by visit."""
   events = logs.events
-  rows = (events.ad >= 0) & (events.action >= Action.CLICK)
+  rows = engaged_with_ad(events)
   days = (events.time_s.max() - events.time_s.min()) / DAY_S
   of_ad = np.bincount(events.ad[rows], minlength=len(logs.ads.ad_id))
   of_user = np.bincount(events.user[rows], minlength=len(logs.users.user_id))

@@ -32,7 +32,7 @@ from experiments._market import (
 )
 from gr4ad_jax.config import ConfigError, override_all
 from gr4ad_jax.data.impressions import read_impressions
-from gr4ad_jax.data.records import Logs
+from gr4ad_jax.data.records import DAY_S, Logs
 from gr4ad_jax.data.segments import append_segment
 from gr4ad_jax.data.sequences import Example, ExampleMaker
 from gr4ad_jax.data.trending import build_trending
@@ -48,7 +48,7 @@ from gr4ad_jax.gr4ad.online import learn_online
 from gr4ad_jax.gr4ad.run import Inputs, RunFile, open_inputs, open_recommender, read_run, train_run
 from gr4ad_jax.machine.memory import keep_freed_memory
 from gr4ad_jax.machine.progress import console, track
-from gr4ad_jax.market.log import DAY_S, write_market
+from gr4ad_jax.market.log import write_market
 from gr4ad_jax.market.world import START_S, Market, MarketConfig, expected_revenue
 from gr4ad_jax.market.worlds import build_market
 from gr4ad_jax.search.config import SearchConfig

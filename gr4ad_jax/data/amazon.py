@@ -14,11 +14,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gr4ad_jax.data.records import Logs
+from gr4ad_jax.data.records import DAY_S, Logs
 from gr4ad_jax.data.tables import build_logs
 from gr4ad_jax.data.validation import LogError, RowChecks, require_columns
 
-DAY_S = 86_400
 UNKNOWN_BRAND = "unknown"
 
 CAVEATS = (

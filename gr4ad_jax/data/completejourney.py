@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gr4ad_jax.data.records import Logs
+from gr4ad_jax.data.records import DAY_S, Logs
 from gr4ad_jax.data.tables import build_logs
 from gr4ad_jax.data.validation import LogError, RowChecks
 
@@ -36,7 +36,6 @@ BATCH_ROWS = 1 << 20
 _CLOCK_FORWARD_S = int(np.datetime64("2017-03-12T07:00:00", "s").astype(np.int64))
 _CLOCK_BACK_S = int(np.datetime64("2017-11-05T06:00:00", "s").astype(np.int64))
 _WEEK_2_LOCAL_S = int(np.datetime64("2017-01-02T00:00:00", "s").astype(np.int64))  # a Monday
-_DAY_S = 86_400
 
 _WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _HOUR_BANDS = ("night", "morning", "midday", "afternoon", "evening", "late")
@@ -85,7 +84,7 @@ def week_start_s(week: int) -> int:
   """
   if not 1 <= week <= NUM_WEEKS + 1:
     raise ValueError(f"week {week}: must be 1 to {NUM_WEEKS + 1}")
-  local_s = _WEEK_2_LOCAL_S + (week - 2) * 7 * _DAY_S
+  local_s = _WEEK_2_LOCAL_S + (week - 2) * 7 * DAY_S
   return int(local_s + _behind_utc_s(local_s + 5 * 3600))
 
 
@@ -333,7 +332,7 @@ def _descriptions(products: pd.DataFrame) -> dict[str, np.ndarray]:
 def _clock_features(time_s_E: np.ndarray) -> dict[str, pd.Categorical]:
   """Weekday and part of the day at the stores."""
   local_E = time_s_E - _behind_utc_s(time_s_E)
-  weekday_E = (local_E // _DAY_S + 3) % 7  # 1970-01-01 was a Thursday
+  weekday_E = (local_E // DAY_S + 3) % 7  # 1970-01-01 was a Thursday
   return {
     "feature_weekday": pd.Categorical.from_codes(weekday_E, list(_WEEKDAYS)),
     "feature_hour_band": hour_band(local_E),
@@ -342,5 +341,5 @@ def _clock_features(time_s_E: np.ndarray) -> dict[str, pd.Categorical]:
 
 def hour_band(time_s: np.ndarray) -> pd.Categorical:
   """Part of the day, night to late, of seconds on the clock that counts."""
-  band = np.searchsorted(_HOUR_BAND_STARTS, time_s % _DAY_S // 3600, side="right") - 1
+  band = np.searchsorted(_HOUR_BAND_STARTS, time_s % DAY_S // 3600, side="right") - 1
   return pd.Categorical.from_codes(band, list(_HOUR_BANDS))

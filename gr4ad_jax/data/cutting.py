@@ -18,6 +18,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from gr4ad_jax.data.engagements import DailyEngagements, add_days, daily_engagements
 from gr4ad_jax.data.log_folder import LogParts
 from gr4ad_jax.data.sequences import (
   Example,
@@ -28,7 +29,6 @@ from gr4ad_jax.data.sequences import (
   training_feature_values,
 )
 from gr4ad_jax.data.splits import SPLITS, SequenceConfig, require_requests, split_requests
-from gr4ad_jax.data.trending import Engagements, count_engagements, engagements
 from gr4ad_jax.machine.progress import track
 
 ResultT = TypeVar("ResultT")
@@ -59,7 +59,7 @@ class Survey(NamedTuple):
   vocabulary: FeatureVocabulary
   request_counts: np.ndarray
   ad_events: int
-  engagements: Engagements
+  engagements: DailyEngagements
 
 
 def survey(parts: LogParts, config: SequenceConfig, *, workers: int = 1) -> Survey:
@@ -70,7 +70,7 @@ def survey(parts: LogParts, config: SequenceConfig, *, workers: int = 1) -> Surv
   """
   counts, ad_events = np.zeros(len(SPLITS), np.int64), 0
   request: dict[str, set[str]] = collections.defaultdict(set)
-  by_day: list[Engagements] = []
+  by_day: list[DailyEngagements] = []
   surveyed = map_parts(functools.partial(_survey_part, parts, config), len(parts), workers)
   for part in track(surveyed, "requests and features, parts", len(parts)):
     counts += part.request_counts
@@ -79,8 +79,8 @@ def survey(parts: LogParts, config: SequenceConfig, *, workers: int = 1) -> Surv
       request[name] |= values
     by_day.append(part.engagements)
     if sum(len(part.day) for part in by_day[1:]) > max(_MERGE_AT, len(by_day[0].day)):
-      by_day = [count_engagements(by_day)]
-  of_days = count_engagements(by_day)
+      by_day = [add_days(by_day)]
+  of_days = add_days(by_day)
   require_requests(counts, engaged=len(of_days.day) > 0, source=parts.logs.source)
   vocabulary = feature_vocabulary(feature_values(parts.logs.users.features), request)
   return Survey(vocabulary, counts, ad_events, of_days)
@@ -90,7 +90,7 @@ class _PartSurvey(NamedTuple):
   features: dict[str, set[str]]
   request_counts: np.ndarray
   ad_events: int
-  engagements: Engagements
+  engagements: DailyEngagements
 
 
 def _survey_part(parts: LogParts, config: SequenceConfig, number: int) -> _PartSurvey:
@@ -98,7 +98,7 @@ def _survey_part(parts: LogParts, config: SequenceConfig, number: int) -> _PartS
   splits = split_requests(events, config)
   return _PartSurvey(
     training_feature_values(events, splits.split_R), splits.counts, int((events.ad >= 0).sum()),
-    engagements(events),
+    daily_engagements(events),
   )
 
 

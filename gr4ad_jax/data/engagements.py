@@ -1,24 +1,65 @@
-"""Which events are engagements with an ad: clicks, conversions, organic events of its product."""
+"""Which events engage with an ad, by two rules, and how many there were on each day.
+
+The narrow rule takes clicks and conversions of the ad itself: what a model is trained to bring
+about. The wide rule also takes organic events of the ad's product: what a user cares for.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from gr4ad_jax.data.records import Action, Logs
+from gr4ad_jax.data.records import DAY_S, Action, EventTable, Logs
 
 
-class Engagements(NamedTuple):
+def engaged_with_ad(events: EventTable) -> np.ndarray:
+  """The narrow rule: bool [E], clicks and conversions of ads."""
+  return (events.ad >= 0) & (events.action >= Action.CLICK)
+
+
+class ProductEngagements(NamedTuple):
   """N engagements, in the order of the events (by user, then time)."""
 
   event_N: np.ndarray  # int64, rows of the event table
-  ad_N: np.ndarray  # int32, the ads engaged with
+  ad_N: np.ndarray  # int32, the ads whose product was engaged with
 
 
-def engagements(logs: Logs) -> Engagements:
-  """Clicks and conversions of ads; an organic event, whatever its action, counts for its ad."""
+def product_engagements(logs: Logs) -> ProductEngagements:
+  """The wide rule: clicks and conversions of ads, and every organic event of an ad's product."""
   events = logs.events
   ad_E = np.where(events.ad >= 0, events.ad, np.append(logs.contents.ad, -1)[events.content])
-  event_N = np.flatnonzero((ad_E >= 0) & ((events.ad < 0) | (events.action >= Action.CLICK)))
-  return Engagements(event_N, ad_E[event_N].astype(np.int32))
+  event_N = np.flatnonzero((ad_E >= 0) & ((events.ad < 0) | engaged_with_ad(events)))
+  return ProductEngagements(event_N, ad_E[event_N].astype(np.int32))
+
+
+class DailyEngagements(NamedTuple):
+  """How often ads were engaged with, narrow rule; one row for each day and ad, in this order.
+
+  Attributes:
+    day: int64, days since 1970.
+    ad: int64, ad numbers.
+    count: int64.
+  """
+
+  day: np.ndarray
+  ad: np.ndarray
+  count: np.ndarray
+
+
+def daily_engagements(events: EventTable) -> DailyEngagements:
+  """Counts the events of some users."""
+  rows = engaged_with_ad(events)
+  ad = events.ad[rows].astype(np.int64)
+  return add_days([DailyEngagements(events.time_s[rows] // DAY_S, ad, np.ones_like(ad))])
+
+
+def add_days(parts: Sequence[DailyEngagements]) -> DailyEngagements:
+  """Adds up the counts of parts."""
+  day, ad, count = (np.concatenate(column) for column in zip(*parts, strict=True))
+  order = np.lexsort((ad, day))
+  day, ad = day[order], ad[order]
+  first = np.flatnonzero(np.append(True, (np.diff(day) != 0) | (np.diff(ad) != 0))[: len(day)])
+  total = np.append(0, np.cumsum(count[order]))
+  return DailyEngagements(day[first], ad[first], np.diff(total[np.append(first, len(day))]))

@@ -1,4 +1,4 @@
-"""Examples -> batches: grain shuffle, per-host slice, SID look-up, padding, resumable iterators."""
+"""Examples -> batches: shuffled by grain, this host's rows, resumable; padding, look-up, hashes."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from typing import Any
 import grain
 import numpy as np
 
-from gr4ad_jax.data.sequences import (
-  Example,
-)
+from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.data.tfds_builder import to_example
 
 
 def hash_ids(ids: np.ndarray) -> np.ndarray:
   """int32 >= 0, the same for an id on every machine."""
-  return np.array(
-    [
-      int.from_bytes(hashlib.blake2b(str(i).encode(), digest_size=4).digest()) >> 1
-      for i in ids.tolist()
-    ],
-    np.int32,
-  )
+  return (_digests(ids) >> 1).astype(np.int32)
+
+
+def hash_buckets(ids: np.ndarray, num_buckets: int) -> np.ndarray:
+  """int32 < num_buckets, the same for an id on every machine; trained models rely on both."""
+  return (_digests(ids) % num_buckets).astype(np.int32)
+
+
+def _digests(ids: np.ndarray) -> np.ndarray:
+  digests = (hashlib.blake2b(str(i).encode(), digest_size=4).digest() for i in ids.tolist())
+  return np.frombuffer(b"".join(digests), ">u4")
 
 
 def pad(rows: list[np.ndarray], width: int, *, fill: float = -1, dtype=np.int32) -> np.ndarray:
@@ -34,7 +36,7 @@ def pad(rows: list[np.ndarray], width: int, *, fill: float = -1, dtype=np.int32)
   return padded
 
 
-def _look_up(table: np.ndarray, index: np.ndarray) -> np.ndarray:
+def look_up(table: np.ndarray, index: np.ndarray) -> np.ndarray:
   """table[index] with -1 where the index is -1; the table may have no rows."""
   if not len(table):
     return np.full((*index.shape, *table.shape[1:]), -1, np.int32)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+DAY_S = 86_400
 # Kinds of ads, one for each instruction template of GR4AD (arXiv 2602.22732, UA-SID).
 AD_TYPES = (
   "product",  # structured text of goods, services, entertainment

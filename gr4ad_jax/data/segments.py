@@ -16,8 +16,7 @@ import pandas as pd
 
 from gr4ad_jax.data.event_rows import EventReader, whole_table
 from gr4ad_jax.data.parquet_logs import read_table
-from gr4ad_jax.data.records import EventTable, Logs, UserTable
-from gr4ad_jax.data.trending import DAY_S
+from gr4ad_jax.data.records import DAY_S, EventTable, Logs, UserTable
 from gr4ad_jax.data.validation import NoValidRows, factorize_ids, require_columns
 
 SUFFIXES = (".parquet", ".csv", ".csv.gz")

@@ -17,7 +17,6 @@ from gr4ad_jax.data.splits import SequenceConfig, require_requests, split_reques
 
 NUM_COUNT_BUCKETS = 16
 NUM_AGE_BUCKETS = 32
-NUM_ORGANIC_BUCKETS = 8192
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from gr4ad_jax.data.records import Action, EventTable, Logs
+from gr4ad_jax.data.engagements import engaged_with_ad
+from gr4ad_jax.data.records import DAY_S, EventTable, Logs
 from gr4ad_jax.data.validation import LogError
 
 SPLITS = ("train", "validation", "test")
@@ -77,15 +78,15 @@ def split_by_time(
     LogError: the log is shorter than that.
   """
   end_s = last_s + 1
-  test_start_s = end_s - test_days * 86400
-  validation_start_s = test_start_s - validation_days * 86400
+  test_start_s = end_s - test_days * DAY_S
+  validation_start_s = test_start_s - validation_days * DAY_S
   if validation_start_s <= begin_s:
     span = datetime.timedelta(seconds=end_s - begin_s)
     raise LogError(
       f"{source}: the log spans {span}; {validation_days:g} validation and {test_days:g} test "
       "days leave nothing to train on"
     )
-  train_start_s = validation_start_s - train_days * 86400 if train_days else 0.0
+  train_start_s = validation_start_s - train_days * DAY_S if train_days else 0.0
   return SequenceConfig(
     train_start_s=max(0.0, train_start_s), validation_start_s=validation_start_s,
     test_start_s=test_start_s,
@@ -115,7 +116,7 @@ def split_requests(
 
   Leave-one-out gives users with fewer than 3 requests to training.
   """
-  engaged_E = (events.ad >= 0) & (events.action >= Action.CLICK)
+  engaged_E = engaged_with_ad(events)
   first_s_R = np.full(int(events.request.max()) + 1, np.iinfo(np.int64).max)
   np.minimum.at(first_s_R, events.request, events.time_s)
   request = np.unique(events.request[engaged_E])

@@ -9,15 +9,13 @@ count.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from gr4ad_jax.data.records import Action, EventTable, Logs
+from gr4ad_jax.data.engagements import DailyEngagements, daily_engagements
+from gr4ad_jax.data.records import DAY_S, Logs
 
-DAY_S = 86400
 HALF_LIFE_DAYS = 3.0
 NUM_KEPT = 1024  # ads of a day whose share is known; others count as 0
 NUM_TREND_BUCKETS = 32
@@ -62,18 +60,18 @@ class LiveTrending:
 
   def __init__(self, logs: Logs):
     """Begins after the log's last day."""
-    self._score_A, self._now = _scores(engagements(logs.events), len(logs.ads.ad_id))
+    self._score_A, self._now = _scores(daily_engagements(logs.events), len(logs.ads.ad_id))
     self._count_A = np.zeros(len(self._score_A))  # of the day that has no row after it yet
     self._day = self._now.first_day + len(self._now.ad_DN) - 1
 
-  def add(self, ad_N: np.ndarray) -> None:
+  def add(self, ad: np.ndarray) -> None:
     """Counts engagements of the present day, -1 = none."""
-    ad_N = ad_N[ad_N >= 0]
-    most = int(ad_N.max(initial=-1)) + 1
+    ad = ad[ad >= 0]
+    most = int(ad.max(initial=-1)) + 1
     grow = max(0, most - len(self._score_A))
     self._score_A = np.append(self._score_A, np.zeros(grow))
     self._count_A = np.append(self._count_A, np.zeros(grow))
-    np.add.at(self._count_A, ad_N, 1)
+    np.add.at(self._count_A, ad, 1)
 
   def at(self, now_s: float) -> Trending:
     """The shares by day, up to those that a request at this time sees."""
@@ -92,50 +90,17 @@ class LiveTrending:
     return self._now
 
 
-class Engagements(NamedTuple):
-  """How often ads were clicked or converted on each day; one row for each day and ad of a part.
-
-  Attributes:
-    day: int64, days since 1970.
-    ad: int64, ad numbers.
-    count: int64.
-  """
-
-  day: np.ndarray
-  ad: np.ndarray
-  count: np.ndarray
-
-
-def count_engagements(parts: Sequence[Engagements]) -> Engagements:
-  """Adds up the counts of parts."""
-  day, ad, count = (np.concatenate(column) for column in zip(*parts, strict=True))
-  order = np.lexsort((ad, day))
-  day, ad = day[order], ad[order]
-  first = np.flatnonzero(np.append(True, (np.diff(day) != 0) | (np.diff(ad) != 0))[: len(day)])
-  total = np.append(0, np.cumsum(count[order]))
-  return Engagements(day[first], ad[first], np.diff(total[np.append(first, len(day))]))
-
-
-def engagements(events: EventTable) -> Engagements:
-  """Counts clicks and conversions of ads."""
-  rows = (events.ad >= 0) & (events.action >= Action.CLICK)
-  ad_E = events.ad[rows].astype(np.int64)
-  return count_engagements([
-    Engagements(events.time_s[rows] // DAY_S, ad_E, np.ones(len(ad_E), np.int64))
-  ])
-
-
 def build_trending(logs: Logs) -> Trending:
   """Shares of clicks and conversions, decayed with a half-life of 3 days, day by day."""
-  return shares(engagements(logs.events), len(logs.ads.ad_id))
+  return shares(daily_engagements(logs.events), len(logs.ads.ad_id))
 
 
-def shares(counts: Engagements, num_ads: int) -> Trending:
-  """The same from counts."""
+def shares(counts: DailyEngagements, num_ads: int) -> Trending:
+  """The shares of every day, from the counts of a whole log."""
   return _scores(counts, num_ads)[1]
 
 
-def _scores(counts: Engagements, num_ads: int) -> tuple[np.ndarray, Trending]:
+def _scores(counts: DailyEngagements, num_ads: int) -> tuple[np.ndarray, Trending]:
   """The decayed counts after the last day, and the shares of all days."""
   first_day = int(counts.day[0])
   num_days = int(counts.day[-1]) - first_day + 2

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from gr4ad_jax.data.engagements import engagements
+from gr4ad_jax.data.engagements import product_engagements
 from gr4ad_jax.data.records import Logs
 
 MAX_ITEMS_PER_USER = 1_000
@@ -40,7 +40,7 @@ def training_interactions(
   Returns:
     user_E and ad_E, int32 [E], sorted by user and time.
   """
-  event_N, ad_N = engagements(logs)
+  event_N, ad_N = product_engagements(logs)
   if train_E is not None:
     kept_N = train_E[event_N]
     event_N, ad_N = event_N[kept_N], ad_N[kept_N]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gr4ad_jax.data.engagements import engagements
+from gr4ad_jax.data.engagements import product_engagements
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.evaluation.interactions import Interactions
@@ -44,7 +44,7 @@ def eval_requests(groups: Sequence[Sequence[Example]]) -> EvalRequests:
 
 def interactions(logs: Logs) -> Interactions:
   """Engagements with products of the catalogue, promoted or organic, for the baselines."""
-  event_N, ad_N = engagements(logs)
+  event_N, ad_N = product_engagements(logs)
   events = logs.events
   return Interactions(
     events.user[event_N], ad_N, events.time_s[event_N], events.ad[event_N] >= 0

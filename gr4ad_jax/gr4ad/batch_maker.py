@@ -7,18 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gr4ad_jax.data.pipeline import _look_up, pad
-from gr4ad_jax.data.sequences import (
-  NUM_AGE_BUCKETS,
-  NUM_COUNT_BUCKETS,
-  NUM_ORGANIC_BUCKETS,
-  Example,
-)
+from gr4ad_jax.data.pipeline import look_up, pad
+from gr4ad_jax.data.sequences import NUM_AGE_BUCKETS, NUM_COUNT_BUCKETS, Example
 from gr4ad_jax.data.splits import SequenceConfig
 from gr4ad_jax.data.trending import NUM_TREND_BUCKETS, Trending
 from gr4ad_jax.gr4ad.batch import Batch, Context, Vocabulary
 from gr4ad_jax.gr4ad.config import LossConfig
 from gr4ad_jax.gr4ad.value import ValueScale, sample_weight, value_bucket
+
+NUM_ORGANIC_BUCKETS = 8192  # that ids of organic contents are hashed into
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,19 +62,19 @@ class BatchMaker:
     )
     return Context(
       feature_BF=np.stack([e.feature_F for e in examples]).astype(np.int32),
-      ad_code_BTL=_look_up(self.codes_AL, ad_BT),
+      ad_code_BTL=look_up(self.codes_AL, ad_BT),
       ad_count_BT=pad([e.ad_count_T for e in examples], num_ads),
       ad_age_BT=pad([e.ad_age_T for e in examples], num_ads),
       ad_trend_BT=ad_trend_BT,
-      organic_code_BOL=_look_up(self.content_codes_OL, organic_BO),
-      organic_id_BO=_look_up(self.content_bucket_O, organic_BO),
+      organic_code_BOL=look_up(self.content_codes_OL, organic_BO),
+      organic_id_BO=look_up(self.content_bucket_O, organic_BO),
       organic_count_BO=pad([e.organic_count_O for e in examples], num_organics),
       organic_age_BO=pad([e.organic_age_O for e in examples], num_organics),
       organic_trend_BO=organic_trend_BO,
-      trend_code_BNL=_look_up(self.codes_AL, trend_BN),
+      trend_code_BNL=look_up(self.codes_AL, trend_BN),
       trend_share_BN=share_BN,
       user_id_B=None if self.user_hash_U is None else self.user_hash_U[[e.user for e in examples]],
-      ad_id_BT=None if self.ad_hash_A is None else _look_up(self.ad_hash_A, ad_BT),
+      ad_id_BT=None if self.ad_hash_A is None else look_up(self.ad_hash_A, ad_BT),
     )
 
   def _trends(
@@ -89,7 +86,7 @@ class BatchMaker:
     share_BN = trend_BN.copy()
     if self.trending is None:
       return ad_trend_BT, organic_trend_BO, trend_BN, share_BN
-    organic_ad_BO = _look_up(self.content_ad_O, organic_BO)
+    organic_ad_BO = look_up(self.content_ad_O, organic_BO)
     width = min(trend_BN.shape[1], self.trending.ad_DN.shape[1])
     for i, row in enumerate(self.trending.rows(time_s_B)):
       ad_trend_BT[i] = np.where(ad_BT[i] < 0, -1, self.trending.bucket_of(row, ad_BT[i]))
@@ -113,7 +110,7 @@ class BatchMaker:
     ]
     return Batch(
       self.context(examples),
-      _look_up(self.codes_AL, target_BC),
+      look_up(self.codes_AL, target_BC),
       pad(bucket, num_targets),
       pad(weight, num_targets, fill=0.0, dtype=np.float32),
     )

@@ -21,14 +21,14 @@ import numpy as np
 from gr4ad_jax import config as config_lib
 from gr4ad_jax.catalog.ad_index import AdIndex, build_ad_index
 from gr4ad_jax.config import ConfigError
+from gr4ad_jax.data.engagements import engaged_with_ad
 from gr4ad_jax.data.list_records import open_lists, to_list
 from gr4ad_jax.data.log_folder import read_logs
-from gr4ad_jax.data.pipeline import batch_dataset, hash_ids, read_ahead
+from gr4ad_jax.data.pipeline import batch_dataset, hash_buckets, hash_ids, read_ahead
 from gr4ad_jax.data.records import Logs
-from gr4ad_jax.data.sequences import NUM_ORGANIC_BUCKETS
 from gr4ad_jax.data.tfds_builder import ExampleSet, open_examples, to_example, training_events
 from gr4ad_jax.gr4ad.batch import Vocabulary
-from gr4ad_jax.gr4ad.batch_maker import BatchMaker
+from gr4ad_jax.gr4ad.batch_maker import NUM_ORGANIC_BUCKETS, BatchMaker
 from gr4ad_jax.gr4ad.build import Decoder, build_decoder, count_params
 from gr4ad_jax.gr4ad.config import Config, ModelConfig
 from gr4ad_jax.gr4ad.cost import train_flops
@@ -117,7 +117,8 @@ def open_inputs(run: RunFile) -> Inputs:
   scale = fit_value_scale(examples, run.config.loss)
   make_batch = BatchMaker(
     examples.config, run.config.loss, scale, sids.codes_AL, sids.content_codes_OL,
-    content_buckets(logs), logs.contents.ad, examples.trending,
+    hash_buckets(logs.contents.content_id, NUM_ORGANIC_BUCKETS), logs.contents.ad,
+    examples.trending,
   )
   if run.config.model.id_rows:
     make_batch = dataclasses.replace(
@@ -135,21 +136,10 @@ def _fingerprint(examples: Path, sids: semantic_id.SemanticIds) -> str:
   return digest.hexdigest()
 
 
-def content_buckets(logs: Logs) -> np.ndarray:
-  """int32 [O] hash bucket of every content id, the same on every machine."""
-  return np.array(
-    [
-      int.from_bytes(hashlib.blake2b(c.encode(), digest_size=4).digest()) % NUM_ORGANIC_BUCKETS
-      for c in logs.contents.content_id.tolist()
-    ],
-    np.int32,
-  )
-
-
 def training_engagements(logs: Logs, examples: ExampleSet) -> np.ndarray:
   """int64 [A] clicks and conversions of every ad in the training requests."""
   events = logs.events
-  rows = (events.ad >= 0) & (events.action > 0) & training_events(logs, examples)
+  rows = engaged_with_ad(events) & training_events(logs, examples)
   return np.bincount(events.ad[rows], minlength=len(logs.ads.ad_id))
 
 

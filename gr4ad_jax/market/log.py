@@ -23,10 +23,9 @@ import pyarrow.parquet as pq
 
 from gr4ad_jax.config import ConfigError, require
 from gr4ad_jax.data.completejourney import hour_band
-from gr4ad_jax.data.records import Action, Logs
+from gr4ad_jax.data.records import DAY_S, Action, Logs
 from gr4ad_jax.data.tables import build_logs
 from gr4ad_jax.market.world import (
-  DAY_S,
   SCENES,
   START_S,
   Market,

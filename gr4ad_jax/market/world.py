@@ -22,8 +22,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from gr4ad_jax.config import require
+from gr4ad_jax.data.records import DAY_S
 
-DAY_S = 86_400
 START_S = 1_735_689_600  # 2025-01-01, a Wednesday
 SCENES = ("feed", "search", "detail")
 CLICK_TASTE, CONVERSION_TASTE, PRICE_PULL, MOST_LIKING = 1.0, 0.5, 0.4, 3.0

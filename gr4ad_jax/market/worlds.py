@@ -10,10 +10,10 @@ from scipy.sparse.linalg import svds
 
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.completejourney import read_completejourney
-from gr4ad_jax.data.engagements import engagements
-from gr4ad_jax.data.records import Logs
+from gr4ad_jax.data.engagements import product_engagements
+from gr4ad_jax.data.records import DAY_S, Logs
 from gr4ad_jax.market.log import Cascade, arrivals, build_shelves
-from gr4ad_jax.market.world import DAY_S, START_S, Market, MarketConfig, Requests, Truth, truth
+from gr4ad_jax.market.world import START_S, Market, MarketConfig, Requests, Truth, truth
 
 TASTE_DIMS = 8
 _SAMPLE = 6_000  # requests that intercepts and budgets are set by
@@ -47,7 +47,7 @@ def fit_market(config: MarketConfig, logs: Logs, rng: np.random.Generator) -> Ma
   Raises:
     ConfigError: fewer products than `num_ads`, or without prices.
   """
-  bought = engagements(logs)
+  bought = product_engagements(logs)
   user_N = logs.events.user[bought.event_N]
   counts_UA = sp.csr_matrix(
     (np.ones(len(user_N), np.float32), (user_N, bought.ad_N)),

@@ -19,8 +19,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from gr4ad_jax.data.records import Action
-from gr4ad_jax.data.trending import DAY_S
+from gr4ad_jax.data.records import DAY_S, Action
 
 SEGMENT_ROWS = 1_000_000  # most events of one segment
 

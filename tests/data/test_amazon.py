@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gr4ad_jax.data.amazon import DAY_S, read_amazon
+from gr4ad_jax.data.amazon import read_amazon
+from gr4ad_jax.data.records import DAY_S
 from gr4ad_jax.data.validation import LogError
 
 BEAUTY = Path(__file__).parents[3] / "shared" / "data" / "amazon_beauty"

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from gr4ad_jax.data.pipeline import train_batches
+from gr4ad_jax.data.pipeline import hash_buckets, train_batches
 from gr4ad_jax.data.sequences import ExampleMaker
 from gr4ad_jax.data.tfds_builder import open_examples, read_split
 from gr4ad_jax.data.validation import LogError
@@ -49,6 +49,11 @@ def test_batches_hold_codes_and_padding(inputs):
         np.testing.assert_array_equal(
           batch.context.organic_code_BOL[row, place], codes_AL[ad]
         )
+
+
+def test_hash_buckets_are_those_that_trained_models_know():
+  ids = np.array(["a", "b", 7], object)
+  assert hash_buckets(ids, 8192).tolist() == [3157, 8017, 2618]
 
 
 def take(batches, count):

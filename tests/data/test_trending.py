@@ -4,9 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from gr4ad_jax.data.records import Action
+from gr4ad_jax.data.records import DAY_S, Action
 from gr4ad_jax.data.trending import (
-  DAY_S,
   LiveTrending,
   build_trending,
   load_trending,
