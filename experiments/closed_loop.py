@@ -316,7 +316,7 @@ def plots(results: Mapping[str, float]) -> dict[str, Figure]:
     ax.plot(days, [results[f"{arm}/day_{d}"] for d in days], "o-", color=colour, label=arm,
             markersize=4)
   ax.set_xlabel("day of the market")
-  ax.xaxis.get_major_locator().set_params(integer=True)
+  ax.locator_params(axis="x", integer=True)
   ax.set_ylim(bottom=0)
   ax.set_title("Expected revenue of the first four ads, currency a request", loc="left")
   ax.spines[["top", "right"]].set_visible(False)

@@ -253,7 +253,7 @@ def plots(results: Mapping[str, float]) -> dict[str, Figure]:
     ax.plot(days, [results[f"{system}/day_{d}"] for d in days], style, color=colour, label=system,
             markersize=5)
   ax.set_xlabel("day of the market")
-  ax.xaxis.get_major_locator().set_params(integer=True)
+  ax.locator_params(axis="x", integer=True)
   ax.set_ylim(bottom=0)
   ax.set_title("Expected revenue of the first four ads, currency a request", loc="left")
   ax.spines[["top", "right"]].set_visible(False)

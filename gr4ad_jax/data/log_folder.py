@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +37,7 @@ PART_EVENTS = 1 << 18  # more only where one user has more
 LATER_COLUMNS = {
   "ad_type": DEFAULT_AD_TYPE, "account_id": "", "campaign_id": "", "bid": np.float32(np.nan)
 }
+Table = TypeVar("Table", AdTable, ContentTable, UserTable, EventTable)
 TABLES = {"ads": AdTable, "contents": ContentTable, "users": UserTable, "events": EventTable}
 NO_EVENTS = EventTable(
   *(np.zeros(0, kind) for kind in ("i4", "i8", "i4", "i4", "i4", "i1", "f4", "f4")), features={}
@@ -266,7 +267,7 @@ def _to_arrow(table: AdTable | ContentTable | UserTable | EventTable) -> pa.Tabl
   return pa.table(columns)
 
 
-def _from_arrow(table: pa.Table, record: type) -> AdTable | ContentTable | UserTable | EventTable:
+def _from_arrow(table: pa.Table, record: type[Table]) -> Table:
   fields = {}
   for field in dataclasses.fields(record):
     if field.name == "features":

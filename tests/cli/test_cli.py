@@ -12,18 +12,10 @@ from gr4ad_jax.cli import main as cli
 from gr4ad_jax.data.splits import SPLITS
 from gr4ad_jax.data.tfds_builder import open_examples
 from gr4ad_jax.gr4ad.config import preset
+from tests.commands import run
 
 TRAIN = ["--preset", "tiny", "--train.num-steps", "30", "--train.eval-every", "30",
          "--train.checkpoint-every", "30", "--train.data-parallel", "1"]
-
-
-def run(*argv: object) -> int:
-  """The exit code of a command."""
-  try:
-    cli.main([str(a) for a in argv])
-  except SystemExit as stop:
-    return int(stop.code or 0)
-  return 0
 
 
 def write_logs(folder, **changes):

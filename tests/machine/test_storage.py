@@ -22,8 +22,7 @@ from gr4ad_jax.machine import storage
 from gr4ad_jax.machine.storage import StorageError, Url
 from gr4ad_jax.training.metric_log import read_log
 from gr4ad_jax.training.preemption import Preemption
-from tests.cli.test_cli import run
-from tests.training.test_two_processes import by_two_processes, train_arguments
+from tests.commands import by_two_processes, run, train_arguments
 
 WORLD = ("--world", "synthetic", "--num-users", 120, "--num-ads", 40, "--days", 12,
          "--num-contents", 20, "--num-advertisers", 6, "--num-categories", 4,

@@ -1,11 +1,7 @@
 """Two real processes, joined by gloo, against one: the same losses, one folder of checkpoints."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -18,33 +14,7 @@ from gr4ad_jax.evaluation.evaluate import evaluate
 from gr4ad_jax.gr4ad.run import load_params, open_inputs, read_run
 from gr4ad_jax.machine import distributed
 from gr4ad_jax.training.metric_log import read_log
-
-ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = (
-  "--preset", "tiny", "--model.width", "32", "--model.num-layers", "2", "--model.num-lazy-layers",
-  "1", "--train.num-steps", "8", "--train.batch-size", "16", "--train.log-every", "1",
-  "--train.eval-every", "4", "--train.eval-batches", "2", "--train.checkpoint-every", "2",
-  "--train.data-parallel", "2", "--train.fsdp", "2",
-)
-
-
-def train_arguments(data: Path, workdir: Path | str, *more: str) -> list[str]:
-  return ["train", "--data", str(data), "--workdir", str(workdir), *SETTINGS, *more]
-
-
-def by_two_processes(
-  *arguments: str, before: Sequence[str] = (), **variables: str
-) -> subprocess.CompletedProcess:
-  """`gr4ad` as two processes of two devices each, by a command `before` it where there is one."""
-  flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"  # the last counts
-  result = subprocess.run(
-    ["bash", "launch_tpu.sh", "--local", "2", "--", *before, sys.executable, "-m", "gr4ad_jax",
-     *arguments],
-    cwd=ROOT, env={**os.environ, "XLA_FLAGS": flags, **variables}, capture_output=True,
-    text=True, timeout=400,
-  )
-  assert result.returncode == 0, result.stderr
-  return result
+from tests.commands import by_two_processes, train_arguments
 
 
 @pytest.fixture(scope="module")
