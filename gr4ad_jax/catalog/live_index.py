@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gr4ad_jax.catalog.ad_index import AdIndex, find_keys, move_ads, pack_codes
+from gr4ad_jax.machine import atomic
 
 _BYTES_PER_INT = 32  # a Python int, as the allocator rounds it
 
@@ -274,14 +275,12 @@ class LiveAdIndex:
     """Writes the present snapshot to one .npz file, which is replaced as a whole.
 
     Args:
-      path: of the file; its folder must exist.
+      path: of the file; its folder is made where missing.
       fingerprint: of what the codes come from (logs and tokenizer); `load` compares it.
 
     Returns:
       The snapshot that was written.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with self._save_lock:  # an older snapshot must not replace a newer one
       snapshot = self._snapshot
       index = snapshot.index
@@ -290,24 +289,17 @@ class LiveAdIndex:
       codes_AL[live_A] = index.sids_SL[index.sid_of_ad_A[live_A]]
       ids = snapshot._ids.of_row[: len(live_A)]
       text = "".join(ids).encode("utf-8", "surrogatepass")
-      try:
-        with open(temporary, "wb") as file:
-          np.savez(
-            file,
-            version=snapshot.version,
-            fingerprint=np.array(fingerprint),
-            codebook_sizes=np.array(snapshot.codebook_sizes, np.int64),
-            id_text=np.frombuffer(text, np.uint8),
-            id_length_A=np.array([len(ad_id) for ad_id in ids], np.int32),  # in characters
-            codes_AL=codes_AL,
-            priority_A=snapshot.priority_A,
-          )
-          file.flush()
-          os.fsync(file.fileno())
-        temporary.replace(path)
-      except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+      with atomic.new_file(Path(path), durable=True) as file:
+        np.savez(
+          file,
+          version=snapshot.version,
+          fingerprint=np.array(fingerprint),
+          codebook_sizes=np.array(snapshot.codebook_sizes, np.int64),
+          id_text=np.frombuffer(text, np.uint8),
+          id_length_A=np.array([len(ad_id) for ad_id in ids], np.int32),  # in characters
+          codes_AL=codes_AL,
+          priority_A=snapshot.priority_A,
+        )
     return snapshot
 
   @classmethod

@@ -29,6 +29,7 @@ from gr4ad_jax.data.sequences import (
   training_feature_values,
 )
 from gr4ad_jax.data.splits import SPLITS, SequenceConfig, require_requests, split_requests
+from gr4ad_jax.machine import atomic
 from gr4ad_jax.machine.progress import track
 
 ResultT = TypeVar("ResultT")
@@ -214,10 +215,8 @@ def _write_targets(made: PartRecords, file: Path) -> None:
   num_targets = np.diff(made.ends["target_C"], prepend=0)
   past_value_N = np.repeat(made.scalars["past_value"], num_targets)
   columns = (*(made.joined[name] for name in ("value_C", "ecpm_C", "action_C")), past_value_N)
-  fresh = file.with_suffix(".tmp")  # a Beam runner may do a part twice
-  with fresh.open("wb") as out:
+  with atomic.new_file(file) as out:  # a Beam runner may do a part twice
     np.savez(out, **dict(zip(_TARGETS, columns, strict=True)))
-  fresh.rename(file)
 
 
 def join_targets(folder: Path, file: Path) -> None:

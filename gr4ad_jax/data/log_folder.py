@@ -7,12 +7,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -30,6 +27,7 @@ from gr4ad_jax.data.records import (
   UserTable,
 )
 from gr4ad_jax.data.validation import LogError
+from gr4ad_jax.machine import atomic
 
 FORMAT = 1  # of the stored folder
 PART_EVENTS = 1 << 18  # more only where one user has more
@@ -74,8 +72,7 @@ def write_parts(logs: Logs, parts: Iterable[EventTable], folder: Path) -> None:
   """
   folder = Path(folder)
   check_replaceable(folder)
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  with replaced(folder) as fresh:
+  with atomic.new_folder(folder) as fresh:
     for name in ("ads", "contents", "users"):
       pq.write_table(_to_arrow(getattr(logs, name)), fresh / f"{name}.parquet", compression="zstd")
     writer = None
@@ -107,31 +104,6 @@ def check_replaceable(folder: Path) -> None:
   """
   if folder.exists() and not (folder / "log.json").exists() and any(folder.iterdir()):
     raise LogError(f"{folder}: holds other files: must be absent, empty or written by prepare")
-
-
-@contextlib.contextmanager
-def replaced(folder: Path) -> Iterator[Path]:
-  """A new folder beside `folder`, which takes its place at the end; a fault removes it."""
-  fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-  try:
-    yield fresh
-    fresh.chmod(0o755)
-    put_in_place(fresh, folder)
-  except BaseException:
-    shutil.rmtree(fresh, ignore_errors=True)
-    raise
-
-
-def put_in_place(fresh: Path, folder: Path) -> None:
-  """Renames a folder; what was there before goes."""
-  if not folder.exists():
-    fresh.rename(folder)
-    return
-  old = folder.with_name(f".{folder.name}-old")
-  shutil.rmtree(old, ignore_errors=True)
-  folder.rename(old)
-  fresh.rename(folder)
-  shutil.rmtree(old)
 
 
 def part_bounds(count_U: np.ndarray, size: int | None = None) -> np.ndarray:

@@ -2,8 +2,6 @@
 
 import contextlib
 import math
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from gr4ad_jax.data.event_stream import read_events
 from gr4ad_jax.data.log_folder import NO_EVENTS, check_replaceable, write_parts
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.validation import InvalidRows, LogError
+from gr4ad_jax.machine import atomic
 from gr4ad_jax.machine.progress import track
 
 READ_ROWS = 1 << 19  # of the events, in memory at a time
@@ -64,9 +63,7 @@ def store_parquet_logs(
   known = tables.known_tables(frames, files, counts)
   del frames
   reader = EventReader(files["events"], counts, **vars(known), invalid_rows=invalid_rows)
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-events-", dir=folder.parent))
-  try:
+  with atomic.scratch_folder(folder) as scratch:
     parts = table_parts(paths["events"], read_rows)
     read = read_events(
       track(parts, "events read", _num_rows(paths["events"]), step=read_rows), reader, scratch,
@@ -78,8 +75,6 @@ def store_parquet_logs(
       currency=currency, caveats=(), cleaning=counts,
     )
     write_parts(logs, read.parts(part_events), folder)
-  finally:
-    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _num_rows(path: Path) -> int | None:

@@ -6,8 +6,6 @@ import contextlib
 import dataclasses
 import errno
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,17 +14,12 @@ import numpy as np
 
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data import amazon, completejourney, parquet_logs
-from gr4ad_jax.data.log_folder import (
-  LogParts,
-  check_replaceable,
-  put_in_place,
-  write_logs,
-)
+from gr4ad_jax.data.log_folder import LogParts, check_replaceable, write_logs
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.splits import SequenceConfig, split_by_time
 from gr4ad_jax.data.tfds_builder import open_examples, prepare_examples
 from gr4ad_jax.data.validation import InvalidRows, LogError
-from gr4ad_jax.machine import storage
+from gr4ad_jax.machine import atomic, storage
 from gr4ad_jax.machine.progress import track
 from gr4ad_jax.machine.storage import Place
 
@@ -149,17 +142,16 @@ def _prepared(out: Place) -> Iterator[Path]:
     check_replaceable(logs.path)
     home = examples.path.parent
     home.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=".prepare-", dir=home))
     try:
-      yield fresh
-      for copy in (logs, examples):
-        put_in_place(fresh / copy.path.name, copy.path)
+      with atomic.scratch_folder(home / "prepare") as fresh:
+        yield fresh
+        for copy in (logs, examples):
+          atomic.put_in_place(fresh / copy.path.name, copy.path)
     except (OSError, RuntimeError) as error:  # ArrayRecord's are RuntimeErrors
       if os.strerror(errno.ENOSPC) not in str(error):
         raise
       raise LogError(f"{out}: the disk is full; docs/scaling.md says how much is needed") from None
     finally:
-      shutil.rmtree(fresh, ignore_errors=True)
       if not any(home.iterdir()):
         home.rmdir()
 

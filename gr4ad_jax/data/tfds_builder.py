@@ -39,12 +39,13 @@ from gr4ad_jax.data.cutting import (
   map_parts,
   survey,
 )
-from gr4ad_jax.data.log_folder import LogParts, replaced
+from gr4ad_jax.data.log_folder import LogParts
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.sequences import Example, FeatureVocabulary
 from gr4ad_jax.data.splits import SPLITS, SequenceConfig
 from gr4ad_jax.data.trending import Trending, load_trending, save_trending, shares
 from gr4ad_jax.data.validation import LogError
+from gr4ad_jax.machine import atomic
 from gr4ad_jax.machine.progress import track
 
 SHUFFLE_BYTES = 1 << 26  # of a split's examples in memory; more are sorted on disk
@@ -158,7 +159,7 @@ def prepare_examples(
   beam = None if beam_options is None else _beam_config(beam_options)
   parts = LogParts(logs)
   found = survey(parts, config, workers=workers)
-  with replaced(folder) as fresh:
+  with atomic.new_folder(folder) as fresh:
     targets = fresh / "targets"
     targets.mkdir()
     cutters = [Cutter(parts, config, found.vocabulary, i, targets) for i in range(len(SPLITS))]

@@ -7,7 +7,6 @@ killed process loses at most the part it was at, and several processes may write
 from __future__ import annotations
 
 import hashlib
-import uuid
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gr4ad_jax.machine import atomic
 from gr4ad_jax.training.resume import fingerprint
 
 KEY_BYTES = 16
@@ -140,9 +140,5 @@ def _read_parts(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 def _write_part(folder: Path, keys: np.ndarray, vectors: np.ndarray) -> None:
   """Named by its keys: two processes that encode the same texts replace each other's part."""
-  folder.mkdir(parents=True, exist_ok=True)
-  file = folder / f"{fingerprint(keys)}.npz"
-  temporary = folder / f".{uuid.uuid4().hex}.tmp"
-  with open(temporary, "wb") as out:
+  with atomic.new_file(folder / f"{fingerprint(keys)}.npz") as out:
     np.savez(out, keys=keys, vectors=vectors)
-  temporary.replace(file)

@@ -44,7 +44,7 @@ from gr4ad_jax.gr4ad.run import Inputs, differences, load_params, open_inputs, r
 from gr4ad_jax.gr4ad.unified_task import UnifiedBatch, unified_task
 from gr4ad_jax.gr4ad.vsl_task import vsl_task
 from gr4ad_jax.learning.preference import RewardScale, fit_reward_scale
-from gr4ad_jax.machine import sharding, storage
+from gr4ad_jax.machine import atomic, sharding, storage
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.ranker.reward import RewardScorer, open_reward
@@ -192,9 +192,8 @@ class _Learner:
       if config_lib.read_json(OnlineFile, self.out / "online.json") != self.file:
         raise ConfigError(f"{self.out}: learns with other settings, see online.json there")
     else:
-      self.out.mkdir(parents=True, exist_ok=True)
-      (self.out / "online.json").write_text(config_lib.to_json(self.file))
-      (self.out / "run.json").write_text(config_lib.to_json(self.run))
+      atomic.write_text(self.out / "online.json", config_lib.to_json(self.file))
+      atomic.write_text(self.out / "run.json", config_lib.to_json(self.run))
     restored = checkpoints.restore_newest(self.abstract)
     if restored is None:
       state = compile_init(self.task, self.run.config.train, self.abstract)(

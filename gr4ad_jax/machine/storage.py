@@ -36,6 +36,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from gr4ad_jax.machine import atomic
 from gr4ad_jax.machine.progress import track
 
 # Scheme -> the driver that fsspec needs, and the extra that installs it.
@@ -138,10 +139,7 @@ def read_text(place: Place) -> str:
 def write_text(place: Place, text: str) -> None:
   """Writes a small file in one piece; the folder of a local one is made."""
   if isinstance(place, Path):
-    place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f".{place.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(place)
+    atomic.write_text(place, text)
     return
   with _telling(place, "written"):
     _filesystem(place).pipe_file(place.path, text.encode())

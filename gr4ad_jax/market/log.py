@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from gr4ad_jax.config import ConfigError, require
 from gr4ad_jax.data.completejourney import hour_band
 from gr4ad_jax.data.records import DAY_S, Action, Logs
 from gr4ad_jax.data.tables import build_logs
+from gr4ad_jax.machine import atomic
 from gr4ad_jax.market.world import (
   SCENES,
   START_S,
@@ -404,9 +403,7 @@ def write_market(
           f"must be less than market.days={market.config.days}")
   if out.exists():
     raise ConfigError(f"{out}: exists already; pass another --out")
-  out.parent.mkdir(parents=True, exist_ok=True)
-  fresh = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-  try:
+  with atomic.new_folder(out) as fresh:
     counts = {"users": len(market.taste_UD), "ads": market.num_ads,
               "contents": len(market.content_ad_O)}
     step = 1_000_000
@@ -432,11 +429,6 @@ def write_market(
         for day, frame in enumerate(every, first)
       )
     (fresh / "market.json").write_text(json.dumps(asdict(market.config), indent=2) + "\n")
-    fresh.chmod(0o755)
-    fresh.rename(out)
-  except BaseException:
-    shutil.rmtree(fresh, ignore_errors=True)
-    raise
   return counts | {
     "impressions": int(actions.sum()), "clicks": int(actions[1:].sum()),
     "conversions": int(actions[2]),

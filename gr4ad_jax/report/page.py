@@ -11,6 +11,8 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from gr4ad_jax.machine import atomic
+
 MISSING = "–"
 
 _VOID = frozenset({"meta", "br"})
@@ -107,10 +109,7 @@ def page(title: str, sections: Sequence[object], *, navigation: dict[str, str]) 
 
 def write_page(path: Path, text: str) -> Path:
   """Writes a page in one piece: a reader sees the old file or the new one."""
-  temporary = path.with_name(f".{path.name}.tmp")
-  # Logs may hold half a surrogate pair, which JSON can spell and UTF-8 cannot.
-  temporary.write_text(text, encoding="utf-8", errors="replace")
-  temporary.replace(path)
+  atomic.write_text(path, text)
   return path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
 from gr4ad_jax.gr4ad.batch import Context
 from gr4ad_jax.gr4ad.build import Decoder, start_fn, step_fn
 from gr4ad_jax.gr4ad.precision import with_precision
+from gr4ad_jax.machine import atomic
 from gr4ad_jax.search import artifact
 from gr4ad_jax.search.beam_search import search_function
 from gr4ad_jax.search.config import SearchConfig
@@ -71,16 +71,14 @@ def write_artifact(
   program = jax.export.export(jax.jit(search), platforms=PLATFORMS)(
     [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in fixed], context
   )
-  unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-  unfinished.mkdir(parents=True)
-  try:
-    (unfinished / "program.bin").write_bytes(program.serialize())
+  with atomic.new_folder(folder) as fresh:
+    (fresh / "program.bin").write_bytes(program.serialize())
     np.savez(
-      unfinished / "arrays.npz", ads_start=index.ads_start, ads_A=index.ads_A,
+      fresh / "arrays.npz", ads_start=index.ads_start, ads_A=index.ads_A,
       ad_id_A=ad_id_A.astype(str), **{f"program_{i:04d}": x for i, x in enumerate(fixed)},
     )
-    np.savez(unfinished / "sample.npz", **sample.present())
-    shutil.copy(artifact.__file__, unfinished / "reader.py")
+    np.savez(fresh / "sample.npz", **sample.present())
+    shutil.copy(artifact.__file__, fresh / "reader.py")
     vocabulary = decoder.vocabulary
     manifest = {
       "format": artifact.FORMAT,
@@ -98,10 +96,7 @@ def write_artifact(
       "program_arrays": len(fixed),
       "run": about,
     }
-    (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-    unfinished.rename(folder)
-  finally:
-    shutil.rmtree(unfinished, ignore_errors=True)
+    (fresh / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
 
 def searched(decoder: Decoder, tree, widths: tuple[int, ...], structure) -> Callable:

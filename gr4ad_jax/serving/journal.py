@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import sqlite3
 import threading
 import uuid
@@ -20,6 +19,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from gr4ad_jax.data.records import DAY_S, Action
+from gr4ad_jax.machine import atomic
 
 SEGMENT_ROWS = 1_000_000  # most events of one segment
 
@@ -210,11 +210,8 @@ def export_segment(journal: Journal, folder: Path, *, feature_names: Sequence[st
   }
   now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S%f")
   file = folder / f"events-{now}-{journal.id}-{rows[0][0]:012d}-{rows[-1][0]:012d}.parquet"
-  temporary = file.with_name(f".{file.name}.tmp")
-  pd.DataFrame(columns).to_parquet(temporary, index=False)
-  with temporary.open("rb+") as written:
-    os.fsync(written.fileno())
-  temporary.replace(file)
+  with atomic.new_file(file, durable=True) as out:
+    pd.DataFrame(columns).to_parquet(out, index=False)
   journal.set_position("exported", rows[-1][0])
   return len(rows)
 

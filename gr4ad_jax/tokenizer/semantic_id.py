@@ -6,8 +6,6 @@ import dataclasses
 import json
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import get_args
@@ -17,6 +15,7 @@ from jax.sharding import Mesh
 
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.embedding.embeddings import ENCODERS, Encoder, LogEmbeddings
+from gr4ad_jax.machine import atomic
 from gr4ad_jax.tokenizer.feature_hash import hash_codes
 from gr4ad_jax.tokenizer.health_line import LastLevel
 from gr4ad_jax.tokenizer.quantizers import METHODS, Method, Quantizer, quantizer
@@ -279,30 +278,16 @@ def _suffixes(prefix_NL: np.ndarray, held_codes_AL: np.ndarray) -> np.ndarray:
 
 def save(sids: SemanticIds, folder: str | os.PathLike) -> None:
   """Writes codes.npz and config.json; the folder appears or is replaced as a whole."""
-  folder = Path(folder)
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-  try:
-    temporary.chmod(0o755)
+  with atomic.new_folder(Path(folder)) as fresh:
     np.savez(
-      temporary / "codes.npz",
+      fresh / "codes.npz",
       codes_AL=sids.codes_AL,
       content_codes_OL=sids.content_codes_OL,
       codebook_sizes=np.array(sids.codebook_sizes, np.int64),
       **{_OF_QUANTIZER + name: array for name, array in sids.quantizer_arrays.items()},
     )
     text = json.dumps(dataclasses.asdict(sids.config), indent=2)
-    (temporary / "config.json").write_text(text + "\n", encoding="utf-8")
-    if folder.exists():
-      old = temporary.with_name(temporary.name + "-old")
-      folder.rename(old)
-      temporary.rename(folder)
-      shutil.rmtree(old)
-    else:
-      temporary.rename(folder)
-  except BaseException:
-    shutil.rmtree(temporary, ignore_errors=True)
-    raise
+    (fresh / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
 def load(folder: str | os.PathLike) -> SemanticIds:

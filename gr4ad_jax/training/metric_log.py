@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from gr4ad_jax.machine import distributed, storage
+from gr4ad_jax.machine import atomic, distributed, storage
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.training.task import Metrics
 
@@ -48,7 +48,7 @@ class MetricLog:
       return
     self._path = folder / "train_log.jsonl"
     kept = [row for row in read_log(folder) if row["step"] <= first_step] if first_step else []
-    self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    atomic.write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
     self._file = self._path.open("a")
     self._writer = SummaryWriter(str(folder / "tb"), purge_step=first_step + 1)
 

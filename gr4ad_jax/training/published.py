@@ -9,13 +9,13 @@ Both appear in one piece, so a reader sees whole parameters at any moment.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from flax import serialization
 
 from gr4ad_jax.config import ConfigError
+from gr4ad_jax.machine import atomic
 
 
 def publish(folder: Path, step: int, params: Any, about: dict[str, Any]) -> None:
@@ -27,11 +27,11 @@ def publish(folder: Path, step: int, params: Any, about: dict[str, Any]) -> None
     params: pytree of arrays.
     about: JSON values that readers may want.
   """
-  folder.mkdir(parents=True, exist_ok=True)
-  file = folder / f"params-{step:08d}.msgpack"
-  _write(file, serialization.to_bytes(params))
-  pointer = about | {"step": step, "file": file.name}
-  _write(folder / "latest.json", json.dumps(pointer, indent=2).encode())
+  name = f"params-{step:08d}.msgpack"
+  with atomic.new_file(folder / name, durable=True) as file:
+    file.write(serialization.to_bytes(params))
+  with atomic.new_file(folder / "latest.json", durable=True) as file:
+    file.write(json.dumps(about | {"step": step, "file": name}, indent=2).encode())
 
 
 def latest(folder: Path) -> dict[str, Any]:
@@ -78,12 +78,3 @@ def forget_before(folder: Path, step: int) -> None:
   older = [at for at in published_steps(folder) if at <= step]
   for at in older[:-1]:
     (folder / f"params-{at:08d}.msgpack").unlink()
-
-
-def _write(path: Path, content: bytes) -> None:
-  temporary = path.with_name(f".{path.name}.tmp")
-  with temporary.open("wb") as file:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
-  temporary.replace(path)

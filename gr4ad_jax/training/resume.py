@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 import zipfile
 from collections.abc import Mapping
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from gr4ad_jax.machine import atomic
 
 _FINGERPRINT = "_fingerprint"
 
@@ -62,11 +63,8 @@ class ResumeFile:
 
   def save(self, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes the state, whether or not it is `due`."""
-    self._path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
+    with atomic.new_file(self._path) as file:
       np.savez(file, **{_FINGERPRINT: np.array(self._key)}, **arrays)
-    temporary.replace(self._path)
     self._last = time.monotonic()
 
   def remove(self) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 SCRIPT = """
 import resource
-from gr4ad_jax.memory import keep_freed_memory
+from gr4ad_jax.machine.memory import keep_freed_memory
 
 print(keep_freed_memory())
 def faults():
