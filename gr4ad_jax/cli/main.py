@@ -582,7 +582,8 @@ def _address(page: storage.Place) -> str:
 def _serve(command: Serve) -> None:
   from gr4ad_jax.machine.progress import track
   from gr4ad_jax.serving.artifact_server import ArtifactEngine, build_artifact_app
-  from gr4ad_jax.serving.server import build_app, serve
+  from gr4ad_jax.serving.border import serve
+  from gr4ad_jax.serving.server import build_app
   from gr4ad_jax.serving.service import Service
 
   if (command.workdir is None) == (command.artifact is None):

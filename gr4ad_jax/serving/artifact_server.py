@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
-from gr4ad_jax import __version__
 from gr4ad_jax.config import ConfigError
+from gr4ad_jax.data.pipeline import repeat_last
 from gr4ad_jax.search.artifact import Artifact
 from gr4ad_jax.serving.batcher import Batcher
+from gr4ad_jax.serving.border import make_app
 from gr4ad_jax.serving.config import ServingConfig
 from gr4ad_jax.serving.engine import seconds_of, slower_together
 from gr4ad_jax.serving.metrics import HttpMetrics
-from gr4ad_jax.serving.server import add_errors, add_health, add_limits
 
 Array = int | list[int] | list[list[int]]
 
@@ -108,9 +108,10 @@ class ArtifactEngine:
   ) -> list[list[tuple[str, float]]]:
     """(ad id, score) of each request's ads, best first."""
     del factor
-    filled = [*queries, *[queries[-1]] * (self.config.call_size(len(queries)) - len(queries))]
+    size = self.config.call_size(len(queries))
     context = {
-      name: np.concatenate([query.context[name] for query in filled]) for name in queries[0].context
+      name: repeat_last(np.concatenate([query.context[name] for query in queries]), size)
+      for name in queries[0].context
     }
     ids, scores = self.artifact.recommend(context, max(query.k for query in queries))
     return [
@@ -123,36 +124,31 @@ def build_artifact_app(engine: ArtifactEngine, *, api_key: str | None = None) ->
 
   Args:
     engine: warm.
-    api_key: as `server.build_app`.
+    api_key: see `border.make_app`.
   """
-  state: dict[str, Any] = {}
+  batcher, api = Batcher(engine), APIRouter(prefix="/v1")
 
   @contextlib.asynccontextmanager
-  async def lifespan(app: FastAPI):
-    batcher = state["batcher"] = Batcher(engine)
+  async def running():
     batcher.start()
     yield
-    del state["batcher"]
     await batcher.stop()
 
-  app = FastAPI(title="gr4ad_jax, an exported search", version=__version__, lifespan=lifespan)
-  metrics = HttpMetrics()
-  add_errors(app)
-  add_health(app, ready=lambda: "batcher" in state, metrics=metrics.text)
-
-  @app.post("/v1/recommend")
+  @api.post("/recommend")
   async def recommend(request: ContextRequest) -> ContextReply:
     """The best ads for a context."""
-    found, waited_s = await state["batcher"].submit(engine.query(request))
+    found, waited_s = await batcher.submit(engine.query(request))
     return ContextReply(
       ads=[ScoredAd(ad_id=ad_id, score=score) for ad_id, score in found],
       queue_ms=1000 * waited_s,
     )
 
-  @app.get("/v1/about")
+  @api.get("/about")
   async def about() -> dict[str, Any]:
     """The artifact's manifest: the arrays of a context, beams, versions."""
     return engine.artifact.manifest
 
-  add_limits(app, engine.config, metrics=metrics, api_key=api_key)
-  return app
+  return make_app(
+    running, api, config=engine.config, metrics=HttpMetrics(), api_key=api_key,
+    title="gr4ad_jax, an exported search",
+  )

@@ -9,7 +9,7 @@ from gr4ad_jax.config import require
 
 @dataclasses.dataclass(frozen=True)
 class ServingConfig:
-  """How a server answers. Source: paper 4.2; reference section 8."""
+  """How a server answers. Source: paper 4.2."""
 
   widths: tuple[int, ...] = ()
   """Beams after each SID level at peak; () = those of the run."""

@@ -2,26 +2,20 @@
 
 One SQLite file in WAL mode; a call is acknowledged after its transaction is synchronised, so a
 server that is killed at any moment has lost nothing that it accepted. The same rows are the users'
-latest histories, and `export_segment` writes them as log segments that `gr4ad online` learns from.
+latest histories, and `segments.py` writes them as log segments that `gr4ad online` learns from.
 """
 
 from __future__ import annotations
 
-import datetime
 import json
 import sqlite3
 import threading
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import pandas as pd
-
-from gr4ad_jax.data.records import DAY_S, Action
-from gr4ad_jax.machine import atomic
-
-SEGMENT_ROWS = 1_000_000  # most events of one segment
+from gr4ad_jax.data.records import Action
 
 _TABLES = """
 create table if not exists events(
@@ -87,10 +81,8 @@ class Journal:
 
   def add_events(self, events: Sequence[Event]) -> int:
     """Keeps events, all or none; returns the number of the last one."""
-    rows = [
-      (e.user_id, e.time_s, e.ad_id, e.content_id, int(e.action), e.request_id, e.value, e.ecpm,
-       json.dumps(e.features)) for e in events
-    ]
+    # An event's fields are the columns, in their order.
+    rows = [event._replace(features=json.dumps(event.features)) for event in events]
     with self._write_lock, self._connection as connection:
       connection.executemany(
         "insert into events(user_id, time_s, ad_id, content_id, action, request_id, value, ecpm,"
@@ -100,38 +92,37 @@ class Journal:
 
   def of_user(self, user_id: str, limit: int) -> list[tuple[int, Event]]:
     """The user's last events with their numbers, oldest first; views of ads are no history."""
-    rows = self._connection.execute(
-      "select * from events where user_id = ? and (action > 0 or ad_id is null)"
-      " order by seq desc limit ?", (user_id, limit)
-    ).fetchall()
-    return [_event(row) for row in reversed(rows)]
+    return self._events(
+      "where user_id = ? and (action > 0 or ad_id is null) order by seq desc limit ?",
+      user_id, limit,
+    )[::-1]
 
   def after(self, seq: int, limit: int) -> list[tuple[int, Event]]:
     """Events with larger numbers, in order."""
-    rows = self._connection.execute(
-      "select * from events where seq > ? order by seq limit ?", (seq, limit)
-    ).fetchall()
-    return [_event(row) for row in rows]
+    return self._events("where seq > ? order by seq limit ?", seq, limit)
+
+  def _events(self, which: str, *values: Any) -> list[tuple[int, Event]]:
+    rows = self._connection.execute(f"select * from events {which}", values)
+    return [(seq, _event(columns)) for seq, *columns in rows]
 
   @property
   def last_seq(self) -> int:
     """Number of the last event ever kept."""
-    row = self._connection.execute(
-      "select seq from sqlite_sequence where name = 'events'"
-    ).fetchone()
-    return row[0] if row else 0
+    return self._number("select seq from sqlite_sequence where name = 'events'")
 
   @property
   def last_time_s(self) -> int:
     """The latest time of an event that is there; 0 where there is none."""
-    return self._connection.execute("select max(time_s) from events").fetchone()[0] or 0
+    return self._number("select max(time_s) from events")
 
   def position(self, name: str) -> int:
     """How far somebody has read; 0 at first."""
-    row = self._connection.execute(
-      "select seq from positions where name = ?", (name,)
-    ).fetchone()
-    return row[0] if row else 0
+    return self._number("select seq from positions where name = ?", name)
+
+  def _number(self, query: str, *values: Any) -> int:
+    """The one number that is asked for; 0 where there is none."""
+    row = self._connection.execute(query, values).fetchone()
+    return (row and row[0]) or 0
 
   def set_position(self, name: str, seq: int) -> None:
     """Remembers how far somebody has read."""
@@ -168,61 +159,6 @@ class Journal:
       connection.close()
 
 
-def _event(row: tuple) -> tuple[int, Event]:
-  seq, user_id, time_s, ad_id, content_id, action, request_id, value, ecpm, features = row
-  return seq, Event(
-    user_id, time_s, ad_id, content_id, Action(action), request_id, value, ecpm,
-    json.loads(features),
-  )
-
-
-def export_segment(journal: Journal, folder: Path, *, feature_names: Sequence[str] = ()) -> int:
-  """Writes the events that no segment holds yet as one file; returns how many.
-
-  The file appears whole or not at all. Its name holds the time, so that names sort by it, the
-  journal, and the numbers of its first and last event: a call that was killed before the journal
-  knew of the file is not repeated.
-
-  Args:
-    journal: what was accepted.
-    folder: of segments, which other journals may use as well; created where missing.
-    feature_names: request features of the log, which the file has as columns.
-  """
-  folder.mkdir(parents=True, exist_ok=True)
-  rows = journal.after(exported(journal, folder), SEGMENT_ROWS)
-  if not rows:
-    return 0
-  events = [event for _, event in rows]
-  columns = {
-    "user_id": [e.user_id for e in events],
-    "time": [e.time_s for e in events],
-    "ad_id": pd.array([e.ad_id for e in events], "string"),
-    "content_id": pd.array([e.content_id for e in events], "string"),
-    # An ad event without a request is one of its own.
-    "request_id": [e.request_id or f"event-{journal.id}-{seq}" for seq, e in rows],
-    "action": [int(e.action) for e in events],
-    "value": [e.value for e in events],
-    "ecpm": pd.array([e.ecpm for e in events], "Float64"),
-    **{
-      f"feature_{name}": pd.array([e.features.get(name) for e in events], "string")
-      for name in feature_names
-    },
-  }
-  now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S%f")
-  file = folder / f"events-{now}-{journal.id}-{rows[0][0]:012d}-{rows[-1][0]:012d}.parquet"
-  with atomic.new_file(file, durable=True) as out:
-    pd.DataFrame(columns).to_parquet(out, index=False)
-  journal.set_position("exported", rows[-1][0])
-  return len(rows)
-
-
-def exported(journal: Journal, folder: Path) -> int:
-  """Number of the last event that a segment holds, or held."""
-  files = folder.glob(f"events-*-{journal.id}-*-*.parquet")
-  there = (int(file.stem.rpartition("-")[2]) for file in files)
-  return max(journal.position("exported"), *there, 0)
-
-
-def prune(journal: Journal, folder: Path, *, now_s: float, keep_days: float) -> int:
-  """Removes old events that a segment holds; returns how many."""
-  return journal.forget(before_s=now_s - keep_days * DAY_S, up_to=exported(journal, folder))
+def _event(columns: Sequence[Any]) -> Event:
+  event = Event(*columns)
+  return event._replace(action=Action(event.action), features=json.loads(event.features))

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from gr4ad_jax.data.records import AD_TYPES, Action
+from gr4ad_jax.data.records import AD_TYPES
 from gr4ad_jax.data.validation import MAX_UNIX_SECONDS
 
 Id = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f]+$")]
@@ -38,11 +38,6 @@ class HistoryItem(_Message):
       raise ValueError("exactly one of ad_id and content_id is needed")
     return self
 
-  @property
-  def number(self) -> Action:
-    """The action."""
-    return Action[self.action.upper()]
-
 
 class UserEvent(HistoryItem):
   """One thing that a user did, to be remembered."""
@@ -56,7 +51,7 @@ class UserEvent(HistoryItem):
 class EventsRequest(_Message):
   """Behaviour, in the order in which it happened."""
 
-  model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [
+  model_config = ConfigDict(json_schema_extra={"examples": [
     {"events": [{"user_id": "1", "ad_id": "1082185", "action": "click"}]}
   ]})
   events: list[UserEvent] = Field(min_length=1, max_length=MAX_EVENTS)
@@ -72,7 +67,7 @@ class EventsReply(_Message):
 class RecommendRequest(_Message):
   """Who asks, and for what."""
 
-  model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [
+  model_config = ConfigDict(json_schema_extra={"examples": [
     {"user_id": "1", "k": 5},
     {"history": [{"ad_id": "1082185", "action": "click"}], "k": 5},
   ]})
@@ -161,7 +156,7 @@ class AdFields(_Message):
 class AdsRequest(_Message):
   """Ads to add or to change."""
 
-  model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [
+  model_config = ConfigDict(json_schema_extra={"examples": [
     {"ads": [{"ad_id": "new-1", "advertiser_id": "acme", "category": "Food > Snacks",
               "text": "Roasted salted nuts"}]}
   ]})

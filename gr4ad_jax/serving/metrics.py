@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from prometheus_client import (
   CollectorRegistry,
   Counter,
@@ -14,10 +12,9 @@ from prometheus_client import (
   generate_latest,
 )
 
-from gr4ad_jax.serving.engine import Answer
-
-if TYPE_CHECKING:
-  from gr4ad_jax.serving.service import Service
+from gr4ad_jax.serving.batcher import Batcher
+from gr4ad_jax.serving.catalog import LiveCatalog
+from gr4ad_jax.serving.engine import Answer, Engine
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 2.5)
 
@@ -49,12 +46,16 @@ class HttpMetrics:
 
 
 class Metrics:
-  """Counters of the server of a run."""
+  """Counters of the server of a run; its parts count in them."""
 
-  def __init__(self, service: Service):
-    """Registers them; gauges look at the service when they are read."""
+  def __init__(self):
+    """Registers them."""
     self.http = HttpMetrics()
     registry = self.http.registry
+
+    def counter(name: str, text: str, *labels: str) -> Counter:
+      return Counter(name, text, labels, registry=registry)
+
     self._call_seconds = Histogram(
       "gr4ad_search_seconds", "Time of a compiled search, by beam factor", ("factor",),
       buckets=_SECONDS, registry=registry,
@@ -63,41 +64,35 @@ class Metrics:
       "gr4ad_batch_requests", "Requests that shared a search", buckets=(1, 2, 4, 8, 16, 32, 64),
       registry=registry,
     )
-    self._served = Counter(
-      "gr4ad_served_total", "Searched requests, by beam factor", ("factor",), registry=registry
+    self._served = counter("gr4ad_served_total", "Searched requests, by beam factor", "factor")
+    self._value = counter(
+      "gr4ad_returned_value_total", "Expected value of the ads returned, by beam factor", "factor"
     )
-    self._value = Counter(
-      "gr4ad_returned_value_total", "Expected value of the ads returned, by beam factor",
-      ("factor",), registry=registry,
+    self.cache = counter(  # hit, joined (another one computed it), or miss
+      "gr4ad_cache_total", "Requests that the result cache could have answered", "result"
     )
-    self._cache = Counter(
-      "gr4ad_cache_total", "Requests that the result cache could have answered", ("result",),
-      registry=registry,
+    self.events = counter("gr4ad_events_total", "Events accepted")
+    self.reloads = counter("gr4ad_reloads_total", "Parameters taken over", "result")
+    self.faults = counter(
+      "gr4ad_job_faults_total", "Background work that failed and is tried again", "job"
     )
-    self.events = Counter("gr4ad_events_total", "Events accepted", registry=registry)
-    self.reloads = Counter(
-      "gr4ad_reloads_total", "Parameters taken over", ("result",), registry=registry
-    )
-    self.faults = Counter(
-      "gr4ad_job_faults_total", "Background work that failed and is tried again", ("job",),
-      registry=registry,
-    )
-    self._changes = Counter("gr4ad_index_changes_total", "Writes of the index", registry=registry)
+    self.index_changes = counter("gr4ad_index_changes_total", "Writes of the index")
+
+  def watch(self, *, engine: Engine, batcher: Batcher, catalog: LiveCatalog) -> None:
+    """Registers gauges that look at these parts when they are read."""
 
     def gauge(name: str, text: str, read) -> None:
-      Gauge(name, text, registry=registry).set_function(read)
+      Gauge(name, text, registry=self.http.registry).set_function(read)
 
-    gauge("gr4ad_queue_requests", "Requests that wait",
-          lambda: service.batcher.waiting if service.batcher else 0)
-    gauge("gr4ad_beam_factor", "The present schedule",
-          lambda: service.batcher.beams.factor if service.batcher else 1)
+    gauge("gr4ad_queue_requests", "Requests that wait", lambda: batcher.waiting)
+    gauge("gr4ad_beam_factor", "The present schedule", lambda: batcher.beams.factor)
     gauge("gr4ad_capacity_qps", "Requests a second at base widths",
-          lambda: service.batcher.beams.capacity if service.batcher else 0)
-    gauge("gr4ad_parameters_step", "Step of the parameters", lambda: service.engine.step)
+          lambda: batcher.beams.capacity)
+    gauge("gr4ad_parameters_step", "Step of the parameters", lambda: engine.step)
     gauge("gr4ad_index_version", "Writes of the index so far",
-          lambda: service.catalog.now.snapshot.version)
+          lambda: catalog.now.snapshot.version)
     gauge("gr4ad_live_ads", "Ads that can be recommended",
-          lambda: len(service.catalog.now.snapshot.index.ads_A))
+          lambda: len(catalog.now.snapshot.index.ads_A))
 
   def answered(self, answer: Answer) -> None:
     """One searched request."""
@@ -108,11 +103,3 @@ class Metrics:
       self._call_seconds.labels(factor).observe(answer.seconds["search"])
     value_K = answer.found.expected_value_RK[0]
     self._value.labels(factor).inc(float(value_K[answer.found.ad_RK[0] >= 0].sum()))
-
-  def cache(self, how: str) -> None:
-    """One look into the result cache: hit, joined (another one computed it), or miss."""
-    self._cache.labels(how).inc()
-
-  def index_changed(self) -> None:
-    """One write of the index."""
-    self._changes.inc()

@@ -1,16 +1,17 @@
-"""Answers given again: the same user, the same context, the same parameters, a minute at most.
+"""Replies given again: the same user, the same context, the same parameters, a minute at most.
 
-Whoever asks for what is being computed waits for that. Keys hold everything that an answer depends
+Whoever asks for what is being computed waits for that. Keys hold everything that a reply depends
 on but the index; the reader checks that the ads are still there. Source: paper 4.2 (reco result
-cache); reference section 8.
+cache).
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Awaitable, Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from cachetools import TTLCache
 
@@ -19,16 +20,14 @@ from gr4ad_jax.serving.histories import RedisLink
 How = Literal["hit", "joined", "miss"]
 
 
-class Store(Protocol):
-  """Keeps JSON values for a while."""
-
-  async def get(self, key: str) -> Any | None: ...
-
-  async def set(self, key: str, value: Any) -> None: ...
+def cache_key(*parts: Any) -> str:
+  """One name for JSON values; other values have another."""
+  text = json.dumps(parts, sort_keys=True)
+  return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 class LocalStore:
-  """In this process."""
+  """Keeps JSON values for a while, in this process."""
 
   def __init__(self, *, size: int, ttl_s: float):
     self._values = TTLCache(size, ttl_s)
@@ -43,7 +42,7 @@ class LocalStore:
 
 
 class RedisStore:
-  """Shared by servers; holds nothing while Redis is away."""
+  """The same, shared by servers; holds nothing while Redis is away."""
 
   def __init__(self, link: RedisLink, *, ttl_s: float):
     self._link, self._ttl_ms = link, max(1, round(1000 * ttl_s))
@@ -64,7 +63,7 @@ class RedisStore:
 class ResultCache:
   """A store, and who is computing what."""
 
-  def __init__(self, store: Store):
+  def __init__(self, store: LocalStore | RedisStore):
     self._store = store
     self._running: dict[str, asyncio.Task] = {}
 

@@ -46,13 +46,10 @@ class Users:
     # Name -> its place in `feature_F`, and the number of each value. Where user and request have a
     # feature of one name, it is the user's.
     self._numbers: dict[str, tuple[int, dict[str, int]]] = {}
-    self._num_features = len(examples.features.names)
-    groups = (examples.features.user.values(), examples.features.request.values())
-    for at, (name, values) in enumerate(
-      zip(examples.features.names, itertools.chain(*groups), strict=True)
-    ):
-      number_of = {value: i + 1 for i, value in enumerate(values)}
-      self._numbers.setdefault(name, (at, number_of))
+    columns = [*examples.features.user.items(), *examples.features.request.items()]
+    self._num_features = len(columns)
+    for at, (name, values) in enumerate(columns):
+      self._numbers.setdefault(name, (at, {value: i + 1 for i, value in enumerate(values)}))
     self.ids = logs.users.user_id
     self.request_features = tuple(examples.features.request)
 

@@ -18,7 +18,8 @@ from gr4ad_jax.data.segments import append_segment, segment_files
 from gr4ad_jax.gr4ad.recommend import recommend_for_user
 from gr4ad_jax.serving.batcher import Batcher
 from gr4ad_jax.serving.engine import Query
-from gr4ad_jax.serving.journal import Event, Journal, export_segment, exported
+from gr4ad_jax.serving.journal import Event, Journal
+from gr4ad_jax.serving.segments import export_segment, exported
 from gr4ad_jax.serving.server import build_app
 from gr4ad_jax.serving.service import Service
 from gr4ad_jax.training.published import publish
@@ -70,7 +71,7 @@ def test_requests_of_one_call_get_what_they_get_alone(service):
   catalog = service.catalog.now
   advertiser = f"advertiser_id={catalog.ads.advertiser_id[2]}"
   queries = [
-    Query(service.users.profile(f"u{u}", None, catalog, now_s=service.now_s, features={},
+    Query(service.users.profile(f"u{u}", None, catalog, now_s=service.clock.now_s, features={},
                                 history=None).example, f"u{u}", 5, where)
     for u, where in ((3, ()), (4, (advertiser,)), (5, ()))
   ]
@@ -115,7 +116,7 @@ def test_an_event_is_seen_by_the_next_request_and_ends_the_cached_answer(client)
 
 def test_a_history_in_the_request_is_the_history(client, service):
   """The stored history of a user, given in the request by nobody known."""
-  begin_s = int(service.now_s) - 100
+  begin_s = int(service.clock.now_s) - 100
   client.post("/v1/events", json={"events": [
     {"user_id": "new user", "ad_id": f"ad{i}", "action": "click", "time": begin_s + i}
     for i in range(5)
@@ -230,9 +231,9 @@ def test_published_parameters_are_taken_over_while_requests_run(served_run, tmp_
   with pytest.raises(ValueError):
     make(served_run, tmp_path / "a", published=folder, config=ONE)
   service = make(served_run, tmp_path / "b", config=ONE)
-  template = jax.tree.map(np.asarray, service._template)
+  template = jax.tree.map(np.asarray, service.parameters.template)
   publish(folder, 5, template, {})
-  service._published = folder  # as --published
+  service.parameters.published = folder  # as --published
   with TestClient(build_app(service)) as client:
     stop, statuses = threading.Event(), []
 
