@@ -205,7 +205,7 @@ def test_health_metrics_docs_and_page(client):
   text = client.get("/metrics").text
   for name in ("gr4ad_requests_total", "gr4ad_cache_total", "gr4ad_beam_factor", "gr4ad_live_ads"):
     assert name in text
-  assert '{ad_id:path}' in text and "fresh/1" not in text  # routes, not addresses
+  assert 'path="/v1/ads/{ad_id:path}"' in text and "fresh/1" not in text  # routes, not addresses
   assert "/v1/recommend" in client.get("/openapi.json").json()["paths"]
   assert "Generated ads" in client.get("/").text
 
@@ -221,6 +221,10 @@ def test_api_key(service):
   assert with_key.get("/v1/about").status_code == 401
   assert with_key.get("/v1/about", headers={"x-api-key": "wrong"}).status_code == 401
   assert with_key.get("/healthz").status_code == 200
+  # Nothing of a stranger's body is read, and the pages below /docs know that a key is needed.
+  large = b"[" * (SERVING.max_body_bytes + 1)
+  assert with_key.post("/v1/events", content=large).status_code == 401
+  assert "X-API-Key" in str(with_key.get("/openapi.json").json()["components"]["securitySchemes"])
   for headers in ({"x-api-key": "secret"}, {"authorization": "Bearer secret"}):
     assert with_key.get("/v1/about", headers=headers).status_code == 200
 
