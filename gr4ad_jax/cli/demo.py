@@ -73,7 +73,7 @@ def run_demo(
   if not (data / "sids" / "config.json").exists():
     _say("2/5 tokenize: ads -> semantic IDs")
     made = tokenize(data, data / "sids", TokenizerConfig())
-    tables.print_health(made.codebook_sizes, made.health, title="semantic IDs")
+    tables.print_health(made.sids.codebook_sizes, made.health, title="semantic IDs")
   if (workdir / "run.json").exists():
     run = read_run(workdir)
   else:

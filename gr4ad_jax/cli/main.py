@@ -679,17 +679,17 @@ def _tokenize(command: Tokenize) -> None:
     last_level=command.last_level, hash_columns=command.hash_columns, seed=command.seed,
     kmeans_iterations=command.kmeans_iterations,
   )
-  result = tokenize(
-    command.data, out, config, embeddings=command.embeddings, with_report=command.report
-  )
+  made = tokenize(command.data, out, config, embeddings=command.embeddings)
   title = f"semantic IDs in {out}"
   if command.report:
-    from gr4ad_jax.report.tokenizer_report import health_table
+    from gr4ad_jax.report.tokenizer_report import findings, write_tokenizer_report
 
-    tables.console.print(health_table(result.lines, title=title))
+    with storage.working_copy(out) as copy:
+      write_tokenizer_report(copy.path, findings(made))
+    tables.console.print(tables.health_table(made.lines, title=title))
     tables.console.print(f"report: {_address(out / 'report.html')}")
   else:
-    tables.print_health(result.codebook_sizes, result.health, title=title)
+    tables.print_health(made.sids.codebook_sizes, made.health, title=title)
 
 
 def _train(command: Train) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
+from gr4ad_jax.report.health_lines import headline, value_of
 from gr4ad_jax.report.verdict import methods
+from gr4ad_jax.tokenizer.health_line import HealthLine
 
 if TYPE_CHECKING:  # it imports JAX
   from gr4ad_jax.cli.sweep import Result
@@ -100,6 +105,34 @@ def print_plan(plan: Plan, *, title: str) -> None:
 def print_health(sizes: tuple[int, ...], health: dict[str, float], *, title: str) -> None:
   """Tokenizer health as a table."""
   print_numbers({"codebook sizes": " x ".join(map(str, sizes))} | health, title=title)
+
+
+_COLOURS = {"fine": "green", "look": "yellow", "will hurt": "red"}
+
+
+def health_table(lines: Sequence[HealthLine], *, title: str, reasons: bool = True) -> Group:
+  """The tokenizer's verdicts for a terminal of 80 columns or more.
+
+  Args:
+    lines: from `health_verdicts.verdicts`.
+    title: over the table.
+    reasons: False leaves out the reasons of what is fine.
+  """
+  parts = [Text(title, style="bold")]
+  for name, group in groupby(lines, key=lambda line: line.group):
+    grid = Table.grid(padding=(0, 2, 0, 0), expand=False)
+    grid.add_column(width=9)
+    grid.add_column(width=8, justify="right")
+    grid.add_column(overflow="fold", max_width=76)
+    for line in group:
+      words = Text(line.label)
+      if reasons or line.verdict != "fine":
+        words.append(f"\n{line.reason}", style="dim")
+      grid.add_row(Text(line.verdict, style=_COLOURS[line.verdict]), value_of(line), words)
+    parts += [Text(f"\n{name}", style="bold"), Padding(grid, (0, 0, 0, 1))]
+  sentence, verdict = headline(lines)
+  parts += [Text(), Text(sentence, style=_COLOURS[verdict])]
+  return Group(*parts)
 
 
 COLUMNS = ("recall@10", "recall@50", "ndcg@50", "value_recall@50", "new/recall@50",

@@ -1,21 +1,25 @@
 """Small plots as inline SVG: they take the page's colours, light or dark, and scale with it.
 
 Each is drawn 400 units wide, so that its text stays readable on a phone; wide screens show several
-side by side.
+side by side. Functions here find the places, the templates in `templates/plots` draw.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gr4ad_jax.report.page import Html, number, percent, tag
+import numpy as np
+from markupsafe import Markup
 
-_WIDTH = 400
-_ROW = 34
-_LEFT, _RIGHT, _BOTTOM = 56, 12, 34
-_PLOT_HEIGHT = 210
+from gr4ad_jax.report.page import render
+
+_FRAME = {"width": 400, "height": 200, "left": 56, "right": 388, "top": 8, "floor": 166}
+_MAX_STEPS = 400  # of a rank plot: one a unit of width
+_HEADROOM = 1.15  # over the largest count, for its number
+_ROW = 34  # height of a row of intervals
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,16 @@ class Interval:
   low: float | None = None
   high: float | None = None
 
+  @property
+  def known(self) -> bool:
+    """Whether both ends are known."""
+    return self.low is not None and self.high is not None
+
+  @property
+  def ends(self) -> tuple[float, float]:
+    """Both ends; the value itself where they are not known."""
+    return (self.low, self.high) if self.known else (self.value, self.value)
+
 
 @dataclass(frozen=True)
 class Line:
@@ -35,6 +49,35 @@ class Line:
   x: Sequence[float]
   y: Sequence[float]
   style: str = "first"
+
+  @property
+  def points(self) -> list[tuple[float, float]]:
+    """(x, y) of each point."""
+    return list(zip(self.x, self.y, strict=True))
+
+
+@dataclass(frozen=True)
+class Figure:
+  """A plot with its caption and, of a map, (colour, name) of each group."""
+
+  title: str
+  caption: str
+  drawn: Markup
+  legend: Sequence[tuple[int, str]] = ()
+
+
+@dataclass(frozen=True)
+class Scale:
+  """Where numbers lie along a side of a plot: `low` at `start`, `high` at `end`."""
+
+  low: float
+  high: float
+  start: float
+  end: float
+
+  def __call__(self, value: float) -> float:
+    share = (value - self.low) / ((self.high - self.low) or 1)
+    return round(float(self.start + share * (self.end - self.start)), 1)
 
 
 def ticks(low: float, high: float, *, count: int = 5) -> list[float]:
@@ -48,69 +91,37 @@ def ticks(low: float, high: float, *, count: int = 5) -> list[float]:
   return [i * step for i in range(first, last + 1)]
 
 
-def tick_label(tick: float, all_ticks: Sequence[float]) -> str:
-  """With the decimals that tell these ticks apart: 2.8, 3.0, 3.2."""
-  step = all_ticks[1] - all_ticks[0] if len(all_ticks) > 1 else abs(tick) or 1.0
+def _levels(y_of: Scale, marked: Sequence[float]) -> list[tuple[float, str]]:
+  """Place and label of each tick, with the decimals that tell them apart: 2.8, 3.0, 3.2."""
+  step = marked[1] - marked[0] if len(marked) > 1 else abs(marked[0]) or 1.0
   decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-  return f"{tick:,.{decimals}f}" if decimals <= 5 else f"{tick:.1e}"
+  spec = f",.{decimals}f" if decimals <= 5 else ".1e"
+  return [(y_of(tick), format(tick, spec)) for tick in marked]
 
 
 def interval_plot(
   rows: Sequence[tuple[str, Interval | None, Interval | None]], *, title: str
-) -> Html:
+) -> Markup:
   """Shares with their intervals: per row a filled dot and, under it, a hollow one.
 
   Args:
     rows: (name, filled, hollow); the first row is drawn in the page's main colour.
     title: read out by screen readers.
   """
-  estimates = [e for _, *pair in rows for e in pair if e is not None]
-  top = max((e.high if e.high is not None else e.value) for e in estimates) or 1.0
-  left, width = 108, _WIDTH - 108 - 52  # room for the value's text on the right
-  height = len(rows) * _ROW + 26
-
-  def x_of(share: float) -> float:
-    return left + width * share / top
-
-  parts = []
-  for tick in ticks(0, top, count=4):
-    x = f"{x_of(tick):.1f}"
-    parts.append(tag("line", x1=x, x2=x, y1=0, y2=height - 22, class_="grid"))
-    label = f"{100 * tick:.4g}%"
-    parts.append(tag("text", label, x=x, y=height - 6, text_anchor="middle"))
-  for i, (name, *pair) in enumerate(rows):
-    style = "first" if i == 0 else "other"
-    both = all(e is not None for e in pair)
-    parts.append(tag("text", name, x=0, y=i * _ROW + 21, class_="name"))
-    for filled, estimate in zip((True, False), pair, strict=True):
-      if estimate is None:
-        continue
-      y = i * _ROW + (16.5 if not both else 10 if filled else 24)
-      parts.append(_whisker(estimate, y, x_of, style, filled))
-  return tag("svg", *parts, viewBox=f"0 0 {_WIDTH} {height}", role="img", aria_label=title)
+  top = max(max(e.ends[1], e.value) for _, *pair in rows for e in pair if e is not None) or 1.0
+  drawn = []
+  for i, (name, filled, hollow) in enumerate(rows):
+    apart = 7 if None not in (filled, hollow) else 0  # two share the height of the row
+    marks = [(filled, i * _ROW + 17 - apart, True), (hollow, i * _ROW + 17 + apart, False)]
+    drawn.append((name, [mark for mark in marks if mark[0] is not None]))
+  return render(
+    "plots/intervals.svg", title=title, rows=drawn, row_height=_ROW, shares=ticks(0, top, count=4),
+    x_of=Scale(0, top, 108, 348),  # names to the left, the last value to the right
+    width=_FRAME["width"], height=len(rows) * _ROW + 26,
+  )  # fmt: skip
 
 
-def _whisker(estimate: Interval, y: float, x_of, style: str, filled: bool) -> Html:
-  x, end, parts = x_of(estimate.value), x_of(estimate.value), []
-  if estimate.low is not None and estimate.high is not None:
-    low, end = x_of(estimate.low), x_of(estimate.high)
-    line = dict(y1=y, y2=y, stroke="currentColor", stroke_width=2)
-    parts.append(tag("line", x1=f"{low:.1f}", x2=f"{end:.1f}", **line))
-  parts.append(dot(x, y, filled))
-  text = percent(estimate.value)
-  parts.append(tag("text", text, x=f"{max(end, x) + 7:.1f}", y=y + 4))
-  return tag("g", *parts, class_=style)
-
-
-def dot(x: float, y: float, filled: bool) -> Html:
-  """The mark of an estimate."""
-  fill = "currentColor" if filled else "var(--paper)"
-  return tag(
-    "circle", cx=f"{x:.1f}", cy=y, r=4, fill=fill, stroke="currentColor", stroke_width=2
-  )
-
-
-def line_plot(lines: Sequence[Line], *, title: str, mark_x: float | None = None) -> Html:
+def line_plot(lines: Sequence[Line], *, title: str, mark_x: float | None = None) -> Markup:
   """Curves over training steps.
 
   Args:
@@ -120,55 +131,76 @@ def line_plot(lines: Sequence[Line], *, title: str, mark_x: float | None = None)
   """
   xs = [x for line in lines for x in line.x] + ([] if mark_x is None else [mark_x])
   ys = [y for line in lines for y in line.y]
-  low_x, high_x, low_y, high_y = min(0, *xs), max(xs), min(ys), max(ys)
-  room = 0.05 * (high_y - low_y) or 0.05 * abs(high_y) or 1.0
-  low_y, high_y = low_y - room, high_y + room
-  width, height = _WIDTH - _LEFT - _RIGHT, _PLOT_HEIGHT - _BOTTOM
-
-  def x_of(x: float) -> float:
-    return _LEFT + width * (x - low_x) / ((high_x - low_x) or 1)
-
-  def y_of(y: float) -> float:
-    return 6 + (height - 6) * (high_y - y) / (high_y - low_y)
-
-  parts = []
-  levels = ticks(low_y, high_y)
-  for tick in levels:
-    y = f"{y_of(tick):.1f}"
-    parts.append(tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y, class_="grid"))
-    label = tick_label(tick, levels)
-    parts.append(tag("text", label, x=_LEFT - 6, y=y, dy="0.35em", text_anchor="end"))
-  for tick in ticks(low_x, high_x, count=4):
-    if tick % 1:
-      continue
-    anchor = "end" if x_of(tick) > _WIDTH - 30 else "middle"
-    x = _WIDTH if anchor == "end" else f"{x_of(tick):.1f}"
-    parts.append(tag("text", f"{tick:,.0f}", x=x, y=height + 16, text_anchor=anchor))
-  parts.append(tag("text", "step", x=_LEFT + width / 2, y=height + 31, text_anchor="middle"))
-  if mark_x is not None:
-    x = f"{x_of(mark_x):.1f}"
-    parts.append(tag("line", x1=x, x2=x, y1=6, y2=height, class_="mark"))
-  for line in lines:
-    points = [(f"{x_of(x):.1f}", f"{y_of(y):.1f}") for x, y in zip(line.x, line.y, strict=True)]
-    path = "M" + "L".join(f"{x} {y}" for x, y in points) if points else ""
-    curve = tag("path", d=path, fill="none", stroke="currentColor", stroke_width=1.8)
-    dots = [
-      tag(
-        "circle", tag("title", f"{line.name}, step {step:,.0f}: {number(value, 4)}"),
-        cx=x, cy=y, r=3, fill="currentColor",
-      )
-      for (x, y), step, value in zip(points, line.x, line.y, strict=True)
-      if line.style == "second" or len(points) == 1
-    ]
-    parts.append(tag("g", curve, *dots, class_=line.style))
-  return tag("svg", *parts, viewBox=f"0 0 {_WIDTH} {_PLOT_HEIGHT}", role="img", aria_label=title)
+  low, high = min(ys), max(ys)
+  room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+  x_of = Scale(min(0, *xs), max(xs), _FRAME["left"], _FRAME["right"])
+  y_of = Scale(low - room, high + room, _FRAME["floor"], _FRAME["top"])
+  return render(
+    "plots/curves.svg", title=title, lines=lines, mark_x=mark_x, x_of=x_of, y_of=y_of,
+    levels=_levels(y_of, ticks(y_of.low, y_of.high)),
+    steps=[tick for tick in ticks(x_of.low, x_of.high, count=4) if tick % 1 == 0], **_FRAME,
+  )  # fmt: skip
 
 
-def key(label: str, style: str, *, filled: bool | None = None) -> Html:
-  """One entry of a legend: a dot (filled or hollow), or a line where `filled` is None."""
-  line = tag("line", x1=0, x2=26, y1=6, y2=6, stroke="currentColor", stroke_width=2)
-  picture = tag(
-    "svg", line, dot(13, 6, filled) if filled is not None else None, viewBox="0 0 26 12",
-    class_=style, aria_hidden="true",
+def rank_plot(
+  count_N: np.ndarray, *, title: str, x_name: str, even: float | None = None
+) -> Markup:
+  """Counts, largest first, as a filled staircase from 0.
+
+  Args:
+    count_N: [N] falling.
+    title: read out by screen readers.
+    x_name: what the N things are.
+    even: a dashed horizontal line at this count.
+  """
+  top = _HEADROOM * max(float(count_N.max()), even or 0.0, 1.0)
+  x_of = Scale(0, len(count_N), _FRAME["left"], _FRAME["right"])
+  y_of = Scale(0, top, _FRAME["floor"], _FRAME["top"])
+  # Where steps are more than units of width, each unit shows its largest count.
+  edge_M = np.unique(np.linspace(0, len(count_N), min(len(count_N), _MAX_STEPS) + 1).astype(int))
+  return render(
+    "plots/ranks.svg", title=title, x_name=x_name, count=len(count_N), largest=count_N[0],
+    even_y=None if even is None else y_of(even),
+    levels=_levels(y_of, [tick for tick in ticks(0, top, count=4) if tick % 1 == 0]),
+    steps=[
+      (x_of(first), x_of(last), y_of(count_N[first]))
+      for first, last in itertools.pairwise(edge_M)
+    ],
+    **_FRAME,
+  )  # fmt: skip
+
+
+def bar_plot(bars: Sequence[tuple[str, float, str]], *, title: str) -> Markup:
+  """Horizontal bars of shares: (name, share, text beside the bar)."""
+  top = max(share for _, share, _ in bars) or 1.0
+  x_of = Scale(0, top, 66, 272)  # names to the left, texts to the right
+  return render(
+    "plots/bars.svg", title=title, rows=bars, x_of=x_of, left=x_of(0), width=_FRAME["width"]
   )
-  return tag("span", picture, label, class_="key")
+
+
+def map_plot(
+  point_N2: np.ndarray, colour_N: np.ndarray, *, title: str, centre_N2: np.ndarray | None = None
+) -> Markup:
+  """Points in the plane; colour 0 (the rest) lies under the others.
+
+  Args:
+    point_N2: [N, 2].
+    colour_N: [N] 0 to 8, classes of the page.
+    title: read out by screen readers.
+    centre_N2: [N, 2], within the range of the points: each is tied to its centre by a thin line.
+  """
+  side, low_2, high_2 = _FRAME["width"], point_N2.min(0), point_N2.max(0)
+
+  def placed(x_N2: np.ndarray) -> np.ndarray:
+    return np.round(6 + (x_N2 - low_2) / np.maximum(high_2 - low_2, 1e-9) * (side - 12), 1)
+
+  place_N2 = placed(point_N2)
+  tie_N4 = np.empty((len(point_N2), 0))
+  if centre_N2 is not None:
+    tie_N4 = np.hstack([place_N2, placed(centre_N2)])
+  groups = []
+  for colour in np.unique(colour_N):
+    rows = colour_N == colour
+    groups.append((colour, tie_N4[rows].tolist() if tie_N4.size else [], place_N2[rows].tolist()))
+  return render("plots/map.svg", title=title, groups=groups, width=side)

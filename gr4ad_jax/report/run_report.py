@@ -10,38 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from gr4ad_jax.config import ConfigError
-from gr4ad_jax.report.page import (
-  Html,
-  compact,
-  details,
-  duration,
-  integer,
-  number,
-  numeric,
-  page,
-  percent,
-  section,
-  table,
-  tag,
-  write_page,
-)
-from gr4ad_jax.report.samples import samples_section
-from gr4ad_jax.report.sections import health_section, metrics_section, training_section
-from gr4ad_jax.report.verdict import CLEARLY, Comparison, compare_with_baselines, verdict
+from gr4ad_jax.machine import atomic
+from gr4ad_jax.report import health_lines, sections
+from gr4ad_jax.report.page import compact, duration, integer, number, percent, render
+from gr4ad_jax.report.verdict import compare_with_baselines, verdict
+from gr4ad_jax.tokenizer.health_line import HealthLine
 from gr4ad_jax.training.metric_log import read_log
 
-_TITLES = {
+_SECTIONS = {
   "metrics": "Metrics",
   "training": "Training",
   "tokenizer": "Semantic IDs",
   "data": "Data",
   "samples": "Samples",
   "settings": "Settings",
-}
-_SPLITS = {
-  "time": "Split by time: training ends before validation begins, validation before test.",
-  "leave_one_out": "Leave-one-out: each user's last request tests, the one before it validates, "
-  "the rest trains.",
 }
 
 
@@ -74,31 +56,28 @@ def write_report(workdir: Path) -> Path:
   """
   workdir = Path(workdir)
   files = _read(workdir)
-  comparisons = compare_with_baselines(files.metrics)
-  currency = (files.about or {}).get("currency", "")
-  step = files.metrics.get("checkpoint_step")
-
-  def absent(name: str, file: str, command: str) -> Html:
-    return section(name, _TITLES[name], _absent(workdir, file, command))
-
-  sections = [
-    _headline(files, comparisons),
-    metrics_section(files.metrics, comparisons),
-    training_section(files.log, step) if files.log
-    else absent("training", "train_log.jsonl", "train"),
-    health_section(files.health) if files.health is not None
-    else absent("tokenizer", "sid_health.json", "evaluate"),
-    _data_section(files.about) if files.about is not None
-    else absent("data", "about.json", "evaluate"),
-    samples_section(files.samples, currency) if files.samples is not None
-    else absent("samples", "samples.json", "evaluate"),
-    _settings_section(files),
-  ]  # fmt: skip
-  source = (files.about or {}).get("source", workdir.name)
-  text = page(f"GR4AD on {source}", sections, navigation=_TITLES)
-  return write_page(workdir / "report.html", text)
-
-
+  about, metrics, step = files.about or {}, files.metrics, files.metrics.get("checkpoint_step")
+  comparisons = compare_with_baselines(metrics)
+  lines = [HealthLine(**line) for line in (files.health or {"lines": []})["lines"]]
+  text = render(
+    "run.html", kind="run", sections=_SECTIONS, **vars(files),
+    title=f"GR4AD on {about.get('source', workdir.name)}", tiles=_tiles(metrics, about),
+    verdict=verdict(comparisons), split=about.get("evaluated_split"),
+    splits=[(name, n["requests"], n["examples"]) for name, n in about.get("counts", {}).items()],
+    currency=about.get("currency", ""), comparisons=comparisons,
+    metric_tables=sections.metric_tables(metrics),
+    comparison_table=sections.comparison_table(comparisons),
+    interval_figures=sections.interval_figures(metrics),
+    meanings=[words for name, words in sections.MEANINGS.items() if name in metrics],
+    step=step, losses=sections.curves(files.log, sections.LOSSES, step),
+    optimisation=sections.curves(files.log, sections.OPTIMISATION, step),
+    training_verdict=sections.training_verdict(files.log, step) if files.log else "",
+    health_headline=health_lines.with_options(health_lines.headline(lines)[0]) if lines else "",
+    health_groups=health_lines.groups(lines), settings=_settings(files),
+  )  # fmt: skip
+  path = workdir / "report.html"
+  atomic.write_text(path, text)
+  return path
 def _read(workdir: Path) -> _RunFiles:
   if not workdir.is_dir():
     raise ConfigError(f"{workdir}: no such folder; `gr4ad train --workdir {workdir}` makes a run")
@@ -141,21 +120,13 @@ def _read_health(path: Path) -> dict[str, Any] | None:
   return health
 
 
-def _absent(workdir: Path, file: str, command: str) -> Html:
-  """The sentence that stands where a part cannot."""
-  made = tag("code", f"gr4ad {command} --workdir {workdir}")
-  return tag("p", f"This run has no {file}; ", made, " writes it.", class_="soft")
-
-
-def _headline(files: _RunFiles, comparisons: list[Comparison]) -> Html:
-  metrics, about = files.metrics, files.about or {}
-  source = about.get("source", files.workdir.name)
-  sentence, style = verdict(comparisons)
-  split = about.get("evaluated_split")
-  tiles = [
+def _tiles(metrics: Mapping[str, float], about: Mapping[str, Any]) -> list[tuple[str, str]]:
+  """(number, words) of what a reader looks for first."""
+  requests = f"{about.get('evaluated_split', 'held-out')} requests evaluated"
+  return [
     (percent(metrics.get("recall@50")), "recall@50: held-out ads found in a list of 50"),
     (percent(metrics.get("value_recall@50")), "value recall@50: their money found"),
-    (integer(metrics.get("num_requests")), f"{split or 'held-out'} requests evaluated"),
+    (integer(metrics.get("num_requests")), requests),
     (integer(metrics.get("num_users")), "users behind them"),
     (integer(metrics.get("num_ads", about.get("num_ads"))), "ads in the catalogue"),
     (integer(about.get("num_advertisers")), "advertisers"),
@@ -164,105 +135,26 @@ def _headline(files: _RunFiles, comparisons: list[Comparison]) -> Html:
     (number(metrics.get("train_examples_per_second")), "examples per second, training"),
     (percent(metrics.get("invalid_sid_rate")), "generated IDs that belong to no ad"),
   ]
-  warning = None
-  if split == "validation":
-    warning = tag(
-      "p", "These are validation requests: the checkpoint and the baselines' settings were chosen "
-      "on them, so the numbers flatter both. Use --split test for a result.", class_="poor")
-  return tag(
-    "header",
-    tag("h1", f"GR4AD on {source}"),
-    tag("p", *_description(files), class_="soft"),
-    tag("p", tag("span", sentence), tag("small", CLEARLY) if comparisons else None,
-        class_=f"verdict {style}"),
-    warning,
-    tag("div", *(tag("div", tag("b", value), tag("span", label)) for value, label in tiles),
-        class_="tiles"),
-  )  # fmt: skip
 
 
-def _description(files: _RunFiles) -> Iterator[str]:
-  """What was trained on what, in a line or two."""
-  about = files.about
-  if about is not None:
-    yield (
-      f"{integer(about['num_events'])} events of {integer(about['num_users'])} users with "
-      f"{integer(about['num_ads'])} ads. "
-    )
-  if files.run is not None:
-    model = files.run["config"]["model"]
-    lazy = model["decoder"] == "lazy"
-    yield "LazyAR decoder, " if lazy else "Ordinary autoregressive decoder, "
-    yield f"{model['num_layers']} layers"
-    yield f" ({model['num_lazy_layers']} without the previous token)" if lazy else ""
-    yield f", width {model['width']}"
-    yield ", with the copy path, which goes beyond the paper. " if model["copy_path"] else ". "
+def _settings(files: _RunFiles) -> dict[str, list[tuple[str, str]]]:
+  """Title -> (name, value) of everything that was set and measured."""
+  tables = {
+    "All settings of the run": files.run,
+    "Settings of the baselines, chosen on the validation split":
+      (files.about or {}).get("baseline_settings"),
+    "All numbers of metrics.json": files.metrics,
+    "All numbers of sid_health.json": files.health and files.health["metrics"],
+  }  # fmt: skip
+  return {title: list(_leaves(values)) for title, values in tables.items() if values}
 
 
-def _data_section(about: Mapping[str, Any]) -> Html:
-  counts = [
-    [split, numeric(integer(c["requests"])), numeric(integer(c["examples"]))]
-    for split, c in about["counts"].items()
-  ]
-  touched = {rule: rows for rule, rows in about["cleaning"].items() if rows}
-  untouched = [rule for rule, rows in about["cleaning"].items() if not rows]
-  facts = [
-    ["Source", about["source"]],
-    ["Currency of values", about["currency"] or "not named"],
-    ["Users", integer(about["num_users"])],
-    ["Ads", integer(about["num_ads"])],
-    ["Advertisers", integer(about["num_advertisers"])],
-    ["Events", integer(about["num_events"])],
-  ]
-  rules = details(
-    f"Rules that touched no row: {len(untouched)}",
-    tag("ul", *(tag("li", rule) for rule in untouched)),
-  )
-  return section(
-    "data", "Data",
-    table((), facts),
-    tag("h3", "What to keep in mind"),
-    tag("ul", *(tag("li", text) for text in about["caveats"])) if about["caveats"]
-    else tag("p", "No caveats were stated for this source.", class_="soft"),
-    tag("h3", "Splits"),
-    tag("p", _SPLITS.get(about["split"], about["split"]), " An example holds a few targets of one "
-        "request; a large request gives several examples."),
-    table(["", "Requests", "Examples"], counts),
-    tag("h3", "Cleaning"),
-    tag("p", "Rows that each rule touched; nothing is dropped without being counted here."),
-    table(["Rule", "Rows"], [[rule, numeric(integer(rows))] for rule, rows in touched.items()])
-    if touched else None,
-    rules if untouched else None,
-  )  # fmt: skip
-
-
-def _settings_section(files: _RunFiles) -> Html:
-  if files.run is None:
-    settings = _absent(files.workdir, "run.json", "train")
-  else:
-    settings = _flat_table("All settings of the run", files.run)
-  tuned = (files.about or {}).get("baseline_settings")
-  return section(
-    "settings", _TITLES["settings"], settings,
-    _flat_table("Settings of the baselines, chosen on the validation split", tuned)
-    if tuned else None,
-    _flat_table("All numbers of metrics.json", files.metrics),
-    _flat_table("All numbers of sid_health.json", files.health["metrics"])
-    if files.health else None,
-  )  # fmt: skip
-
-
-def _flat_table(title: str, values: Mapping[str, Any]) -> Html:
-  rows = [[name, _plain(name, value)] for name, value in _leaves(values)]
-  return details(title, table((), rows))
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
   for name, value in values.items():
     if isinstance(value, Mapping):
       yield from _leaves(value, f"{prefix}{name}.")
     else:
-      yield prefix + name, value
+      yield prefix + name, _plain(name, value)
 
 
 def _plain(name: str, value: Any) -> str:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
-
 from gr4ad_jax.data.log_folder import read_logs
+from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.tfds_builder import open_examples, training_events
-from gr4ad_jax.embedding.embeddings import embed
+from gr4ad_jax.embedding.embeddings import LogEmbeddings, embed
 from gr4ad_jax.machine import sharding, storage
 from gr4ad_jax.machine.progress import track
 from gr4ad_jax.machine.storage import Place, write_json
-from gr4ad_jax.report.tokenizer_report import write_tokenizer_report
 from gr4ad_jax.tokenizer import semantic_id
 from gr4ad_jax.tokenizer.groups import NUM_GROUPS
 from gr4ad_jax.tokenizer.health_line import HealthLine
@@ -23,7 +21,9 @@ from gr4ad_jax.tokenizer.judge import health, judge
 class Tokenized(NamedTuple):
   """What `tokenize` has made and found."""
 
-  codebook_sizes: tuple[int, ...]
+  logs: Logs
+  embedded: LogEmbeddings
+  sids: semantic_id.SemanticIds
   health: dict[str, float]
   lines: list[HealthLine]
 
@@ -34,7 +34,6 @@ def tokenize(
   config: semantic_id.TokenizerConfig,
   *,
   embeddings: Place | None = None,
-  with_report: bool = False,
 ) -> Tokenized:
   """Assigns and stores semantic IDs with their health (health.json beside them).
 
@@ -45,7 +44,6 @@ def tokenize(
     out: folder to write.
     config: encoder, quantizer, codebooks, last level.
     embeddings: .npy file [num_ads, D] for encoder "given"; None = the ads' column.
-    with_report: also write report.html.
 
   Raises:
     LogError, ValueError: no logs there, or settings that do not fit them.
@@ -69,10 +67,4 @@ def tokenize(
     lines = judge(sids, metrics)
     semantic_id.save(sids, folder)
     write_json(folder / "health.json", as_record(metrics, lines))
-    if with_report:
-      write_tokenizer_report(
-        folder, title=logs.source, metrics=metrics, lines=lines, codes_AL=sids.codes_AL,
-        codebook_sizes=sids.codebook_sizes, embedding_AD=embedded.ad_AD,
-        group_A=np.array([path.split(" > ")[0] for path in logs.ads.category], object),
-      )
-  return Tokenized(sids.codebook_sizes, metrics, lines)
+  return Tokenized(logs, embedded, sids, metrics, lines)

@@ -3,9 +3,10 @@
 import re
 
 import pytest
+from jinja2 import UndefinedError
+from markupsafe import Markup
 
 from gr4ad_jax.report.page import (
-  Html,
   amount,
   compact,
   duration,
@@ -13,7 +14,8 @@ from gr4ad_jax.report.page import (
   listing,
   number,
   percent,
-  tag,
+  points,
+  render,
 )
 from gr4ad_jax.report.plots import Interval, Line, interval_plot, line_plot, ticks
 from gr4ad_jax.report.verdict import Outcome, compare_with_baselines
@@ -85,10 +87,12 @@ def test_ticks_are_round_numbers_inside_the_range():
   assert ticks(3, 3) == [3]
 
 
-def test_tag_escapes_all_but_html():
-  assert tag("p", "<&>", Html("<br>"), None, 3, class_='a"b', title=None) == (
-    '<p class="a&quot;b">&lt;&amp;&gt;<br>3</p>'
-  )
+def test_templates_escape_all_but_markup():
+  drawn = render("tokenizer/map.html", map={"words": "<&>", "figures": []})
+  assert "<p>&lt;&amp;&gt;</p>" in drawn
+  assert "<p><&></p>" in render("tokenizer/map.html", map={"words": Markup("<&>"), "figures": []})
+  with pytest.raises(UndefinedError, match="has no attribute 'words'"):
+    render("tokenizer/map.html", map={"figures": []})
 
 
 def test_numbers_are_rounded_for_people():
@@ -104,6 +108,7 @@ def test_numbers_are_rounded_for_people():
   assert [duration(s) for s in (90, 3600 * 5, 86_400, 86_400 * 31, 86_400 * 182)] == [
     "2 min", "5 h", "1 day", "31 days", "26 weeks",
   ]  # fmt: skip
+  assert [points(d) for d in (0.0214, -0.003, -0.0001)] == ["+2.1", "−0.3", "0.0"]
   assert [listing(n) for n in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == [
     "", "a", "a and b", "a, b and c",
   ]  # fmt: skip

@@ -7,15 +7,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from gr4ad_jax.report.tokenizer_plots import (
-  NUM_COLOURS,
-  bar_plot,
-  code_centres,
-  map_plot,
-  rank_plot,
-  two_dimensions,
-)
-from gr4ad_jax.report.tokenizer_report import headline, health_table, write_tokenizer_report
+from gr4ad_jax.cli.tables import health_table
+from gr4ad_jax.report.embedding_map import NUM_COLOURS, code_centres, two_dimensions
+from gr4ad_jax.report.health_lines import headline
+from gr4ad_jax.report.plots import bar_plot, map_plot, rank_plot
+from gr4ad_jax.report.tokenizer_report import Findings, write_tokenizer_report
 from gr4ad_jax.tokenizer.health import measure
 from gr4ad_jax.tokenizer.health_verdicts import verdicts
 from tests.support import HOSTILE, Page
@@ -42,7 +38,8 @@ def measured():
 
 
 def write(folder, measured, **changes):
-  path = write_tokenizer_report(folder, **{"title": "Test shop", **measured, **changes})
+  found = Findings(**{"title": "Test shop", **measured, **changes})
+  path = write_tokenizer_report(folder, found)
   return Page(path.read_text(encoding="utf-8"))
 
 
