@@ -15,7 +15,9 @@ SIDs are random.
 `--set settings.data=FOLDER` names the folder with amazon_beauty, `--set settings.repeats=5` and
 `--set settings.generated=100000` shorten the run.
 
-Expected numbers: docs/decoding.md. Run time on two CPU cores: about 3 minutes.
+Expected on two CPU cores (docs/decoding.md): lazyar_over_ar 2.6 at batch 1 and 2.7 at batch 8,
+flop_share .62 and .63 (.53 to .68 between runs), constrained_ms .3, 1.0, 1.6 and 9.4 in the order
+of CASES, invalid_sids 0. Run time there: about 3 minutes.
 """
 
 from __future__ import annotations

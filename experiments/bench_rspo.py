@@ -7,7 +7,8 @@ log-probabilities of all lists; the other the forward and backward pass of the d
 micro-batch of them, whose time counts once for every micro-batch (gradient accumulation). Both take
 turns. The decoder is the smallest preset, beside which the share is largest.
 
-Expected numbers: docs/value.md. Run time on two CPU cores: three minutes.
+Expected on two CPU cores (docs/value.md): rspo_ms 54, step_ms 15,100, rspo_share .004. Run time
+there: three minutes.
 """
 
 from __future__ import annotations

@@ -13,7 +13,9 @@ own, and writes to an index of a million ads. A package that is missing leaves i
 `--set settings.data=FOLDER` names the folder with amazon_beauty, `--set settings.max_rows=250000`
 shortens the run; `--size full` runs semantic-id with its ten restarts too.
 
-Expected on two CPU cores: see docs/tokenizer.md. Run time there: about 6 minutes.
+Expected on two CPU cores (docs/tokenizer.md): real texts in 1.1 s beside faiss's 1.8 s, synthetic
+rows in 1.7 s beside 1.8 s; a million rows in 88 s and 2.6 GB; index/add_1000_seconds .106. Run time
+there: about 6 minutes.
 """
 
 from __future__ import annotations

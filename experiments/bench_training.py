@@ -14,7 +14,9 @@ The input is measured by itself: examples/s that grain reads, decodes, looks up 
 requests of Complete Journey as in `make demo`, with the threads that training uses), beside
 examples/s of the training step of the preset "small" on such batches.
 
-Expected on two CPU cores: see docs/scaling.md. Run time there: six minutes.
+Expected on two CPU cores with AVX-512 (docs/scaling.md): 597 examples/s beside TIGER's 55,
+flop_share .59 (.56 to .61 between runs), input 23 times what a step of "small" takes. Run time
+there: six minutes.
 """
 
 from __future__ import annotations

@@ -10,7 +10,9 @@ with K = 2, with the difference to AR paired by seed and its t interval; one see
 Finished runs are reused, so an interrupted experiment goes on. Size cpu trains for 500 steps,
 full for 1,500; `--set train.num_steps=...` and other settings of the preset may be changed.
 
-Expected numbers: docs/decoding.md. Run time on two CPU cores: cpu about an hour.
+Expected of size cpu (docs/decoding.md): recall@50 .358 for AR, .361 for MTP, .363 for lazy2,
+whose difference to AR is +.0041 (95% +.0022 to +.0061); requests/s 1.75 (MTP) and 1.69 (lazy2)
+times AR's. Size full was not measured. Run time on two CPU cores: cpu about an hour.
 """
 
 from __future__ import annotations

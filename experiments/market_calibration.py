@@ -6,7 +6,9 @@ The fitted market of Table 1 beside the household log that it was fitted to: con
 engagement on ads, activity of users, engagements in a visit. What Complete Journey does not hold
 (impressions, clicks, bids) is shown for the market alone.
 
-Expected numbers and what is not realistic: docs/market.md. Run time on two CPU cores: two minutes.
+Expected (docs/market.md, with what is not realistic): the top 1% of ads have 51% of the market's
+engagements and 20% of Complete Journey's, the top 1% of users 12% and 6%. Run time on two CPU
+cores: two minutes.
 """
 
 from __future__ import annotations

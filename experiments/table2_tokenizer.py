@@ -20,8 +20,10 @@ Numbers of finished parts are kept in WORKDIR/parts, so an interrupted run goes 
 settings.data=FOLDER` names the folder of the Amazon files, `--set settings.seeds=1` and `--set
 settings.datasets=journey`, `--set settings.parts=embedding` shorten the run.
 
-Expected numbers: docs/tokenizer.md. Run time on two CPU cores, beside other work: 10 to 15 minutes
-a data set and seed.
+Expected on Complete Journey (docs/tokenizer.md, with the Amazon sets): R@1 .671, .958, .977, .985
+in the order of the rows; Cpr 3.48, 3.31, 2.43, 2.80, and 1.22 with the ad id in the hash; ads on
+shared SIDs 71% (FSQ) to 76% (RQ-Kmeans). Run time on two CPU cores, beside other work: 10 to 15
+minutes a data set and seed.
 """
 
 from __future__ import annotations

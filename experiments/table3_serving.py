@@ -10,8 +10,10 @@ is timed on a selection alone, with many extensions a beam. Low precision: reque
 of parameters, recall and value recall at 50. Result cache: the share of the test requests that
 come within the time to live after an answer to the same user.
 
-Expected numbers beside the paper's: docs/decoding.md. Run time on two CPU cores: 15 minutes with a
-trained run. `--set settings.requests=200` shortens it.
+Expected (docs/decoding.md, beside the paper's): all optimisations are 1.8 times as fast as without
+the KV cache, 13 times as without sharing, 17 times as without both; recall@50 .382 to .384 at each
+precision, of which none is faster on a CPU; a result cache of a day answers 12.6%. Run time on two
+CPU cores: 15 minutes with a trained run. `--set settings.requests=200` shortens it.
 """
 
 from __future__ import annotations
