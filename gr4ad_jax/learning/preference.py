@@ -86,8 +86,8 @@ def reference_gate(
   """
   ratio_BC = jax.lax.stop_gradient(logp_BC) - jnp.sum(lists.ref_logp_BCL, axis=-1)
   away_BC = jnp.where(lists.has_ref_BC, jnp.abs(ratio_BC), 0.0)
-  itself_CC = jnp.eye(logp_BC.shape[1], dtype=bool)
-  members_BCC = worse_BCC | (itself_CC & lists.where_BC[:, None, :])
+  itself_1CC = jnp.eye(logp_BC.shape[1], dtype=bool)[None]
+  members_BCC = worse_BCC | (itself_1CC & lists.where_BC[:, None, :])
   count_BC = jnp.maximum(jnp.sum(members_BCC, axis=-1), 1)
   mean_BC = jnp.sum(jnp.where(members_BCC, away_BC[:, None, :], 0.0), axis=-1) / count_BC
   complete_BC = jnp.all(~members_BCC | lists.has_ref_BC[:, None, :], axis=-1)
@@ -142,8 +142,8 @@ def ndcg_weights(rank_BCC: jax.Array, reward_BC: jax.Array, where_BC: jax.Array)
   apart_BCC = jnp.maximum(jnp.abs(rank_BCC - own_BC1), 1.0)
   discount_BCC = 1 / jnp.log2(1 + apart_BCC) - 1 / jnp.log2(2 + apart_BCC)
   gain_BC = jnp.where(where_BC, jnp.exp2(reward_BC) - 1, 0.0)
-  places_C = jnp.arange(gain_BC.shape[1], dtype=jnp.float32)
-  ideal_B1 = jnp.sum(-jnp.sort(-gain_BC) / jnp.log2(2 + places_C), axis=-1, keepdims=True)
+  place_1C = jnp.arange(gain_BC.shape[1], dtype=jnp.float32)[None]
+  ideal_B1 = jnp.sum(-jnp.sort(-gain_BC) / jnp.log2(2 + place_1C), axis=-1, keepdims=True)
   gain_BC = gain_BC / jnp.maximum(ideal_B1, 1e-9)
   return discount_BCC * jnp.abs(gain_BC[:, :, None] - gain_BC[:, None, :])
 
