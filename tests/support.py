@@ -1,5 +1,6 @@
-"""What several tests share: random inputs, a catalogue and its encoder, hostile text, pages."""
+"""What several tests share: inputs, a catalogue and its encoder, collectives, text, pages."""
 
+import re
 from html.parser import HTMLParser
 
 import jax
@@ -103,6 +104,22 @@ def shaken_params(decoder: Decoder) -> dict:
   """Parameters far from their start, so that gates are not neutral."""
   params, rng = init_params(decoder, jax.random.key(0)), np.random.default_rng(0)
   return jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), params)
+
+
+COLLECTIVE = re.compile(
+  r"^ *(?:ROOT )?%?\S+ = (.*?) "
+  r"(all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(",
+  re.MULTILINE,
+)
+
+
+def moved(program: str) -> dict[str, list[tuple[int, ...]]]:
+  """Kind of collective -> shapes of its results."""
+  found = {}
+  for shapes, kind in COLLECTIVE.findall(program):
+    for dims in re.findall(r"[a-z0-9]+\[([0-9,]*)\]", shapes):
+      found.setdefault(kind, []).append(tuple(int(n) for n in dims.split(",") if n))
+  return found
 
 
 HOSTILE = "</style><script>alert(1)</script><img src=x onerror=\"alert(2)\"> & 'quoted' \u202e"

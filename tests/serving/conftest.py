@@ -7,12 +7,7 @@ import pytest
 from gr4ad_jax.gr4ad.config import ModelConfig, preset
 from gr4ad_jax.gr4ad.run import RunFile, train_run
 from gr4ad_jax.search.config import SearchConfig
-from gr4ad_jax.serving.config import ServingConfig
 from gr4ad_jax.training.config import TrainConfig
-
-SERVING = ServingConfig(
-  batch_sizes=(1, 4), beam_factors=(1.0, 1.6), segment_s=3600, max_queue=8, max_history=50
-)
 
 
 @pytest.fixture(scope="session")

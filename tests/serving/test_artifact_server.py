@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 
 from gr4ad_jax.gr4ad.run import export_run
 from gr4ad_jax.serving.artifact_server import ArtifactEngine, build_artifact_app
-from tests.serving.conftest import SERVING
+from tests.serving.support import SERVING
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 from experiments._serving import free_port, running_server
 from gr4ad_jax.serving.journal import Journal
 from gr4ad_jax.serving.server import build_app
-from tests.serving.test_service import ONE, ask, make
+from tests.serving.support import ONE, ask, make
 
 OPTIONS = ("--clock", "log", "--serving.batch-sizes", "1", "--serving.beam-factors", "1.0",
            "--serving.body-timeout-s", "1")

@@ -21,16 +21,8 @@ from gr4ad_jax.serving.engine import Query
 from gr4ad_jax.serving.journal import Event, Journal
 from gr4ad_jax.serving.segments import export_segment, exported
 from gr4ad_jax.serving.server import build_app
-from gr4ad_jax.serving.service import Service
 from gr4ad_jax.training.published import publish
-from tests.serving.conftest import SERVING
-
-ONE = dataclasses.replace(SERVING, batch_sizes=(1,), beam_factors=(1.0,))  # little to compile
-
-
-def make(run, folder, **options) -> Service:
-  options = {"config": SERVING, "clock": "log"} | options
-  return Service(run, store=folder / "store", segments=folder / "segments", **options)
+from tests.serving.support import ONE, SERVING, ask, make
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +34,6 @@ def service(served_run, tmp_path_factory):
 def client(service):
   with TestClient(build_app(service)) as client:
     yield client
-
-
-def ask(client, **body) -> dict:
-  reply = client.post("/v1/recommend", json=body)
-  assert reply.status_code == 200, reply.text
-  return reply.json()
 
 
 def test_gives_what_the_command_line_gives(client, service, served_run):

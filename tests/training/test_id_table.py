@@ -22,8 +22,7 @@ from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.training.config import TrainConfig
 from gr4ad_jax.training.optimizer import build_optimizer, scale_by_row_adagrad
 from gr4ad_jax.training.train_step import abstract_state, compile_init, compile_train_step
-from tests.support import VOCABULARY, random_codes, random_context
-from tests.training.test_sharding import moved
+from tests.support import VOCABULARY, moved, random_codes, random_context
 
 ROWS = 8 * 1024
 MODEL = ModelConfig(

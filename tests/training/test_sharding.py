@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import re
 
 import jax
 import numpy as np
@@ -22,7 +21,7 @@ from gr4ad_jax.search.recommender import Recommender
 from gr4ad_jax.training.config import TrainConfig
 from gr4ad_jax.training.train_step import abstract_state, compile_init, compile_train_step
 from tests.support import VOCABULARY as SMALL
-from tests.support import random_context
+from tests.support import moved, random_context
 
 CODES, WIDTH, ROWS = 160, 64, 8
 VOCABULARY = dataclasses.replace(SMALL, codebook_sizes=(CODES,) * 3)
@@ -111,22 +110,6 @@ def recommender_on(mesh):
     DECODER, trained(MESHES[0])[1].params, index=index, mesh=mesh, bin_means=np.arange(4.0),
     config=SearchConfig(widths=(16, 32, 32), batch_size=ROWS, value_exponent=0.5),
   )
-
-
-COLLECTIVE = re.compile(
-  r"^ *(?:ROOT )?%?\S+ = (.*?) "
-  r"(all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(",
-  re.MULTILINE,
-)
-
-
-def moved(program: str) -> dict[str, list[tuple[int, ...]]]:
-  """Kind of collective -> shapes of its results."""
-  found = {}
-  for shapes, kind in COLLECTIVE.findall(program):
-    for dims in re.findall(r"[a-z0-9]+\[([0-9,]*)\]", shapes):
-      found.setdefault(kind, []).append(tuple(int(n) for n in dims.split(",") if n))
-  return found
 
 
 def test_data_parallel_training_only_adds_gradients_up():
