@@ -52,7 +52,7 @@ def measure(
     name -> finite number. A number that is undefined (no SID with two ads, no label twice) is
     left out.
 
-    Of the codes alone: num_ads, num_sids, codebook_space, num_levels, num_quantised;
+    The codes alone give num_ads, num_sids, codebook_space, num_levels, num_quantised;
     cpr = ads / SIDs; col = share of SIDs that hold several ads; util = SIDs / codebook space;
     util_as_printed = ads / codebook space (the paper's equation, which its table contradicts);
     sid_collision_rate = share of ads that share their SID; max_ads_per_sid;
@@ -63,20 +63,20 @@ def measure(
     level{l}/prefixes of length l, level{l}/children_mean and level{l}/children_max of the prefixes
     one shorter (the root, for level 1).
 
-    With weights: sid_collision_event_share, sid_collision_value_share. With contents:
+    Weights add sid_collision_event_share and sid_collision_value_share. Contents add
     content_coded_share.
 
-    With embeddings: distinct_embedding_share = distinct embeddings / ads; twin_ad_share = ads whose
+    Embeddings add distinct_embedding_share = distinct embeddings / ads; twin_ad_share = ads whose
     embedding equals another ad's; max_ads_per_embedding; sid_collision_twin_share = of the ads that
     share their SID, those that share it with such a twin; pas = mean cosine of the pairs inside an
     SID, mean over SIDs with two ads or more; level{l}/pas, the same inside a prefix; pas_chance of
     any pair of ads.
 
-    With reconstructions: reconstruction_relative_error = sum |x - x'|^2 / sum |x - mean|^2;
+    Reconstructions add reconstruction_relative_error = sum |x - x'|^2 / sum |x - mean|^2;
     reconstruction_cosine = mean cos(x, x'); reconstruction_cosine_of_mean = mean cos(x, mean), what
     one code for all ads would reach.
 
-    With labels: level{l}/label_pair_share = of the pairs of ads with one prefix, those with one
+    Labels add level{l}/label_pair_share = of the pairs of ads with one prefix, those with one
     label; label_pair_chance of any pair; level{l}/label_lift = their ratio. And by
     `retrieval_hits`, for k in 1, 5, 10: retrieval/embedding_r@k, retrieval/reconstruction_r@k,
     retrieval/chance_r@k.
@@ -87,6 +87,7 @@ def measure(
   Source: GR4AD (arXiv 2602.22732) A.3.1, equations 33 to 35, and Table 2 (recall); PAS and CUR:
     GPR (arXiv 2511.10138), Table 1. Pairs are counted in full, not sampled.
   """
+  # So many parameters because each array is optional and adds numbers of its own.
   codes_AL = np.asarray(codes_AL)
   num_quantised = len(codebook_sizes) if num_quantised is None else num_quantised
   _check(codes_AL, codebook_sizes, num_quantised, {

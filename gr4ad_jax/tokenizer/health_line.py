@@ -8,7 +8,6 @@ number should be large.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Literal, get_args
 
 Verdict = Literal["fine", "look", "will hurt"]
@@ -114,28 +113,3 @@ def grade(value: float, limits: tuple[float, float]) -> Verdict:
 def gain(value: float, base: float) -> float:
   """How far a number is from a base (0) to perfect (1); 1 where the base is perfect already."""
   return (value - base) / (1 - base) if base < 1 - 1e-9 else 1.0
-
-
-class Lines:
-  """Collects lines about one set of metrics.
-
-  Attributes:
-    metrics: from `health.measure`.
-    made: with its last level named.
-    label_name: what the labels of the metrics are.
-    result: the lines so far.
-  """
-
-  def __init__(self, metrics: Mapping[str, float], *, made: Made, label_name: str):
-    self.metrics, self.made, self.label_name = metrics, made, label_name
-    self.result: list[HealthLine] = []
-
-  def add(
-    self, name: str, group: str, label: str, unit: str, verdict: Verdict,
-    reasons: str | tuple[str, ...],
-  ) -> None:  # fmt: skip
-    """Adds a line; reasons: one for all verdicts, or one each, the last standing for the rest."""
-    if isinstance(reasons, tuple):
-      reasons = reasons[min(VERDICTS.index(verdict), len(reasons) - 1)]
-    value = self.metrics[name]
-    self.result.append(HealthLine(name, group, label, value, unit, verdict, reasons))
