@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import scipy.optimize
 import scipy.special
-import scipy.stats
 
 
 class Platt(NamedTuple):
@@ -22,19 +20,19 @@ class Platt(NamedTuple):
 
 
 def fit_platt(logit_N: np.ndarray, label_N: np.ndarray) -> Platt:
-  """The scaling of least log loss on held-out rows; identity where one label is missing."""
-  logit_N, label_N = np.asarray(logit_N, np.float64), np.asarray(label_N, np.float64)
-  if label_N.min(initial=1) == label_N.max(initial=0):
+  """The scaling of least log loss on held-out rows.
+
+  Where one label is missing it is the identity; where all logits are the same, its slope is 0.
+  """
+  from sklearn.linear_model import LogisticRegression  # slow to import
+
+  label_N = np.asarray(label_N, bool)
+  if label_N.all() or not label_N.any():
     return Platt()
-
-  def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
-    z_N = x[0] * logit_N + x[1]
-    residual_N = scipy.special.expit(z_N) - label_N
-    value = np.mean(np.logaddexp(0, z_N) - label_N * z_N)
-    return value, np.array([np.mean(residual_N * logit_N), np.mean(residual_N)])
-
-  found = scipy.optimize.minimize(loss, np.array([1.0, 0.0]), jac=True, method="BFGS")
-  return Platt(float(found.x[0]), float(found.x[1]))
+  # Rows are many and parameters two, so there is no penalty.
+  regression = LogisticRegression(C=np.inf, tol=1e-8)
+  regression.fit(np.asarray(logit_N, np.float64)[:, None], label_N)
+  return Platt(float(regression.coef_[0, 0]), float(regression.intercept_[0]))
 
 
 def probability_metrics(
@@ -48,27 +46,23 @@ def probability_metrics(
     bins: equally filled bins of the calibration error, which is the mean |p - share| over rows.
 
   Returns:
-    `auc` is NaN where one label is missing; `mean_ratio` is mean p / mean label, 1 = calibrated
-    overall.
+    `auc` is NaN where one label is missing, and all but the calibration error where there are no
+    rows; `mean_ratio` is mean p / mean label, 1 = calibrated overall.
   """
+  from sklearn.metrics import log_loss, roc_auc_score  # slow to import
+
   p_N, label_N = np.asarray(p_N, np.float64), np.asarray(label_N, np.float64)
-  inside_N = np.clip(p_N, 1e-12, 1 - 1e-12)
-  entropy_N = -label_N * np.log(inside_N) - (1 - label_N) * np.log1p(-inside_N)
-  positives, rows = label_N.sum(), len(label_N)
-  auc = np.nan
-  if 0 < positives < rows:
-    rank_N = scipy.stats.rankdata(p_N)
-    auc = (rank_N[label_N > 0].sum() - positives * (positives + 1) / 2) / (
-      positives * (rows - positives)
-    )
+  rows, positives = len(label_N), label_N.sum()
   order_N = np.argsort(p_N, kind="stable")
   gaps = [
     abs(p_N[part].sum() - label_N[part].sum())
     for part in np.array_split(order_N, min(bins, max(rows, 1)))
   ]
+  inside_N = np.clip(p_N, 1e-12, 1 - 1e-12)  # one sure miss must not be all of the loss
+  nan = float("nan")
   return {
-    "auc": float(auc),
-    "log_loss": float(entropy_N.mean()),
+    "auc": float(roc_auc_score(label_N, p_N)) if 0 < positives < rows else nan,
+    "log_loss": float(log_loss(label_N, inside_N, labels=[0, 1])) if rows else nan,
     "calibration_error": float(sum(gaps) / max(rows, 1)),
-    "mean_ratio": float(p_N.mean() / label_N.mean()) if positives else float("nan"),
+    "mean_ratio": float(p_N.mean() / label_N.mean()) if positives else nan,
   }

@@ -88,6 +88,8 @@ def test_metrics_of_one_label():
   got = probability_metrics(np.array([0.2, 0.4]), np.array([0, 0]))
   assert np.isnan(got["auc"]) and np.isnan(got["mean_ratio"])
   assert fit_platt(np.array([0.1, 2.0]), np.array([1, 1])) == Platt()
+  nothing = probability_metrics(np.zeros(0), np.zeros(0))
+  assert nothing.pop("calibration_error") == 0 and np.isnan(list(nothing.values())).all()
 
 
 def test_platt_scaling_finds_the_scaling_that_was_applied():
