@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -18,10 +18,9 @@ from gr4ad_jax.evaluation.baselines import (
   own_history,
   popular_ads,
   popularity,
-  rank_by_similarity,
-  similar_ads,
+  rank_by_pairs,
 )
-from gr4ad_jax.evaluation.interactions import Interactions, count_pairs
+from gr4ad_jax.evaluation.interactions import Interactions, PairCounts, count_pairs
 from gr4ad_jax.evaluation.ranking import EvalRequests, recall_per_request
 from gr4ad_jax.machine.progress import track
 
@@ -68,69 +67,38 @@ def tune_baselines(
   if horizon_s is not None and not horizon_s > 0:
     raise ValueError(f"horizon_s = {horizon_s} must be positive")
   end_s_U = end_s_of_users(interactions, requests, train_end_s)
-  drawn = _draw(requests, max_requests, seed)
-  count_ages, periods = [None], [(end_s_U, drawn)]
+  trials = _Trials(interactions, _draw(requests, max_requests, seed), num_ads, k, end_s_U)
+  count_ages, periods = [None], [trials]
   if train_end_s is not None and np.ndim(train_end_s) == 0:
     end_s = int(requests.time_s_R.max()) + 1
     horizon_s = float(horizon_s or end_s - train_end_s)
     count_ages = [horizon_s, horizon_s / 2, 2 * horizon_s, None]
-    past = _past_periods(interactions, end_s, horizon_s)
-    periods = [(begin_s, _draw(held_out, max_requests, seed)) for begin_s, held_out in past]
-    periods = periods or [(end_s_U, drawn)]
+    past = [
+      replace(trials, requests=_draw(held_out, max_requests, seed), train_end_s=begin_s)
+      for begin_s, held_out in _past_periods(interactions, end_s, horizon_s)
+    ]
+    periods = past or periods
   organic = [{"organic_weight": weight} for weight in (0.0, 0.3, 1.0)]
   if interactions.is_ad_E.all():
     organic = []
-  step_s = _basket_step_s(interactions, end_s_U)
-
-  def popularity_recall(rule: PopularitySettings) -> float:
-    settings = BaselineSettings(popularity=rule)
-    recall = []
-    for begin_s, held_out in periods:
-      ranked_RK = popularity(
-        interactions, held_out, settings=settings, num_ads=num_ads, k=k, train_end_s=begin_s
-      )
-      recall.append(recall_per_request(ranked_RK, held_out, k=k).mean())
-    return np.mean(recall)
+  step_s = _basket_step_s(interactions.before(end_s_U))
 
   popular = _climb(
     PopularitySettings(half_life_s=count_ages[0]),
     [*({"half_life_s": age} for age in count_ages), *organic],
-    popularity_recall,
+    lambda rule: np.mean(
+      [period.recall(popularity, BaselineSettings(popularity=rule)) for period in periods]
+    ),
     "tuning popularity",
   )
-  popular_A = popular_ads(interactions, num_ads, end_s_U=end_s_U, settings=popular)
-
-  def own_recall(rule: OwnHistorySettings) -> float:
-    settings = BaselineSettings(popularity=popular, own_history=rule)
-    ranked_RK = own_history(
-      interactions, drawn, settings=settings, num_ads=num_ads, k=k, train_end_s=end_s_U
-    )
-    return recall_per_request(ranked_RK, drawn, k=k).mean()
-
   own = _climb(
     OwnHistorySettings(half_life_s=32 * step_s),
     [*({"half_life_s": x and x * step_s} for x in (8, 128, None)), *organic],
-    own_recall,
+    lambda rule: trials.recall(
+      own_history, BaselineSettings(popularity=popular, own_history=rule)
+    ),
     "tuning own history",
   )
-
-  # Counting takes most of the time, and several trials share their pairs.
-  @lru_cache(maxsize=2)
-  def pairs(**rule: Any):
-    return count_pairs(interactions, num_ads=num_ads, end_s_U=end_s_U, **rule)
-
-  def cooccurrence_recall(rule: CooccurrenceSettings) -> float:
-    counts = pairs(
-      half_life_s=rule.count_half_life_s, organic_weight=rule.organic_weight,
-      window=rule.window, backward_weight=rule.backward_weight,
-    )  # fmt: skip
-    ranked_RK = rank_by_similarity(
-      interactions, drawn, similar_AA=similar_ads(counts, rule),
-      half_life_s=rule.history_half_life_s, organic_weight=rule.organic_weight,
-      popular_A=popular_A, k=k,
-    )  # fmt: skip
-    return recall_per_request(ranked_RK, drawn, k=k).mean()
-
   together = _climb(
     CooccurrenceSettings(
       count_half_life_s=count_ages[0], history_half_life_s=8 * step_s,
@@ -143,10 +111,52 @@ def tune_baselines(
       *({"powers": powers} for powers in ((1.0, 0.0), (1.0, 0.5), (0.5, 0.5), (0.0, 0.5))),
       *({"history_half_life_s": x and x * step_s} for x in (1, 2, 32, None)),
     ],
-    cooccurrence_recall,
+    _cooccurrence_recall(trials, popular),
     "tuning co-occurrence",
   )  # fmt: skip
   return BaselineSettings(popularity=popular, cooccurrence=together, own_history=own)
+
+
+@dataclass(frozen=True)
+class _Trials:
+  """Requests that settings are judged on; the other fields are arguments of every baseline."""
+
+  interactions: Interactions
+  requests: EvalRequests
+  num_ads: int
+  k: int
+  train_end_s: float | np.ndarray
+
+  def recall(self, baseline: Callable[..., np.ndarray], settings: BaselineSettings) -> float:
+    """Mean recall@k of a baseline's lists."""
+    return self.recall_of_lists(baseline(
+      self.interactions, self.requests, settings=settings, num_ads=self.num_ads, k=self.k,
+      train_end_s=self.train_end_s,
+    ))  # fmt: skip
+
+  def recall_of_lists(self, ranked_RK: np.ndarray) -> float:
+    """Mean recall@k."""
+    return recall_per_request(ranked_RK, self.requests, k=self.k).mean()
+
+
+def _cooccurrence_recall(
+  trials: _Trials, popular: PopularitySettings
+) -> Callable[[CooccurrenceSettings], float]:
+  """`cooccurrence` judged on trials; pairs are kept, for counting them takes most of the time."""
+  interactions, num_ads, end_s_U = trials.interactions, trials.num_ads, trials.train_end_s
+  popular_A = popular_ads(interactions, num_ads, end_s_U=end_s_U, settings=popular)
+
+  @lru_cache(maxsize=2)  # several trials in a row share their pairs
+  def pairs(**rule: Any) -> PairCounts:
+    return count_pairs(interactions, num_ads=num_ads, end_s_U=end_s_U, **rule)
+
+  def recall(rule: CooccurrenceSettings) -> float:
+    return trials.recall_of_lists(rank_by_pairs(
+      interactions, trials.requests, pairs(**rule.counting), settings=rule, popular_A=popular_A,
+      k=trials.k,
+    ))  # fmt: skip
+
+  return recall
 
 
 def _climb(
@@ -195,9 +205,8 @@ def _past_periods(
   return periods
 
 
-def _basket_step_s(interactions: Interactions, end_s_U: np.ndarray) -> float:
+def _basket_step_s(past: Interactions) -> float:
   """Median time between neighbouring baskets of a user; 1 s where nobody has two."""
-  past = interactions.time_s_E < end_s_U[interactions.user_E]
-  step_s = np.diff(interactions.time_s_E[past])
-  step_s = step_s[(np.diff(interactions.user_E[past]) == 0) & (step_s > 0)]
+  step_s = np.diff(past.time_s_E)
+  step_s = step_s[(np.diff(past.user_E) == 0) & (step_s > 0)]
   return float(np.median(step_s)) if len(step_s) else 1.0

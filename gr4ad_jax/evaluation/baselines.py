@@ -8,10 +8,12 @@ scores, zero included, follow in the order of popularity.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
+from gr4ad_jax.data.records import DAY_S
 from gr4ad_jax.evaluation.interactions import (
   Interactions,
   PairCounts,
@@ -21,7 +23,6 @@ from gr4ad_jax.evaluation.interactions import (
 )
 from gr4ad_jax.evaluation.ranking import EvalRequests
 
-_DAY_S = 86_400
 _MAX_CELLS = 1 << 23  # scores held at once, requests x ads
 
 
@@ -29,7 +30,7 @@ _MAX_CELLS = 1 << 23  # scores held at once, requests x ads
 class PopularitySettings:
   """An event counts 0.5 ** (its age at train_end_s / half-life)."""
 
-  half_life_s: float | None = 28 * _DAY_S
+  half_life_s: float | None = 28 * DAY_S
   """None: events do not age."""
   organic_weight: float = 0.0
   """What an organic event counts beside 1 for an ad event."""
@@ -39,7 +40,7 @@ class PopularitySettings:
 class OwnHistorySettings:
   """Score of an ad: its events in the user's past, each 0.5 ** (age at the request / half-life)."""
 
-  half_life_s: float | None = 112 * _DAY_S
+  half_life_s: float | None = 112 * DAY_S
   organic_weight: float = 0.3
 
 
@@ -61,12 +62,20 @@ class CooccurrenceSettings:
   """source_power, target_power."""
   shrinkage: float = 1.0
   """Baskets added to every count before the powers."""
-  count_half_life_s: float | None = 28 * _DAY_S
+  count_half_life_s: float | None = 28 * DAY_S
   """Pairs and baskets age to train_end_s; None: they do not."""
-  history_half_life_s: float | None = 28 * _DAY_S
+  history_half_life_s: float | None = 28 * DAY_S
   organic_weight: float = 0.3
   neighbours: int = 200
   """Largest entries pairs_ij / norm_ij kept per ad i."""
+
+  @property
+  def counting(self) -> dict[str, Any]:
+    """The arguments of `count_pairs` that say what a pair counts."""
+    return {
+      "half_life_s": self.count_half_life_s, "organic_weight": self.organic_weight,
+      "window": self.window, "backward_weight": self.backward_weight,
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -153,15 +162,8 @@ def cooccurrence(
   end_s_U = end_s_of_users(interactions, requests, train_end_s)
   popular_A = popular_ads(interactions, num_ads, end_s_U=end_s_U, settings=settings.popularity)
   rule = settings.cooccurrence
-  counts = count_pairs(
-    interactions, num_ads=num_ads, end_s_U=end_s_U, half_life_s=rule.count_half_life_s,
-    organic_weight=rule.organic_weight, window=rule.window, backward_weight=rule.backward_weight,
-  )  # fmt: skip
-  return rank_by_similarity(
-    interactions, requests, similar_AA=similar_ads(counts, rule),
-    half_life_s=rule.history_half_life_s, organic_weight=rule.organic_weight,
-    popular_A=popular_A, k=k,
-  )  # fmt: skip
+  counts = count_pairs(interactions, num_ads=num_ads, end_s_U=end_s_U, **rule.counting)
+  return rank_by_pairs(interactions, requests, counts, settings=rule, popular_A=popular_A, k=k)
 
 
 def rank_all(
@@ -237,6 +239,23 @@ def similar_ads(counts: PairCounts, settings: CooccurrenceSettings) -> sp.csr_ma
     row[np.argpartition(row, -keep)[:-keep]] = 0
   similar_AA.eliminate_zeros()
   return similar_AA
+
+
+def rank_by_pairs(
+  interactions: Interactions,
+  requests: EvalRequests,
+  counts: PairCounts,
+  *,
+  settings: CooccurrenceSettings,
+  popular_A: np.ndarray,
+  k: int,
+) -> np.ndarray:
+  """`cooccurrence` of pairs that are counted already, by `settings.counting`."""
+  return rank_by_similarity(
+    interactions, requests, similar_AA=similar_ads(counts, settings),
+    half_life_s=settings.history_half_life_s, organic_weight=settings.organic_weight,
+    popular_A=popular_A, k=k,
+  )  # fmt: skip
 
 
 def rank_by_similarity(

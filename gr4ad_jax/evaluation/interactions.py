@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import scipy.sparse as sp
@@ -35,6 +35,11 @@ class Interactions:
     wrong = (step < 0) | ((step == 0) & (np.diff(self.time_s_E) < 0))
     if wrong.any():
       raise ValueError(f"event {np.argmax(wrong) + 1} is out of order; sort by user, then time")
+
+  def before(self, end_s_U: np.ndarray) -> Interactions:
+    """The events of each user that are earlier than that user's end, int64 unix s."""
+    past_E = self.time_s_E < end_s_U[self.user_E]
+    return Interactions(*(getattr(self, field.name)[past_E] for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -70,11 +75,10 @@ def count_ads(
     ValueError: an ad outside the catalogue.
   """
   _check_catalogue(interactions, num_ads)
-  past = interactions.time_s_E < end_s_U[interactions.user_E]
-  end_s_E = end_s_U[interactions.user_E[past]]
-  weight_E = np.where(interactions.is_ad_E[past], 1, organic_weight)
-  weight_E = weight_E * _decay(end_s_E, interactions.time_s_E[past], half_life_s)
-  return np.bincount(interactions.ad_E[past], weight_E, num_ads)
+  past = interactions.before(end_s_U)
+  weight_E = np.where(past.is_ad_E, 1, organic_weight)
+  weight_E = weight_E * _decay(end_s_U[past.user_E], past.time_s_E, half_life_s)
+  return np.bincount(past.ad_E, weight_E, num_ads)
 
 
 def count_histories(
@@ -103,7 +107,7 @@ def count_histories(
     ValueError: an ad outside the catalogue.
   """
   _check_catalogue(interactions, num_ads)
-  # (user, time) as one number, in the order of the events.
+  # (user, time) as one number, in the order of the events: a search in it finds a request's past.
   origin = min(interactions.time_s_E.min(initial=0), time_s_R.min(initial=0))
   span = np.int64(1 + max(interactions.time_s_E.max(initial=0), time_s_R.max(initial=0)) - origin)
   key_E = interactions.user_E * span + (interactions.time_s_E - origin)
@@ -150,22 +154,23 @@ def count_pairs(
     ValueError: an ad outside the catalogue.
   """
   _check_catalogue(interactions, num_ads)
-  past = interactions.time_s_E < end_s_U[interactions.user_E]
-  user_E, time_s_E = interactions.user_E[past], interactions.time_s_E[past]
-  first_E = np.ones(len(user_E), bool)
-  first_E[1:] = (np.diff(user_E) != 0) | (np.diff(time_s_E) != 0)
-  user_B, time_s_B = user_E[first_E], time_s_E[first_E]
-  aged_B = _decay(end_s_U[user_B], time_s_B, half_life_s).astype(np.float32)
+  past = interactions.before(end_s_U)
+  first_E = np.ones(len(past.user_E), bool)
+  first_E[1:] = (np.diff(past.user_E) != 0) | (np.diff(past.time_s_E) != 0)
+  user_B = past.user_E[first_E]
+  aged_B = _decay(end_s_U[user_B], past.time_s_E[first_E], half_life_s).astype(np.float32)
 
-  cell_E = (np.cumsum(first_E) - 1) * np.int64(num_ads) + interactions.ad_E[past]
+  # An ad counts once in a basket: as an ad event where one of its events there was one.
+  cell_E = (np.cumsum(first_E) - 1) * np.int64(num_ads) + past.ad_E
   cell_N, of_E = np.unique(cell_E, return_inverse=True)
-  promoted_N = np.bincount(of_E, interactions.is_ad_E[past], len(cell_N)) > 0
+  promoted_N = np.bincount(of_E, past.is_ad_E, len(cell_N)) > 0
   weight_N = np.where(promoted_N, 1, organic_weight).astype(np.float32)
   cells, shape = divmod(cell_N, num_ads), (len(user_B), num_ads)
   source_BA = sp.csr_matrix((np.ones_like(weight_N), cells), shape)
   target_BA = sp.csr_matrix((weight_N, cells), shape)
   target_BA.eliminate_zeros()
 
+  # Inside a basket first, where an ad does not follow from itself; then between baskets.
   pairs_AA = (source_BA.T @ _scale_rows(target_BA, aged_B)).tocsr()
   pairs_AA.setdiag(0)
   earlier_P, later_P = _pairs_of_baskets(user_B, window)
@@ -185,6 +190,7 @@ def _check_catalogue(interactions: Interactions, num_ads: int) -> None:
 
 
 def _decay(now_s: np.ndarray, time_s: np.ndarray, half_life_s: float | None) -> np.ndarray:
+  """What an event of that time still counts now."""
   if half_life_s is None:
     return np.ones(time_s.shape)
   return np.exp2((time_s - now_s) / half_life_s)
