@@ -48,6 +48,7 @@ from gr4ad_jax.machine.memory import keep_freed_memory
 from gr4ad_jax.machine.peaks import matmul
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
+from gr4ad_jax.training.mesh import training_mesh
 from gr4ad_jax.training.train_step import abstract_state, compile_init, compile_train_step
 
 
@@ -133,7 +134,7 @@ def _training_window(
   config: Config, vocabulary: Vocabulary, batch: Batch, steps: int
 ) -> Callable[[], dict]:
   """Some steps that go on from where the last call ended; the host runs ahead, as in training."""
-  mesh = sharding.training_mesh(config.train)
+  mesh = training_mesh(config.train)
   task = vsl_task(build_decoder(config.model, vocabulary), config.loss)
   abstract = abstract_state(task, config.train, mesh)
   state = [compile_init(task, config.train, abstract)(jax.random.key(0))]

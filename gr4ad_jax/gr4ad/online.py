@@ -50,6 +50,7 @@ from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.ranker.reward import RewardScorer, open_reward
 from gr4ad_jax.search.recommender import Recommender
 from gr4ad_jax.training.checkpoint import Checkpoints
+from gr4ad_jax.training.mesh import check_rows, training_mesh
 from gr4ad_jax.training.metric_log import MeanMetrics, MetricLog
 from gr4ad_jax.training.published import forget_before, publish, read_published
 from gr4ad_jax.training.task import Task
@@ -165,10 +166,10 @@ class _Learner:
       unified_task(decoder, self.run.config.loss, preference) if with_lists
       else vsl_task(decoder, self.run.config.loss)
     )
-    self.mesh = sharding.training_mesh(train)
+    self.mesh = training_mesh(train)
     if with_lists:
       rows = preference.lists_per_step
-      sharding.check_rows(self.mesh, train, "preference.lists_per_step", rows)
+      check_rows(self.mesh, train, "preference.lists_per_step", rows)
     self.abstract = abstract_state(self.task, train, self.mesh)
     self.step_fn = compile_train_step(self.task, train, self.mesh, self.abstract)
     self.loss_fn = compile_loss(self.task, self.mesh, self.abstract)

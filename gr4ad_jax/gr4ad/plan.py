@@ -25,6 +25,7 @@ from gr4ad_jax.gr4ad.cost import train_flops
 from gr4ad_jax.gr4ad.vsl_task import vsl_task
 from gr4ad_jax.machine import sharding
 from gr4ad_jax.machine.peaks import Device
+from gr4ad_jax.training.mesh import check_rows
 from gr4ad_jax.training.train_step import abstract_state
 
 
@@ -90,7 +91,7 @@ def plan_run(
   """
   require(0 < mfu <= 1, "mfu", mfu, "needs (0, 1]")
   mesh = _mesh(config, num_devices)
-  sharding.check_rows(mesh, config.train, "train.batch_size", config.train.batch_size)
+  check_rows(mesh, config.train, "train.batch_size", config.train.batch_size)
   vocabulary = random_vocabulary(shape.codebook_sizes)
   decoder = build_decoder(config.model, vocabulary)
   task = vsl_task(decoder, config.loss)

@@ -43,6 +43,7 @@ from gr4ad_jax.search.export import write_artifact
 from gr4ad_jax.search.recommender import Recommender
 from gr4ad_jax.tokenizer import semantic_id
 from gr4ad_jax.training.config import TrainConfig
+from gr4ad_jax.training.mesh import check_rows, search_mesh, training_mesh
 from gr4ad_jax.training.train_loop import read_params, train
 from gr4ad_jax.training.train_step import TrainState
 
@@ -189,7 +190,7 @@ def train_run(
   check_widths(run.config, inputs.vocabulary)
   config = run.config.train
   hosts, host = jax.process_count(), jax.process_index()
-  mesh = sharding.training_mesh(config)
+  mesh = training_mesh(config)
   start_params = _start_params(run, inputs) if run.start else None
   decoder = build_decoder(run.config.model, inputs.vocabulary)
   logged = batch_dataset(
@@ -198,7 +199,7 @@ def train_run(
   )
   if run.lists:
     rows = run.config.preference.lists_per_step
-    sharding.check_rows(mesh, config, "preference.lists_per_step", rows)
+    check_rows(mesh, config, "preference.lists_per_step", rows)
     lists = _list_dataset(run, inputs, host, hosts)
     batches = grain.MapDataset.range(config.num_steps).map(
       lambda step: UnifiedBatch(logged[step], lists[step])
@@ -344,7 +345,7 @@ def make_recommender(
   return Recommender(
     decoder, distributed.local(params), index=inputs.index, config=run.config.search,
     bin_means=inputs.scale.bin_means, with_value=with_value, member_TA=member_TA,
-    mesh=sharding.search_mesh(run.config.train, run.config.search.batch_size),
+    mesh=search_mesh(run.config.train, run.config.search.batch_size),
   )
 
 

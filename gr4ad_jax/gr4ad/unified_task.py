@@ -106,7 +106,7 @@ def unified_task(decoder: Decoder, loss_config: LossConfig, config: PreferenceCo
     metrics["list_loss"] = _sum_lists(list_loss, 1.0)
     return metrics | _watch(logp_BC, rows.lists)
 
-  return Task(logged_task.init, loss)
+  return logged_task._replace(loss=loss)
 
 
 def _sum_lists(rows: RowLoss, weight: jax.Array | float) -> tuple[jax.Array, jax.Array]:

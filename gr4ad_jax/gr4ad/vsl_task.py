@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from gr4ad_jax.gr4ad.batch import Batch
 from gr4ad_jax.gr4ad.build import Decoder, init_params
 from gr4ad_jax.gr4ad.config import LossConfig
+from gr4ad_jax.gr4ad.layouts import LAYOUTS, SPARSE_TABLES
 from gr4ad_jax.gr4ad.supervised import vsl_loss
 from gr4ad_jax.training.task import Metrics, Task
 
@@ -36,4 +37,4 @@ def vsl_task(decoder: Decoder, config: LossConfig) -> Task:
       "mtp_loss": (jnp.sum(terms.mtp_BC), targets),
     }
 
-  return Task(lambda key: init_params(decoder, key), loss)
+  return Task(lambda key: init_params(decoder, key), loss, LAYOUTS, SPARSE_TABLES)

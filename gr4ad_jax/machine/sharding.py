@@ -1,9 +1,8 @@
-"""Meshes and parameter layouts; the only file that knows of devices.
+"""Meshes and layouts on them; the only file that builds either.
 
 Axes: `data` and `fsdp` split the rows of a batch; `fsdp` also splits the weights of layers, and
 `tensor` splits heads, hidden units and the rows of embedding tables (which are the columns of tied
-heads); the table of ids is split over both. Layouts are rules from a parameter's path to axes;
-optimizer state follows its parameter.
+heads). A model says how its parameters lie (`Layouts`); optimizer state follows its parameter.
 """
 
 from __future__ import annotations
@@ -17,26 +16,14 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from gr4ad_jax.config import ConfigError
-from gr4ad_jax.training.config import TrainConfig
-
 DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
 ROWS = (DATA, FSDP)  # what a batch is split over
 _MIN_SHARDED_SIZE = 2**12  # smaller arrays cost more to gather than to keep
 
-# The first rule whose pattern ends a parameter's path lays it out, a name a dimension. A dimension
-# that its axis does not divide stays whole.
-LAYOUTS: tuple[tuple[str, tuple[str | tuple[str, str] | None, ...]], ...] = (
-  (r"ids/table", ((TENSOR, FSDP), None)),  # hash rows, width; optimizer: hash rows, 1
-  (r"tables/level_\d+|features|organic_id|content|ad_\d+", (TENSOR, None)),  # vocabulary, width
-  (r"cross/(query|key|value)/kernel", (FSDP, TENSOR, None)),  # width, heads, head width
-  (r"qkv/kernel", (FSDP, None, TENSOR, None)),  # width, 3, heads, head width
-  (r"(cross|self_attention)/out/kernel", (TENSOR, FSDP)),  # heads x head width, width
-  (r"feed_forward/in/kernel", (FSDP, None, TENSOR)),  # width, 2, hidden units
-  (r"feed_forward/out/kernel", (TENSOR, FSDP)),  # hidden units, width
-  (r"\w+_projection/kernel", (FSDP, TENSOR)),  # width, width
-  (r"(fuse|copy)/\w+/kernel", (FSDP, None)),  # width, width
-)
+Axes = tuple[str | tuple[str, ...] | None, ...]
+Layouts = tuple[tuple[str, Axes], ...]
+"""Rules (pattern, axes): the first whose pattern ends a parameter's path lays it out, with an axis,
+several or None for each dimension. A dimension that its axis does not divide stays whole."""
 
 
 def build_mesh(
@@ -67,49 +54,6 @@ def build_mesh(
   return jax.make_mesh(
     (data, fsdp, tensor), (DATA, FSDP, TENSOR), axis_types=(AxisType.Auto,) * 3,
     devices=devices[:size],
-  )
-
-
-def training_mesh(config: TrainConfig) -> Mesh:
-  """The mesh that a run's settings ask for.
-
-  Raises:
-    ConfigError: too few devices, or a batch that the rows' parts or the accumulation do not divide.
-  """
-  try:
-    mesh = build_mesh(
-      data_parallel=config.data_parallel, fsdp=config.fsdp, tensor=config.tensor
-    )
-  except ValueError as error:
-    raise ConfigError(str(error)) from None
-  check_rows(mesh, config, "train.batch_size", config.batch_size)
-  return mesh
-
-
-def check_rows(mesh: Mesh, config: TrainConfig, name: str, rows: int) -> None:
-  """Raises ConfigError unless every part of an accumulated batch divides over the mesh."""
-  parts = row_parts(mesh) * config.accumulate
-  if rows % parts:
-    raise ConfigError(
-      f"{name}={rows}: must be a multiple of {parts}: {row_parts(mesh)} devices along the batch, "
-      f"train.accumulate={config.accumulate}"
-    )
-
-
-def search_mesh(config: TrainConfig, batch_size: int) -> Mesh | None:
-  """This host's devices as a run's settings use them, for searches of so many requests.
-
-  None, the default device alone, where they use one, or do not fit these devices.
-  """
-  devices, split = jax.local_devices(), config.fsdp * config.tensor
-  if len(devices) == 1 or len(devices) % split or batch_size % config.fsdp:
-    return None
-  available = min(config.data_parallel or len(devices), len(devices) // split)
-  data = math.gcd(available, batch_size // config.fsdp)
-  if data * split == 1:
-    return None
-  return build_mesh(
-    data_parallel=data, fsdp=config.fsdp, tensor=config.tensor, devices=devices
   )
 
 
@@ -158,21 +102,27 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def state_sharding(mesh: Mesh, abstract_state: Any) -> Any:
-  """A sharding for every leaf of parameters and optimizer state: LAYOUTS, else over `fsdp`."""
+def state_sharding(mesh: Mesh, abstract_state: Any, layouts: Layouts) -> Any:
+  """A sharding for every leaf of parameters and optimizer state.
+
+  Args:
+    mesh: from `build_mesh`.
+    abstract_state: any pytree of arrays, or of their shapes.
+    layouts: the model's own; what no rule names is split over `fsdp` along its largest dimension.
+  """
 
   def layout(path, leaf) -> NamedSharding:
     if leaf.ndim < 2 or leaf.size < _MIN_SHARDED_SIZE:
       return replicated(mesh)
     name = jax.tree_util.keystr(path, simple=True, separator="/")
-    axes = _rule(name, leaf.ndim) or _largest_first(leaf.shape, mesh.shape[FSDP])
+    axes = _rule(layouts, name, leaf.ndim) or _largest_first(leaf.shape, mesh.shape[FSDP])
     return NamedSharding(mesh, _dividing(axes, leaf.shape, mesh))
 
   return jax.tree_util.tree_map_with_path(layout, abstract_state)
 
 
-def _rule(name: str, ndim: int) -> tuple[str | tuple[str, str] | None, ...] | None:
-  for pattern, axes in LAYOUTS:
+def _rule(layouts: Layouts, name: str, ndim: int) -> Axes | None:
+  for pattern, axes in layouts:
     if len(axes) == ndim and re.search(rf"(^|/)({pattern})$", name):
       return axes
   return None

@@ -14,8 +14,17 @@ import jax
 import jax.numpy as jnp
 
 from gr4ad_jax.gr4ad.config import ModelConfig
-from gr4ad_jax.machine.sharding import ROWS, TENSOR, constrain, is_split
+from gr4ad_jax.machine.sharding import FSDP, ROWS, TENSOR, Layouts, constrain, is_split
 from gr4ad_jax.nn.attention import NEG_INF, attend
+
+# How the weights of a `DecoderLayer` lie on a mesh: by head and by hidden unit over `tensor`.
+LAYER_LAYOUTS: Layouts = (
+  (r"cross/(query|key|value)/kernel", (FSDP, TENSOR, None)),  # width, heads, head width
+  (r"qkv/kernel", (FSDP, None, TENSOR, None)),  # width, 3, heads, head width
+  (r"(cross|self_attention)/out/kernel", (TENSOR, FSDP)),  # heads x head width, width
+  (r"feed_forward/in/kernel", (FSDP, None, TENSOR)),  # width, 2, hidden units
+  (r"feed_forward/out/kernel", (TENSOR, FSDP)),  # hidden units, width
+)
 
 
 class KeyValue(NamedTuple):

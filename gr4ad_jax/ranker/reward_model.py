@@ -25,7 +25,7 @@ import numpy as np
 from gr4ad_jax.nn.layers import NEG_INF
 from gr4ad_jax.ranker.batch import RewardBatch, RewardVocabulary, empty_batch, masked_mean
 from gr4ad_jax.ranker.config import RewardConfig
-from gr4ad_jax.ranker.two_tower import TwoTower, match_loss, match_scores
+from gr4ad_jax.ranker.two_tower import LAYOUTS, TwoTower, match_loss, match_scores
 from gr4ad_jax.training.task import Metrics, Task
 
 
@@ -130,7 +130,7 @@ def reward_task(model: RewardModel) -> Task:
       "conversion_loss": (conversion, clicks),
     }
 
-  return Task(lambda key: model.init(key, empty_batch(model.vocabulary))["params"], loss)
+  return Task(lambda key: model.init(key, empty_batch(model.vocabulary))["params"], loss, LAYOUTS)
 
 
 def _log_loss(logit: jax.Array, label: jax.Array) -> jax.Array:

@@ -14,10 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gr4ad_jax.machine.sharding import TENSOR, Layouts
 from gr4ad_jax.nn.layers import NEG_INF
 from gr4ad_jax.ranker.batch import RewardBatch, RewardVocabulary, empty_batch, masked_mean
 from gr4ad_jax.ranker.config import RewardConfig
 from gr4ad_jax.training.task import Metrics, Task
+
+# Tables lie by rows; the reward model's bear the same names.
+LAYOUTS: Layouts = ((r"ad_\d+|content|features", (TENSOR, None)),)
 
 _SCALE = 10.0  # of the cosine of the two vectors
 
@@ -95,7 +99,7 @@ def two_tower_task(model: TwoTower) -> Task:
     del key  # no dropout
     return {"loss": match_loss(*model.apply({"params": params}, batch), batch)}
 
-  return Task(lambda key: model.init(key, empty_batch(model.vocabulary))["params"], loss)
+  return Task(lambda key: model.init(key, empty_batch(model.vocabulary))["params"], loss, LAYOUTS)
 
 
 def nearest_ads(user_BD: np.ndarray, ad_AD: np.ndarray, k: int) -> np.ndarray:

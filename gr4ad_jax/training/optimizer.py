@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,10 +24,13 @@ def learning_rate(config: TrainConfig) -> optax.Schedule:
   )
 
 
-def build_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+def build_optimizer(
+  config: TrainConfig, sparse_tables: Sequence[str] = ()
+) -> optax.GradientTransformation:
   """Clip by global norm, then AdamW (0.9, 0.95) with decay on matrices only.
 
-  With `table_learning_rate` the table of ids learns by row-wise Adagrad instead.
+  With `table_learning_rate` the parameters whose paths end like one of `sparse_tables` learn by
+  row-wise Adagrad instead.
   """
   adamw = optax.adamw(
     learning_rate(config), b1=0.9, b2=0.95, eps=1e-8, weight_decay=config.weight_decay,
@@ -35,18 +39,18 @@ def build_optimizer(config: TrainConfig) -> optax.GradientTransformation:
   clip = optax.clip_by_global_norm(config.clip_norm)
   if not config.table_learning_rate:
     return optax.chain(clip, adamw)
+
+  def label(path, _) -> str:
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return "tables" if name.endswith(tuple(sparse_tables)) else "all else"
+
+  def labels(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(label, params)
+
   tables = optax.chain(
     scale_by_row_adagrad(), optax.scale_by_learning_rate(config.table_learning_rate)
   )
-  return optax.chain(clip, optax.partition({"tables": tables, "all else": adamw}, _labels))
-
-
-def _labels(params: Any) -> Any:
-  def label(path, _) -> str:
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    return "tables" if name.endswith("ids/table") else "all else"
-
-  return jax.tree_util.tree_map_with_path(label, params)
+  return optax.chain(clip, optax.partition({"tables": tables, "all else": adamw}, labels))
 
 
 class RowAdagradState(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a system gives the training loop: two functions."""
+"""What a system gives the training loop."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+
+from gr4ad_jax.machine.sharding import Layouts
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 """Name -> (sum, count); the mean of anything is sum / count over any number of steps and hosts."""
@@ -18,3 +20,10 @@ class Task(NamedTuple):
   """key -> float32 parameters."""
   loss: Callable[[Any, Any, jax.Array | None], Metrics]
   """(params, batch, dropout key or None) -> metrics; sum/count of "loss" is minimised."""
+  layouts: Layouts = ()
+  """How parameters lie on a mesh; optimizer state follows them."""
+  sparse_tables: tuple[str, ...] = ()
+  """Endings of the paths of tables of which a batch touches few rows: where
+  `TrainConfig.table_learning_rate` is set they learn by row-wise Adagrad."""
+  best_by: str = "loss"
+  """The metric whose smallest mean over validation names the best checkpoint."""

@@ -17,6 +17,7 @@ from gr4ad_jax.machine.progress import track
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.training.checkpoint import Checkpoints
 from gr4ad_jax.training.config import TrainConfig
+from gr4ad_jax.training.mesh import training_mesh
 from gr4ad_jax.training.metric_log import MeanMetrics, MetricLog, read_log
 from gr4ad_jax.training.preemption import PreemptedError, Preemption
 from gr4ad_jax.training.profiling import Speed, Trace
@@ -74,7 +75,7 @@ def train(
     PreemptedError: SIGTERM came; the state of the step then finished is saved.
     CheckpointError: a checkpoint could not be written.
   """
-  mesh = mesh or sharding.training_mesh(config)
+  mesh = mesh or training_mesh(config)
   to_devices = sharding.global_batch(mesh)
   abstract = abstract_state(task, config, mesh)
   with Checkpoints(folder / "checkpoints") as checkpoints, Preemption() as preemption:
@@ -101,7 +102,7 @@ def train(
         return _run(
           state, step_fn, lambda params: mean_loss(loss_fn, params, validation, to_devices),
           config=config, batches=batches, to_devices=to_devices, checkpoints=checkpoints,
-          preemption=preemption, log=log, first_step=first_step, copy=copy,
+          preemption=preemption, log=log, first_step=first_step, copy=copy, best_by=task.best_by,
           speed=Speed(example_flops=example_flops, peak=peak), trace=trace,
           first_loss=next((row["loss"] for row in earlier if row["kind"] == "train"), None),
         )
@@ -135,7 +136,7 @@ def read_params(
 
 def _run(
   state, step_fn, validate, *, config, batches, to_devices, checkpoints, preemption, log,
-  first_step, copy, speed, trace, first_loss,
+  first_step, copy, best_by, speed, trace, first_loss,
 ) -> TrainState:
   window = MeanMetrics()
   last_saved = first_step or None
@@ -160,7 +161,7 @@ def _run(
     validation_loss = None
     if validating:
       values = validate(state.params)
-      validation_loss = values["loss"]
+      validation_loss = values[best_by]
       if not math.isfinite(validation_loss):
         raise DivergedError(
           f"step {step}: validation loss is {validation_loss}; {_kept(last_saved)}; {_ADVICE}"

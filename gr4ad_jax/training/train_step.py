@@ -28,7 +28,8 @@ class TrainState(NamedTuple):
 def init_state(task: Task, config: TrainConfig, key: jax.Array) -> TrainState:
   """Step 0."""
   params = task.init(key)
-  return TrainState(jnp.zeros((), jnp.int32), params, build_optimizer(config).init(params))
+  optimizer = build_optimizer(config, task.sparse_tables).init(params)
+  return TrainState(jnp.zeros((), jnp.int32), params, optimizer)
 
 
 def abstract_state(task: Task, config: TrainConfig, mesh: Mesh) -> TrainState:
@@ -36,7 +37,7 @@ def abstract_state(task: Task, config: TrainConfig, mesh: Mesh) -> TrainState:
   abstract = jax.eval_shape(lambda key: init_state(task, config, key), jax.random.key(0))
   return jax.tree.map(
     lambda leaf, layout: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout),
-    abstract, sharding.state_sharding(mesh, abstract),
+    abstract, sharding.state_sharding(mesh, abstract, task.layouts),
   )
 
 
@@ -66,7 +67,7 @@ def compile_train_step(
   follow from the seed and the step, so a resumed run draws the same ones. The seed is an argument
   of the program, so that runs of other seeds find it in the compile cache.
   """
-  optimizer, schedule = build_optimizer(config), learning_rate(config)
+  optimizer, schedule = build_optimizer(config, task.sparse_tables), learning_rate(config)
 
   def sums(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
     metrics = task.loss(params, batch, key)

@@ -13,8 +13,8 @@ from gr4ad_jax.gr4ad.build import build_decoder
 from gr4ad_jax.gr4ad.config import DataShape, preset
 from gr4ad_jax.gr4ad.plan import plan_run
 from gr4ad_jax.gr4ad.vsl_task import vsl_task
-from gr4ad_jax.machine import sharding
 from gr4ad_jax.machine.peaks import DEVICES, Device, measured_rate, parse_devices, peak_flops
+from gr4ad_jax.training.mesh import training_mesh
 from gr4ad_jax.training.train_step import abstract_state, compile_train_step
 
 SHAPE = DataShape(codebook_sizes=(256, 64, 64), context_tokens=40, max_targets=2)
@@ -26,7 +26,7 @@ ON_MESH = override_all(
 
 def test_memory_is_that_of_the_compiled_step():
   planned = plan_run(ON_MESH, SHAPE, ONE, 8)
-  mesh = sharding.training_mesh(ON_MESH.train)
+  mesh = training_mesh(ON_MESH.train)
   vocabulary = random_vocabulary(SHAPE.codebook_sizes)
   task = vsl_task(build_decoder(ON_MESH.model, vocabulary), ON_MESH.loss)
   abstract = abstract_state(task, ON_MESH.train, mesh)

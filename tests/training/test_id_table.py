@@ -13,6 +13,7 @@ from gr4ad_jax.gr4ad.batch import Batch
 from gr4ad_jax.gr4ad.build import build_decoder, count_params
 from gr4ad_jax.gr4ad.config import Config, DataShape, LossConfig, ModelConfig
 from gr4ad_jax.gr4ad.cost import num_params, num_table_params
+from gr4ad_jax.gr4ad.layouts import SPARSE_TABLES
 from gr4ad_jax.gr4ad.plan import plan_run
 from gr4ad_jax.gr4ad.run import RunFile, open_inputs, open_recommender, read_run, train_run
 from gr4ad_jax.gr4ad.vsl_task import vsl_task
@@ -127,10 +128,10 @@ def test_without_a_rate_of_its_own_everything_is_adamw():
   params = {"ids": {"table": jnp.ones((4, 2))}, "w": jnp.ones((2, 2))}
   grads = jax.tree.map(lambda p: 0.1 * p, params)
   config = dataclasses.replace(TRAIN, table_learning_rate=0.0)
-  optimizer = build_optimizer(config)
+  optimizer = build_optimizer(config, SPARSE_TABLES)
   updates, _ = optimizer.update(grads, optimizer.init(params), params)
   np.testing.assert_allclose(updates["ids"]["table"][0], updates["w"][0])
-  own = build_optimizer(TRAIN)
+  own = build_optimizer(TRAIN, SPARSE_TABLES)
   updates, _ = own.update(grads, own.init(params), params)
   new = optax.apply_updates(params, updates)
   np.testing.assert_allclose(new["ids"]["table"], 0.9, rtol=1e-5)  # rate 0.1, no decay

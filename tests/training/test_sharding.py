@@ -12,6 +12,7 @@ from gr4ad_jax.config import ConfigError
 from gr4ad_jax.gr4ad.batch import Batch
 from gr4ad_jax.gr4ad.build import build_decoder
 from gr4ad_jax.gr4ad.config import LossConfig, ModelConfig, PreferenceConfig, preset
+from gr4ad_jax.gr4ad.layouts import LAYOUTS
 from gr4ad_jax.gr4ad.unified_task import ListBatch, UnifiedBatch, unified_task
 from gr4ad_jax.gr4ad.vsl_task import vsl_task
 from gr4ad_jax.learning.preference import Lists
@@ -19,6 +20,7 @@ from gr4ad_jax.machine import sharding
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.recommender import Recommender
 from gr4ad_jax.training.config import TrainConfig
+from gr4ad_jax.training.mesh import training_mesh
 from gr4ad_jax.training.train_step import abstract_state, compile_init, compile_train_step
 from tests.support import VOCABULARY as SMALL
 from tests.support import moved, random_context
@@ -177,9 +179,9 @@ def test_accumulation_and_recomputation_change_nothing():
 
 def test_what_does_not_divide_is_refused():
   with pytest.raises(ConfigError, match="train.tensor=3: need 15 devices, 8 are there"):
-    sharding.training_mesh(dataclasses.replace(TRAIN, data_parallel=5, tensor=3))
+    training_mesh(dataclasses.replace(TRAIN, data_parallel=5, tensor=3))
   with pytest.raises(ConfigError, match="batch_size=8: must be a multiple of 16.*accumulate=2"):
-    sharding.training_mesh(dataclasses.replace(TRAIN, accumulate=2))
+    training_mesh(dataclasses.replace(TRAIN, accumulate=2))
   with pytest.raises(ConfigError, match="train.accumulate=3: must divide"):
     dataclasses.replace(TRAIN, accumulate=3)
   with pytest.raises(ValueError, match="search.batch_size=6: must be a multiple of the 8"):
@@ -191,5 +193,5 @@ def test_what_does_not_divide_is_refused():
 
 def test_a_dimension_that_does_not_divide_stays_whole():
   state = {"tables": {"level_0": jax.ShapeDtypeStruct((1001, 64), np.float32)}}
-  layout = sharding.state_sharding(mesh_of((1, 1, 8)), state)
+  layout = sharding.state_sharding(mesh_of((1, 1, 8)), state, LAYOUTS)
   assert layout["tables"]["level_0"].spec == jax.sharding.PartitionSpec(None, None)
