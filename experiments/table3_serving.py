@@ -32,7 +32,7 @@ from experiments._runs import open_trained
 from experiments._settings import with_overrides
 from gr4ad_jax.cli.bench_decode import time_in_turns
 from gr4ad_jax.gr4ad.build import start_fn, step_fn
-from gr4ad_jax.gr4ad.precision import num_bytes, with_precision
+from gr4ad_jax.gr4ad.precision import at_precision, num_bytes
 from gr4ad_jax.machine.progress import console, track
 from gr4ad_jax.search.beam_search import compile_search, global_top_k, pre_cut_top_k
 
@@ -81,7 +81,8 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
   }
   megabytes = {"trained": num_bytes(params) / 1e6}
   for precision in PRECISIONS[1:]:
-    low_decoder, low_params = with_precision(decoder, params, precision)
+    low_decoder, convert = at_precision(decoder, precision)
+    low_params = convert(params)
     megabytes[precision] = num_bytes(low_params) / 1e6
     light[precision] = call(low_decoder, low_params, start_fn(low_decoder), step_fn(low_decoder))
   # Copies for every beam are gigabytes, and whatever runs after them is slower.

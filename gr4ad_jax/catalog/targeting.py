@@ -9,11 +9,40 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from gr4ad_jax.catalog.ad_index import AdIndex
+from gr4ad_jax.catalog.subsets import pack_subsets
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.records import AdTable
 
 MOST_COMPARED = 500  # values that a mistyped one is compared with
 COLUMNS = ("advertiser_id", "category", "conversion_type", "ad_type", "account_id", "campaign_id")
+
+
+class Allowed(NamedTuple):
+  """The ads that a request may get."""
+
+  keep_A: np.ndarray  # bool
+  word_U: np.ndarray  # uint32, the SIDs that hold one, as `pack_subsets` makes it
+
+
+def allow(index: AdIndex, keep_A: np.ndarray, capacity: int) -> Allowed:
+  """Some of the ads as a search takes them; an SID is found where one of its ads is kept.
+
+  Args:
+    index: SIDs and ads.
+    keep_A: bool, the ads that may be found.
+    capacity: of the prefix tree that will be searched.
+
+  Raises:
+    ValueError: not one bool for each ad.
+  """
+  keep_A, num_ads = np.asarray(keep_A), len(index.sid_of_ad_A)
+  if keep_A.shape != (num_ads,) or keep_A.dtype != bool:
+    raise ValueError(f"keep_A: shape {keep_A.shape} of {keep_A.dtype}, needs [{num_ads}] bool")
+  sid_N = index.sid_of_ad_A[keep_A]
+  member_1S = np.zeros((1, len(index.sids_SL)), bool)
+  member_1S[0, sid_N[sid_N >= 0]] = True  # retired ads hold none
+  return Allowed(keep_A, pack_subsets(member_1S, capacity)[0])
 
 
 class _Column(NamedTuple):

@@ -120,6 +120,14 @@ def read_ahead(dataset: grain.MapDataset, read_threads: int = 2) -> grain.Datase
   return iter(dataset.to_iter_dataset(options))
 
 
+def with_rows(x_AD: np.ndarray, row_N: np.ndarray, new_ND: np.ndarray) -> np.ndarray:
+  """Other values in some rows; rows past the end follow without a gap."""
+  num_rows = max(len(x_AD), int(row_N.max()) + 1)
+  grown = np.concatenate([x_AD, np.zeros((num_rows - len(x_AD), *x_AD.shape[1:]), x_AD.dtype)])
+  grown[row_N] = new_ND
+  return grown
+
+
 def repeat_last(x: np.ndarray, rows: int) -> np.ndarray:
   """Fills a batch up to `rows` by repeating its last row."""
   return x if len(x) == rows else np.concatenate([x, np.repeat(x[-1:], rows - len(x), axis=0)])

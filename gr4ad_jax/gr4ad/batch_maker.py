@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gr4ad_jax.data.pipeline import look_up, pad
+from gr4ad_jax.data.pipeline import hash_ids, look_up, pad, with_rows
 from gr4ad_jax.data.sequences import NUM_AGE_BUCKETS, NUM_COUNT_BUCKETS, Example
 from gr4ad_jax.data.splits import SequenceConfig
 from gr4ad_jax.data.trending import NUM_TREND_BUCKETS, Trending
@@ -52,8 +52,34 @@ class BatchMaker:
       NUM_AGE_BUCKETS, NUM_TREND_BUCKETS, self.sequence.num_trending, NUM_ORGANIC_BUCKETS,
     )
 
-  def context(self, examples: Sequence[Example]) -> Context:
-    """What the model reads of the requests, padded to the history limits."""
+  def with_ads(self, row_N: np.ndarray, ad_ids: Sequence[str], code_NL: np.ndarray) -> BatchMaker:
+    """The same with the SIDs of some ads; rows past the end follow without a gap."""
+    ad_hash_A = self.ad_hash_A
+    if ad_hash_A is not None:
+      ad_hash_A = with_rows(ad_hash_A, row_N, hash_ids(np.array(ad_ids, object)))
+    return dataclasses.replace(
+      self, codes_AL=with_rows(self.codes_AL, row_N, code_NL), ad_hash_A=ad_hash_A
+    )
+
+  def with_trending(self, trending: Trending) -> BatchMaker:
+    """The same with other shares of engagement."""
+    return dataclasses.replace(self, trending=trending)
+
+  def context(
+    self, examples: Sequence[Example], *, user_ids: Sequence[str] | None = None
+  ) -> Context:
+    """What the model reads of the requests, padded to the history limits.
+
+    Args:
+      examples: one a request.
+      user_ids: of users that the log may not know; None = those of the log.
+    """
+    user_id_B = None
+    if self.user_hash_U is not None:
+      user_id_B = (
+        self.user_hash_U[[e.user for e in examples]] if user_ids is None
+        else hash_ids(np.array(user_ids, object))
+      )
     num_ads, num_organics = self.sequence.max_ad_history, self.sequence.max_organic_history
     ad_BT = pad([e.ad_T for e in examples], num_ads)
     organic_BO = pad([e.organic_O for e in examples], num_organics)
@@ -73,7 +99,7 @@ class BatchMaker:
       organic_trend_BO=organic_trend_BO,
       trend_code_BNL=look_up(self.codes_AL, trend_BN),
       trend_share_BN=share_BN,
-      user_id_B=None if self.user_hash_U is None else self.user_hash_U[[e.user for e in examples]],
+      user_id_B=user_id_B,
       ad_id_BT=None if self.ad_hash_A is None else look_up(self.ad_hash_A, ad_BT),
     )
 

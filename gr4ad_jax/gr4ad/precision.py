@@ -2,12 +2,13 @@
 
 bfloat16 needs nothing else; int8 (weights alone) and fp8 (weights and activations, e4m3) are done
 by qwix (`pip install 'gr4ad_jax[quantize]'`). Embedding tables, norms, softmax and log-probs keep
-their type. Source: paper 4.2 (FP8 inference); reference section 8.
+their type. Source: paper 4.2 (FP8 inference).
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,27 +23,27 @@ _QWIX_RULES = {
 _QUANTISED = "(?!tables)(context_processor|lazy_layers|layers|modules|fuse|output).*"
 
 
-def with_precision(decoder: Decoder, params: Any, precision: str) -> tuple[Decoder, Any]:
-  """The decoder and its parameters at another precision.
+def at_precision(decoder: Decoder, precision: str) -> tuple[Decoder, Callable[[Any], Any]]:
+  """The decoder at another precision, and what makes its parameters of the trained ones.
 
   Args:
-    decoder: trained.
-    params: its float32 parameters.
+    decoder: as it was trained.
     precision: "trained" (no change), "bfloat16", "int8" or "fp8".
 
   Returns:
-    A decoder with the same `start` and `step`, and its parameters; not to be trained on.
+    A decoder with the same `start` and `step`, not to be trained on; float32 parameters -> its own.
 
   Raises:
     ValueError: an unknown precision, or one that needs qwix where it is not installed.
   """
   if precision == "trained":
-    return decoder, params
+    return decoder, lambda params: params
   if precision == "bfloat16":
     config = dataclasses.replace(decoder.config, compute_dtype="bfloat16")
     # Vectors (norms, biases of the copy path) are few, and are used in float32.
-    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.ndim > 1 else x, params)
-    return build_decoder(config, decoder.vocabulary), params
+    return build_decoder(config, decoder.vocabulary), lambda params: jax.tree.map(
+      lambda x: x.astype(jnp.bfloat16) if x.ndim > 1 else x, params
+    )
   if precision not in _QWIX_RULES:
     raise ValueError(
       f"precision={precision!r}: one of trained, bfloat16, {', '.join(_QWIX_RULES)}"
@@ -58,7 +59,7 @@ def with_precision(decoder: Decoder, params: Any, precision: str) -> tuple[Decod
     decoder, qwix.PtqProvider([rule]), methods=("__call__", "start", "step")
   )
   abstract = jax.eval_shape(lambda: init_params(quantised, jax.random.key(0)))
-  return quantised, qwix.quantize_params(params, abstract)
+  return quantised, lambda params: qwix.quantize_params(params, abstract)
 
 
 def num_bytes(params: Any) -> int:

@@ -26,7 +26,8 @@ import numpy as np
 
 FORMAT = 1
 NEG_INF = -1e30
-HISTORY = ("ad_code_BTL", "organic_code_BOL")
+# Arrays of the context with SIDs of the history, in artifacts whose manifest does not name them.
+_HISTORY = ("ad_code_BTL", "organic_code_BOL")
 
 
 @functools.cache
@@ -147,7 +148,8 @@ class Artifact:
     """
     context = self.check(context)
     beams = self.search(context)
-    history_RTL = np.concatenate([context[name] for name in HISTORY], axis=1)
+    names = self.manifest.get("history", _HISTORY)
+    history_RTL = np.concatenate([context[name] for name in names], axis=1)
     ranking = self.manifest["ranking"]
     score_RW = score_beams(beams, history_RTL, **ranking)
     order_RW = np.argsort(-score_RW, axis=1, kind="stable")

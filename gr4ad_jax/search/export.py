@@ -15,41 +15,41 @@ import numpy as np
 
 from gr4ad_jax import __version__
 from gr4ad_jax.catalog.ad_index import AdIndex
-from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
-from gr4ad_jax.gr4ad.batch import Context
-from gr4ad_jax.gr4ad.build import Decoder, start_fn, step_fn
-from gr4ad_jax.gr4ad.precision import with_precision
+from gr4ad_jax.catalog.legal_prefixes import PrefixTree, build_prefix_tree
 from gr4ad_jax.machine import atomic
 from gr4ad_jax.search import artifact
 from gr4ad_jax.search.beam_search import search_function
 from gr4ad_jax.search.config import SearchConfig
+from gr4ad_jax.search.generator import Generator, named_arrays
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def write_artifact(
   folder: Path,
-  decoder: Decoder,
+  generator: Generator,
   params: Any,
   *,
   index: AdIndex,
   ad_id_A: np.ndarray,
   config: SearchConfig,
   bin_means: Sequence[float],
-  sample: Context,
+  sample: Any,
   about: dict[str, Any],
 ) -> None:
   """Exports the search with a symbolic batch size.
 
+  More than eight parameters: each is one thing that an artifact holds.
+
   Args:
     folder: a new folder; it appears whole or not at all.
-    decoder: with its vocabulary.
+    generator: the model.
     params: its parameters.
     index: SIDs and their ads.
     ad_id_A: id of each ad.
     config: widths and ranking.
     bin_means: mean value of each bucket.
-    sample: a request, whose shapes are those of all requests.
+    sample: the context of a request, whose shapes are those of all requests.
     about: of the run, written into the manifest.
 
   Raises:
@@ -57,55 +57,59 @@ def write_artifact(
   """
   if folder.exists():
     raise ValueError(f"{folder}: exists already; pass another --out")
-  decoder, params = with_precision(decoder, params, config.precision)
+  generator, convert = generator.at_precision(config.precision)
   tree = build_prefix_tree(index.sids_SL)
   fixed, structure = jax.tree.flatten(
-    jax.tree.map(np.asarray, (params, tree.arrays, np.asarray(bin_means, np.float32)))
+    jax.tree.map(np.asarray, (convert(params), tree.arrays, np.asarray(bin_means, np.float32)))
   )
-  search = searched(decoder, tree, config.widths, structure)
+  arrays = named_arrays(sample)
+  search = searched(generator, tree, config.widths, structure, jax.tree.structure(sample))
   (batch,) = jax.export.symbolic_shape("batch")
-  context = {
-    name: jax.ShapeDtypeStruct((batch, *array.shape[1:]), np.int32)
-    for name, array in sample.present().items()
-  }
   program = jax.export.export(jax.jit(search), platforms=PLATFORMS)(
-    [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in fixed], context
+    [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in fixed],
+    {name: jax.ShapeDtypeStruct((batch, *x.shape[1:]), np.int32) for name, x in arrays.items()},
   )
+  manifest = {
+    "format": artifact.FORMAT,
+    "platforms": list(PLATFORMS),
+    "versions": {"gr4ad_jax": __version__, "jax": jax.__version__, "flax": flax.__version__},
+    "codebook_sizes": list(generator.codebook_sizes),
+    "widths": list(config.widths),
+    "precision": config.precision,
+    "num_sids": tree.num_sids,
+    "num_ads": len(ad_id_A),
+    "ranking": {"value_exponent": config.value_exponent, "new_ad_bonus": config.new_ad_bonus},
+    "context": {name: list(array.shape[1:]) for name, array in arrays.items()},
+    "history": list(generator.history),
+    "program_arrays": len(fixed),
+    "run": about,
+  }
   with atomic.new_folder(folder) as fresh:
     (fresh / "program.bin").write_bytes(program.serialize())
     np.savez(
       fresh / "arrays.npz", ads_start=index.ads_start, ads_A=index.ads_A,
       ad_id_A=ad_id_A.astype(str), **{f"program_{i:04d}": x for i, x in enumerate(fixed)},
     )
-    np.savez(fresh / "sample.npz", **sample.present())
+    np.savez(fresh / "sample.npz", **arrays)
     shutil.copy(artifact.__file__, fresh / "reader.py")
-    vocabulary = decoder.vocabulary
-    manifest = {
-      "format": artifact.FORMAT,
-      "platforms": list(PLATFORMS),
-      "versions": {"gr4ad_jax": __version__, "jax": jax.__version__, "flax": flax.__version__},
-      "codebook_sizes": list(vocabulary.codebook_sizes),
-      "widths": list(config.widths),
-      "precision": config.precision,
-      "num_sids": tree.num_sids,
-      "num_ads": len(ad_id_A),
-      "ranking": {
-        "value_exponent": config.value_exponent, "new_ad_bonus": config.new_ad_bonus
-      },
-      "context": {name: list(array.shape[1:]) for name, array in sample.present().items()},
-      "program_arrays": len(fixed),
-      "run": about,
-    }
     (fresh / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def searched(decoder: Decoder, tree, widths: tuple[int, ...], structure) -> Callable:
-  """The function that is exported: (flat arrays, context by name) -> beams by name."""
-  search = search_function(start_fn(decoder), step_fn(decoder), tree, widths)
+def searched(
+  generator: Generator, tree: PrefixTree, widths: tuple[int, ...], fixed_tree: Any,
+  context_tree: Any,
+) -> Callable[[list[jax.Array], dict[str, jax.Array]], dict[str, jax.Array]]:
+  """The function that is exported: (flat arrays, context by name) -> beams by name.
+
+  A context's names come in the order of its leaves.
+  """
+  search = search_function(generator.start, generator.step, tree, widths)
 
   def call(fixed: list[jax.Array], context: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    params, prefixes, bin_means = jax.tree.unflatten(structure, fixed)
-    beams = search(params, Context(**context), prefixes, bin_means)
+    params, prefixes, bin_means = jax.tree.unflatten(fixed_tree, fixed)
+    whole = jax.tree.unflatten(context_tree, [context[name] for name in names])
+    beams = search(params, whole, prefixes, bin_means)
     return {name: x for name, x in beams._asdict().items() if x is not None}
 
+  names = list(named_arrays(jax.tree.unflatten(context_tree, range(context_tree.num_leaves))))
   return call

@@ -17,16 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gr4ad_jax.data.pipeline import hash_ids, repeat_last
+from gr4ad_jax.catalog.catalog import Catalog, LiveCatalog
 from gr4ad_jax.data.sequences import Example
-from gr4ad_jax.gr4ad.batch import Context
-from gr4ad_jax.gr4ad.build import Decoder, start_fn, step_fn
-from gr4ad_jax.gr4ad.precision import with_precision
+from gr4ad_jax.data.trending import Trending
 from gr4ad_jax.search.beam_schedule import scaled_widths
 from gr4ad_jax.search.beam_search import Beams, compile_search
 from gr4ad_jax.search.config import SearchConfig
+from gr4ad_jax.search.generator import Generator
 from gr4ad_jax.search.recommender import Recommendations, rank_ads
-from gr4ad_jax.serving.catalog import Catalog, LiveCatalog
+from gr4ad_jax.search.searcher import Searcher
 from gr4ad_jax.serving.config import ServingConfig
 
 
@@ -75,7 +74,7 @@ class Engine:
 
   def __init__(
     self,
-    decoder: Decoder,
+    generator: Generator,
     params: Any,
     *,
     step: int,
@@ -87,7 +86,7 @@ class Engine:
     """Lays out the parameters; `warm` compiles.
 
     Args:
-      decoder: with its vocabulary.
+      generator: the model.
       params: its parameters.
       step: of the parameters.
       catalog: what can be recommended.
@@ -96,21 +95,15 @@ class Engine:
       config: batch sizes and beam factors.
     """
     self.catalog, self.config, self._search = catalog, config, search
-    self._plain, self._with_ids = decoder, decoder.config.id_rows > 0
-    self.decoder, on_device = with_precision(decoder, params, search.precision)
-    self._parameters = _Parameters(jax.device_put(on_device), step)
-    self._bin_means = jax.device_put(np.asarray(bin_means, np.float32))
+    self._searcher = Searcher(
+      generator, catalog.tree, precision=search.precision, bin_means=bin_means
+    )
+    self._parameters = _Parameters(self._searcher.lay_out(params), step)
     self.widths = {
       factor: scaled_widths(search.widths, factor, widen_last=config.widen_last)
       for factor in config.beam_factors
     }
-    self._programs = {
-      factor: compile_search(
-        start_fn(self.decoder), step_fn(self.decoder), catalog.tree, widths
-      )
-      for factor, widths in self.widths.items()
-    }
-    self.trending = catalog.now.make_batch.trending  # may be replaced at any time
+    self.trending: Trending | None = None  # of now, where the model reads it; else the catalogue's
     self.call_s: dict[tuple[float, int], float] = {}  # (factor, batch size) -> seconds
     self.together = 1.0  # times as long where as many calls run as may run
 
@@ -130,14 +123,13 @@ class Engine:
     Raises:
       ValueError: another model.
     """
-    on_device = with_precision(self._plain, params, self._search.precision)[1]
+    on_device = jax.block_until_ready(self._searcher.lay_out(params))
     old, new = (
       jax.tree.map(lambda x: (np.shape(x), np.dtype(x.dtype).name), tree)
       for tree in (self._parameters.on_device, on_device)
     )
     if old != new:
       raise ValueError("parameters: of another model; shapes or types differ")
-    on_device = jax.block_until_ready(jax.device_put(on_device))
     self._parameters = _Parameters(on_device, step)
 
   def warm(
@@ -178,12 +170,11 @@ class Engine:
     context: histories to context tokens; trunk: what beams share, and the first level; levels: the
     others and the value step; top_k: selection alone, on made-up scores.
     """
-    decoder, catalog, widths = self.decoder, self.catalog.now, self.widths[1.0]
+    generator, catalog, widths = self._searcher.generator, self.catalog.now, self.widths[1.0]
     context = jax.device_put(self.context([Query(example, "", 1, ())], catalog))
-    size_L = decoder.vocabulary.codebook_sizes
     logp_LV = [
       jax.device_put(np.random.default_rng(level).normal(size=size).astype(np.float32))
-      for level, size in enumerate(size_L)
+      for level, size in enumerate(generator.codebook_sizes)
     ]
 
     def fixed_start(logp_LV, _):
@@ -193,15 +184,13 @@ class Engine:
       logp_V = logp_LV[level] if isinstance(level, int) else logp_LV[-1]
       return state, jnp.broadcast_to(logp_V, (*code_BW.shape, len(logp_V)))
 
-    encode = jax.jit(lambda params, context: decoder.apply(
-      {"params": params}, context, method=lambda module, context: module.context_processor(context)
-    ))
+    encode, start = jax.jit(generator.encode), jax.jit(generator.start)
     select = compile_search(fixed_start, fixed_step, self.catalog.tree, widths)
     programs = {
       "context": lambda: encode(self.params, context),
-      "trunk": functools.partial(jax.jit(start_fn(decoder)), self.params, context),
-      "levels": lambda: self._programs[1.0](
-        self.params, context, catalog.prefixes, self._bin_means
+      "trunk": functools.partial(start, self.params, context),
+      "levels": lambda: self._searcher(
+        self.params, catalog.prefixes, context, size=1, widths=widths
       ),
       "top_k": lambda: select(logp_LV, None, catalog.prefixes),
     }
@@ -231,29 +220,19 @@ class Engine:
     began = time.perf_counter()
     catalog, (params, step) = self.catalog.now, self._parameters
     context = self.context(queries, catalog)
-    size = self.config.call_size(len(queries))
-    padded = Context(**{
-      name: repeat_last(np.asarray(x), size) for name, x in context.present().items()
-    })
-    subsets = None, None
     allowed = None
     if conditions or (conditions is None and any(query.where for query in queries)):
       allowed = [catalog.allowed(query.where) for query in queries]
-      words = repeat_last(np.stack([a.word_U for a in allowed]), size)
-      subsets = words, np.arange(size, dtype=np.int32)[:, None]
     searching = time.perf_counter()
-    beams = self._programs[factor](
-      params, padded, catalog.prefixes, self._bin_means, *subsets
+    beams = self._searcher(
+      params, catalog.prefixes, context, size=self.config.call_size(len(queries)),
+      widths=self.widths[factor], allowed=allowed,
     )
-    beams = jax.tree.map(lambda x: np.asarray(x)[: len(queries)], beams)
     ranking = time.perf_counter()
-    keep = None
-    if allowed is not None:
-      def keep(ad_RK: np.ndarray) -> np.ndarray:
-        return np.stack([a.keep_A[ad_K] for a, ad_K in zip(allowed, ad_RK, strict=True)])
+    met_RTL = self._searcher.generator.met_codes(context)
     found = rank_ads(
-      catalog.snapshot.index, beams, context, max(query.k for query in queries),
-      config=self._search, keep=keep,
+      catalog.snapshot.index, beams, met_RTL, max(query.k for query in queries), config=self._search,
+      allowed=allowed,
     )
     seconds = {
       "context": searching - began, "search": ranking - searching,
@@ -268,16 +247,13 @@ class Engine:
       for row, query in enumerate(queries)
     ]
 
-  def context(self, queries: Sequence[Query], catalog: Catalog) -> Context:
+  def context(self, queries: Sequence[Query], catalog: Catalog) -> Any:
     """What the model reads of the requests."""
-    make_batch = dataclasses.replace(catalog.make_batch, trending=self.trending)
-    if self._with_ids:  # users may be new: their ids are hashed here
-      make_batch = dataclasses.replace(make_batch, user_hash_U=None)
-    context = make_batch.context([query.example for query in queries])
-    if self._with_ids:
-      ids = np.array([query.user_id for query in queries], object)
-      context = context._replace(user_id_B=hash_ids(ids))
-    return context
+    contexts = catalog.contexts
+    if self.trending is not None:
+      contexts = contexts.with_trending(self.trending)
+    # Users may be new: the log's numbers do not do.
+    return contexts.context([query.example for query in queries], user_ids=[query.user_id for query in queries])
 
 
 def seconds_of(call: Callable[[], Any]) -> float:

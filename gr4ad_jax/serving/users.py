@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gr4ad_jax.catalog.catalog import Catalog
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.records import Action
 from gr4ad_jax.data.sequences import Example, ExampleMaker, Past
 from gr4ad_jax.gr4ad.run import Inputs
-from gr4ad_jax.serving.catalog import Catalog
 from gr4ad_jax.serving.histories import Latest
 from gr4ad_jax.serving.journal import Event
 

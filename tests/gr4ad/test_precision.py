@@ -8,7 +8,7 @@ import pytest
 from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
 from gr4ad_jax.gr4ad.build import build_decoder, init_params, start_fn, step_fn
 from gr4ad_jax.gr4ad.config import ModelConfig
-from gr4ad_jax.gr4ad.precision import num_bytes, with_precision
+from gr4ad_jax.gr4ad.precision import at_precision, num_bytes
 from gr4ad_jax.search.beam_search import compile_search
 from tests.support import VOCABULARY, random_codes, random_context
 
@@ -35,7 +35,8 @@ def test_is_close_smaller_and_searchable(kind, precision, smaller, error):
     np.put_along_axis(logp_BS, np.asarray(found.sid_BW), np.asarray(found.logp_BW), axis=1)
     return logp_BS
 
-  low = with_precision(decoder, params, precision)
+  low_decoder, convert = at_precision(decoder, precision)
+  low = low_decoder, convert(params)
   exact, found = find(decoder, params), find(*low)
   both = np.isfinite(exact) & np.isfinite(found)
   difference = np.abs(exact - found)[both]
@@ -48,6 +49,7 @@ def test_is_close_smaller_and_searchable(kind, precision, smaller, error):
 def test_trained_is_unchanged_and_unknown_is_named():
   decoder = build_decoder(ModelConfig(width=16, num_heads=2), VOCABULARY)
   params = {"x": jnp.zeros(3)}
-  assert with_precision(decoder, params, "trained") == (decoder, params)
+  same, convert = at_precision(decoder, "trained")
+  assert same is decoder and convert(params) is params
   with pytest.raises(ValueError, match="one of trained, bfloat16, int8, fp8"):
-    with_precision(decoder, params, "int3")
+    at_precision(decoder, "int3")

@@ -12,22 +12,22 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Protocol, Self
 
 import jax
 import numpy as np
 import pandas as pd
 
+from gr4ad_jax.catalog.ad_index import AdIndex
 from gr4ad_jax.catalog.legal_prefixes import LegalPrefixes, PrefixTree, build_prefix_tree, refill
 from gr4ad_jax.catalog.live_index import IndexChange, LiveAdIndex, Snapshot
-from gr4ad_jax.catalog.subsets import pack_subsets
-from gr4ad_jax.catalog.targeting import Targeting
+from gr4ad_jax.catalog.targeting import Allowed, Targeting, allow
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data import tables
-from gr4ad_jax.data.pipeline import hash_ids
+from gr4ad_jax.data.pipeline import with_rows
 from gr4ad_jax.data.records import AdTable
-from gr4ad_jax.gr4ad.batch_maker import BatchMaker
-from gr4ad_jax.gr4ad.run import Inputs
+from gr4ad_jax.data.sequences import Example
+from gr4ad_jax.data.trending import Trending
 from gr4ad_jax.tokenizer.semantic_id import HASH_COLUMNS, SemanticIds, code_new_ads
 
 MIN_SPARE_SIDS = 1_000
@@ -40,29 +40,49 @@ class NoRoom(ConfigError):
   """The compiled programs have no room for so many SIDs."""
 
 
-class Allowed(NamedTuple):
-  """What a request with conditions may get."""
+class ContextMaker(Protocol):
+  """Histories -> what the model reads. It changes never: where ads do, another is made."""
 
-  keep_A: np.ndarray  # bool, live ads that meet them
-  word_U: np.ndarray  # uint32, bitmap over SIDs as `pack_subsets` makes it
+  def context(
+    self, examples: Sequence[Example], *, user_ids: Sequence[str] | None = None
+  ) -> Any:
+    """A pytree of arrays whose first axis counts requests.
+
+    Args:
+      examples: one a request.
+      user_ids: of users that the log may not know; None = those of the log.
+    """
+    ...
+
+  def with_ads(self, row_N: np.ndarray, ad_ids: Sequence[str], code_NL: np.ndarray) -> Self:
+    """The same with the SIDs of some ads; rows past the end follow without a gap."""
+    ...
+
+  def with_trending(self, trending: Trending) -> Self:
+    """The same with other shares of engagement."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Catalog:
-  """Attributes:
+  """The ads that can be found, as one whole; a change makes another.
+
+  Attributes:
     snapshot: SIDs and ads.
     ads: columns, row = ad number; rows of removed ads stay.
+    codes_AL: int32 SIDs of the same rows.
     targeting: the same columns, for conditions.
     prefixes: of the live SIDs, on the device.
-    make_batch: with the codes of all ads.
+    contexts: with the codes of all ads.
     capacity: of the prefix tree.
   """
 
   snapshot: Snapshot
   ads: AdTable
+  codes_AL: np.ndarray
   targeting: Targeting
   prefixes: LegalPrefixes
-  make_batch: BatchMaker
+  contexts: ContextMaker
   capacity: int
 
   def is_live(self, ad_id: str) -> bool:
@@ -87,9 +107,7 @@ class Catalog:
       keep_A = index.sid_of_ad_A >= 0
       for condition in where:
         keep_A = keep_A & self.targeting.matches(condition)
-      member_1S = np.zeros((1, len(index.sids_SL)), bool)
-      member_1S[0, index.sid_of_ad_A[keep_A]] = True
-      found = Allowed(keep_A, pack_subsets(member_1S, self.capacity)[0])
+      found = allow(index, keep_A, self.capacity)
       most = max(8, KEPT_BYTES // (found.keep_A.nbytes + found.word_U.nbytes))
       with _KEEPING:
         self._allowed[where] = found
@@ -102,32 +120,40 @@ class LiveCatalog:
   """The present catalogue, and the writes that replace it."""
 
   def __init__(
-    self, inputs: Inputs, encode: Callable[[AdTable], np.ndarray], *, spare: float
+    self,
+    ads: AdTable,
+    sids: SemanticIds,
+    index: AdIndex,
+    contexts: ContextMaker,
+    *,
+    encode: Callable[[AdTable], np.ndarray],
+    spare: float,
   ):
     """Starts with the ads of a run.
 
     Args:
-      inputs: of the run.
+      ads: of the log.
+      sids: their codes, and what the quantizer has learned.
+      index: of the run; where an SID holds several ads their order stays.
+      contexts: of the run.
       encode: embeds ads as the tokenizer's encoder did.
       spare: room for new SIDs, as a share of those there, at least MIN_SPARE_SIDS.
     """
-    self._sids: SemanticIds = inputs.sids
+    self._sids = sids
     self._encode, self._lock = encode, threading.Lock()
-    codes_AL = inputs.sids.codes_AL
-    # Where an SID holds several ads: those with more engagements first, as in the run's index.
-    priority_A = np.zeros(len(codes_AL))
-    priority_A[inputs.index.ads_A] = -np.arange(len(inputs.index.ads_A))
-    sizes = inputs.sids.codebook_sizes
+    priority_A = np.zeros(len(sids.codes_AL))
+    priority_A[index.ads_A] = -np.arange(len(index.ads_A))
+    sizes = sids.codebook_sizes
     self._index = LiveAdIndex(
-      inputs.logs.ads.ad_id.tolist(), codes_AL, priority_A, codebook_sizes=sizes
+      ads.ad_id.tolist(), sids.codes_AL, priority_A, codebook_sizes=sizes
     )
     sids_SL = self._index.snapshot.index.sids_SL
     self._tree: PrefixTree = build_prefix_tree(
       sids_SL, spare=max(spare, MIN_SPARE_SIDS / len(sids_SL)), codebook_sizes=sizes
     )
     self._now = Catalog(
-      self._index.snapshot, inputs.logs.ads, Targeting(inputs.logs.ads),
-      jax.device_put(self._tree.arrays), inputs.make_batch, self._tree.capacity,
+      self._index.snapshot, ads, sids.codes_AL, Targeting(ads),
+      jax.device_put(self._tree.arrays), contexts, self._tree.capacity,
     )
 
   @property
@@ -183,18 +209,16 @@ class LiveCatalog:
         retire_ids=gone,
       ), keep)
       row_N = np.array([snapshot.row_of(ad) for ad in ids], np.int64)
-      columns, targeting, make_batch = now.ads, now.targeting, now.make_batch
+      changed = dataclasses.replace(now, snapshot=snapshot, prefixes=prefixes)
       if ads:
-        columns = _with_ads(columns, row_N, table)
-        targeting = targeting.updated(row_N, table)
-        make_batch = dataclasses.replace(
-          make_batch, codes_AL=_with_rows(make_batch.codes_AL, row_N, code_NL)
+        changed = dataclasses.replace(
+          changed,
+          ads=_with_ads(now.ads, row_N, table),
+          codes_AL=with_rows(now.codes_AL, row_N, code_NL),
+          targeting=now.targeting.updated(row_N, table),
+          contexts=now.contexts.with_ads(row_N, ids, code_NL),
         )
-        if make_batch.ad_hash_A is not None:
-          make_batch = dataclasses.replace(
-            make_batch, ad_hash_A=_with_rows(make_batch.ad_hash_A, row_N, hash_ids(table.ad_id))
-          )
-      self._now = Catalog(snapshot, columns, targeting, prefixes, make_batch, now.capacity)
+      self._now = changed
     return list(code_NL)
 
   def _codes(
@@ -202,7 +226,7 @@ class LiveCatalog:
   ) -> np.ndarray:
     """int32 [N, L] SIDs; an ad whose quantised codes stay keeps its suffix."""
     columns = {name: getattr(table, name) for name in HASH_COLUMNS}
-    held_AL = now.make_batch.codes_AL
+    held_AL = now.codes_AL
     code_NL = code_new_ads(self._sids, embedding_ND, columns, held_codes_AL=held_AL)
     if self._sids.config.last_level == "suffix":
       for code_L, ad in zip(code_NL, ids, strict=True):
@@ -233,17 +257,9 @@ class LiveCatalog:
     return snapshot, prefixes
 
 
-def _with_rows(x_AD: np.ndarray, row_N: np.ndarray, new_ND: np.ndarray) -> np.ndarray:
-  """Other values in some rows; rows past the end follow without a gap."""
-  num_rows = max(len(x_AD), int(row_N.max()) + 1)
-  grown = np.concatenate([x_AD, np.zeros((num_rows - len(x_AD), *x_AD.shape[1:]), x_AD.dtype)])
-  grown[row_N] = new_ND
-  return grown
-
-
 def _with_ads(ads: AdTable, row_N: np.ndarray, new: AdTable) -> AdTable:
   columns = {
-    field.name: _with_rows(getattr(ads, field.name), row_N, getattr(new, field.name))
+    field.name: with_rows(getattr(ads, field.name), row_N, getattr(new, field.name))
     for field in dataclasses.fields(AdTable) if field.name != "embedding_AD"
   }
   return AdTable(embedding_AD=None, **columns)

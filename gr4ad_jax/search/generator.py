@@ -1,0 +1,65 @@
+"""What the search knows of a model: functions and sizes, never the module."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from gr4ad_jax.machine.sharding import Layouts
+
+
+class AtPrecision(Protocol):
+  """A number type -> the model that computes in it, and what makes its parameters.
+
+  Raises ValueError for a number type that is unknown, or whose package is missing.
+  """
+
+  def __call__(self, precision: str) -> tuple[Generator, Callable[[Any], Any]]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+  """A model that writes semantic IDs level by level.
+
+  A context is any pytree of arrays whose first axis counts requests.
+
+  Attributes:
+    start: (params, context) -> what beams share, the state of one beam, log p(s_1 | X) [B, 1, V_1].
+    step: (params, shared, state, code_BW, level) -> the new state, log p(s_level | beam, X)
+      [B, W, V]; level L asks for the value buckets.
+    codebook_sizes: codes of each level.
+    history: names of the context's arrays that hold SIDs of the user's history, int32 [B, T, L].
+    at_precision: the same model in another number type.
+    encode: (params, context) -> what `start` computes of the context alone, to be timed by itself.
+    layouts: how the parameters lie on a mesh.
+  """
+
+  start: Callable[[Any, Any], tuple[Any, Any, jax.Array]]
+  step: Callable[[Any, Any, Any, jax.Array, int | jax.Array], tuple[Any, jax.Array]]
+  codebook_sizes: tuple[int, ...]
+  history: tuple[str, ...]
+  at_precision: AtPrecision
+  encode: Callable[[Any, Any], Any]
+  layouts: Layouts = ()
+
+  def met_codes(self, context: Any) -> np.ndarray:
+    """int32 [R, T, L], the SIDs that the requests' histories show; -1 = padding."""
+    arrays = named_arrays(context)
+    return np.concatenate([arrays[name] for name in self.history], axis=1)
+
+
+def named_arrays(context: Any) -> dict[str, np.ndarray]:
+  """The arrays of a context by name, in its own order; a field that is None has none."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): array
+    for path, array in jax.tree_util.tree_leaves_with_path(context)
+  }
+
+
+def num_requests(context: Any) -> int:
+  """Rows of a context."""
+  return len(jax.tree.leaves(context)[0])
