@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments._runs import tokenized
+from gr4ad_jax.catalog.catalog import ContextMaker
 from gr4ad_jax.data import prepare
 from gr4ad_jax.data.impressions import read_impressions
 from gr4ad_jax.data.log_folder import read_logs
@@ -19,7 +20,6 @@ from gr4ad_jax.data.splits import time_split
 from gr4ad_jax.data.tfds_builder import open_examples, read_split
 from gr4ad_jax.evaluation.ranking import EvalRequests, ranking_metrics
 from gr4ad_jax.evaluation.requests import eval_requests, group_requests
-from gr4ad_jax.gr4ad.run import Inputs
 from gr4ad_jax.machine.progress import console, track
 from gr4ad_jax.machine.storage import write_json
 from gr4ad_jax.market.log import market_logs
@@ -160,12 +160,12 @@ def evenly(rows: list, count: int) -> list:
 
 
 def recommend_all(
-  recommender: Recommender, inputs: Inputs, contexts: list[Example], search: SearchConfig
+  recommender: Recommender, maker: ContextMaker, contexts: list[Example], search: SearchConfig
 ) -> np.ndarray:
   """int32 [R, K] ads for every request."""
   size = search.batch_size
   return np.concatenate([
-    recommender(inputs.make_batch.context(contexts[at : at + size]), K).ad_RK
+    recommender(maker.context(contexts[at : at + size]), K).ad_RK
     for at in range(0, len(contexts), size)
   ])
 

@@ -21,21 +21,19 @@ from gr4ad_jax.data.tfds_builder import read_split
 from gr4ad_jax.evaluation.evaluate import search_split
 from gr4ad_jax.evaluation.ranking import ranking_metrics
 from gr4ad_jax.evaluation.requests import eval_requests, group_requests
-from gr4ad_jax.gr4ad.build import Decoder
+from gr4ad_jax.gr4ad.build import Decoder, build_decoder
 from gr4ad_jax.gr4ad.config import Config, preset
 from gr4ad_jax.gr4ad.run import (
-  Inputs,
   RunFile,
-  load_params,
   open_inputs,
-  open_recommender,
+  open_run,
   read_run,
   train_run,
 )
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.machine.storage import write_json
 from gr4ad_jax.search.config import SearchConfig
-from gr4ad_jax.search.recommender import Recommender
+from gr4ad_jax.search.opened import Opened
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 from gr4ad_jax.tokenizer.stage import tokenize
 from gr4ad_jax.training.metric_log import read_log
@@ -70,25 +68,19 @@ def trained_metrics(folder: Path, data: Path, sids: Path, config: Config) -> dic
     return json.loads(file.read_text())
   console.print(f"train: {folder.name}")
   train_run(RunFile(str(data.resolve()), str(sids.resolve()), config), folder, resume=True)
-  run_file = read_run(folder)
-  inputs = open_inputs(run_file)
-  groups = group_requests(read_split(inputs.examples, "test"))
-  recommender, _, _ = open_recommender(run_file, folder, inputs)
-  metrics = score(recommender, inputs, groups, run_file.config.search)
+  opened = open_run(folder)
+  metrics = score(opened, group_requests(read_split(opened.examples, "test")), opened.search)
   metrics |= {"validation_sid_loss": _last_validation(folder)["sid_loss"]}
   write_json(file, metrics)
   return metrics
 
 
 def score(
-  recommender: Recommender,
-  inputs: Inputs,
-  groups: Sequence[Sequence[Example]],
-  config: SearchConfig,
+  opened: Opened, groups: Sequence[Sequence[Example]], config: SearchConfig
 ) -> dict[str, float]:
-  """Ranking metrics at 10 and 50 of a recommender with these search settings."""
-  found = search_split(recommender, inputs, groups, config)
-  _, advertiser_A = np.unique(inputs.logs.ads.advertiser_id, return_inverse=True)
+  """Ranking metrics at 10 and 50 of a run with these search settings."""
+  found = search_split(opened.recommender(config), opened.contexts, groups, config)
+  _, advertiser_A = np.unique(opened.logs.ads.advertiser_id, return_inverse=True)
   metrics = {}
   for prefix, lists in (("", found.recommendations), ("without_bonus/", found.without_bonus)):
     values = ranking_metrics(
@@ -109,18 +101,15 @@ class TrainedRun:
   """A trained run that answers requests of its test split.
 
   Attributes:
-    config: of the run.
-    inputs: its data.
-    decoder, params: of the best checkpoint.
+    opened: the run.
+    decoder: of its best checkpoint.
     groups: test requests, as `evaluate.group_requests` gives them.
     tree: of its SIDs.
     fixed: arrays of the tree and values of the buckets, on the device.
   """
 
-  config: Config
-  inputs: Inputs
+  opened: Opened
   decoder: Decoder
-  params: Any
   groups: list[list[Example]]
   tree: PrefixTree
   fixed: tuple[Any, jax.Array]
@@ -128,15 +117,11 @@ class TrainedRun:
   def context(self, requests: int) -> Any:
     """The first test requests, on the device."""
     examples = [group[0] for group in self.groups[:requests]]
-    return jax.device_put(self.inputs.make_batch.context(examples))
+    return jax.device_put(self.opened.contexts.context(examples))
 
   def score(self, search: SearchConfig, requests: int) -> dict[str, float]:
     """Ranking metrics of the first test requests under any search settings."""
-    recommender = Recommender(
-      self.decoder, self.params, index=self.inputs.index, config=search,
-      bin_means=self.inputs.scale.bin_means,
-    )
-    return score(recommender, self.inputs, self.groups[:requests], search)
+    return score(self.opened, self.groups[:requests], search)
 
 
 def open_trained(workdir: Path, folder: str) -> TrainedRun:
@@ -147,13 +132,12 @@ def open_trained(workdir: Path, folder: str) -> TrainedRun:
     sids = tokenized(data, workdir / "sids", TokenizerConfig())
     trained_metrics(path, data, sids, demo_config("cpu", {}))
   run_file = read_run(path)
-  inputs = open_inputs(run_file)
-  decoder, params, _ = load_params(run_file, path, inputs.vocabulary)
-  tree = build_prefix_tree(inputs.index.sids_SL)
+  opened, inputs = open_run(path), open_inputs(run_file)
+  tree = build_prefix_tree(opened.index.sids_SL)
   return TrainedRun(
-    run_file.config, inputs, decoder, params,
-    group_requests(read_split(inputs.examples, "test")), tree,
-    jax.device_put((tree.arrays, np.asarray(inputs.scale.bin_means, np.float32))),
+    opened, build_decoder(run_file.config.model, inputs.vocabulary),
+    group_requests(read_split(opened.examples, "test")), tree,
+    jax.device_put((tree.arrays, np.asarray(opened.bin_means, np.float32))),
   )
 
 

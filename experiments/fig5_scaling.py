@@ -36,15 +36,16 @@ from experiments._runs import tokenized
 from gr4ad_jax.cli.sweep import Sweep, parse_grid, run_name, run_sweep
 from gr4ad_jax.config import override_all
 from gr4ad_jax.data.tfds_builder import read_split
-from gr4ad_jax.gr4ad.config import LossConfig, ModelConfig, preset
+from gr4ad_jax.gr4ad.build import build_decoder
+from gr4ad_jax.gr4ad.config import Config, LossConfig, ModelConfig, preset
 from gr4ad_jax.gr4ad.cost import num_params, num_table_params
-from gr4ad_jax.gr4ad.run import Inputs, RunFile, example_flops, load_params, open_inputs
+from gr4ad_jax.gr4ad.run import Inputs, RunFile, example_flops, open_inputs, open_run
 from gr4ad_jax.machine.memory import keep_freed_memory
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.machine.storage import write_json
 from gr4ad_jax.market.world import MarketConfig
 from gr4ad_jax.search.config import SearchConfig
-from gr4ad_jax.search.recommender import Recommender
+from gr4ad_jax.search.opened import Opened
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 from gr4ad_jax.training.config import TrainConfig
 
@@ -207,12 +208,12 @@ def _judged(
       examples = read_split(inputs.examples, "test")
     name = f"{config.model.width}-{config.train.seed}"
     folder = sweep.workdir / run_name(point)
-    decoder, params, _ = load_params(run_file, folder, inputs.vocabulary)
+    opened = open_run(folder)
     file = workdir / "judged" / f"{name}.npz"
     if not file.exists():
       console.print(f"judge: width {config.model.width}, seed {config.train.seed}")
-      loss_R = _losses(decoder, params, inputs, examples)
-      revenue, _ = _revenue(decoder, params, inputs, test, config.search)
+      loss_R = _losses(config, opened.params, inputs, examples)
+      revenue, _ = _revenue(opened, test, config.search)
       file.parent.mkdir(parents=True, exist_ok=True)
       np.savez(file, loss_R=loss_R, revenue=revenue)
     stored = np.load(file)
@@ -223,7 +224,7 @@ def _judged(
       example_flops(config.model, inputs) * config.train.batch_size * config.train.num_steps,
     )
     if config.model.width == max(settings.widths) and config.train.seed == 0:
-      beams = _by_beams(workdir / "judged" / "beams.json", decoder, params, inputs, test, options)
+      beams = _by_beams(workdir / "judged" / "beams.json", opened, test, options)
   widths = sorted(sizes)
   family = Family(
     *(np.array([about[width][i] for width in widths], float) for i in range(3)),
@@ -234,8 +235,10 @@ def _judged(
   return family, beams
 
 
-def _losses(decoder, params, inputs: Inputs, examples: Sequence) -> np.ndarray:
+def _losses(config: Config, params, inputs: Inputs, examples: Sequence) -> np.ndarray:
   """float32 [R] SID loss (nats) of each held-out example's first target."""
+
+  decoder = build_decoder(config.model, inputs.vocabulary)
 
   @jax.jit
   def losses(params, batch):
@@ -251,30 +254,26 @@ def _losses(decoder, params, inputs: Inputs, examples: Sequence) -> np.ndarray:
   return np.concatenate(found)[: len(examples)]
 
 
-def _revenue(
-  decoder, params, inputs: Inputs, test: MarketTest, search: SearchConfig
-) -> tuple[float, float]:
+def _revenue(opened: Opened, test: MarketTest, search: SearchConfig) -> tuple[float, float]:
   """Currency a request in the model's own order, and requests/s of the search."""
-  recommender = Recommender(
-    decoder, params, index=inputs.index, config=search, bin_means=inputs.scale.bin_means
-  )
-  recommend_all(recommender, inputs, test.contexts[: search.batch_size], search)  # compiles
+  recommender, maker = opened.recommender(search), opened.contexts
+  recommend_all(recommender, maker, test.contexts[: search.batch_size], search)  # compiles
   start = time.perf_counter()
-  ad_RK = recommend_all(recommender, inputs, test.contexts, search)
+  ad_RK = recommend_all(recommender, maker, test.contexts, search)
   rate = len(test.contexts) / (time.perf_counter() - start)
   return test.arm_revenue(ad_RK), rate
 
 
 def _by_beams(
-  file: Path, decoder, params, inputs: Inputs, test: MarketTest, options: Options
+  file: Path, opened: Opened, test: MarketTest, options: Options
 ) -> dict[str, float]:
   if not file.exists():
     found: dict[str, float] = {}
     for row, beams in enumerate(options.settings.beams):
       console.print(f"judge: {beams} beams")
-      widths = (beams,) * inputs.vocabulary.num_levels
+      widths = (beams,) * len(opened.sids.codebook_sizes)
       search = dataclasses.replace(options.search, widths=widths)
-      revenue, rate = _revenue(decoder, params, inputs, test, search)
+      revenue, rate = _revenue(opened, test, search)
       found |= {
         f"beam{row}/width": float(beams), f"beam{row}/revenue": revenue,
         f"beam{row}/requests_per_s": rate,

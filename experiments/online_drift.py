@@ -46,13 +46,14 @@ from gr4ad_jax.gr4ad.config import (
   PreferenceConfig,
 )
 from gr4ad_jax.gr4ad.online import learn_online
-from gr4ad_jax.gr4ad.run import Inputs, RunFile, open_inputs, open_recommender, read_run, train_run
+from gr4ad_jax.gr4ad.run import RunFile, open_inputs, open_run, train_run
 from gr4ad_jax.machine.memory import keep_freed_memory
 from gr4ad_jax.machine.progress import console, track
 from gr4ad_jax.market.log import write_market
 from gr4ad_jax.market.world import START_S, Market, MarketConfig, expected_revenue
 from gr4ad_jax.market.worlds import build_market
 from gr4ad_jax.search.config import SearchConfig
+from gr4ad_jax.search.opened import Opened
 from gr4ad_jax.search.recommender import Recommender
 from gr4ad_jax.training.config import TrainConfig
 
@@ -165,9 +166,8 @@ class _Judge:
   def __init__(self, folder: Path, market: Market, start: Path, options: Options):
     folder.mkdir(parents=True, exist_ok=True)
     self._folder, self._market, self._options = folder, market, options
-    run = read_run(start)
-    self._inputs: Inputs = open_inputs(run)
-    self._recommender, _, _ = open_recommender(run, start, self._inputs)
+    self._opened: Opened = open_run(start)
+    self._recommender = self._opened.recommender()
 
   def __call__(self, day: int, logs: Logs, system: str, params: Any | None) -> None:
     settings = self._options.settings
@@ -178,26 +178,24 @@ class _Judge:
 
   def retrained(self, day: int, segment: Path, run_folder: Path) -> None:
     """Answers a day, which is in `segment`, with a run that was trained on all before it."""
-    run = read_run(run_folder)
-    inputs = open_inputs(run)
-    recommender, _, _ = open_recommender(run, run_folder, inputs)
-    self._answer(day, append_segment(inputs.logs, segment).logs, "retrained", recommender)
+    opened = open_run(run_folder)
+    logs = append_segment(opened.logs, segment).logs
+    self._answer(day, logs, "retrained", opened.recommender())
 
   def _answer(self, day: int, logs: Logs, system: str, recommender: Recommender) -> None:
     file = self._folder / f"{system}-{day}.npy"
     if file.exists():
       return
     contexts = self._contexts(day, logs)
-    make_batch = dataclasses.replace(self._inputs.make_batch, trending=build_trending(logs))
-    inputs = dataclasses.replace(self._inputs, make_batch=make_batch)
-    ad_RK = recommend_all(recommender, inputs, contexts, self._options.search)
-    requests = requests_of(contexts, inputs.examples.features)
+    maker = self._opened.contexts.with_trending(build_trending(logs))
+    ad_RK = recommend_all(recommender, maker, contexts, self._options.search)
+    requests = requests_of(contexts, self._opened.examples.features)
     np.save(file, expected_revenue(self._market, requests, ad_RK).revenue_R)
 
   def _contexts(self, day: int, logs: Logs) -> list[Example]:
     """Evenly spread requests of a day, by user and time."""
     begin_s = START_S + day * DAY_S
-    examples = self._inputs.examples
+    examples = self._opened.examples
     maker = ExampleMaker(logs, examples.config, vocabulary=examples.features,
                          split_R=np.full(int(logs.events.request.max()) + 1, -1, np.int8))
     today_R = (maker.first_s_R >= begin_s) & (maker.first_s_R < begin_s + DAY_S)

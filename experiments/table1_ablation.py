@@ -55,7 +55,7 @@ from gr4ad_jax.gr4ad.config import (
   ModelConfig,
   PreferenceConfig,
 )
-from gr4ad_jax.gr4ad.run import RunFile, load_params, open_inputs, train_run
+from gr4ad_jax.gr4ad.run import RunFile, load_params, open_inputs, open_run, train_run
 from gr4ad_jax.machine.memory import keep_freed_memory
 from gr4ad_jax.machine.progress import console, track
 from gr4ad_jax.machine.storage import write_json
@@ -65,7 +65,6 @@ from gr4ad_jax.ranker.config import RewardConfig
 from gr4ad_jax.ranker.reward import RewardScorer, open_reward
 from gr4ad_jax.search.beam_search import compile_search
 from gr4ad_jax.search.config import SearchConfig
-from gr4ad_jax.search.recommender import Recommender
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 from gr4ad_jax.training.config import TrainConfig
 
@@ -232,14 +231,10 @@ def _row_metrics(
     lists = [retrieval(contexts, K) for contexts in (test.contexts, test.held_out)]
   else:
     run_file, run_folder = _trained(name, folder, data, sids, reward, options, seed)
-    inputs = open_inputs(run_file)
-    decoder, params, _ = load_params(run_file, run_folder, inputs.vocabulary)
-    search = _search(ROWS[name], options)
-    recommender = Recommender(
-      decoder, params, index=inputs.index, config=search, bin_means=inputs.scale.bin_means
-    )
+    opened, search = open_run(run_folder), _search(ROWS[name], options)
+    recommender = opened.recommender(search)
     lists = [
-      recommend_all(recommender, inputs, contexts, search)
+      recommend_all(recommender, opened.contexts, contexts, search)
       for contexts in (test.contexts, test.held_out)
     ]
   metrics = list_metrics(test, scorer, *lists)

@@ -65,7 +65,7 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
   del size
   settings = with_overrides(Settings(), overrides)
   trained = open_trained(workdir, settings.run)
-  decoder, params = trained.decoder, trained.params
+  decoder, params = trained.decoder, trained.opened.params
   context = trained.context(settings.batch)
 
   def call(decoder, params, start, step) -> Callable:
@@ -96,7 +96,7 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
   results = {
     f"{name}/requests_per_s": settings.batch / float(np.median(seconds[name])) for name in VARIANTS
   }
-  search = dataclasses.replace(trained.config.search, widths=settings.widths)
+  search = dataclasses.replace(trained.opened.search, widths=settings.widths)
   for precision in PRECISIONS:
     console.print(f"quality: {precision}")
     timed = "all" if precision == "trained" else precision

@@ -60,12 +60,12 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
   calls = {}
   for name in SCHEDULES:
     search = compile_search(start, step, trained.tree, _widths(name))
-    calls[name] = lambda search=search: search(trained.params, context, *trained.fixed)
+    calls[name] = lambda search=search: search(trained.opened.params, context, *trained.fixed)
   seconds = time_in_turns(calls, repeats=settings.repeats, progress=track)
   results = {}
   for name in SCHEDULES:
     console.print(f"quality: {name}")
-    search = dataclasses.replace(trained.config.search, widths=_widths(name))
+    search = dataclasses.replace(trained.opened.search, widths=_widths(name))
     metrics = trained.score(search, settings.requests)
     results[f"{name}/requests_per_s"] = settings.batch / float(np.median(seconds[name]))
     results |= {f"{name}/{metric}": metrics[metric] for metric in METRICS}

@@ -12,6 +12,7 @@ import jax
 
 from gr4ad_jax import config as config_lib
 from gr4ad_jax.cli import tables
+from gr4ad_jax.cli.open_run import open_run
 from gr4ad_jax.data import prepare
 from gr4ad_jax.data.pipeline import train_batches
 from gr4ad_jax.evaluation.evaluate import evaluate
@@ -86,7 +87,7 @@ def run_demo(
   _say(f"3/5 train: {run.config.train.num_steps:,} steps of {run.config.train.batch_size} requests")
   train_run(run, workdir, resume=True)
   _say("4/5 evaluate: beam search for every test request, and the baselines")
-  metrics = evaluate(workdir)
+  metrics = evaluate(open_run(workdir))
   _say("5/5 report")
   report = write_report(workdir)
   tables.print_metrics(metrics, title="test split, recall over the full catalogue")

@@ -556,9 +556,10 @@ def _run(command: Command) -> None:
         write_report(copy.path)
       tables.console.print(f"report: {_address(command.workdir / 'report.html')}")
     case Export():
-      from gr4ad_jax.gr4ad.run import export_run
+      from gr4ad_jax.cli.open_run import open_run
+      from gr4ad_jax.search.export import export_run
 
-      num_bytes = export_run(command.workdir, command.out)
+      num_bytes = export_run(open_run(command.workdir), command.out)
       tables.console.print(
         f"{command.out}: {num_bytes / 1e6:.1f} MB; try `python {command.out}/reader.py`"
       )
@@ -580,6 +581,7 @@ def _address(page: storage.Place) -> str:
 
 
 def _serve(command: Serve) -> None:
+  from gr4ad_jax.cli.open_run import open_run
   from gr4ad_jax.machine.progress import track
   from gr4ad_jax.serving.artifact_server import ArtifactEngine, build_artifact_app
   from gr4ad_jax.serving.border import serve
@@ -609,7 +611,7 @@ def _serve(command: Serve) -> None:
       )
     store = command.workdir / "serving"
   service = Service(
-    command.workdir, config=command.serving, store=store,
+    open_run(command.workdir), config=command.serving, store=store,
     segments=command.segments or store / "segments", published=command.published,
     redis=command.redis, clock=command.clock, progress=track,
   )
@@ -754,11 +756,12 @@ def _reward(command: Reward) -> None:
 
 
 def _evaluate(command: Evaluate) -> None:
+  from gr4ad_jax.cli.open_run import open_run
   from gr4ad_jax.evaluation.evaluate import evaluate
   from gr4ad_jax.machine import distributed
 
   distributed.join()
-  metrics = evaluate(command.workdir, split=command.split)
+  metrics = evaluate(open_run(command.workdir), split=command.split)
   if distributed.is_first():
     tables.print_metrics(
       metrics, title=f"{command.split} split, written to {command.workdir}/metrics.json"
@@ -766,10 +769,11 @@ def _evaluate(command: Evaluate) -> None:
 
 
 def _recommend(command: Recommend) -> None:
-  from gr4ad_jax.gr4ad.recommend import recommend_for_user
+  from gr4ad_jax.cli.open_run import open_run
+  from gr4ad_jax.search.recommend import recommend_for_user
 
   rows, currency, known = recommend_for_user(
-    command.workdir, command.user, command.k, where=command.where
+    open_run(command.workdir), command.user, command.k, where=command.where
   )
   tables.console.print(f"user {command.user}: {known}")
   table = Table(expand=True)

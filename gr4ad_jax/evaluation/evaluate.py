@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gr4ad_jax.catalog.catalog import ContextMaker
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.data.tfds_builder import read_split
@@ -24,12 +25,11 @@ from gr4ad_jax.evaluation.baseline_tuning import tune_baselines
 from gr4ad_jax.evaluation.baselines import BaselineSettings, rank_all
 from gr4ad_jax.evaluation.ranking import EvalRequests, paired_difference, ranking_metrics
 from gr4ad_jax.evaluation.requests import eval_requests, group_requests, interactions
-from gr4ad_jax.gr4ad.build import count_params
-from gr4ad_jax.gr4ad.run import Inputs, load_params, make_recommender, open_inputs, read_run
 from gr4ad_jax.machine import distributed
 from gr4ad_jax.machine.progress import console, track
-from gr4ad_jax.machine.storage import Place, write_json
+from gr4ad_jax.machine.storage import write_json
 from gr4ad_jax.search.config import SearchConfig
+from gr4ad_jax.search.opened import Opened
 from gr4ad_jax.search.recommender import Recommendations, Recommender, concatenate
 from gr4ad_jax.tokenizer import judge
 from gr4ad_jax.tokenizer.health_verdicts import as_record
@@ -52,7 +52,7 @@ class SearchResult:
 
 def search_split(
   recommender: Recommender,
-  inputs: Inputs,
+  contexts: ContextMaker,
   groups: Sequence[Sequence[Example]],
   config: SearchConfig,
 ) -> SearchResult:
@@ -63,11 +63,11 @@ def search_split(
   share = distributed.share_of(len(groups), batch_size)
   mine = [groups[min(i, len(groups) - 1)][0] for i in share]
   starts = range(0, len(mine), batch_size)
-  recommender(inputs.make_batch.context(mine[:1]), DEPTH)  # compiles
+  recommender(contexts.context(mine[:1]), DEPTH)  # compiles
   for start in track(starts, "search, requests", len(mine), step=batch_size):
     begin = time.monotonic()
     examples = mine[start : start + batch_size]
-    context = inputs.make_batch.context(examples)
+    context = contexts.context(examples)
     beams = recommender.search(context)
     parts.append(recommender.rank(beams, context, DEPTH, config=config))
     seconds += time.monotonic() - begin
@@ -89,38 +89,32 @@ def invalid_rate(result: Recommendations, codes_AL: np.ndarray) -> float:
   return float(np.mean([tuple(row) not in existing for row in found_RKL.tolist()]))
 
 
-def evaluate(workdir: Place, *, split: str = "test", bootstrap: int = 1000) -> dict[str, float]:
+def evaluate(opened: Opened, *, split: str = "test", bootstrap: int = 1000) -> dict[str, float]:
   """Evaluates a run against the simple baselines and writes the files above.
 
   Baselines are tuned on the validation split, so `split="validation"` flatters them.
 
   Args:
-    workdir: a trained run.
+    opened: a trained run; the files go into its folder.
     split: "validation" or "test".
     bootstrap: resamples of users for the intervals.
 
   Returns:
     The metrics; {} where another process of this run has them.
-
-  Raises:
-    ConfigError: no run or no checkpoint there.
   """
-  run = read_run(workdir)
-  inputs = open_inputs(run)
-  decoder, params, step = load_params(run, workdir, inputs.vocabulary)
-  recommender = make_recommender(run, decoder, params, inputs)
-  groups = group_requests(read_split(inputs.examples, split))
+  workdir, logs = opened.folder, opened.logs
+  groups = group_requests(read_split(opened.examples, split))
   requests = eval_requests(groups)
-  advertisers, advertiser_A = np.unique(inputs.logs.ads.advertiser_id, return_inverse=True)
+  advertisers, advertiser_A = np.unique(logs.ads.advertiser_id, return_inverse=True)
 
-  result = search_split(recommender, inputs, groups, run.config.search)
+  result = search_split(opened.recommender(), opened.contexts, groups, opened.search)
   if not distributed.is_first():
     distributed.wait_for_all("evaluated")
     return {}
   ranked = {"": result.recommendations.ad_RK}
-  if run.config.search.new_ad_bonus:
+  if opened.search.new_ad_bonus:
     ranked["without_bonus/"] = result.without_bonus.ad_RK
-  settings, lists = _baseline_lists(inputs, requests)
+  settings, lists = _baseline_lists(opened, requests)
   ranked |= {f"baseline/{name}/": list_RK for name, list_RK in lists.items()}
   metrics: dict[str, float] = {}
   for prefix, ranked_RK in track(ranked.items(), "metrics and intervals, lists", len(ranked)):
@@ -135,56 +129,54 @@ def evaluate(workdir: Place, *, split: str = "test", bootstrap: int = 1000) -> d
     )
     metrics |= {f"{prefix}difference/{name}/{key}": value for key, value in difference.items()}
 
-  health = judge.health(inputs.logs, inputs.sids)
+  health = judge.health(logs, opened.sids)
   rates = [row["examples_per_second"] for row in read_log(workdir) if "examples_per_second" in row]
   metrics |= {
-    "invalid_sid_rate": invalid_rate(result.recommendations, inputs.sids.codes_AL),
+    "invalid_sid_rate": invalid_rate(result.recommendations, opened.sids.codes_AL),
     "decode_requests_per_second": result.requests_per_second,
     "train_examples_per_second": float(np.median(rates)) if rates else float("nan"),
-    "num_params": count_params(params),
+    "num_params": opened.num_params,
     "sid_collision_rate": health["sid_collision_rate"],
     "num_requests": len(groups),
     "num_users": len(np.unique(requests.user_R)),
     "num_ads": len(advertiser_A),
-    "checkpoint_step": step,
+    "checkpoint_step": opened.step,
   }
   metrics = {name: float(value) for name, value in metrics.items()}
   # JSON has no NaN: what cannot be measured (no new targets, no value) is left out.
   metrics = {name: value for name, value in metrics.items() if np.isfinite(value)}
-  write_json(workdir / "about.json", _about(inputs, advertisers, settings, split))
-  lines = judge.judge(inputs.sids, health)
+  write_json(workdir / "about.json", _about(opened, advertisers, settings, split))
+  lines = judge.judge(opened.sids, health)
   write_json(workdir / "sid_health.json", as_record(health, lines))
-  valuing = make_recommender(run, decoder, params, inputs, with_value=True)
-  samples = _samples(valuing, inputs, groups, batch_size=run.config.search.batch_size)
-  write_json(workdir / "samples.json", samples)
+  write_json(workdir / "samples.json", _samples(opened, groups))
   write_json(workdir / "metrics.json", metrics)
   distributed.wait_for_all("evaluated")
   return metrics
 
 
 def _baseline_lists(
-  inputs: Inputs, requests: EvalRequests
+  opened: Opened, requests: EvalRequests
 ) -> tuple[BaselineSettings, dict[str, np.ndarray]]:
   """Tunes the baselines on validation requests, then ranks; trending ads are a fourth.
 
   Counts over users come from the training period, as the model's parameters do; a user's own
   history, as the model's context, goes up to the request.
   """
-  history = interactions(inputs.logs)
-  validation = eval_requests(group_requests(read_split(inputs.examples, "validation")))
-  config = inputs.examples.config
+  history = interactions(opened.logs)
+  validation = eval_requests(group_requests(read_split(opened.examples, "validation")))
+  config = opened.examples.config
   by_time = config.split == "time"
   common = {
-    "num_ads": len(inputs.logs.ads.ad_id), "k": DEPTH,
+    "num_ads": len(opened.logs.ads.ad_id), "k": DEPTH,
     "train_end_s": config.validation_start_s if by_time else None,
   }
-  log_end_s = int(inputs.logs.events.time_s.max()) + 1
+  log_end_s = int(opened.logs.events.time_s.max()) + 1
   horizon_s = log_end_s - config.test_start_s if by_time else None
   console.print("baselines: choosing their settings on validation requests")
   settings = tune_baselines(history, validation, horizon_s=horizon_s, **common)
   lists = rank_all(history, requests, settings=settings, **common)
-  if inputs.examples.trending is not None:
-    trending = inputs.examples.trending
+  if opened.examples.trending is not None:
+    trending = opened.examples.trending
     ranked_RK = np.full((len(requests.user_R), DEPTH), -1, np.int32)
     best_RN = trending.ad_DN[trending.rows(requests.time_s_R)][:, :DEPTH]
     ranked_RK[:, : best_RN.shape[1]] = best_RN
@@ -193,45 +185,45 @@ def _baseline_lists(
 
 
 def _about(
-  inputs: Inputs, advertisers: np.ndarray, settings: BaselineSettings, split: str
+  opened: Opened, advertisers: np.ndarray, settings: BaselineSettings, split: str
 ) -> dict[str, Any]:
-  logs = inputs.logs
+  logs = opened.logs
   return {
     "source": logs.source, "currency": logs.currency, "caveats": list(logs.caveats),
-    "cleaning": logs.cleaning, "counts": inputs.examples.counts,
+    "cleaning": logs.cleaning, "counts": opened.examples.counts,
     "num_users": len(logs.users.user_id), "num_ads": len(logs.ads.ad_id),
     "num_advertisers": len(advertisers), "num_events": len(logs.events.user),
-    "split": inputs.examples.config.split, "evaluated_split": split,
+    "split": opened.examples.config.split, "evaluated_split": split,
     "baseline_settings": dataclasses.asdict(settings),
   }
 
 
 def _samples(
-  recommender: Recommender, inputs: Inputs, groups: Sequence[Sequence[Example]], *,
-  batch_size: int,
+  opened: Opened, groups: Sequence[Sequence[Example]]
 ) -> list[dict[str, Any]]:
   """Users spread over the split, one request each, with expected values."""
+  recommender, batch_size = opened.recommender(with_value=True), opened.search.batch_size
   first_of_user = {group[0].user: group for group in reversed(groups)}
   users = sorted(first_of_user)
   chosen = [users[i] for i in np.linspace(0, len(users) - 1, NUM_SAMPLES).astype(int)]
   chosen = list(dict.fromkeys(chosen))
   groups = [first_of_user[user] for user in chosen]
   found = concatenate([
-    recommender(inputs.make_batch.context([g[0] for g in groups[i : i + batch_size]]), DEPTH)
+    recommender(opened.contexts.context([g[0] for g in groups[i : i + batch_size]]), DEPTH)
     for i in range(0, len(groups), batch_size)
   ])
-  return [_sample(inputs, group, found, row) for row, group in enumerate(groups)]
+  return [_sample(opened, group, found, row) for row, group in enumerate(groups)]
 
 
 def _sample(
-  inputs: Inputs, group: Sequence[Example], found: Recommendations, row: int
+  opened: Opened, group: Sequence[Example], found: Recommendations, row: int
 ) -> dict[str, Any]:
-  logs, ads = inputs.logs, inputs.logs.ads
+  logs, ads = opened.logs, opened.logs.ads
   first = group[0]
   target_C = np.concatenate([e.target_C for e in group])
   ranked = found.ad_RK[row].tolist()
-  values = dict(zip(inputs.examples.features.names, first.feature_F.tolist(), strict=True))
-  vocabulary = inputs.examples.features.user | inputs.examples.features.request
+  values = dict(zip(opened.examples.features.names, first.feature_F.tolist(), strict=True))
+  vocabulary = opened.examples.features.user | opened.examples.features.request
   return {
     "user_id": logs.users.user_id[first.user],
     "features": {n: vocabulary[n][v - 1] for n, v in values.items() if v > 0},

@@ -22,6 +22,7 @@ from gr4ad_jax.data.list_records import CandidateList, write_lists
 from gr4ad_jax.data.sequences import ExampleMaker
 from gr4ad_jax.gr4ad.build import Decoder
 from gr4ad_jax.gr4ad.config import CandidateConfig
+from gr4ad_jax.gr4ad.generator import generator_of
 from gr4ad_jax.gr4ad.run import Inputs, load_params, open_inputs, read_run
 from gr4ad_jax.learning.preference import fit_reward_scale
 from gr4ad_jax.machine import storage
@@ -51,12 +52,12 @@ def choose_requests(impressions: Impressions, config: CandidateConfig) -> np.nda
   return rows
 
 
-def generator_of(
+def wide_recommender(
   decoder: Decoder, params: Any, inputs: Inputs, search: SearchConfig
 ) -> Recommender:
   """What makes candidates: the policy by probability alone."""
   return Recommender(
-    decoder, params, index=inputs.index,
+    generator_of(decoder), params, index=inputs.index,
     config=dataclasses.replace(search, value_exponent=0.0, new_ad_bonus=0.0),
     bin_means=inputs.scale.bin_means,
   )
@@ -74,7 +75,7 @@ def make_lists(
   """Lists of the chosen requests: the model's candidates, and what was shown.
 
   Args:
-    generator: the present policy, from `generator_of`.
+    generator: the present policy, from `wide_recommender`.
     inputs: of its run.
     scorer: prices the candidates.
     impressions: requests with what they showed.
@@ -182,7 +183,7 @@ def write_candidates(
 
   def watched() -> Iterator[CandidateList]:
     for row in make_lists(
-      generator_of(decoder, params, inputs, run.config.search), inputs, scorer, impressions,
+      wide_recommender(decoder, params, inputs, run.config.search), inputs, scorer, impressions,
       search=run.config.search, config=config,
     ):
       ecpm.append(row.ecpm_C)

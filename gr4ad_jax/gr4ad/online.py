@@ -37,7 +37,7 @@ from gr4ad_jax.data.sequences import Example, ExampleMaker
 from gr4ad_jax.data.trending import build_trending
 from gr4ad_jax.gr4ad.batch import Batch
 from gr4ad_jax.gr4ad.batch_maker import BatchMaker
-from gr4ad_jax.gr4ad.candidates import generator_of, make_lists
+from gr4ad_jax.gr4ad.candidates import make_lists, wide_recommender
 from gr4ad_jax.gr4ad.config import CandidateConfig, OnlineConfig, PreferenceConfig
 from gr4ad_jax.gr4ad.list_batches import list_batch_maker
 from gr4ad_jax.gr4ad.run import Inputs, differences, load_params, open_inputs, read_run
@@ -176,7 +176,7 @@ class _Learner:
     self.to_devices = sharding.global_batch(self.mesh)
     self.generator: Recommender | None = None
     if with_lists:
-      self.generator = generator_of(
+      self.generator = wide_recommender(
         decoder, self.start_params, self.inputs, self.run.config.search
       )
     self.reward_scale: RewardScale | None = None

@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import grain
 import jax
@@ -29,9 +29,10 @@ from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.tfds_builder import ExampleSet, open_examples, to_example, training_events
 from gr4ad_jax.gr4ad.batch import Vocabulary
 from gr4ad_jax.gr4ad.batch_maker import NUM_ORGANIC_BUCKETS, BatchMaker
-from gr4ad_jax.gr4ad.build import Decoder, build_decoder, count_params
+from gr4ad_jax.gr4ad.build import Decoder, build_decoder
 from gr4ad_jax.gr4ad.config import Config, ModelConfig
 from gr4ad_jax.gr4ad.cost import train_flops
+from gr4ad_jax.gr4ad.generator import generator_of
 from gr4ad_jax.gr4ad.list_batches import list_batch_maker
 from gr4ad_jax.gr4ad.unified_task import UnifiedBatch, unified_task
 from gr4ad_jax.gr4ad.value import ValueScale, fit_value_scale
@@ -39,8 +40,8 @@ from gr4ad_jax.gr4ad.vsl_task import vsl_task
 from gr4ad_jax.learning.preference import RewardScale
 from gr4ad_jax.machine import distributed, sharding, storage
 from gr4ad_jax.machine.storage import Place
-from gr4ad_jax.search.export import write_artifact
-from gr4ad_jax.search.recommender import Recommender
+from gr4ad_jax.search.config import check_widths
+from gr4ad_jax.search.opened import Opened
 from gr4ad_jax.tokenizer import semantic_id
 from gr4ad_jax.training.config import TrainConfig
 from gr4ad_jax.training.mesh import check_rows, search_mesh, training_mesh
@@ -63,6 +64,8 @@ class RunFile:
   """Folder that `gr4ad candidates` wrote, to learn from beside the logged samples; "" = none."""
   segments: str = ""
   """Folder of log segments that the run goes on learning from (`gr4ad online`); "" = none."""
+  system: Literal["gr4ad"] = "gr4ad"
+  """What is trained."""
   fingerprint: str = ""
   """Of examples and semantic IDs; a run is only ever opened with those it was trained on."""
 
@@ -155,15 +158,6 @@ def read_run(workdir: Place) -> RunFile:
   return config_lib.read_json(RunFile, storage.fetch(workdir / "run.json"))
 
 
-def check_widths(config: Config, vocabulary: Vocabulary) -> None:
-  """Raises ConfigError unless there is one beam width per SID level."""
-  if len(config.search.widths) != vocabulary.num_levels:
-    raise ConfigError(
-      f"search.widths={config.search.widths}: the SIDs have {vocabulary.num_levels} levels; "
-      "one width for each"
-    )
-
-
 def train_run(
   run: RunFile, workdir: Place, *, resume: bool = False, profile: range | None = None
 ) -> TrainState:
@@ -187,7 +181,7 @@ def train_run(
   run = dataclasses.replace(run, fingerprint=inputs.fingerprint)
   if taken and (differing := differences(read_run(workdir), run)):
     raise ConfigError(f"{workdir}: the run there has other settings ({', '.join(differing)})")
-  check_widths(run.config, inputs.vocabulary)
+  check_widths(run.config.search.widths, inputs.vocabulary.num_levels)
   config = run.config.train
   hosts, host = jax.process_count(), jax.process_index()
   mesh = training_mesh(config)
@@ -313,60 +307,20 @@ def load_params(run: RunFile, workdir: Place, vocabulary: Vocabulary) -> tuple[D
   return decoder, params, step
 
 
-def open_recommender(
-  run: RunFile,
-  workdir: Place,
-  inputs: Inputs,
-  *,
-  with_value: bool = False,
-  member_TA: np.ndarray | None = None,
-) -> tuple[Recommender, int, int]:
-  """The recommender of a trained run, its number of parameters, and the checkpoint's step.
-
-  It searches on the devices of this host, laid out as for training.
-  """
-  decoder, params, step = load_params(run, workdir, inputs.vocabulary)
-  recommender = make_recommender(
-    run, decoder, params, inputs, with_value=with_value, member_TA=member_TA
-  )
-  return recommender, count_params(params), step
-
-
-def make_recommender(
-  run: RunFile,
-  decoder: Decoder,
-  params: Any,
-  inputs: Inputs,
-  *,
-  with_value: bool = False,
-  member_TA: np.ndarray | None = None,
-) -> Recommender:
-  """A recommender of what `load_params` has read, on the devices of this host."""
-  return Recommender(
-    decoder, distributed.local(params), index=inputs.index, config=run.config.search,
-    bin_means=inputs.scale.bin_means, with_value=with_value, member_TA=member_TA,
-    mesh=search_mesh(run.config.train, run.config.search.batch_size),
-  )
-
-
-def export_run(workdir: Place, out: Place) -> int:
-  """Writes a trained run as a portable artifact; returns the bytes of its files.
+def open_run(workdir: Place) -> Opened:
+  """A trained run, opened for search.
 
   Raises:
-    ConfigError: no trained run.
-    ValueError: `out` exists already.
+    ConfigError: no trained run, or its data are no longer what it was trained on.
   """
   run = read_run(workdir)
   inputs = open_inputs(run)
   decoder, params, step = load_params(run, workdir, inputs.vocabulary)
-  example = to_example(inputs.examples.sources["test"][0], 1)
-  storage.require_free(out)
-  with storage.new_folder(out) as copy:
-    write_artifact(
-      copy.path, decoder, params, index=inputs.index, ad_id_A=inputs.logs.ads.ad_id,
-      config=run.config.search, bin_means=inputs.scale.bin_means,
-      sample=inputs.make_batch.context([example]),
-      about={"step": step, "fingerprint": inputs.fingerprint,
-             "currency": inputs.logs.currency, "config": dataclasses.asdict(run.config)},
-    )
-    return sum(file.stat().st_size for file in copy.path.iterdir())
+  return Opened(
+    folder=workdir, data=storage.place(run.data), config=run.config, search=run.config.search,
+    fingerprint=inputs.fingerprint, logs=inputs.logs, examples=inputs.examples, sids=inputs.sids,
+    index=inputs.index, contexts=inputs.make_batch, bin_means=inputs.scale.bin_means,
+    generator=generator_of(decoder), params=distributed.local(params), step=step,
+    read_params=lambda: load_params(run, workdir, inputs.vocabulary)[1:],
+    mesh=search_mesh(run.config.train, run.config.search.batch_size),
+  )

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
-from gr4ad_jax.config import require
+from gr4ad_jax.config import ConfigError, require
+
+
+def check_widths(widths: Sequence[int], num_levels: int) -> None:
+  """Raises ConfigError unless there is one beam width per SID level."""
+  if len(widths) != num_levels:
+    raise ConfigError(
+      f"search.widths={tuple(widths)}: the SIDs have {num_levels} levels; one width for each"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -16,11 +17,14 @@ import numpy as np
 from gr4ad_jax import __version__
 from gr4ad_jax.catalog.ad_index import AdIndex
 from gr4ad_jax.catalog.legal_prefixes import PrefixTree, build_prefix_tree
-from gr4ad_jax.machine import atomic
+from gr4ad_jax.data.tfds_builder import to_example
+from gr4ad_jax.machine import atomic, storage
+from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.search import artifact
 from gr4ad_jax.search.beam_search import search_function
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.generator import Generator, named_arrays
+from gr4ad_jax.search.opened import Opened
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -93,6 +97,25 @@ def write_artifact(
     np.savez(fresh / "sample.npz", **arrays)
     shutil.copy(artifact.__file__, fresh / "reader.py")
     (fresh / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def export_run(opened: Opened, out: Place) -> int:
+  """Writes a trained run as a portable artifact; returns the bytes of its files.
+
+  Raises:
+    ValueError: `out` exists already.
+  """
+  example = to_example(opened.examples.sources["test"][0], 1)
+  storage.require_free(out)
+  with storage.new_folder(out) as copy:
+    write_artifact(
+      copy.path, opened.generator, opened.params, index=opened.index,
+      ad_id_A=opened.logs.ads.ad_id, config=opened.search, bin_means=opened.bin_means,
+      sample=opened.contexts.context([example]),
+      about={"step": opened.step, "fingerprint": opened.fingerprint,
+             "currency": opened.logs.currency, "config": dataclasses.asdict(opened.config)},
+    )
+    return sum(file.stat().st_size for file in copy.path.iterdir())
 
 
 def searched(

@@ -231,8 +231,8 @@ class Engine:
     ranking = time.perf_counter()
     met_RTL = self._searcher.generator.met_codes(context)
     found = rank_ads(
-      catalog.snapshot.index, beams, met_RTL, max(query.k for query in queries), config=self._search,
-      allowed=allowed,
+      catalog.snapshot.index, beams, met_RTL, max(query.k for query in queries),
+      config=self._search, allowed=allowed,
     )
     seconds = {
       "context": searching - began, "search": ranking - searching,
@@ -253,7 +253,9 @@ class Engine:
     if self.trending is not None:
       contexts = contexts.with_trending(self.trending)
     # Users may be new: the log's numbers do not do.
-    return contexts.context([query.example for query in queries], user_ids=[query.user_id for query in queries])
+    return contexts.context(
+      [query.example for query in queries], user_ids=[query.user_id for query in queries]
+    )
 
 
 def seconds_of(call: Callable[[], Any]) -> float:

@@ -10,9 +10,9 @@ import numpy as np
 
 from gr4ad_jax.catalog.catalog import Catalog
 from gr4ad_jax.config import ConfigError
-from gr4ad_jax.data.records import Action
+from gr4ad_jax.data.records import Action, Logs
 from gr4ad_jax.data.sequences import Example, ExampleMaker, Past
-from gr4ad_jax.gr4ad.run import Inputs
+from gr4ad_jax.data.tfds_builder import ExampleSet
 from gr4ad_jax.serving.histories import Latest
 from gr4ad_jax.serving.journal import Event
 
@@ -28,13 +28,8 @@ class Profile(NamedTuple):
 class Users:
   """The log's users; later events come with each request."""
 
-  def __init__(self, inputs: Inputs):
-    """Indexes the log.
-
-    Args:
-      inputs: of the run.
-    """
-    logs, examples = inputs.logs, inputs.examples
+  def __init__(self, logs: Logs, examples: ExampleSet):
+    """Indexes the log; `examples` say how histories are cut."""
     self._maker = ExampleMaker(
       logs, examples.config, split_R=np.full(int(logs.events.request.max()) + 1, -1, np.int8),
       vocabulary=examples.features,

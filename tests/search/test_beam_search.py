@@ -9,6 +9,7 @@ from gr4ad_jax.catalog.ad_index import build_ad_index
 from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
 from gr4ad_jax.gr4ad.build import build_decoder, init_params, start_fn, step_fn
 from gr4ad_jax.gr4ad.config import ModelConfig
+from gr4ad_jax.gr4ad.generator import generator_of
 from gr4ad_jax.search.beam_search import NEG_INF, beam_search, compile_search
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.recommender import Recommender
@@ -159,7 +160,7 @@ def test_recommender_expands_and_reranks_by_value(trained_like):
 
   def recommend(gamma: float, bonus: float = 0.0):
     return Recommender(
-      decoder, params, index=index, bin_means=bins, with_value=True,
+      generator_of(decoder), params, index=index, bin_means=bins, with_value=True,
       config=SearchConfig(widths=(20, 20, 20), batch_size=4, value_exponent=gamma,
                           new_ad_bonus=bonus),
     )(context, 30)
@@ -187,37 +188,33 @@ def test_recommender_expands_and_reranks_by_value(trained_like):
     assert sorted(new_first.ad_RK[row, :25]) == list(range(25))
   with pytest.raises(ValueError, match="batch_size"):
     Recommender(
-      decoder, params, index=index, bin_means=bins,
+      generator_of(decoder), params, index=index, bin_means=bins,
       config=SearchConfig(widths=(20, 20, 20), batch_size=2),
     )(context, 5)
 
 
-def test_recommender_keeps_to_the_named_subsets(trained_like):
+def test_recommender_keeps_to_the_allowed_ads(trained_like):
   decoder, params, context = trained_like
   sids = random_sids(np.random.default_rng(2), 20)
   codes_AL = np.concatenate([sids, sids[:5]])  # five SIDs hold two ads
   index = build_ad_index(codes_AL, np.arange(25, dtype=np.float64))
-  member_TA = np.stack([np.arange(25) >= 20, np.arange(25) % 2 == 0])
-
-  def recommender(member_TA):
-    return Recommender(
-      decoder, params, index=index, bin_means=(1.0, 4.0, 9.0, 16.0), member_TA=member_TA,
-      config=SearchConfig(widths=(20, 20, 20), batch_size=4),
-    )
-
-  targeted = recommender(member_TA)
-  plain = targeted(context, 25)
-  found = targeted(context, 8, subset_RN=np.array([[0, -1], [0, 1], [-1, -1]]))
-  allowed = [range(20, 25), (20, 22, 24), range(25)]
-  for row, ads in enumerate(allowed):
+  recommender = Recommender(
+    generator_of(decoder), params, index=index, bin_means=(1.0, 4.0, 9.0, 16.0),
+    config=SearchConfig(widths=(20, 20, 20), batch_size=4),
+  )
+  plain = recommender(context, 25)
+  late, even, every = np.arange(25) >= 20, np.arange(25) % 2 == 0, np.ones(25, bool)
+  allowed = [recommender.allow(keep) for keep in (late, late & even, every)]
+  found = recommender(context, 8, allowed=allowed)
+  for row, ads in enumerate([range(20, 25), (20, 22, 24), range(25)]):
     expected = [ad for ad in plain.ad_RK[row].tolist() if ad in ads][:8]
     assert found.ad_RK[row].tolist() == expected + [-1] * (8 - len(expected))
     filled = found.ad_RK[row] >= 0
     np.testing.assert_array_equal(found.code_RKL[row, filled], codes_AL[found.ad_RK[row, filled]])
-  with pytest.raises(ValueError, match="made without member_TA"):
-    recommender(None)(context, 5, subset_RN=np.zeros((3, 1), int))
-  with pytest.raises(ValueError, match=r"needs \[T, 25\] bool"):
-    recommender(member_TA[:, :3])
+  with pytest.raises(ValueError, match=r"needs \[25\] bool"):
+    recommender.allow(late[:3])
+  with pytest.raises(ValueError, match=r"needs \[25\] bool"):
+    recommender.allow(np.arange(25))
 
 
 def test_widths_can_change_from_call_to_call(trained_like):
@@ -226,7 +223,7 @@ def test_widths_can_change_from_call_to_call(trained_like):
 
   def recommender(widths):
     return Recommender(
-      decoder, params, index=index, bin_means=(1.0,) * 4,
+      generator_of(decoder), params, index=index, bin_means=(1.0,) * 4,
       config=SearchConfig(widths=widths, batch_size=4),
     )
 

@@ -12,6 +12,7 @@ from gr4ad_jax.catalog.ad_index import build_ad_index
 from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
 from gr4ad_jax.gr4ad.build import build_decoder, start_fn, step_fn
 from gr4ad_jax.gr4ad.config import ModelConfig
+from gr4ad_jax.gr4ad.generator import generator_of
 from gr4ad_jax.search.artifact import Artifact
 from gr4ad_jax.search.beam_search import compile_search
 from gr4ad_jax.search.config import SearchConfig
@@ -47,8 +48,8 @@ def exported(request, tmp_path_factory):
   index = build_ad_index(random_codes(rng, 40), rng.random(40))
   folder = tmp_path_factory.mktemp("export") / "artifact"
   write_artifact(
-    folder, decoder, params, index=index, ad_id_A=AD_IDS, config=CONFIG, bin_means=BIN_MEANS,
-    sample=random_context(rng, 1), about={"step": 7},
+    folder, generator_of(decoder), params, index=index, ad_id_A=AD_IDS, config=CONFIG,
+    bin_means=BIN_MEANS, sample=random_context(rng, 1), about={"step": 7},
   )
   return folder, decoder, params, index
 
@@ -75,7 +76,7 @@ def test_recommends_what_the_run_recommends(exported):
   context = random_context(np.random.default_rng(5), 3)
   context.ad_code_BTL[:, 0] = index.sids_SL[3]  # an SID of the history
   expected = Recommender(
-    decoder, params, index=index, config=CONFIG, bin_means=BIN_MEANS
+    generator_of(decoder), params, index=index, config=CONFIG, bin_means=BIN_MEANS
   )(context, 6)
   ads, scores = Artifact(folder).recommend(context.present(), k=6)
   assert ads == [[str(AD_IDS[ad]) for ad in row if ad >= 0] for row in expected.ad_RK.tolist()]
@@ -111,6 +112,6 @@ def test_bad_requests_and_folders_are_named(exported, tmp_path):
     Artifact(tmp_path)
   with pytest.raises(ValueError, match="exists already"):
     write_artifact(
-      folder, decoder, params, index=index, ad_id_A=AD_IDS, config=CONFIG, bin_means=BIN_MEANS,
-      sample=random_context(np.random.default_rng(0), 1), about={},
+      folder, generator_of(decoder), params, index=index, ad_id_A=AD_IDS, config=CONFIG,
+      bin_means=BIN_MEANS, sample=random_context(np.random.default_rng(0), 1), about={},
     )

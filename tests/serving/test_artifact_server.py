@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from gr4ad_jax.gr4ad.run import export_run
+from gr4ad_jax.cli.open_run import open_run
+from gr4ad_jax.search.export import export_run
 from gr4ad_jax.serving.artifact_server import ArtifactEngine, build_artifact_app
 from tests.serving.support import SERVING
 
@@ -14,7 +15,7 @@ from tests.serving.support import SERVING
 @pytest.fixture(scope="module")
 def engine(served_run, tmp_path_factory):
   folder = tmp_path_factory.mktemp("artifact") / "artifact"
-  export_run(served_run, folder)
+  export_run(open_run(served_run), folder)
   engine = ArtifactEngine(folder, SERVING)
   engine.warm()
   return engine

@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
 
+from gr4ad_jax.cli.open_run import open_run
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.segments import append_segment, segment_files
-from gr4ad_jax.gr4ad.recommend import recommend_for_user
+from gr4ad_jax.search.recommend import recommend_for_user
 from gr4ad_jax.serving.batcher import Batcher
 from gr4ad_jax.serving.engine import Query
 from gr4ad_jax.serving.journal import Event, Journal
@@ -38,9 +39,9 @@ def client(service):
 
 def test_gives_what_the_command_line_gives(client, service, served_run):
   """A second path to the same search: `gr4ad recommend` at base widths."""
-  rows, currency, _ = recommend_for_user(served_run, "u7", 5)
-  events = service.inputs.logs.events
-  last = np.flatnonzero(service.inputs.logs.users.user_id[events.user] == "u7")[-1]
+  rows, currency, _ = recommend_for_user(open_run(served_run), "u7", 5)
+  events = service.opened.logs.events
+  last = np.flatnonzero(service.opened.logs.users.user_id[events.user] == "u7")[-1]
   reply = ask(
     client, user_id="u7", k=5, beam_factor=1.0, time=int(events.time_s[last]),
     features={"scene": events.features["scene"][last]},
@@ -259,7 +260,7 @@ def test_ads_and_events_survive_a_restart(served_run, tmp_path):
 
 def test_segments_hold_every_event_once_and_can_be_learned_from(service, tmp_path):
   journal, folder = Journal(tmp_path / "journal.sqlite"), tmp_path / "segments"
-  ads = service.inputs.logs.ads.ad_id
+  ads = service.opened.logs.ads.ad_id
   events = [
     Event(f"u{i % 7}", 1_800_000_000 + i, str(ads[i % 9]), None, 2, None, 1.5, None,
           {"scene": "feed"})
@@ -280,7 +281,7 @@ def test_segments_hold_every_event_once_and_can_be_learned_from(service, tmp_pat
   other.add_events(events[:5])
   assert export_segment(other, tmp_path / "both") == 5 and exported(other, folder) == 5
   other.close()
-  logs = service.inputs.logs
+  logs = service.opened.logs
   before = len(logs.events.user)
   for file in segment_files(folder):
     appended = append_segment(logs, file)
@@ -343,9 +344,9 @@ def test_a_segment_without_a_valid_row_is_an_empty_one(service, tmp_path):
   pd.DataFrame({
     "user_id": ["u1"], "time": [1_800_000_000], "ad_id": ["unheard of"], "action": ["click"],
   }).to_parquet(file)
-  appended = append_segment(service.inputs.logs, file)
+  appended = append_segment(service.opened.logs, file)
   assert not appended.new_R.any() and sum(appended.left_out.values()) == 1
-  assert len(appended.logs.events.user) == len(service.inputs.logs.events.user)
+  assert len(appended.logs.events.user) == len(service.opened.logs.events.user)
 
 
 def test_a_full_queue_refuses_and_a_late_answer_is_given_up(service):

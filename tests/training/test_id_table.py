@@ -15,7 +15,7 @@ from gr4ad_jax.gr4ad.config import Config, DataShape, LossConfig, ModelConfig
 from gr4ad_jax.gr4ad.cost import num_params, num_table_params
 from gr4ad_jax.gr4ad.layouts import SPARSE_TABLES
 from gr4ad_jax.gr4ad.plan import plan_run
-from gr4ad_jax.gr4ad.run import RunFile, open_inputs, open_recommender, read_run, train_run
+from gr4ad_jax.gr4ad.run import RunFile, open_run, train_run
 from gr4ad_jax.gr4ad.vsl_task import vsl_task
 from gr4ad_jax.machine import sharding
 from gr4ad_jax.machine.peaks import DEVICES
@@ -153,15 +153,14 @@ def test_a_run_with_ids_from_logs_to_recommendations(tiny_data, tmp_path):
   run_file = RunFile(str(tiny_data), str(tiny_data / "sids"), config)
   train_run(run_file, tmp_path / "run")
   state = train_run(run_file, tmp_path / "run", resume=True)
-  inputs = open_inputs(read_run(tmp_path / "run"))
-  recommender, num, step = open_recommender(read_run(tmp_path / "run"), tmp_path / "run", inputs)
-  assert (step, num) == (3, count_params(state.params))
-  context = inputs.make_batch.context([inputs_example(inputs)])
+  opened = open_run(tmp_path / "run")
+  assert (opened.step, opened.num_params) == (3, count_params(state.params))
+  context = opened.contexts.context([first_test_example(opened)])
   assert context.ad_id_BT.shape == context.ad_count_BT.shape
-  assert recommender(context, 5).ad_RK.shape == (1, 5)
+  assert opened.recommender()(context, 5).ad_RK.shape == (1, 5)
 
 
-def inputs_example(inputs):
+def first_test_example(opened):
   from gr4ad_jax.data.tfds_builder import to_example
 
-  return to_example(inputs.examples.sources["test"][0], 2)
+  return to_example(opened.examples.sources["test"][0], 2)

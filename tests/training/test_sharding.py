@@ -12,6 +12,7 @@ from gr4ad_jax.config import ConfigError
 from gr4ad_jax.gr4ad.batch import Batch
 from gr4ad_jax.gr4ad.build import build_decoder
 from gr4ad_jax.gr4ad.config import LossConfig, ModelConfig, PreferenceConfig, preset
+from gr4ad_jax.gr4ad.generator import generator_of
 from gr4ad_jax.gr4ad.layouts import LAYOUTS
 from gr4ad_jax.gr4ad.unified_task import ListBatch, UnifiedBatch, unified_task
 from gr4ad_jax.gr4ad.vsl_task import vsl_task
@@ -109,7 +110,8 @@ def recommender_on(mesh):
   rng = np.random.default_rng(2)
   index = build_ad_index(codes(rng, 300), rng.random(300))
   return Recommender(
-    DECODER, trained(MESHES[0])[1].params, index=index, mesh=mesh, bin_means=np.arange(4.0),
+    generator_of(DECODER), trained(MESHES[0])[1].params, index=index, mesh=mesh,
+    bin_means=np.arange(4.0),
     config=SearchConfig(widths=(16, 32, 32), batch_size=ROWS, value_exponent=0.5),
   )
 
@@ -186,7 +188,7 @@ def test_what_does_not_divide_is_refused():
     dataclasses.replace(TRAIN, accumulate=3)
   with pytest.raises(ValueError, match="search.batch_size=6: must be a multiple of the 8"):
     Recommender(
-      DECODER, {}, index=None, config=SearchConfig(batch_size=6), bin_means=(),
+      generator_of(DECODER), {}, index=None, config=SearchConfig(batch_size=6), bin_means=(),
       mesh=mesh_of((8, 1, 1)),
     )
 

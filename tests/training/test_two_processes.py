@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.cli.main import main
+from gr4ad_jax.cli.open_run import open_run
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.evaluation.evaluate import evaluate
 from gr4ad_jax.gr4ad.run import load_params, open_inputs, read_run
@@ -60,7 +61,7 @@ def test_two_processes_evaluate_as_one(alone, tmp_path):
   assert result.stdout.count("test split, written to") == 1
   metrics = json.loads((workdir / "metrics.json").read_text())
   samples = json.loads((workdir / "samples.json").read_text())
-  expected = evaluate(workdir)  # writes over them
+  expected = evaluate(open_run(workdir))  # writes over them
   assert metrics.keys() == expected.keys()
   for name in metrics.keys() - {"decode_requests_per_second"}:
     assert metrics[name] == pytest.approx(expected[name], abs=1e-12), name

@@ -9,17 +9,16 @@ import numpy as np
 from gr4ad_jax.catalog.targeting import Targeting
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.sequences import ExampleMaker
-from gr4ad_jax.gr4ad.run import open_inputs, open_recommender, read_run
-from gr4ad_jax.machine.storage import Place
+from gr4ad_jax.search.opened import Opened
 
 
 def recommend_for_user(
-  workdir: Place, user_id: str, k: int, *, where: Sequence[str] = ()
+  opened: Opened, user_id: str, k: int, *, where: Sequence[str] = ()
 ) -> tuple[list[list[str]], str, str]:
   """The k best ads for a request right after the user's last event.
 
   Args:
-    workdir: a trained run.
+    opened: a trained run.
     user_id: of the logs.
     k: ads wanted.
     where: "COLUMN=VALUE" of the ads table; only ads that meet all of them are searched.
@@ -29,35 +28,32 @@ def recommend_for_user(
     sentence on what is known of the user.
 
   Raises:
-    ConfigError: unknown user, k below 1, a condition that no ad can meet, or no trained run.
+    ConfigError: unknown user, k below 1, or a condition that no ad can meet.
   """
   if k < 1:
     raise ConfigError(f"-k {k}: must be at least 1")
-  run = read_run(workdir)
-  inputs = open_inputs(run)
-  logs = inputs.logs
+  logs = opened.logs
   found = np.flatnonzero(logs.users.user_id == user_id)
   if not len(found):
     known = logs.users.user_id
     examples = ", ".join(known[:: max(1, len(known) // 5)][:5])
     raise ConfigError(
-      f"--user {user_id!r}: not in {run.data}/logs/users.parquet; its {len(known):,} ids include "
-      f"{examples}"
+      f"--user {user_id!r}: not in {opened.data}/logs/users.parquet; its {len(known):,} ids "
+      f"include {examples}"
     )
-  maker = ExampleMaker(logs, inputs.examples.config)
+  maker = ExampleMaker(logs, opened.examples.config)
   example = maker.latest_context(int(found[0]))
-  member_TA = subset_RN = None
+  recommender, allowed = opened.recommender(with_value=True), None
   if where:
     targeting = Targeting(logs.ads)
     try:
-      member_TA = np.stack([targeting.matches(condition) for condition in where])
+      keep_A = np.all([targeting.matches(condition) for condition in where], axis=0)
     except ConfigError as error:
       raise ConfigError(f"--where {error}") from None
-    if not member_TA.all(axis=0).any():
+    if not keep_A.any():
       raise ConfigError(f"--where {' '.join(where)}: no ad meets all of them")
-    subset_RN = np.arange(len(where), dtype=np.int32)[None]
-  recommender, _, _ = open_recommender(run, workdir, inputs, with_value=True, member_TA=member_TA)
-  result = recommender(inputs.make_batch.context([example]), k, subset_RN=subset_RN)
+    allowed = [recommender.allow(keep_A)]
+  result = recommender(opened.contexts.context([example]), k, allowed=allowed)
   ads = logs.ads
   rows = [
     [

@@ -1,0 +1,79 @@
+"""A trained run, opened: what evaluation, serving and export take, whatever system trained it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from gr4ad_jax.catalog.ad_index import AdIndex
+from gr4ad_jax.catalog.catalog import ContextMaker
+from gr4ad_jax.data.records import Logs
+from gr4ad_jax.data.tfds_builder import ExampleSet
+from gr4ad_jax.machine.storage import Place
+from gr4ad_jax.search.config import SearchConfig
+from gr4ad_jax.search.generator import Generator
+from gr4ad_jax.search.recommender import Recommender
+from gr4ad_jax.tokenizer.semantic_id import SemanticIds
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+  """A run folder with its data and parameters.
+
+  Attributes:
+    folder: of the run.
+    data: folder that `gr4ad prepare` wrote.
+    config: every setting of the run, a nested dataclass.
+    search: the part of it that searches.
+    fingerprint: of examples and semantic IDs.
+    logs: the cleaned logs.
+    examples: prepared requests.
+    sids: codes of ads and contents, and what the quantizer has learned.
+    index: SID <-> ads; ads of one SID ordered by engagements in training.
+    contexts: histories -> what the model reads.
+    bin_means: mean value of each value bucket.
+    generator: the model.
+    read_params: () -> float32 parameters that the folder holds now, and their step.
+    params, step: of the moment of opening.
+    mesh: devices of this host that share a search; None = one.
+  """
+
+  folder: Place
+  data: Place
+  config: Any
+  search: SearchConfig
+  fingerprint: str
+  logs: Logs
+  examples: ExampleSet
+  sids: SemanticIds
+  index: AdIndex
+  contexts: ContextMaker
+  bin_means: Sequence[float]
+  generator: Generator
+  read_params: Callable[[], tuple[Any, int]]
+  params: Any
+  step: int
+  mesh: Mesh | None = None
+
+  @property
+  def num_params(self) -> int:
+    """Numbers in all parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+  def recommender(
+    self, search: SearchConfig | None = None, *, with_value: bool = False
+  ) -> Recommender:
+    """The run's search, on the devices of this host.
+
+    Args:
+      search: None = the run's own settings.
+      with_value: compute expected values even where they do not rank.
+    """
+    return Recommender(
+      self.generator, self.params, index=self.index, config=search or self.search,
+      bin_means=self.bin_means, with_value=with_value, mesh=self.mesh,
+    )
