@@ -109,6 +109,13 @@ def _parse(hint: Any, value: Any, path: str) -> Any:
     raise ConfigError(f"{path}={value!r}: must be {kind if not args else hint}") from None
 
 
+def differences(old: ConfigT, new: ConfigT) -> list[str]:
+  """Settings in which two configs differ, as "path: old -> new"."""
+  before = dict(_leaves(old))
+  return [f"{path}: {before.get(path)} -> {value}" for path, value in _leaves(new)
+          if before.get(path) != value]
+
+
 def to_json(config: Any) -> str:
   """The config as indented JSON text."""
   return json.dumps(dataclasses.asdict(config), indent=2) + "\n"

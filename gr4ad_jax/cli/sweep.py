@@ -28,9 +28,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gr4ad_jax.config import ConfigError, override_all, require
+from gr4ad_jax.config import ConfigError, differences, override_all, require
 from gr4ad_jax.gr4ad.config import Config
-from gr4ad_jax.gr4ad.run import RunFile, differences, read_run
+from gr4ad_jax.gr4ad.run import RunFile, read_run
 from gr4ad_jax.machine import storage
 from gr4ad_jax.machine.progress import console, track
 from gr4ad_jax.machine.storage import Place, write_json

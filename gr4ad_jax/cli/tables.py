@@ -18,7 +18,7 @@ from gr4ad_jax.tokenizer.health_line import HealthLine
 
 if TYPE_CHECKING:  # it imports JAX
   from gr4ad_jax.cli.sweep import Result
-  from gr4ad_jax.gr4ad.plan import Plan
+  from gr4ad_jax.training.plan import Plan
 
 console = Console()
 

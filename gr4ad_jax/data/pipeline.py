@@ -9,6 +9,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.data.tfds_builder import to_example
 
@@ -112,6 +113,43 @@ def batch_dataset(
     return make_batch([parse(order[first + row]) for row in range(rows)])
 
   return grain.MapDataset.range(len(order) // batch_size).map(batch)
+
+
+def validation_batches(
+  source: Any,
+  make_batch: Callable[[Sequence[Any]], Any],
+  *,
+  batch_size: int,
+  most: int,
+  host: int = 0,
+  num_hosts: int = 1,
+  parts: int = 1,
+) -> list[Any]:
+  """The first batches of a split in its stored (shuffled) order.
+
+  Args:
+    source: random-access records of the split.
+    make_batch: examples -> a batch.
+    batch_size: rows over all hosts; fewer where the split is smaller.
+    most: batches at the most.
+    host, num_hosts: which rows of each batch this process reads.
+    parts: rows of a batch are a multiple of this.
+
+  Raises:
+    ConfigError: the split has fewer rows than parts.
+  """
+  rows = min(batch_size, len(source) // parts * parts) // num_hosts
+  if not rows:
+    raise ConfigError(
+      f"the validation split has {len(source)} examples, the batch is split over {parts} devices; "
+      "take fewer with train.data_parallel"
+    )
+  batches = []
+  for number in range(max(1, min(most, len(source) // (rows * num_hosts)))):
+    first = (number * num_hosts + host) * rows
+    records = [source[row] for row in range(first, first + rows)]
+    batches.append(make_batch([to_example(record, 1) for record in records]))
+  return batches
 
 
 def read_ahead(dataset: grain.MapDataset, read_threads: int = 2) -> grain.DatasetIterator:

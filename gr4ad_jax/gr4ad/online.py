@@ -40,7 +40,7 @@ from gr4ad_jax.gr4ad.batch_maker import BatchMaker
 from gr4ad_jax.gr4ad.candidates import make_lists, wide_recommender
 from gr4ad_jax.gr4ad.config import CandidateConfig, OnlineConfig, PreferenceConfig
 from gr4ad_jax.gr4ad.list_batches import list_batch_maker
-from gr4ad_jax.gr4ad.run import Inputs, differences, load_params, open_inputs, read_run
+from gr4ad_jax.gr4ad.run import Inputs, load_params, open_inputs, read_run
 from gr4ad_jax.gr4ad.unified_task import UnifiedBatch, unified_task
 from gr4ad_jax.gr4ad.vsl_task import vsl_task
 from gr4ad_jax.learning.preference import RewardScale, fit_reward_scale
@@ -188,7 +188,7 @@ class _Learner:
   def begin(self, checkpoints: Checkpoints) -> TrainState:
     """The state after the last complete checkpoint, or step 0; the logs as they were then."""
     if (self.out / "run.json").exists():
-      if different := differences(read_run(self.out), self.run):
+      if different := config_lib.differences(read_run(self.out), self.run):
         raise ConfigError(f"{self.out}: learns with other settings ({', '.join(different)})")
       if config_lib.read_json(OnlineFile, self.out / "online.json") != self.file:
         raise ConfigError(f"{self.out}: learns with other settings, see online.json there")

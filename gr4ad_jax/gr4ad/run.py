@@ -9,24 +9,23 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-from pathlib import Path
 from typing import Any, Literal
 
 import grain
 import jax
-import numpy as np
 
 from gr4ad_jax import config as config_lib
-from gr4ad_jax.catalog.ad_index import AdIndex, build_ad_index
+from gr4ad_jax.catalog.prepared import Prepared, open_prepared
 from gr4ad_jax.config import ConfigError
-from gr4ad_jax.data.engagements import engaged_with_ad
 from gr4ad_jax.data.list_records import open_lists, to_list
-from gr4ad_jax.data.log_folder import read_logs
-from gr4ad_jax.data.pipeline import batch_dataset, hash_buckets, hash_ids, read_ahead
-from gr4ad_jax.data.records import Logs
-from gr4ad_jax.data.tfds_builder import ExampleSet, open_examples, to_example, training_events
+from gr4ad_jax.data.pipeline import (
+  batch_dataset,
+  hash_buckets,
+  hash_ids,
+  read_ahead,
+  validation_batches,
+)
 from gr4ad_jax.gr4ad.batch import Vocabulary
 from gr4ad_jax.gr4ad.batch_maker import NUM_ORGANIC_BUCKETS, BatchMaker
 from gr4ad_jax.gr4ad.build import Decoder, build_decoder
@@ -42,8 +41,6 @@ from gr4ad_jax.machine import distributed, sharding, storage
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.search.config import check_widths
 from gr4ad_jax.search.opened import Opened
-from gr4ad_jax.tokenizer import semantic_id
-from gr4ad_jax.training.config import TrainConfig
 from gr4ad_jax.training.mesh import check_rows, search_mesh, training_mesh
 from gr4ad_jax.training.train_loop import read_params, train
 from gr4ad_jax.training.train_step import TrainState
@@ -71,53 +68,24 @@ class RunFile:
 
 
 @dataclasses.dataclass(frozen=True)
-class Inputs:
-  """Everything that model, search and evaluation read.
+class Inputs(Prepared):
+  """Prepared data as GR4AD reads them.
 
   Attributes:
-    logs: the cleaned logs.
-    examples: prepared requests.
-    sids: codes of ads and contents.
-    index: SID <-> ads; ads of one SID ordered by engagements in training.
     make_batch: examples -> padded batches.
     scale: value buckets.
     vocabulary: sizes for the model.
-    fingerprint: of examples and semantic IDs.
   """
 
-  logs: Logs
-  examples: ExampleSet
-  sids: semantic_id.SemanticIds
-  index: AdIndex
   make_batch: BatchMaker
   scale: ValueScale
   vocabulary: Vocabulary
-  fingerprint: str
 
 
 def open_inputs(run: RunFile) -> Inputs:
-  """Reads data and semantic IDs.
-
-  Raises:
-    LogError: a folder is missing, or the semantic IDs are not of these logs.
-  """
-  data = storage.place(run.data)
-  examples_folder = storage.fetch(data / "examples")
-  examples = open_examples(examples_folder)
-  logs = read_logs(storage.fetch(data / "logs"))
-  sids = semantic_id.load(storage.fetch(storage.place(run.sids)))
-  if len(sids.codes_AL) != len(logs.ads.ad_id):
-    raise ConfigError(
-      f"{run.sids}: holds {len(sids.codes_AL)} ads, {data / 'logs'} has {len(logs.ads.ad_id)}; "
-      "run `gr4ad tokenize` on these logs"
-    )
-  if not 2 <= len(sids.codebook_sizes):
-    raise ConfigError(f"{run.sids}: {len(sids.codebook_sizes)} SID level; needs at least 2")
-  fingerprint = _fingerprint(examples_folder / "examples.json", sids)
-  if run.fingerprint and run.fingerprint != fingerprint:
-    raise ConfigError(
-      f"{run.data}, {run.sids}: changed since the run was trained on them; train again"
-    )
+  """Reads data and semantic IDs; errors as `open_prepared`."""
+  prepared = open_prepared(run.data, run.sids, fingerprint=run.fingerprint)
+  logs, examples, sids = prepared.logs, prepared.examples, prepared.sids
   scale = fit_value_scale(examples, run.config.loss)
   make_batch = BatchMaker(
     examples.config, run.config.loss, scale, sids.codes_AL, sids.content_codes_OL,
@@ -128,23 +96,10 @@ def open_inputs(run: RunFile) -> Inputs:
     make_batch = dataclasses.replace(
       make_batch, user_hash_U=hash_ids(logs.users.user_id), ad_hash_A=hash_ids(logs.ads.ad_id)
     )
-  index = build_ad_index(sids.codes_AL, training_engagements(logs, examples).astype(np.float64))
-  vocabulary = make_batch.vocabulary(examples.features.sizes, sids.codebook_sizes)
-  return Inputs(logs, examples, sids, index, make_batch, scale, vocabulary, fingerprint)
-
-
-def _fingerprint(examples: Path, sids: semantic_id.SemanticIds) -> str:
-  digest = hashlib.blake2b(examples.read_bytes(), digest_size=8)
-  for codes in (sids.codes_AL, sids.content_codes_OL):
-    digest.update(np.ascontiguousarray(codes).tobytes())
-  return digest.hexdigest()
-
-
-def training_engagements(logs: Logs, examples: ExampleSet) -> np.ndarray:
-  """int64 [A] clicks and conversions of every ad in the training requests."""
-  events = logs.events
-  rows = engaged_with_ad(events) & training_events(logs, examples)
-  return np.bincount(events.ad[rows], minlength=len(logs.ads.ad_id))
+  return Inputs(
+    **vars(prepared), make_batch=make_batch, scale=scale,
+    vocabulary=make_batch.vocabulary(examples.features.sizes, sids.codebook_sizes),
+  )
 
 
 def read_run(workdir: Place) -> RunFile:
@@ -179,7 +134,7 @@ def train_run(
     raise ConfigError(f"{workdir}: holds a run already; pass --resume or another --workdir")
   inputs = open_inputs(run)
   run = dataclasses.replace(run, fingerprint=inputs.fingerprint)
-  if taken and (differing := differences(read_run(workdir), run)):
+  if taken and (differing := config_lib.differences(read_run(workdir), run)):
     raise ConfigError(f"{workdir}: the run there has other settings ({', '.join(differing)})")
   check_widths(run.config.search.widths, inputs.vocabulary.num_levels)
   config = run.config.train
@@ -206,7 +161,8 @@ def train_run(
   return train(
     task, config, batches=read_ahead(batches), folder=workdir, mesh=mesh,
     validation=validation_batches(
-      inputs, config, host, hosts, parts=sharding.row_parts(mesh)
+      inputs.examples.sources["validation"], inputs.make_batch, batch_size=config.batch_size,
+      most=config.eval_batches, host=host, num_hosts=hosts, parts=sharding.row_parts(mesh),
     ),
     start_params=start_params, profile=profile, dtype=run.config.model.compute_dtype,
     example_flops=0.0 if run.lists else example_flops(run.config.model, inputs),
@@ -244,51 +200,6 @@ def _list_dataset(run: RunFile, inputs: Inputs, host: int, hosts: int) -> grain.
     records, make_batch, batch_size=run.config.preference.lists_per_step,
     seed=run.config.train.seed + 1, host=host, num_hosts=hosts, parse=to_list,
   )
-
-
-def validation_batches(
-  inputs: Inputs, config: TrainConfig, host: int, hosts: int, *, parts: int = 1
-) -> list[Any]:
-  """The first batches of the validation split in its stored (shuffled) order.
-
-  Args:
-    inputs: with the split.
-    config: batch size and number of batches.
-    host, hosts: which rows of each batch this process reads.
-    parts: rows of a batch are a multiple of this.
-
-  Raises:
-    ConfigError: the split is smaller than that.
-  """
-  source = inputs.examples.sources["validation"]
-  rows = min(config.batch_size, len(source) // parts * parts) // hosts
-  if not rows:
-    raise ConfigError(
-      f"the validation split has {len(source)} examples, the batch is split over {parts} devices; "
-      "take fewer with train.data_parallel"
-    )
-  count = max(1, min(config.eval_batches, len(source) // (rows * hosts)))
-  batches = []
-  for i in range(count):
-    first = (i * hosts + host) * rows
-    records = [source[j] for j in range(first, first + rows)]
-    batches.append(inputs.make_batch([to_example(r, 1) for r in records]))
-  return batches
-
-
-def differences(old: RunFile, new: RunFile) -> list[str]:
-  """Settings in which two runs differ, as "path: old -> new"."""
-  def flat(values: dict, prefix: str = "") -> dict[str, Any]:
-    out = {}
-    for name, value in values.items():
-      if isinstance(value, dict):
-        out |= flat(value, f"{prefix}{name}.")
-      else:
-        out[prefix + name] = value
-    return out
-
-  a, b = flat(dataclasses.asdict(old)), flat(dataclasses.asdict(new))
-  return [f"{name}: {a.get(name)} -> {b[name]}" for name in b if a.get(name) != b[name]]
 
 
 def load_params(run: RunFile, workdir: Place, vocabulary: Vocabulary) -> tuple[Decoder, Any, int]:

@@ -9,19 +9,16 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from gr4ad_jax.catalog.ad_index import AdIndex
 from gr4ad_jax.catalog.catalog import ContextMaker
-from gr4ad_jax.data.records import Logs
-from gr4ad_jax.data.tfds_builder import ExampleSet
+from gr4ad_jax.catalog.prepared import Prepared
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.generator import Generator
 from gr4ad_jax.search.recommender import Recommender
-from gr4ad_jax.tokenizer.semantic_id import SemanticIds
 
 
 @dataclasses.dataclass(frozen=True)
-class Opened:
+class Opened(Prepared):
   """A run folder with its data and parameters.
 
   Attributes:
@@ -29,11 +26,6 @@ class Opened:
     data: folder that `gr4ad prepare` wrote.
     config: every setting of the run, a nested dataclass.
     search: the part of it that searches.
-    fingerprint: of examples and semantic IDs.
-    logs: the cleaned logs.
-    examples: prepared requests.
-    sids: codes of ads and contents, and what the quantizer has learned.
-    index: SID <-> ads; ads of one SID ordered by engagements in training.
     contexts: histories -> what the model reads.
     bin_means: mean value of each value bucket.
     generator: the model.
@@ -46,11 +38,6 @@ class Opened:
   data: Place
   config: Any
   search: SearchConfig
-  fingerprint: str
-  logs: Logs
-  examples: ExampleSet
-  sids: SemanticIds
-  index: AdIndex
   contexts: ContextMaker
   bin_means: Sequence[float]
   generator: Generator
