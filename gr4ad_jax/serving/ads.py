@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gr4ad_jax.catalog.catalog import Catalog, LiveCatalog
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.validation import LogError
 from gr4ad_jax.machine.progress import console
-from gr4ad_jax.serving.catalog import Catalog, LiveCatalog
 from gr4ad_jax.serving.journal import Journal
 from gr4ad_jax.serving.messages import AdFields
 from gr4ad_jax.serving.metrics import Metrics

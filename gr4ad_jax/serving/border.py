@@ -13,11 +13,11 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from gr4ad_jax import __version__
+from gr4ad_jax.catalog.catalog import NoRoom
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.validation import LogError
 from gr4ad_jax.serving.ads import UnknownAd
 from gr4ad_jax.serving.batcher import DeadlineExceeded, GoingDown, Overloaded
-from gr4ad_jax.serving.catalog import NoRoom
 from gr4ad_jax.serving.config import ServingConfig
 from gr4ad_jax.serving.limits import API_KEY, BoundedBody, Measured, NeedsKey
 from gr4ad_jax.serving.metrics import HttpMetrics

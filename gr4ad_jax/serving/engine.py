@@ -95,10 +95,10 @@ class Engine:
       config: batch sizes and beam factors.
     """
     self.catalog, self.config, self._search = catalog, config, search
-    self._searcher = Searcher(
+    self.searcher = Searcher(
       generator, catalog.tree, precision=search.precision, bin_means=bin_means
     )
-    self._parameters = _Parameters(self._searcher.lay_out(params), step)
+    self._parameters = _Parameters(self.searcher.lay_out(params), step)
     self.widths = {
       factor: scaled_widths(search.widths, factor, widen_last=config.widen_last)
       for factor in config.beam_factors
@@ -123,7 +123,7 @@ class Engine:
     Raises:
       ValueError: another model.
     """
-    on_device = jax.block_until_ready(self._searcher.lay_out(params))
+    on_device = jax.block_until_ready(self.searcher.lay_out(params))
     old, new = (
       jax.tree.map(lambda x: (np.shape(x), np.dtype(x.dtype).name), tree)
       for tree in (self._parameters.on_device, on_device)
@@ -170,7 +170,7 @@ class Engine:
     context: histories to context tokens; trunk: what beams share, and the first level; levels: the
     others and the value step; top_k: selection alone, on made-up scores.
     """
-    generator, catalog, widths = self._searcher.generator, self.catalog.now, self.widths[1.0]
+    generator, catalog, widths = self.searcher.generator, self.catalog.now, self.widths[1.0]
     context = jax.device_put(self.context([Query(example, "", 1, ())], catalog))
     logp_LV = [
       jax.device_put(np.random.default_rng(level).normal(size=size).astype(np.float32))
@@ -189,7 +189,7 @@ class Engine:
     programs = {
       "context": lambda: encode(self.params, context),
       "trunk": functools.partial(start, self.params, context),
-      "levels": lambda: self._searcher(
+      "levels": lambda: self.searcher(
         self.params, catalog.prefixes, context, size=1, widths=widths
       ),
       "top_k": lambda: select(logp_LV, None, catalog.prefixes),
@@ -224,12 +224,12 @@ class Engine:
     if conditions or (conditions is None and any(query.where for query in queries)):
       allowed = [catalog.allowed(query.where) for query in queries]
     searching = time.perf_counter()
-    beams = self._searcher(
+    beams = self.searcher(
       params, catalog.prefixes, context, size=self.config.call_size(len(queries)),
       widths=self.widths[factor], allowed=allowed,
     )
     ranking = time.perf_counter()
-    met_RTL = self._searcher.generator.met_codes(context)
+    met_RTL = self.searcher.generator.met_codes(context)
     found = rank_ads(
       catalog.snapshot.index, beams, met_RTL, max(query.k for query in queries),
       config=self._search, allowed=allowed,

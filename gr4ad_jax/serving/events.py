@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gr4ad_jax.catalog.catalog import Catalog, LiveCatalog
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.records import Action
 from gr4ad_jax.data.trending import LiveTrending
-from gr4ad_jax.serving.catalog import Catalog, LiveCatalog
 from gr4ad_jax.serving.clock import Clock
 from gr4ad_jax.serving.engine import Engine
 from gr4ad_jax.serving.histories import Histories

@@ -12,8 +12,8 @@ from prometheus_client import (
   generate_latest,
 )
 
+from gr4ad_jax.catalog.catalog import LiveCatalog
 from gr4ad_jax.serving.batcher import Batcher
-from gr4ad_jax.serving.catalog import LiveCatalog
 from gr4ad_jax.serving.engine import Answer, Engine
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 2.5)

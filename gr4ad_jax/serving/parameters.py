@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gr4ad_jax.serving.catalog import NoRoom
+from gr4ad_jax.catalog.catalog import NoRoom
 from gr4ad_jax.serving.engine import Engine
 from gr4ad_jax.serving.metrics import Metrics
 from gr4ad_jax.training.published import latest, read_published

@@ -7,9 +7,9 @@ import time
 import uuid
 from typing import Any
 
+from gr4ad_jax.catalog.catalog import LiveCatalog
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.serving.batcher import Batcher
-from gr4ad_jax.serving.catalog import LiveCatalog
 from gr4ad_jax.serving.clock import Clock
 from gr4ad_jax.serving.config import ServingConfig
 from gr4ad_jax.serving.engine import Query

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from gr4ad_jax.catalog.catalog import Catalog
 from gr4ad_jax.serving.ads import SHOWN_COLUMNS
-from gr4ad_jax.serving.catalog import Catalog
 from gr4ad_jax.serving.engine import Answer
 from gr4ad_jax.serving.messages import Level, RecommendedAd
 

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from gr4ad_jax import __version__
+from gr4ad_jax.catalog.catalog import LiveCatalog
 from gr4ad_jax.catalog.targeting import COLUMNS
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.trending import LiveTrending
 from gr4ad_jax.embedding.embeddings import open_encoder
-from gr4ad_jax.gr4ad.run import check_widths, load_params, open_inputs, read_run
 from gr4ad_jax.machine import storage
 from gr4ad_jax.machine.progress import console
-from gr4ad_jax.machine.storage import Place
+from gr4ad_jax.search.config import check_widths
+from gr4ad_jax.search.opened import Opened
 from gr4ad_jax.serving.ads import Ads
 from gr4ad_jax.serving.batcher import Batcher
-from gr4ad_jax.serving.catalog import LiveCatalog
 from gr4ad_jax.serving.clock import Clock, ClockKind
 from gr4ad_jax.serving.config import ServingConfig
 from gr4ad_jax.serving.engine import Engine
@@ -46,7 +46,7 @@ class Service:
 
   def __init__(
     self,
-    workdir: Place,
+    opened: Opened,
     *,
     config: ServingConfig,
     store: Path,
@@ -59,7 +59,7 @@ class Service:
     """Opens a trained run and warms its searches.
 
     Args:
-      workdir: the run.
+      opened: the run.
       config: batches, beams, limits.
       store: folder for accepted events and ads.
       segments: folder for log segments.
@@ -70,12 +70,11 @@ class Service:
       progress: like gr4ad_jax.machine.progress.track.
 
     Raises:
-      ConfigError, ValueError: no trained run, or another part that cannot be used.
+      ConfigError, ValueError: a part that cannot be used.
     """
     self.config, self.metrics = config, Metrics()
-    run = read_run(workdir)
-    self.inputs = open_inputs(run)
-    last_s = int(self.inputs.logs.events.time_s.max())
+    self.opened, logs = opened, opened.logs
+    last_s = int(logs.events.time_s.max())
     self.log_age_days = (time.time() - last_s) / 86400 if clock == "real" else 0.0
     self._lock = _locked(store)
     self._link = RedisLink(redis) if redis else None
@@ -83,32 +82,31 @@ class Service:
     # An earlier life may have gone further than the log.
     self.clock = Clock(clock, begin_s=max(last_s, self.journal.last_time_s) + 1)
 
-    decoder, params, step = load_params(run, workdir, self.inputs.vocabulary)
-    embeddings = storage.fetch(storage.place(run.data) / "embeddings")
-    encoder_name = self.inputs.sids.config.encoder
-    encoder = open_encoder(encoder_name, folder=embeddings)
-    self.catalog = LiveCatalog(self.inputs, encoder, spare=config.spare)
+    encoder_name = opened.sids.config.encoder
+    embeddings = storage.fetch(opened.data / "embeddings")
+    self.catalog = LiveCatalog(
+      logs.ads, opened.sids, opened.index, opened.contexts,
+      encode=open_encoder(encoder_name, folder=embeddings), spare=config.spare,
+    )
     self.ads = Ads(self.catalog, self.journal, encoder=encoder_name, metrics=self.metrics)
     self.ads.restore()
-    search = run.config.search
+    search = opened.search
     if config.widths:
       search = dataclasses.replace(search, widths=config.widths)
-      check_widths(dataclasses.replace(run.config, search=search), self.inputs.vocabulary)
+      check_widths(search.widths, len(opened.sids.codebook_sizes))
     self.engine = Engine(
-      decoder, params, step=step, catalog=self.catalog, search=search,
-      bin_means=self.inputs.scale.bin_means, config=config,
+      opened.generator, opened.params, step=opened.step, catalog=self.catalog, search=search,
+      bin_means=opened.bin_means, config=config,
     )
     self.parameters = Parameters(
-      self.engine, template=params, published=published, metrics=self.metrics,
-      read_run=lambda: load_params(run, workdir, self.inputs.vocabulary)[1:],
+      self.engine, template=opened.params, read_run=opened.read_params, published=published,
+      metrics=self.metrics,
     )
     if published is not None and not self.parameters.take_newest():
       console.print(f"{published}: nothing is published there yet; serving the run's parameters")
-    self.users = Users(self.inputs)
-    reads_trending = self.inputs.make_batch.trending is not None
-    trends = Trends(
-      LiveTrending(self.inputs.logs) if reads_trending else None, self.engine, self.clock
-    )
+    self.users = Users(logs, opened.examples)
+    reads_trending = opened.examples.trending is not None
+    trends = Trends(LiveTrending(logs) if reads_trending else None, self.engine, self.clock)
     trends.restore(self.journal, self.catalog.now)
     self.parts_ms = self._warm(progress)
 
@@ -123,8 +121,9 @@ class Service:
     )
     self.recommend = Recommender(
       Search(self.users, self.catalog, trends, self.clock, self.batcher, self.metrics,
-             self.inputs.logs.currency),
-      self.histories, _result_cache(config, self._link), self.parameters, run.fingerprint, config,
+             logs.currency),
+      self.histories, _result_cache(config, self._link), self.parameters, opened.fingerprint,
+      config,
     )
 
   def _warm(self, progress: Callable | None) -> dict[str, float]:
@@ -176,7 +175,7 @@ class Service:
 
   def about(self) -> dict[str, Any]:
     """What this server serves, as JSON values."""
-    engine, now, logs = self.engine, self.catalog.now, self.inputs.logs
+    engine, now, logs = self.engine, self.catalog.now, self.opened.logs
     return {
       "version": __version__, "source": logs.source, "step": engine.step,
       "index_version": now.snapshot.version, "live_ads": len(now.snapshot.index.ads_A),

@@ -3,6 +3,7 @@
 import dataclasses
 
 from gr4ad_jax.serving.config import ServingConfig
+from gr4ad_jax.cli.open_run import open_run
 from gr4ad_jax.serving.service import Service
 
 SERVING = ServingConfig(
@@ -13,7 +14,7 @@ ONE = dataclasses.replace(SERVING, batch_sizes=(1,), beam_factors=(1.0,))  # lit
 
 def make(run, folder, **options) -> Service:
   options = {"config": SERVING, "clock": "log"} | options
-  return Service(run, store=folder / "store", segments=folder / "segments", **options)
+  return Service(open_run(run), store=folder / "store", segments=folder / "segments", **options)
 
 
 def ask(client, **body) -> dict:

@@ -117,7 +117,7 @@ def test_a_history_in_the_request_is_the_history(client, service):
 
 
 def test_a_new_ad_is_recommended_without_compilation_and_a_removed_one_never(client, service):
-  compiled = service.engine._programs[1.6]._cache_size()
+  compiled = service.engine.searcher.program(service.engine.widths[1.6])._cache_size()
   ad = {"ad_id": "fresh/1", "advertiser_id": "newcomer", "category": "food", "text": "fresh thing"}
   began = time.monotonic()
   reply = client.post("/v1/ads", json={"ads": [ad]})
@@ -134,7 +134,7 @@ def test_a_new_ad_is_recommended_without_compilation_and_a_removed_one_never(cli
   assert client.delete("/v1/ads/fresh/1").status_code == 200
   assert ask(client, user_id="u1", k=3, where=where)["ads"] == []
   assert client.delete("/v1/ads/fresh/1").status_code == 404
-  assert service.engine._programs[1.6]._cache_size() == compiled
+  assert service.engine.searcher.program(service.engine.widths[1.6])._cache_size() == compiled
 
 
 def test_a_cached_answer_with_a_removed_ad_is_not_given_again(client):
