@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from gr4ad_jax.serving.config import ServingConfig
 from gr4ad_jax.cli.open_run import open_run
+from gr4ad_jax.serving.config import ServingConfig
 from gr4ad_jax.serving.service import Service
 
 SERVING = ServingConfig(
