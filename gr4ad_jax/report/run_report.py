@@ -13,7 +13,7 @@ from gr4ad_jax.config import ConfigError
 from gr4ad_jax.machine import atomic
 from gr4ad_jax.report import health_lines, sections
 from gr4ad_jax.report.page import compact, duration, integer, number, percent, render
-from gr4ad_jax.report.verdict import compare_with_baselines, verdict
+from gr4ad_jax.report.verdict import compare_with_baselines, methods, verdict
 from gr4ad_jax.tokenizer.health_line import HealthLine
 from gr4ad_jax.training.metric_log import read_log
 
@@ -57,20 +57,21 @@ def write_report(workdir: Path) -> Path:
   workdir = Path(workdir)
   files = _read(workdir)
   about, metrics, step = files.about or {}, files.metrics, files.metrics.get("checkpoint_step")
-  comparisons = compare_with_baselines(metrics)
+  system = (files.run or {}).get("system", "gr4ad").upper()  # older folders do not name it
+  comparisons, prefixes = compare_with_baselines(metrics), methods(metrics, system=system)
   lines = [HealthLine(**line) for line in (files.health or {"lines": []})["lines"]]
   text = render(
-    "run.html", kind="run", sections=_SECTIONS, **vars(files),
-    title=f"GR4AD on {about.get('source', workdir.name)}", tiles=_tiles(metrics, about),
-    verdict=verdict(comparisons), split=about.get("evaluated_split"),
+    "run.html", kind="run", sections=_SECTIONS, **vars(files), system=system,
+    title=f"{system} on {about.get('source', workdir.name)}", tiles=_tiles(metrics, about),
+    verdict=verdict(comparisons, system=system), split=about.get("evaluated_split"),
     splits=[(name, n["requests"], n["examples"]) for name, n in about.get("counts", {}).items()],
     currency=about.get("currency", ""), comparisons=comparisons,
-    metric_tables=sections.metric_tables(metrics),
+    metric_tables=sections.metric_tables(metrics, prefixes),
     comparison_table=sections.comparison_table(comparisons),
-    interval_figures=sections.interval_figures(metrics),
+    interval_figures=sections.interval_figures(metrics, prefixes),
     meanings=[words for name, words in sections.MEANINGS.items() if name in metrics],
-    step=step, losses=sections.curves(files.log, sections.LOSSES, step),
-    optimisation=sections.curves(files.log, sections.OPTIMISATION, step),
+    step=step, losses=sections.loss_curves(files.log, step),
+    optimisation=sections.optimisation_curves(files.log, step),
     training_verdict=sections.training_verdict(files.log, step) if files.log else "",
     health_headline=health_lines.with_options(health_lines.headline(lines)[0]) if lines else "",
     health_groups=health_lines.groups(lines), settings=_settings(files),
@@ -78,6 +79,8 @@ def write_report(workdir: Path) -> Path:
   path = workdir / "report.html"
   atomic.write_text(path, text)
   return path
+
+
 def _read(workdir: Path) -> _RunFiles:
   if not workdir.is_dir():
     raise ConfigError(f"{workdir}: no such folder; `gr4ad train --workdir {workdir}` makes a run")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gr4ad_jax.report.page import integer, number, percent, points
@@ -15,7 +15,6 @@ from gr4ad_jax.report.verdict import (
   Outcome,
   baseline_label,
   interval_of,
-  methods,
 )
 
 # Metric -> (column, one sentence); what the verdict rests on comes first.
@@ -49,17 +48,14 @@ _OUTCOMES = {
   Outcome.BELOW_PAIRED: ("below (paired)", "poor"),
   Outcome.BELOW: ("below", "poor"),
 }
-LOSSES = {
+_CURVES = {
   "loss": ("Total loss", "the weighted sum that training minimises"),
   "sid_loss": ("Semantic-ID loss", "surprise at the ad engaged with, in nats"),
   "ecpm_loss": ("Value loss", "surprise at the bucket of its value, in nats"),
   "mtp_loss": ("Auxiliary loss", "the same, by the layers without tokens"),
-}
-OPTIMISATION = {
   "grad_norm": ("Gradient norm", ""),
-  "learning_rate": ("Learning rate", ""),
-  "examples_per_second": ("Examples per second", ""),
 }
+_OPTIMISATION = ("grad_norm", "learning_rate", "examples_per_second")
 
 
 class Cell(NamedTuple):
@@ -78,13 +74,15 @@ class CellTable(NamedTuple):
   rows: list[tuple[str, list[Cell | None]]]
 
 
-def metric_tables(metrics: Mapping[str, float]) -> dict[str, CellTable]:
+def metric_tables(
+  metrics: Mapping[str, float], prefixes: Mapping[str, str]
+) -> dict[str, CellTable]:
   """Heading -> every method by every metric, of all targets and of new ones.
 
   Args:
     metrics: flat name -> number, as `evaluate` writes them.
+    prefixes: from `verdict.methods`.
   """
-  prefixes = methods(metrics)
   tables = {}
   for scope, words in SCOPES.items():
     best = {}
@@ -134,14 +132,14 @@ def comparison_table(comparisons: Sequence[Comparison]) -> CellTable:
   )
 
 
-def interval_figures(metrics: Mapping[str, float]) -> list[Figure]:
-  """The metrics of the verdict with their intervals, all targets and new ones."""
+def interval_figures(metrics: Mapping[str, float], prefixes: Mapping[str, str]) -> list[Figure]:
+  """The metrics of the verdict with their intervals; arguments as `metric_tables`."""
   figures = []
   for name in METRICS:
     rows = [
       (label[0].upper() + label[1:], interval_of(metrics, prefix + name),
        interval_of(metrics, f"{prefix}new/{name}"))
-      for label, prefix in methods(metrics).items()
+      for label, prefix in prefixes.items()
     ]  # fmt: skip
     if any(estimate for _, *pair in rows for estimate in pair):
       title = f"{MEANINGS[name][0]} with 95% intervals"
@@ -149,18 +147,29 @@ def interval_figures(metrics: Mapping[str, float]) -> list[Figure]:
   return figures
 
 
-def curves(
-  log: Sequence[Mapping[str, Any]], names: Mapping[str, tuple[str, str]], step: float | None
-) -> list[Figure]:
-  """A plot of each of these numbers over training, but for those that are absent or 0 throughout.
+def loss_curves(log: Sequence[Mapping[str, Any]], step: float | None) -> list[Figure]:
+  """A plot of each loss that was logged, the known ones first.
 
   Args:
     log: rows of train_log.jsonl.
-    names: of a number in the log -> title and caption.
     step: the step that was evaluated, marked in the plots.
   """
+  logged = [*_CURVES, *(name for row in log for name in row)]
+  return _curves(log, dict.fromkeys(name for name in logged if name.endswith("loss")), step)
+
+
+def optimisation_curves(log: Sequence[Mapping[str, Any]], step: float | None) -> list[Figure]:
+  """Plots of how training went; arguments as `loss_curves`."""
+  return _curves(log, _OPTIMISATION, step)
+
+
+def _curves(
+  log: Sequence[Mapping[str, Any]], names: Iterable[str], step: float | None
+) -> list[Figure]:
+  """A plot of each of these numbers, but for those that are absent or 0 throughout."""
   figures = []
-  for name, (title, caption) in names.items():
+  for name in names:
+    title, caption = _CURVES.get(name, (name.replace("_", " ").capitalize(), ""))
     lines = []
     for kind, style in (("train", "first"), ("validation", "second")):
       rows = [r for r in log if r["kind"] == kind and math.isfinite(r.get(name, math.nan))]
@@ -172,7 +181,7 @@ def curves(
 
 
 def training_verdict(log: Sequence[Mapping[str, Any]], step: float | None) -> str:
-  """What the validation losses say, in a sentence or two; arguments as `curves`."""
+  """What the validation losses say, in a sentence or two; arguments as `loss_curves`."""
   last_step = integer(max(row["step"] for row in log))
   rows = [r for r in log if r["kind"] == "validation" and math.isfinite(r.get("loss", math.nan))]
   if not rows:

@@ -51,11 +51,11 @@ def baseline_label(name: str) -> str:
   return _NAMES.get(name, name.replace("_", " "))
 
 
-def methods(metrics: Mapping[str, float]) -> dict[str, str]:
-  """Label -> prefix of every ranked list that was measured, ours first."""
-  ours = {"GR4AD": ""}
+def methods(metrics: Mapping[str, float], *, system: str = "GR4AD") -> dict[str, str]:
+  """Label -> prefix of every ranked list that was measured, the system's own first."""
+  ours = {system: ""}
   if "without_bonus/recall@50" in metrics:
-    ours["GR4AD, no bonus"] = "without_bonus/"
+    ours[f"{system}, no bonus"] = "without_bonus/"
   return ours | {
     baseline_label(name): f"baseline/{name}/" for name in baseline_names(metrics)
   }
@@ -104,17 +104,12 @@ def _outcome(ours: Interval, theirs: Interval, difference: Interval) -> Outcome:
   return Outcome.UNDECIDED
 
 
-CLEARLY = (
-  "Clearly: the 95% intervals do not overlap. Slightly: they do, but the interval of the "
-  "difference, with the same resampled users for both, excludes 0."
-)
-
-
-def verdict(comparisons: Sequence[Comparison]) -> tuple[str, str]:
+def verdict(comparisons: Sequence[Comparison], *, system: str = "GR4AD") -> tuple[str, str]:
   """The comparisons in one sentence.
 
   Args:
     comparisons: from `compare_with_baselines`.
+    system: whose metrics they are.
 
   Returns:
     The sentence, and "good" (above every baseline everywhere, all intervals apart), "poor" (above
@@ -128,12 +123,12 @@ def verdict(comparisons: Sequence[Comparison]) -> tuple[str, str]:
   if outcomes == {Outcome.ABOVE}:
     names = list(dict.fromkeys(baseline_label(c.baseline) for c in comparisons))
     sentence = (
-      f"GR4AD is clearly above every baseline ({listing(names)}) in {listing(measures)}, "
+      f"{system} is clearly above every baseline ({listing(names)}) in {listing(measures)}, "
       f"{listing([SCOPES[scope] for scope in scopes])}."
     )
   else:
     clauses = [f"{SCOPES[scope]}, {_standing(comparisons, scope)}" for scope in scopes]
-    sentence = f"In {listing(measures)}, GR4AD is, {'; '.join(clauses)}."
+    sentence = f"In {listing(measures)}, {system} is, {'; '.join(clauses)}."
   missing = [words for scope, words in SCOPES.items() if scope not in scopes]
   if missing:
     sentence += f" Nothing was measured {listing(missing)}."

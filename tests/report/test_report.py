@@ -285,6 +285,16 @@ def test_verdict_says_what_was_not_measured():
   assert grade == "good"
 
 
+def test_a_run_of_another_system_has_its_own_name_and_losses(tmp_path):
+  run = {"system": "bigram", "config": {"model": {"smoothing": 0.5}}}
+  log = [{"step": s, "kind": "train", "loss": 2.0, "pair_loss": 1.0} for s in (1, 2)]
+  page = report(tmp_path / "run", run__json=run, train_log__jsonl=log)
+  assert "BIGRAM on Test shop" in page.text and "BIGRAM is clearly above" in page.text
+  assert "BIGRAM minus baseline" in page.text and "GR4AD" not in page.text
+  labels = [a["aria-label"] for name, a in page.tags if name == "svg" and "aria-label" in a]
+  assert "Pair loss" in labels and "smoothing 0.5" in page.text
+
+
 def test_comparison_table_shows_difference_and_outcome(tmp_path):
   metrics = WON | {
     "difference/popularity/recall@50": 0.2, "difference/popularity/recall@50/ci_low": 0.18,
