@@ -12,12 +12,12 @@ import numpy as np
 from experiments._runs import tokenized
 from gr4ad_jax.catalog.catalog import ContextMaker
 from gr4ad_jax.data import prepare
+from gr4ad_jax.data.examples import open_examples, read_split
 from gr4ad_jax.data.impressions import read_impressions
 from gr4ad_jax.data.log_folder import read_logs
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.sequences import Example, ExampleMaker, FeatureVocabulary
 from gr4ad_jax.data.splits import time_split
-from gr4ad_jax.data.tfds_builder import open_examples, read_split
 from gr4ad_jax.evaluation.ranking import EvalRequests, ranking_metrics
 from gr4ad_jax.evaluation.requests import eval_requests, group_requests
 from gr4ad_jax.machine.progress import console, track

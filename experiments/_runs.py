@@ -16,8 +16,8 @@ import scipy.stats
 from gr4ad_jax.catalog.legal_prefixes import PrefixTree, build_prefix_tree
 from gr4ad_jax.config import override_all
 from gr4ad_jax.data import prepare
+from gr4ad_jax.data.examples import read_split
 from gr4ad_jax.data.sequences import Example
-from gr4ad_jax.data.tfds_builder import read_split
 from gr4ad_jax.evaluation.evaluate import search_split
 from gr4ad_jax.evaluation.ranking import ranking_metrics
 from gr4ad_jax.evaluation.requests import eval_requests, group_requests

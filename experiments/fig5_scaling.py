@@ -35,7 +35,7 @@ from experiments._market import MarketTest, open_market_test, prepared_market, r
 from experiments._runs import tokenized
 from gr4ad_jax.cli.sweep import Sweep, parse_grid, run_name, run_sweep
 from gr4ad_jax.config import override_all
-from gr4ad_jax.data.tfds_builder import read_split
+from gr4ad_jax.data.examples import read_split
 from gr4ad_jax.gr4ad.build import build_decoder
 from gr4ad_jax.gr4ad.config import Config, LossConfig, ModelConfig, preset
 from gr4ad_jax.gr4ad.cost import num_params, num_table_params

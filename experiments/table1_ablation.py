@@ -45,7 +45,7 @@ from experiments._runs import paired_interval, tokenized
 from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
 from gr4ad_jax.cli.bench_decode import time_in_turns
 from gr4ad_jax.config import override_all
-from gr4ad_jax.data.tfds_builder import to_example
+from gr4ad_jax.data.example_records import to_example
 from gr4ad_jax.gr4ad.build import start_fn, step_fn
 from gr4ad_jax.gr4ad.candidates import write_candidates
 from gr4ad_jax.gr4ad.config import (

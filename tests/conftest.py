@@ -91,15 +91,15 @@ def tiny_logs():
 @pytest.fixture(scope="session")
 def tiny_data(tiny_logs, tmp_path_factory) -> Path:
   """A folder as `gr4ad prepare` and `gr4ad tokenize` leave it."""
-  from gr4ad_jax.data.log_folder import write_logs
+  from gr4ad_jax.data.examples import prepare_examples
+  from gr4ad_jax.data.log_folder import LogParts, write_logs
   from gr4ad_jax.data.splits import time_split
-  from gr4ad_jax.data.tfds_builder import prepare_examples
   from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
   from gr4ad_jax.tokenizer.stage import tokenize
 
   folder = tmp_path_factory.mktemp("tiny") / "data"
   write_logs(tiny_logs, folder / "logs")
   config = time_split(tiny_logs, validation_days=10, test_days=10)
-  prepare_examples(folder / "logs", folder / "examples", config)
+  prepare_examples(LogParts(folder / "logs"), folder / "examples", config)
   tokenize(folder, folder / "sids", TokenizerConfig(codebook_sizes=(8, 4, 8)))
   return folder

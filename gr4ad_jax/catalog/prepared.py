@@ -11,9 +11,9 @@ import numpy as np
 from gr4ad_jax.catalog.ad_index import AdIndex, build_ad_index
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.engagements import engaged_with_ad
+from gr4ad_jax.data.examples import ExampleSet, open_examples, training_events
 from gr4ad_jax.data.log_folder import read_logs
 from gr4ad_jax.data.records import Logs
-from gr4ad_jax.data.tfds_builder import ExampleSet, open_examples, training_events
 from gr4ad_jax.machine import storage
 from gr4ad_jax.tokenizer import semantic_id
 

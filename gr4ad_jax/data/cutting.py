@@ -1,4 +1,4 @@
-"""Stored logs -> records of examples, part by part, in this process or in several.
+"""Stored logs -> runs of example records, part by part, in this process or in several.
 
 Two passes: `survey` learns what holds for the whole log, a `Cutter` makes the examples of a part.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import dataclasses
 import functools
 import multiprocessing
 import signal
@@ -17,8 +18,11 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+import tensorflow_datasets as tfds
 
+from gr4ad_jax.data.array_records import write_run
 from gr4ad_jax.data.engagements import DailyEngagements, add_days, daily_engagements
+from gr4ad_jax.data.example_records import example_features, to_record
 from gr4ad_jax.data.log_folder import LogParts
 from gr4ad_jax.data.sequences import (
   Example,
@@ -34,13 +38,6 @@ from gr4ad_jax.machine.progress import track
 
 ResultT = TypeVar("ResultT")
 
-ARRAYS = {
-  "feature_F": np.int32, "ad_T": np.int32, "ad_count_T": np.uint8, "ad_age_T": np.uint8,
-  "organic_O": np.int32, "organic_count_O": np.uint8, "organic_age_O": np.uint8,
-  "target_C": np.int32, "action_C": np.int8, "value_C": np.float32, "ecpm_C": np.float32,
-  "new_C": np.uint8,
-}
-SCALARS = {"request": np.int32, "user": np.int32, "time_s": np.int64, "past_value": np.float32}
 _TARGETS = {
   "value_N": np.float32, "ecpm_N": np.float32, "action_N": np.int8, "past_value_N": np.float32
 }
@@ -104,74 +101,39 @@ def _survey_part(parts: LogParts, config: SequenceConfig, number: int) -> _PartS
 
 
 class Cutter(NamedTuple):
-  """Makes the examples of one split, part by part; goes to other processes as it is.
+  """Makes the examples of a part; goes to other processes as it is.
 
   Attributes:
     parts: the log.
     config: how to cut.
     vocabulary: feature values of the whole log.
-    split: a number of SPLITS.
-    targets: folder for what training targets were worth, a file for each part.
+    folder: takes a run of records in the folder of each split, and in "targets" what training
+      targets were worth.
   """
 
   parts: LogParts
   config: SequenceConfig
   vocabulary: FeatureVocabulary
-  split: int
-  targets: Path
+  folder: Path
 
-  def __call__(self, number: int) -> PartRecords:
-    """The examples of a part, in the order of users and time."""
+  def __call__(self, number: int) -> None:
+    """Stores the examples of a part, targets in the order of users and time."""
     part = self.parts.read(number)
     maker = ExampleMaker(part.logs, self.config, vocabulary=self.vocabulary)
-    examples, places = [], []
-    for user in range(len(part.logs.users.user_id)):
-      of_user = list(maker.user_examples(user, self.split))
-      examples += of_user
-      places += range(len(of_user))
-    made = pack(examples, np.array(places, np.int64))
-    made.scalars["request"][:] += part.first_request
-    made.scalars["user"][:] += part.first_user
-    if SPLITS[self.split] == "train":
-      _write_targets(made, self.targets / f"{number:06d}.npz")
-    return made
-
-
-class PartRecords(NamedTuple):
-  """Examples as a few long arrays, which go to another process in a tenth of the time.
-
-  Attributes:
-    place_N: int64, number of an example among those of its user and split.
-    scalars: name -> [N].
-    joined: name -> the arrays of all examples in one.
-    ends: name -> [N] int64, where each example's array ends.
-  """
-
-  place_N: np.ndarray
-  scalars: dict[str, np.ndarray]
-  joined: dict[str, np.ndarray]
-  ends: dict[str, np.ndarray]
-
-  def records(self) -> Iterator[tuple[str, dict]]:
-    """Keys and records as they are stored."""
-    begins = {name: np.append(0, ends)[:-1].tolist() for name, ends in self.ends.items()}
-    ends = {name: ends.tolist() for name, ends in self.ends.items()}
-    for n, place in enumerate(self.place_N.tolist()):
-      record = {name: column[n] for name, column in self.scalars.items()}
-      for name, column in self.joined.items():
-        record[name] = column[begins[name][n] : ends[name][n]]
-      yield f"{record['request']}-{place}", record
-
-
-def pack(examples: list[Example], place_N: np.ndarray) -> PartRecords:
-  """Joins examples."""
-  arrays = {name: [getattr(e, name) for e in examples] for name in ARRAYS}
-  return PartRecords(
-    place_N,
-    {n: np.array([getattr(e, n) for e in examples], kind) for n, kind in SCALARS.items()},
-    {n: np.concatenate([np.zeros(0, ARRAYS[n]), *a]).astype(ARRAYS[n]) for n, a in arrays.items()},
-    {n: np.cumsum([len(x) for x in a], dtype=np.int64) for n, a in arrays.items()},
-  )
+    serialize = tfds.features.FeaturesDict(example_features()).serialize_example
+    learned = []
+    for split, name in enumerate(SPLITS):
+      records = []
+      for user in range(len(part.logs.users.user_id)):
+        for place, example in enumerate(maker.user_examples(user, split)):
+          example = dataclasses.replace(
+            example, user=user + part.first_user, request=example.request + part.first_request
+          )
+          records.append((f"{example.request}-{place}", serialize(to_record(example))))
+          if name == "train":
+            learned.append(example)
+      write_run(self.folder / name / f"{number:06d}", name, records)
+    _write_targets(learned, self.folder / "targets" / f"{number:06d}.npz")
 
 
 def map_parts(
@@ -211,12 +173,17 @@ def _work(part: int) -> object:
   return _kept(part)
 
 
-def _write_targets(made: PartRecords, file: Path) -> None:
-  num_targets = np.diff(made.ends["target_C"], prepend=0)
-  past_value_N = np.repeat(made.scalars["past_value"], num_targets)
-  columns = (*(made.joined[name] for name in ("value_C", "ecpm_C", "action_C")), past_value_N)
+def _write_targets(examples: list[Example], file: Path) -> None:
+  columns = {
+    "value_N": [e.value_C for e in examples], "ecpm_N": [e.ecpm_C for e in examples],
+    "action_N": [e.action_C for e in examples],
+    "past_value_N": [np.full(len(e.target_C), e.past_value) for e in examples],
+  }
   with atomic.new_file(file) as out:  # a Beam runner may do a part twice
-    np.savez(out, **dict(zip(_TARGETS, columns, strict=True)))
+    np.savez(out, **{
+      name: np.concatenate([np.zeros(0), *column]).astype(_TARGETS[name])
+      for name, column in columns.items()
+    })
 
 
 def join_targets(folder: Path, file: Path) -> None:

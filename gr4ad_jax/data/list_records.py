@@ -1,25 +1,21 @@
-"""Candidate lists on disk: ArrayRecord through an ordinary TFDS builder."""
+"""Candidate lists on disk, as ArrayRecord, and back."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from gr4ad_jax.data.array_records import open_dataset, write_dataset, write_run
+from gr4ad_jax.data.example_records import bytes_array, example_features, to_example, to_record
 from gr4ad_jax.data.sequences import Example
-from gr4ad_jax.data.tfds_builder import (
-  bytes_array,
-  example_features,
-  quiet_tfds,
-  to_example,
-  to_record,
-)
 from gr4ad_jax.data.validation import LogError
 
+_DATASET = "candidate_lists"
 _LIST_ARRAYS = {
   "ad_C": np.int32, "candidate_ecpm_C": np.float32, "ref_logp_CL": np.float32,
   "has_ref_C": np.uint8, "candidate_action_C": np.int8,
@@ -37,49 +33,33 @@ class CandidateList(NamedTuple):
   action_C: np.ndarray  # int8, what the user did with the ad in this request; -1 = not shown
 
 
-class CandidateLists(tfds.core.GeneratorBasedBuilder):
-  """One record per list."""
-
-  VERSION = tfds.core.Version("1.0.0")
-
-  def __init__(self, *, lists: Iterable[CandidateList] = (), **kwargs):
-    """A builder that reads; with `lists` it can also write."""
-    self._lists = lists
-    super().__init__(file_format="array_record", **kwargs)
-
-  def _info(self) -> tfds.core.DatasetInfo:
-    features = example_features() | {
-      name: bytes_array(dtype, 2 if name == "ref_logp_CL" else 1)
-      for name, dtype in _LIST_ARRAYS.items()
-    }
-    return tfds.core.DatasetInfo(
-      builder=self, description="Candidate lists with rewards and reference log-probabilities.",
-      features=tfds.features.FeaturesDict(features),
-    )
-
-  def _split_generators(self, dl_manager):
-    del dl_manager
-    return {"train": self._generate_examples()}
-
-  def _generate_examples(self):
-    for number, row in enumerate(self._lists):
-      yield f"{number:09d}", to_record(row.context) | {
-        "ad_C": row.ad_C, "candidate_ecpm_C": row.ecpm_C, "ref_logp_CL": row.ref_logp_CL,
-        "has_ref_C": row.has_ref_C.astype(np.uint8), "candidate_action_C": row.action_C,
-      }
-
-
 def write_lists(lists: Iterable[CandidateList], folder: Path) -> int:
   """Writes lists below `folder`, replacing what is there; returns how many.
 
   The caller adds lists.json, which says that the folder is complete.
   """
+  features = example_features() | {
+    name: bytes_array(dtype, 2 if name == "ref_logp_CL" else 1)
+    for name, dtype in _LIST_ARRAYS.items()
+  }
+  serialize = tfds.features.FeaturesDict(features).serialize_example
+
+  def records() -> Iterator[tuple[str, bytes]]:
+    for number, row in enumerate(lists):
+      yield f"{number:09d}", serialize(to_record(row.context) | {
+        "ad_C": row.ad_C, "candidate_ecpm_C": row.ecpm_C, "ref_logp_CL": row.ref_logp_CL,
+        "has_ref_C": row.has_ref_C.astype(np.uint8), "candidate_action_C": row.action_C,
+      })
+
   shutil.rmtree(folder, ignore_errors=True)
-  folder.mkdir(parents=True)
-  builder = CandidateLists(lists=lists, data_dir=str(folder))
-  with quiet_tfds():
-    builder.download_and_prepare()
-  return len(builder.as_data_source(split="train"))
+  runs = folder / "runs"
+  write_run(runs / "0", "train", records())
+  counts = write_dataset(
+    folder / _DATASET, {"train": runs}, features,
+    description="Candidate lists with rewards and reference log-probabilities.",
+  )
+  shutil.rmtree(runs)
+  return counts["train"]
 
 
 def open_lists(folder: Path) -> Sequence[dict]:
@@ -90,8 +70,7 @@ def open_lists(folder: Path) -> Sequence[dict]:
   """
   if not (folder / "lists.json").exists():
     raise LogError(f"{folder}: no candidate lists here; run `gr4ad candidates` first")
-  with quiet_tfds():
-    return CandidateLists(data_dir=str(folder)).as_data_source(split="train")
+  return open_dataset(folder / _DATASET)["train"]
 
 
 def to_list(record: dict) -> CandidateList:

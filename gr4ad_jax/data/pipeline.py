@@ -10,8 +10,8 @@ import grain
 import numpy as np
 
 from gr4ad_jax.config import ConfigError
+from gr4ad_jax.data.example_records import to_example
 from gr4ad_jax.data.sequences import Example
-from gr4ad_jax.data.tfds_builder import to_example
 
 
 def hash_ids(ids: np.ndarray) -> np.ndarray:

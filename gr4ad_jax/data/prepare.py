@@ -14,10 +14,10 @@ import numpy as np
 
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data import amazon, completejourney, parquet_logs
+from gr4ad_jax.data.examples import prepare_examples
 from gr4ad_jax.data.log_folder import LogParts, check_replaceable, write_logs
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.splits import SequenceConfig, split_by_time
-from gr4ad_jax.data.tfds_builder import open_examples, prepare_examples
 from gr4ad_jax.data.validation import InvalidRows, LogError
 from gr4ad_jax.machine import atomic, storage
 from gr4ad_jax.machine.progress import track
@@ -97,15 +97,15 @@ def prepare_parquet(
       users=users and storage.fetch(users), contents=contents and storage.fetch(contents),
       currency=currency, invalid_rows=invalid_rows,
     )
+    parts = LogParts(fresh / "logs")
     if split == "time":
-      parts = LogParts(fresh / "logs")
       config = split_by_time(
         parts.first_s, parts.last_s, source=parts.logs.source, validation_days=validation_days,
         test_days=test_days, train_days=train_days,
       )
     else:
       config = SequenceConfig(split="leave_one_out", num_trending=0)
-    return _cut(fresh, config, limits, **how)
+    return _cut(parts, fresh, config, limits, **how)
 
 
 def prepare_amazon(
@@ -176,16 +176,15 @@ def write_prepared(
   """
   with _prepared(out) as fresh:
     write_logs(logs, fresh / "logs")
-    return _cut(fresh, config, limits, **how)
+    return _cut(LogParts(fresh / "logs"), fresh, config, limits, **how)
 
 
 def _cut(
-  fresh: Path, config: SequenceConfig, limits: Limits | None, **how: Any
+  parts: LogParts, fresh: Path, config: SequenceConfig, limits: Limits | None, **how: Any
 ) -> dict[str, int]:
   chosen = {name: value for name, value in (limits or {}).items() if value is not None}
   config = dataclasses.replace(config, **chosen)
-  found = prepare_examples(fresh / "logs", fresh / "examples", config, **how)
-  parts = LogParts(fresh / "logs")
+  found, of_splits = prepare_examples(parts, fresh / "examples", config, **how)
   logs = parts.logs
   counts = {
     "users": len(logs.users.user_id),
@@ -195,7 +194,7 @@ def _cut(
     "events": parts.num_events,
     "ad events": found.ad_events,
   }
-  for split, of in open_examples(fresh / "examples").counts.items():
+  for split, of in of_splits.items():
     counts |= {f"{split} {name}": count for name, count in of.items()}
   return counts | logs.cleaning
 

@@ -18,9 +18,9 @@ import jax
 import numpy as np
 
 from gr4ad_jax.catalog.catalog import ContextMaker
+from gr4ad_jax.data.examples import read_split
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.sequences import Example
-from gr4ad_jax.data.tfds_builder import read_split
 from gr4ad_jax.evaluation.baseline_tuning import tune_baselines
 from gr4ad_jax.evaluation.baselines import BaselineSettings, rank_all
 from gr4ad_jax.evaluation.ranking import EvalRequests, paired_difference, ranking_metrics

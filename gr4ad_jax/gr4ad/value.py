@@ -10,8 +10,8 @@ import dataclasses
 
 import numpy as np
 
+from gr4ad_jax.data.examples import ExampleSet
 from gr4ad_jax.data.records import Action
-from gr4ad_jax.data.tfds_builder import ExampleSet
 from gr4ad_jax.gr4ad.config import LossConfig
 
 

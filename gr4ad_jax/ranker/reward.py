@@ -18,11 +18,11 @@ import numpy as np
 
 from gr4ad_jax import config as config_lib
 from gr4ad_jax.config import ConfigError
+from gr4ad_jax.data.examples import open_examples, training_events
 from gr4ad_jax.data.impressions import Impressions, read_impressions
 from gr4ad_jax.data.log_folder import read_logs
 from gr4ad_jax.data.pipeline import repeat_last, train_batches
 from gr4ad_jax.data.sequences import Example, ExampleMaker
-from gr4ad_jax.data.tfds_builder import open_examples, training_events
 from gr4ad_jax.machine import storage
 from gr4ad_jax.machine.progress import track
 from gr4ad_jax.machine.storage import Place

@@ -17,7 +17,7 @@ import numpy as np
 from gr4ad_jax import __version__
 from gr4ad_jax.catalog.ad_index import AdIndex
 from gr4ad_jax.catalog.legal_prefixes import PrefixTree, build_prefix_tree
-from gr4ad_jax.data.tfds_builder import to_example
+from gr4ad_jax.data.example_records import to_example
 from gr4ad_jax.machine import atomic, storage
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.search import artifact

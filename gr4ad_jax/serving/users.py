@@ -10,9 +10,9 @@ import numpy as np
 
 from gr4ad_jax.catalog.catalog import Catalog
 from gr4ad_jax.config import ConfigError
+from gr4ad_jax.data.examples import ExampleSet
 from gr4ad_jax.data.records import Action, Logs
 from gr4ad_jax.data.sequences import Example, ExampleMaker, Past
-from gr4ad_jax.data.tfds_builder import ExampleSet
 from gr4ad_jax.serving.histories import Latest
 from gr4ad_jax.serving.journal import Event
 

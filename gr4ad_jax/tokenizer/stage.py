@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from gr4ad_jax.data.examples import open_examples, training_events
 from gr4ad_jax.data.log_folder import read_logs
 from gr4ad_jax.data.records import Logs
-from gr4ad_jax.data.tfds_builder import open_examples, training_events
 from gr4ad_jax.embedding.embeddings import LogEmbeddings, embed
 from gr4ad_jax.machine import sharding, storage
 from gr4ad_jax.machine.progress import track

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from gr4ad_jax.cli import main as cli
+from gr4ad_jax.data.examples import open_examples
 from gr4ad_jax.data.splits import SPLITS
-from gr4ad_jax.data.tfds_builder import open_examples
 from gr4ad_jax.gr4ad.config import preset
 from tests.commands import run
 

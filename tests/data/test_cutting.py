@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.config import ConfigError
-from gr4ad_jax.data import log_folder, tfds_builder
+from gr4ad_jax.data import array_records, log_folder
+from gr4ad_jax.data.examples import open_examples, prepare_examples, read_split
 from gr4ad_jax.data.log_folder import LogParts, write_logs
 from gr4ad_jax.data.sequences import ExampleMaker
 from gr4ad_jax.data.splits import SPLITS, SequenceConfig, time_split
-from gr4ad_jax.data.tfds_builder import open_examples, prepare_examples, read_split
 from gr4ad_jax.data.trending import build_trending
 from gr4ad_jax.data.validation import LogError
 
@@ -56,13 +56,13 @@ def assert_those_of(maker, examples):
 def test_parts_give_the_examples_of_the_whole_log(
   tiny_logs, logs_in_parts, tmp_path, monkeypatch
 ):
-  """Sorted on disk here and in memory there, both in the same order."""
+  """In many shards by two processes here and in one shard there, both in the same order."""
   config = time_split(tiny_logs, validation_days=10, test_days=10, train_days=30)
   write_logs(tiny_logs, tmp_path / "logs")
   assert len(LogParts(tmp_path / "logs")) == 1
-  prepare_examples(tmp_path / "logs", tmp_path / "whole", config)
-  monkeypatch.setattr(tfds_builder, "SHUFFLE_BYTES", 10_000)
-  prepare_examples(logs_in_parts, tmp_path / "parts", config)
+  prepare_examples(LogParts(tmp_path / "logs"), tmp_path / "whole", config)
+  monkeypatch.setattr(array_records, "SHARD_BYTES", 10_000)
+  prepare_examples(LogParts(logs_in_parts), tmp_path / "parts", config, workers=2)
   whole, parts = open_examples(tmp_path / "whole"), open_examples(tmp_path / "parts")
   assert_those_of(ExampleMaker(tiny_logs, config), parts)
   for split in SPLITS:
@@ -77,23 +77,23 @@ def test_parts_give_the_examples_of_the_whole_log(
 
 def test_parts_give_each_user_the_same_last_requests(tiny_logs, logs_in_parts, tmp_path):
   config = SequenceConfig(split="leave_one_out", num_trending=0)
-  prepare_examples(logs_in_parts, tmp_path / "examples", config)
+  prepare_examples(LogParts(logs_in_parts), tmp_path / "examples", config)
   assert_those_of(ExampleMaker(tiny_logs, config), open_examples(tmp_path / "examples"))
 
 
 def test_a_log_without_a_split_leaves_the_earlier_examples(tiny_logs, logs_in_parts, tmp_path):
   config = time_split(tiny_logs, validation_days=10, test_days=10)
-  prepare_examples(logs_in_parts, tmp_path / "examples", config)
+  prepare_examples(LogParts(logs_in_parts), tmp_path / "examples", config)
   empty = SequenceConfig(validation_start_s=9e9, test_start_s=9e9)
   with pytest.raises(LogError, match="the validation split holds no request"):
-    prepare_examples(logs_in_parts, tmp_path / "examples", empty)
+    prepare_examples(LogParts(logs_in_parts), tmp_path / "examples", empty)
   assert open_examples(tmp_path / "examples").config == config
 
 
 def test_a_beam_pipeline_gives_the_same_examples(tiny_logs, logs_in_parts, tmp_path):
   pytest.importorskip("apache_beam", reason="Apache Beam (extra `beam`) is not installed")
   config = time_split(tiny_logs, validation_days=10, test_days=10)
-  prepare_examples(logs_in_parts, tmp_path / "examples", config, beam_options=[])
+  prepare_examples(LogParts(logs_in_parts), tmp_path / "examples", config, beam_options=[])
   assert_those_of(ExampleMaker(tiny_logs, config), open_examples(tmp_path / "examples"))
 
 
@@ -101,4 +101,4 @@ def test_a_beam_pipeline_gives_the_same_examples(tiny_logs, logs_in_parts, tmp_p
 def test_beam_that_is_not_installed_is_named(tiny_logs, logs_in_parts, tmp_path):
   config = time_split(tiny_logs, validation_days=10, test_days=10)
   with pytest.raises(ConfigError, match=r"gr4ad_jax\[beam\]"):
-    prepare_examples(logs_in_parts, tmp_path / "examples", config, beam_options=[])
+    prepare_examples(LogParts(logs_in_parts), tmp_path / "examples", config, beam_options=[])

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from gr4ad_jax.data.examples import open_examples, read_split
 from gr4ad_jax.data.pipeline import hash_buckets, train_batches
 from gr4ad_jax.data.sequences import ExampleMaker
-from gr4ad_jax.data.tfds_builder import open_examples, read_split
 from gr4ad_jax.data.validation import LogError
 from gr4ad_jax.gr4ad.config import LossConfig
 from gr4ad_jax.gr4ad.run import RunFile, open_inputs

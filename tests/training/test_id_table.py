@@ -161,6 +161,6 @@ def test_a_run_with_ids_from_logs_to_recommendations(tiny_data, tmp_path):
 
 
 def first_test_example(opened):
-  from gr4ad_jax.data.tfds_builder import to_example
+  from gr4ad_jax.data.example_records import to_example
 
   return to_example(opened.examples.sources["test"][0], 2)
