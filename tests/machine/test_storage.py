@@ -72,7 +72,8 @@ def data(stores) -> str:
   prepare = ("prepare", "parquet", *files, "--validation-days", 2, "--test-days", 2,
              "--max-ad-history", 8, "--max-organic-history", 8, "--num-trending", 4, "--out")
   assert run(*prepare, folder) == 0
-  assert run("tokenize", "--data", folder, "--codebook-sizes", 8, 4, 8) == 0
+  assert run("tokenize", "--data", folder, "--codebook-sizes", 8, 4, 8, "--report") == 0
+  assert fsspec.filesystem("gs").exists("bucket/data/sids/report.html")
   return folder
 
 
