@@ -192,12 +192,12 @@ def _past_periods(
     if begin_s < earliest_s or not len(rows):
       break
     baskets = np.stack([interactions.user_E[rows], interactions.time_s_E[rows]])
-    baskets, of_N = np.unique(baskets, axis=1, return_inverse=True)
-    pair_N = np.unique(np.stack([of_N, interactions.ad_E[rows]]), axis=1)
-    length_R = np.bincount(pair_N[0])
-    column_N = np.arange(pair_N.shape[1]) - np.repeat(np.cumsum(length_R) - length_R, length_R)
+    baskets, basket_of = np.unique(baskets, axis=1, return_inverse=True)
+    pair_2P = np.unique(np.stack([basket_of, interactions.ad_E[rows]]), axis=1)
+    length_R = np.bincount(pair_2P[0])  # P distinct pairs of (basket, ad), R baskets
+    column_P = np.arange(pair_2P.shape[1]) - np.repeat(np.cumsum(length_R) - length_R, length_R)
     target_RC = np.full((len(length_R), length_R.max()), -1, np.int32)
-    target_RC[pair_N[0], column_N] = pair_N[1]
+    target_RC[pair_2P[0], column_P] = pair_2P[1]
     periods.append((begin_s, EvalRequests(
       baskets[0].astype(np.int32), baskets[1], target_RC,
       np.zeros(target_RC.shape, np.float32), np.zeros(target_RC.shape, bool),

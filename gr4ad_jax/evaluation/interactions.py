@@ -1,4 +1,8 @@
-"""Who engaged with which ad when, and counts over the past: of ads, of histories, of pairs."""
+"""Who engaged with which ad when, and counts over the past: of ads, of histories, of pairs.
+
+Letters: E events, U users, A ads, R requests, H events of the requests' histories, G baskets (groups
+of events), M ads in baskets (members), P pairs of baskets.
+"""
 
 from __future__ import annotations
 
@@ -114,12 +118,12 @@ def count_histories(
   start_R = np.searchsorted(interactions.user_E, user_R)
   stop_R = np.searchsorted(key_E, user_R * span + (time_s_R - origin))
   length_R = stop_R - start_R
-  row_N = np.repeat(np.arange(len(user_R)), length_R)
-  event_N = np.arange(len(row_N)) + np.repeat(stop_R - np.cumsum(length_R), length_R)
-  weight_N = np.where(interactions.is_ad_E[event_N], 1, organic_weight)
-  weight_N = weight_N * _decay(time_s_R[row_N], interactions.time_s_E[event_N], half_life_s)
-  cells = (row_N, interactions.ad_E[event_N])
-  return sp.csr_matrix((weight_N.astype(np.float32), cells), (len(user_R), num_ads))
+  row_H = np.repeat(np.arange(len(user_R)), length_R)
+  event_H = np.arange(len(row_H)) + np.repeat(stop_R - np.cumsum(length_R), length_R)
+  weight_H = np.where(interactions.is_ad_E[event_H], 1, organic_weight)
+  weight_H = weight_H * _decay(time_s_R[row_H], interactions.time_s_E[event_H], half_life_s)
+  cells = (row_H, interactions.ad_E[event_H])
+  return sp.csr_matrix((weight_H.astype(np.float32), cells), (len(user_R), num_ads))
 
 
 def count_pairs(
@@ -157,31 +161,31 @@ def count_pairs(
   past = interactions.before(end_s_U)
   first_E = np.ones(len(past.user_E), bool)
   first_E[1:] = (np.diff(past.user_E) != 0) | (np.diff(past.time_s_E) != 0)
-  user_B = past.user_E[first_E]
-  aged_B = _decay(end_s_U[user_B], past.time_s_E[first_E], half_life_s).astype(np.float32)
+  user_G = past.user_E[first_E]
+  aged_G = _decay(end_s_U[user_G], past.time_s_E[first_E], half_life_s).astype(np.float32)
 
   # An ad counts once in a basket: as an ad event where one of its events there was one.
   cell_E = (np.cumsum(first_E) - 1) * np.int64(num_ads) + past.ad_E
-  cell_N, of_E = np.unique(cell_E, return_inverse=True)
-  promoted_N = np.bincount(of_E, past.is_ad_E, len(cell_N)) > 0
-  weight_N = np.where(promoted_N, 1, organic_weight).astype(np.float32)
-  cells, shape = divmod(cell_N, num_ads), (len(user_B), num_ads)
-  source_BA = sp.csr_matrix((np.ones_like(weight_N), cells), shape)
-  target_BA = sp.csr_matrix((weight_N, cells), shape)
-  target_BA.eliminate_zeros()
+  cell_M, of_E = np.unique(cell_E, return_inverse=True)
+  promoted_M = np.bincount(of_E, past.is_ad_E, len(cell_M)) > 0
+  weight_M = np.where(promoted_M, 1, organic_weight).astype(np.float32)
+  cells, shape = divmod(cell_M, num_ads), (len(user_G), num_ads)
+  source_GA = sp.csr_matrix((np.ones_like(weight_M), cells), shape)
+  target_GA = sp.csr_matrix((weight_M, cells), shape)
+  target_GA.eliminate_zeros()
 
   # Inside a basket first, where an ad does not follow from itself; then between baskets.
-  pairs_AA = (source_BA.T @ _scale_rows(target_BA, aged_B)).tocsr()
+  pairs_AA = (source_GA.T @ _scale_rows(target_GA, aged_G)).tocsr()
   pairs_AA.setdiag(0)
-  earlier_P, later_P = _pairs_of_baskets(user_B, window)
-  aged_P = aged_B[later_P]
-  pairs_AA += source_BA[earlier_P].T @ _scale_rows(target_BA[later_P], aged_P)
+  earlier_P, later_P = _pairs_of_baskets(user_G, window)
+  aged_P = aged_G[later_P]
+  pairs_AA += source_GA[earlier_P].T @ _scale_rows(target_GA[later_P], aged_P)
   if backward_weight:
     back_P = np.float32(backward_weight) * aged_P
-    pairs_AA += source_BA[later_P].T @ _scale_rows(target_BA[earlier_P], back_P)
+    pairs_AA += source_GA[later_P].T @ _scale_rows(target_GA[earlier_P], back_P)
   pairs_AA = pairs_AA.tocsr()
   pairs_AA.eliminate_zeros()
-  return PairCounts(pairs_AA, source_BA.T @ aged_B, target_BA.T @ aged_B)
+  return PairCounts(pairs_AA, source_GA.T @ aged_G, target_GA.T @ aged_G)
 
 
 def _check_catalogue(interactions: Interactions, num_ads: int) -> None:
@@ -196,13 +200,13 @@ def _decay(now_s: np.ndarray, time_s: np.ndarray, half_life_s: float | None) -> 
   return np.exp2((time_s - now_s) / half_life_s)
 
 
-def _pairs_of_baskets(user_B: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
+def _pairs_of_baskets(user_G: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
   """Earlier and later basket of every pair of one user, 1 to `window` steps apart."""
   earlier, later = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
   for step in range(1, window + 1):
-    same_B = np.flatnonzero(user_B[step:] == user_B[:-step])
-    earlier.append(same_B)
-    later.append(same_B + step)
+    same_G = np.flatnonzero(user_G[step:] == user_G[:-step])
+    earlier.append(same_G)
+    later.append(same_G + step)
   return np.concatenate(earlier), np.concatenate(later)
 
 

@@ -118,8 +118,8 @@ def ranking_metrics(
     shown = ranked_RK[keep_R, :depth]
     shown = np.unique(advertiser_A[shown[shown >= 0]])
     metrics[f"{prefix}advertiser_coverage@{depth}"] = len(shown) / len(np.unique(advertiser_A))
-    sums_NU = _user_sums(requests, target_RC, *_found(rank_RC, requests, target_RC, depth))
-    intervals = _ratios_with_intervals(sums_NU, depth, bootstrap, seed)
+    sums_SU = _user_sums(requests, target_RC, *_found(rank_RC, requests, target_RC, depth))
+    intervals = _ratios_with_intervals(sums_SU, depth, bootstrap, seed)
     metrics |= {prefix + name: value for name, value in intervals.items()}
   return metrics
 
@@ -158,8 +158,8 @@ def paired_difference(
   for prefix, target_RC in _target_sets(requests):
     recall_a_R, captured_a_R = _found(rank_a_RC, requests, target_RC, k)
     recall_b_R, captured_b_R = _found(rank_b_RC, requests, target_RC, k)
-    sums_NU = _user_sums(requests, target_RC, recall_a_R - recall_b_R, captured_a_R - captured_b_R)
-    intervals = _ratios_with_intervals(sums_NU, k, bootstrap, seed)
+    sums_SU = _user_sums(requests, target_RC, recall_a_R - recall_b_R, captured_a_R - captured_b_R)
+    intervals = _ratios_with_intervals(sums_SU, k, bootstrap, seed)
     differences |= {prefix + name: value for name, value in intervals.items()}
   return differences
 
@@ -204,7 +204,7 @@ def _found(
 def _user_sums(
   requests: EvalRequests, target_RC: np.ndarray, recall_R: np.ndarray, captured_R: np.ndarray
 ) -> np.ndarray:
-  """float64 [4, U]: recall, requests, captured and held-out value of users with a target."""
+  """float64 [S=4, U]: recall, requests, captured and held-out value of users with a target."""
   keep_R = target_RC.any(axis=1)
   held_out_R = np.where(target_RC, requests.value_RC, 0).sum(axis=1, dtype=np.float64)
   users, user_R = np.unique(requests.user_R[keep_R], return_inverse=True)
@@ -213,25 +213,25 @@ def _user_sums(
 
 
 def _ratios_with_intervals(
-  sums_NU: np.ndarray, k: int, bootstrap: int, seed: int
+  sums_SU: np.ndarray, k: int, bootstrap: int, seed: int
 ) -> dict[str, float]:
   """recall@k and value_recall@k of `_user_sums`, and their intervals over resampled users."""
-  sums_NX = _resample(sums_NU, bootstrap, seed)
+  sums_SX = _resample(sums_SU, bootstrap, seed)
   metrics = {}
   for row, name in ((0, f"recall@{k}"), (2, f"value_recall@{k}")):
-    metrics[name] = float(_ratio(*sums_NU[row : row + 2].sum(axis=1)))
-    values_X = _ratio(*sums_NX[row : row + 2])
+    metrics[name] = float(_ratio(*sums_SU[row : row + 2].sum(axis=1)))
+    values_X = _ratio(*sums_SX[row : row + 2])
     values_X = values_X[np.isfinite(values_X)]
     low, high = np.percentile(values_X, (2.5, 97.5)) if len(values_X) else (np.nan, np.nan)
     metrics |= {f"{name}/ci_low": float(low), f"{name}/ci_high": float(high)}
   return metrics
 
 
-def _resample(sums_NU: np.ndarray, bootstrap: int, seed: int) -> np.ndarray:
-  """float64 [N, X]: sums over as many users as there are, drawn with replacement, X times."""
-  num_users = sums_NU.shape[1]
+def _resample(sums_SU: np.ndarray, bootstrap: int, seed: int) -> np.ndarray:
+  """float64 [S, X]: sums over as many users as there are, drawn with replacement, X times."""
+  num_users = sums_SU.shape[1]
   if num_users == 0:
-    return np.zeros((len(sums_NU), bootstrap))
+    return np.zeros((len(sums_SU), bootstrap))
   rng = np.random.default_rng(seed)
   step = max(1, _MAX_CELLS // num_users)
   parts = []
@@ -240,7 +240,7 @@ def _resample(sums_NU: np.ndarray, bootstrap: int, seed: int) -> np.ndarray:
     # How often each user is drawn: multinomial, and faster than rng.multinomial.
     drawn = rng.integers(num_users, size=(rows, num_users)) + num_users * np.arange(rows)[:, None]
     count_XU = np.bincount(drawn.ravel(), minlength=rows * num_users).reshape(rows, num_users)
-    parts.append(sums_NU @ count_XU.T)
+    parts.append(sums_SU @ count_XU.T)
   return np.concatenate(parts, axis=1)
 
 

@@ -20,7 +20,7 @@ class Platt(NamedTuple):
 
 
 def fit_platt(logit_N: np.ndarray, label_N: np.ndarray) -> Platt:
-  """The scaling of least log loss on held-out rows.
+  """The scaling of least log loss on N held-out predictions.
 
   Where one label is missing it is the identity; where all logits are the same, its slope is 0.
   """
@@ -29,7 +29,7 @@ def fit_platt(logit_N: np.ndarray, label_N: np.ndarray) -> Platt:
   label_N = np.asarray(label_N, bool)
   if label_N.all() or not label_N.any():
     return Platt()
-  # Rows are many and parameters two, so there is no penalty.
+  # Predictions are many and parameters two, so there is no penalty.
   regression = LogisticRegression(C=np.inf, tol=1e-8)
   regression.fit(np.asarray(logit_N, np.float64)[:, None], label_N)
   return Platt(float(regression.coef_[0, 0]), float(regression.intercept_[0]))
@@ -41,7 +41,7 @@ def probability_metrics(
   """auc, log_loss, calibration_error and mean_ratio of predictions.
 
   Args:
-    p_N: probabilities.
+    p_N: probabilities of N predictions.
     label_N: bool or 0/1.
     bins: equally filled bins of the calibration error, which is the mean |p - share| over rows.
 
