@@ -1,4 +1,4 @@
-"""Requests that come one by one -> calls of the engine, with a bounded queue and deadlines."""
+"""Queries that come one by one -> calls of the engine, with a bounded queue and deadlines."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from gr4ad_jax.search.beam_schedule import ArrivalRate, TrafficAwareBeams
 from gr4ad_jax.serving.engine import Answer, Engine, Query
 
 ROOM_SHARE = 0.5  # of the deadline that the whole queue may take
+
 
 class GoingDown(Exception):
   """The server takes no more requests."""

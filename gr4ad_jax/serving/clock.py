@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from typing import Literal
 
+from gr4ad_jax.data.records import DAY_S
+
 ClockKind = Literal["real", "log", "replay"]
-MOST_AHEAD_S = 86_400  # an event's time beyond the server's clock
-MOST_REPLAYED_S = 40 * 86_400  # the same where events move the clock
+MOST_AHEAD_S = DAY_S  # an event's time beyond the server's clock
+MOST_REPLAYED_S = 40 * DAY_S  # the same where events move the clock
 
 
 class Clock:

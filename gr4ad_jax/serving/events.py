@@ -10,7 +10,7 @@ import numpy as np
 
 from gr4ad_jax.catalog.catalog import Catalog, LiveCatalog
 from gr4ad_jax.config import ConfigError
-from gr4ad_jax.data.records import Action
+from gr4ad_jax.data.records import DAY_S, Action
 from gr4ad_jax.data.trending import LiveTrending
 from gr4ad_jax.serving.clock import Clock
 from gr4ad_jax.serving.engine import Engine
@@ -80,7 +80,7 @@ class Events:
     for at, item in enumerate(items):
       if (item.time or 0) > now_s + ahead_s:
         raise ConfigError(
-          f"events[{at}].time={item.time:.0f}: more than {ahead_s // 86_400} days in the future"
+          f"events[{at}].time={item.time:.0f}: more than {ahead_s // DAY_S} days in the future"
         )
       if item.ad_id is not None and catalog.snapshot.find(item.ad_id) < 0:
         raise ConfigError(f"events[{at}].ad_id={item.ad_id!r}: not in the index")

@@ -16,6 +16,7 @@ from gr4ad_jax import __version__
 from gr4ad_jax.catalog.catalog import LiveCatalog
 from gr4ad_jax.catalog.targeting import COLUMNS
 from gr4ad_jax.config import ConfigError
+from gr4ad_jax.data.records import DAY_S
 from gr4ad_jax.data.trending import LiveTrending
 from gr4ad_jax.embedding.embeddings import open_encoder
 from gr4ad_jax.machine import storage
@@ -75,7 +76,7 @@ class Service:
     self.config, self.metrics = config, Metrics()
     self.opened, logs = opened, opened.logs
     last_s = int(logs.events.time_s.max())
-    self.log_age_days = (time.time() - last_s) / 86400 if clock == "real" else 0.0
+    self.log_age_days = (time.time() - last_s) / DAY_S if clock == "real" else 0.0
     self._lock = _locked(store)
     self._link = RedisLink(redis) if redis else None
     self.journal = Journal(store / "journal.sqlite")
