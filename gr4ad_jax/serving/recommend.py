@@ -9,6 +9,7 @@ from typing import Any
 
 from gr4ad_jax.catalog.catalog import LiveCatalog
 from gr4ad_jax.config import ConfigError
+from gr4ad_jax.serving.answers import ads_of, levels_of, still_there
 from gr4ad_jax.serving.batcher import Batcher
 from gr4ad_jax.serving.clock import Clock
 from gr4ad_jax.serving.config import ServingConfig
@@ -18,14 +19,13 @@ from gr4ad_jax.serving.histories import Histories, Latest
 from gr4ad_jax.serving.messages import RecommendRequest, Schedule
 from gr4ad_jax.serving.metrics import Metrics
 from gr4ad_jax.serving.parameters import Parameters
-from gr4ad_jax.serving.replies import ads_of, levels_of, still_there
 from gr4ad_jax.serving.result_cache import ResultCache, cache_key
 from gr4ad_jax.serving.users import Users
 
 
 @dataclasses.dataclass(frozen=True)
-class Search:
-  """Answers requests by the engine; the parts that it goes through are its fields."""
+class Searches:
+  """Replies that are searched for; the parts that a request goes through are the fields."""
 
   users: Users
   catalog: LiveCatalog
@@ -73,11 +73,11 @@ class Search:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recommender:
-  """Answers requests, from the result cache where it can.
+class Replies:
+  """Replies to requests, earlier ones where they may be given again.
 
   Attributes:
-    search: for the others.
+    searches: for the others.
     histories: events of users since the log.
     cache: earlier replies; None = every request is searched for.
     parameters: that are served; replies of others are not given.
@@ -85,7 +85,7 @@ class Recommender:
     config: limits.
   """
 
-  search: Search
+  searches: Searches
   histories: Histories
   cache: ResultCache | None
   parameters: Parameters
@@ -111,7 +111,7 @@ class Recommender:
     if self.cache and use_cache and request.user_id is not None and not request.explain:
       reply, cached = await self._cached(request, latest)
     else:
-      reply = await self.search(request, latest)
+      reply = await self.searches(request, latest)
     latency_ms = {} if cached else reply["latency_ms"]
     total_ms = 1000 * (time.perf_counter() - began)
     return reply | {
@@ -125,12 +125,12 @@ class Recommender:
     key = cache_key(
       request.model_dump(), latest.version, self.fingerprint, self.parameters.name
     )
-    catalog, where = self.search.catalog, tuple(request.where)
+    catalog, where = self.searches.catalog, tuple(request.where)
     reply, how = await self.cache.get(
-      key, lambda: self.search(request, latest),
+      key, lambda: self.searches(request, latest),
       usable=lambda reply: still_there(reply["ads"], where, catalog.now),
     )
-    self.search.metrics.cache.labels(how).inc()
+    self.searches.metrics.cache.labels(how).inc()
     return reply, how != "miss"
 
   def _check(self, request: RecommendRequest) -> None:
@@ -145,4 +145,4 @@ class Recommender:
       known = ", ".join(f"{factor:g}" for factor in config.beam_factors)
       raise ConfigError(f"beam_factor={request.beam_factor:g}: must be one of {known}")
     if request.where:  # a condition that no ad meets must not reach the others' call
-      self.search.catalog.now.allowed(tuple(request.where))
+      self.searches.catalog.now.allowed(tuple(request.where))

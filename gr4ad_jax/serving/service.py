@@ -33,7 +33,7 @@ from gr4ad_jax.serving.histories import Histories, RedisLink
 from gr4ad_jax.serving.journal import Journal
 from gr4ad_jax.serving.metrics import Metrics
 from gr4ad_jax.serving.parameters import Parameters
-from gr4ad_jax.serving.recommend import Recommender, Search
+from gr4ad_jax.serving.recommend import Replies, Searches
 from gr4ad_jax.serving.result_cache import LocalStore, RedisStore, ResultCache
 from gr4ad_jax.serving.segments import Segments
 from gr4ad_jax.serving.users import Users
@@ -120,9 +120,9 @@ class Service:
     self.segments = Segments(
       self.journal, segments, self.users.request_features, self.clock, config
     )
-    self.recommend = Recommender(
-      Search(self.users, self.catalog, trends, self.clock, self.batcher, self.metrics,
-             logs.currency),
+    self.recommend = Replies(
+      Searches(self.users, self.catalog, trends, self.clock, self.batcher, self.metrics,
+               logs.currency),
       self.histories, _result_cache(config, self._link), self.parameters, opened.fingerprint,
       config,
     )

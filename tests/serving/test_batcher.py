@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from gr4ad_jax.serving.batcher import Batcher
-from tests.serving.conftest import SERVING
+from tests.serving.support import SERVING
 
 
 class Timed:

@@ -1,7 +1,6 @@
 """A server in this process, called through its HTTP border."""
 
 import concurrent.futures
-import dataclasses
 import sqlite3
 import threading
 import time
