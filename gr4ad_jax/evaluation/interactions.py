@@ -1,7 +1,7 @@
 """Who engaged with which ad when, and counts over the past: of ads, of histories, of pairs.
 
-Letters: E events, U users, A ads, R requests, H events of the requests' histories, G baskets (groups
-of events), M ads in baskets (members), P pairs of baskets.
+Letters: E events, U users, A ads, R requests, H events of the requests' histories, G baskets
+(groups of events), M ads in baskets (members), P pairs of baskets.
 """
 
 from __future__ import annotations
