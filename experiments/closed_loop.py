@@ -41,7 +41,8 @@ from gr4ad_jax.data.records import Action
 from gr4ad_jax.gr4ad.config import Config, ModelConfig
 from gr4ad_jax.gr4ad.run import RunFile, open_inputs, train_run
 from gr4ad_jax.machine.progress import console
-from gr4ad_jax.market.log import Shown, build_shelves, simulate_hours
+from gr4ad_jax.market.log import simulate_hours
+from gr4ad_jax.market.policy import Shown, build_shelves
 from gr4ad_jax.market.world import SCENES, Market, MarketConfig, Requests, expected_revenue
 from gr4ad_jax.market.worlds import build_market
 from gr4ad_jax.search.config import SearchConfig

@@ -10,13 +10,16 @@ drift smoothly, ads lie in the same space, and
 
 so that the expected revenue of any list of ads can be computed instead of sampled. Slots have no
 position bias, impressions do not tire a user, and auctions are won by eCPM at the advertiser's own
-bid. `market_worlds` makes markets, `market_log` logs them. Source: paper 3.4 and 4.1 leave the
-market open; all numbers here are our choice, calibrated in docs/market.md.
+bid. `worlds` makes markets, `log` logs them.
+
+Source: 3.4 and 4.1 of the GR4AD paper (arXiv 2602.22732) leave the market open; all numbers here
+are our choice, calibrated in docs/market.md.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -32,6 +35,7 @@ _WORDS = np.array(
   "cold smooth rough plain fancy round square fast slow sharp mild rich lean dry creamy".split(),
   object,
 )  # two for each dimension of taste
+_BLOCK = 2048  # requests answered at once
 _CLICK_SCENE, _CONVERSION_SCENE = np.array([0.0, 0.3, -0.3]), np.array([0.0, 0.4, 0.1])
 
 
@@ -187,12 +191,12 @@ def day_of(time_s: np.ndarray) -> np.ndarray:
   return ((np.asarray(time_s) - START_S) / DAY_S).astype(np.float32)
 
 
-def taste(market: Market, user_N: np.ndarray, day_N: np.ndarray) -> np.ndarray:
-  """float32 [N, D], each user's taste at that time."""
-  angle_N = 2 * np.pi * day_N / market.period_U[user_N] + market.phase_U[user_N]
-  around_NX = np.stack([np.cos(angle_N), np.sin(angle_N)], axis=1).astype(np.float32)
-  moved_ND = np.einsum("NX,NXD->ND", around_NX, market.drift_UXD[user_N])
-  return market.taste_UD[user_N] + np.float32(market.config.drift) * moved_ND
+def taste(market: Market, user_R: np.ndarray, day_R: np.ndarray) -> np.ndarray:
+  """float32 [R, D], each user's taste at that time."""
+  angle_R = 2 * np.pi * day_R / market.period_U[user_R] + market.phase_U[user_R]
+  around_RX = np.stack([np.cos(angle_R), np.sin(angle_R)], axis=1).astype(np.float32)
+  moved_RD = np.einsum("RX,RXD->RD", around_RX, market.drift_UXD[user_R])
+  return market.taste_UD[user_R] + np.float32(market.config.drift) * moved_RD
 
 
 def fashion(market: Market, category: np.ndarray, day: np.ndarray) -> np.ndarray:
@@ -230,7 +234,7 @@ def truth(
   )
   real_RK &= market.launch_A[ad_RK] <= day_R[:, None]
   click_RK, conversion_RK = (
-    np.where(real_RK, _sigmoid(x), 0).astype(np.float32) for x in (click_RK, conversion_RK)
+    np.where(real_RK, 1 / (1 + np.exp(-x)), 0).astype(np.float32) for x in (click_RK, conversion_RK)
   )
   return Truth(click_RK, conversion_RK, 1000 * market.bid_A[ad_RK] * click_RK * conversion_RK)
 
@@ -260,9 +264,8 @@ def expected_revenue(
   spent_V = np.zeros(len(market.budget_V))
   today_V, today = np.zeros_like(spent_V), None
   hour_R = (requests.time_s_R - START_S) // 3600
-  order_R = np.argsort(hour_R, kind="stable")
-  for rows in _blocks(order_R, hour_R):
-    ranked = np.where(_repeats(ranked_RK[rows]), -1, ranked_RK[rows])
+  for rows in hour_blocks(hour_R):
+    ranked = np.where(repeats(ranked_RK[rows]), -1, ranked_RK[rows])
     part = Requests(*(x[rows] for x in requests))
     earns = truth(market, part, ranked).ecpm.astype(np.float64) / 1000
     may_run = earns > 0
@@ -292,15 +295,15 @@ def ad_text(market: Market, rows: slice = slice(None)) -> np.ndarray:
   return np.array(texts, object)
 
 
-def taste_words(taste_ND: np.ndarray) -> np.ndarray:
+def taste_words(taste_AD: np.ndarray) -> np.ndarray:
   """str objects: a word for each of the three strongest dimensions, in its direction."""
-  dims = taste_ND.shape[1]
+  dims = taste_AD.shape[1]
   if dims > len(_WORDS) // 2:
     raise ValueError(f"taste of {dims} dimensions: there are words for {len(_WORDS) // 2}")
-  first_N3 = np.argpartition(-np.abs(taste_ND), 3, axis=1)[:, :3]
-  sign_N3 = np.take_along_axis(taste_ND, first_N3, axis=1) > 0
-  word_N3 = _WORDS[np.sort(2 * first_N3 + sign_N3, axis=1)]
-  return np.array([" ".join(row) for row in word_N3.tolist()], object)
+  first_A3 = np.argpartition(-np.abs(taste_AD), 3, axis=1)[:, :3]
+  sign_A3 = np.take_along_axis(taste_AD, first_A3, axis=1) > 0
+  word_A3 = _WORDS[np.sort(2 * first_A3 + sign_A3, axis=1)]
+  return np.array([" ".join(row) for row in word_A3.tolist()], object)
 
 
 def best_ads(market: Market, requests: Requests, k: int) -> np.ndarray:
@@ -319,17 +322,15 @@ def best_ads(market: Market, requests: Requests, k: int) -> np.ndarray:
   return best_RK
 
 
-def _blocks(order_R: np.ndarray, hour_R: np.ndarray, most: int = 2048):
-  """Rows of one hour after another, at most `most` at a time."""
-  if not len(order_R):
-    return
-  cuts = np.flatnonzero(np.diff(hour_R[order_R])) + 1
-  for rows in np.split(order_R, cuts):
-    for at in range(0, len(rows), most):
-      yield rows[at : at + most]
+def hour_blocks(hour_R: np.ndarray) -> Iterator[np.ndarray]:
+  """Rows of the requests of one hour after another, at most 2,048 at a time."""
+  order_R = np.argsort(hour_R, kind="stable")
+  for rows in np.split(order_R, np.flatnonzero(np.diff(hour_R[order_R])) + 1):
+    for at in range(0, len(rows), _BLOCK):
+      yield rows[at : at + _BLOCK]
 
 
-def _repeats(ad_RK: np.ndarray) -> np.ndarray:
+def repeats(ad_RK: np.ndarray) -> np.ndarray:
   """bool: the same ad stands further to the front."""
   order_RK = np.argsort(ad_RK, axis=1, kind="stable")
   sorted_RK = np.take_along_axis(ad_RK, order_RK, axis=1)
@@ -338,7 +339,3 @@ def _repeats(ad_RK: np.ndarray) -> np.ndarray:
   repeats_RK = np.empty_like(again_RK)
   np.put_along_axis(repeats_RK, order_RK, again_RK, axis=1)
   return repeats_RK
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-  return 1 / (1 + np.exp(-x))

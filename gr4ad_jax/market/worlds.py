@@ -1,4 +1,7 @@
-"""Makes markets: fitted to Complete Journey, or synthetic at any size."""
+"""Makes markets: fitted to Complete Journey, or synthetic at any size.
+
+The letters of world.py, and of logs that a market is fitted to: H households, P products.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.completejourney import read_completejourney
 from gr4ad_jax.data.engagements import product_engagements
 from gr4ad_jax.data.records import DAY_S, Logs
-from gr4ad_jax.market.log import Cascade, arrivals, build_shelves
+from gr4ad_jax.market.log import arrivals
+from gr4ad_jax.market.policy import Cascade, build_shelves
 from gr4ad_jax.market.world import START_S, Market, MarketConfig, Requests, Truth, truth
 
 TASTE_DIMS = 8
@@ -48,31 +52,32 @@ def fit_market(config: MarketConfig, logs: Logs, rng: np.random.Generator) -> Ma
     ConfigError: fewer products than `num_ads`, or without prices.
   """
   bought = product_engagements(logs)
-  user_N = logs.events.user[bought.event_N]
-  counts_UA = sp.csr_matrix(
-    (np.ones(len(user_N), np.float32), (user_N, bought.ad_N)),
+  household = logs.events.user[bought.event_N]
+  counts_HP = sp.csr_matrix(
+    (np.ones(len(household), np.float32), (household, bought.ad_N)),
     shape=(len(logs.users.user_id), len(logs.ads.ad_id)),
   )
-  counts_UA.sum_duplicates()
-  buyers_A = np.bincount(counts_UA.indices, minlength=counts_UA.shape[1])
-  priced = np.nan_to_num(logs.ads.price) > 0
-  kept = np.sort(np.argsort(-np.where(priced, buyers_A, -1), kind="stable")[: config.num_ads])
-  if len(kept) < config.num_ads or not priced[kept].all() or buyers_A[kept].min() < 2:
+  counts_HP.sum_duplicates()
+  buyers_P = np.bincount(counts_HP.indices, minlength=counts_HP.shape[1])
+  priced_P = np.nan_to_num(logs.ads.price) > 0
+  kept_A = np.sort(np.argsort(-np.where(priced_P, buyers_P, -1), kind="stable")[: config.num_ads])
+  if len(kept_A) < config.num_ads or not priced_P[kept_A].all() or buyers_P[kept_A].min() < 2:
     raise ConfigError(
-      f"market.num_ads={config.num_ads}: {logs.source} has {int((priced & (buyers_A > 1)).sum())} "
-      "priced ads that two users engaged with"
+      f"market.num_ads={config.num_ads}: {logs.source} has "
+      f"{int((priced_P & (buyers_P > 1)).sum())} priced ads that two users engaged with"
     )
-  taste_HD, taste_AD = _tastes(counts_UA[:, kept], rng)
-  household_U = _followed(rng, config.num_users, counts_UA.sum(axis=1).A1 > 0)
+  counts_HA, buyers_A = counts_HP[:, kept_A], buyers_P[kept_A]
+  taste_HD, taste_AD = _tastes(counts_HA, rng)
+  household_U = _followed(rng, config.num_users, counts_HP.sum(axis=1).A1 > 0)
   noise_UD = rng.standard_normal((config.num_users, TASTE_DIMS)) * taste_HD.std(axis=0)
   others_UX = rng.choice(np.unique(household_U), size=(config.num_users, 2))
-  log_price_A = np.log(logs.ads.price[kept].astype(np.float64))
+  log_price_A = np.log(logs.ads.price[kept_A].astype(np.float64))
   price_z_A = _standard(log_price_A)
-  spread_H = counts_UA[:, kept] @ price_z_A / np.maximum(counts_UA[:, kept].sum(axis=1).A1, 1)
+  spread_H = counts_HA @ price_z_A / np.maximum(counts_HA.sum(axis=1).A1, 1)
   visits_H = _visits(logs)
-  category_G, category_A = np.unique(logs.ads.category[kept], return_inverse=True)
-  advertiser_V, advertiser_A = np.unique(logs.ads.advertiser_id[kept], return_inverse=True)
-  content = _fitted_contents(config, logs, kept, category_G, category_A, rng)
+  category_G, category_A = np.unique(logs.ads.category[kept_A], return_inverse=True)
+  advertiser_V, advertiser_A = np.unique(logs.ads.advertiser_id[kept_A], return_inverse=True)
+  content = _fitted_contents(config, logs, kept_A, category_G, category_A, rng)
   return _calibrated(
     _finish(
       config, rng,
@@ -82,32 +87,32 @@ def fit_market(config: MarketConfig, logs: Logs, rng: np.random.Generator) -> Ma
       wealth_U=_standard(spread_H)[household_U] + 0.3 * rng.standard_normal(config.num_users),
       activity_U=visits_H[household_U] / visits_H[household_U].mean(),
       taste_AD=taste_AD,
-      appeal_A=0.5 * _standard(np.log(buyers_A[kept])) + 0.4 * rng.standard_normal(len(kept)),
-      price_A=logs.ads.price[kept],
+      appeal_A=0.5 * _standard(np.log(buyers_A)) + 0.4 * rng.standard_normal(len(kept_A)),
+      price_A=logs.ads.price[kept_A],
       price_z_A=price_z_A,
-      popularity_A=buyers_A[kept] ** 0.75,
+      popularity_A=buyers_A ** 0.75,
       category_A=category_A, category_G=category_G,
       advertiser_A=advertiser_A, advertiser_V=advertiser_V,
-      text_A=logs.ads.text[kept],
+      text_A=logs.ads.text[kept_A],
       **content,
     ),
     rng,
   )
 
 
-def _tastes(counts_UA: sp.csr_matrix, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-  """User and ad vectors whose products have mean 0 and standard deviation 1."""
-  log_UA = np.log1p(counts_UA.toarray())
-  log_UA -= log_UA.mean(axis=0)
-  log_UA -= log_UA.mean(axis=1, keepdims=True)
-  log_UA /= np.sqrt(log_UA.std(axis=0) + 1e-3)
-  left_UD, strength_D, right_DA = svds(log_UA, k=TASTE_DIMS, rng=rng)
-  taste_UD, taste_AD = left_UD * np.sqrt(strength_D), right_DA.T * np.sqrt(strength_D)
+def _tastes(counts_HA: sp.csr_matrix, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+  """Household and ad vectors whose products have mean 0 and standard deviation 1."""
+  log_HA = np.log1p(counts_HA.toarray())
+  log_HA -= log_HA.mean(axis=0)
+  log_HA -= log_HA.mean(axis=1, keepdims=True)
+  log_HA /= np.sqrt(log_HA.std(axis=0) + 1e-3)
+  left_HD, strength_D, right_DA = svds(log_HA, k=TASTE_DIMS, rng=rng)
+  taste_HD, taste_AD = left_HD * np.sqrt(strength_D), right_DA.T * np.sqrt(strength_D)
   # Few products, and few households, must not hold all of the taste.
-  taste_UD, taste_AD = (x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-6) ** 0.7
-                        for x in (taste_UD, taste_AD))
-  scale = (taste_UD @ taste_AD.T).std() ** -0.5
-  return taste_UD * scale, taste_AD * scale
+  taste_HD, taste_AD = (x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-6) ** 0.7
+                        for x in (taste_HD, taste_AD))
+  scale = (taste_HD @ taste_AD.T).std() ** -0.5
+  return taste_HD * scale, taste_AD * scale
 
 
 def _followed(rng: np.random.Generator, num_users: int, active_H: np.ndarray) -> np.ndarray:
@@ -123,13 +128,14 @@ def _visits(logs: Logs) -> np.ndarray:
 
 
 def _fitted_contents(
-  config, logs, kept, category_G, category_A, rng
+  config: MarketConfig, logs: Logs, kept_A: np.ndarray, category_G: np.ndarray,
+  category_A: np.ndarray, rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
   """Half the contents are products of ads, half the most met other products of their categories."""
   events, contents = logs.events, logs.contents
   met_O = np.bincount(events.content[events.content >= 0], minlength=len(contents.content_id))
-  ad_of = np.full(len(logs.ads.ad_id) + 1, -1)
-  ad_of[kept] = np.arange(len(kept))
+  ad_of = np.full(len(logs.ads.ad_id) + 1, -1)  # of each product; the last entry serves "none"
+  ad_of[kept_A] = np.arange(len(kept_A))
   ad_O = ad_of[contents.ad]
   place_O = np.searchsorted(category_G, contents.category).clip(max=len(category_G) - 1)
   known_O = category_G[place_O] == contents.category
@@ -154,8 +160,8 @@ def _synthetic(config: MarketConfig, rng: np.random.Generator) -> Market:
   taste_AD = np.empty((ads, TASTE_DIMS), np.float16)
   for at in range(0, ads, 1 << 20):
     part = slice(at, at + (1 << 20))
-    noise_ND = rng.standard_normal((len(category_A[part]), TASTE_DIMS), np.float32)
-    taste_AD[part] = 0.8 * center_GD[category_A[part]] + 0.6 * noise_ND
+    noise = rng.standard_normal((len(category_A[part]), TASTE_DIMS), np.float32)
+    taste_AD[part] = 0.8 * center_GD[category_A[part]] + 0.6 * noise
   liked_U3 = rng.choice(groups, (users, 3), p=_zipf(groups, 0.7))
   share_U3 = rng.dirichlet((1.0, 1.0, 1.0), users).astype(np.float32)
   taste_UD = np.einsum("UX,UXD->UD", share_U3, center_GD[liked_U3])
@@ -244,7 +250,7 @@ def _calibrated(market: Market, rng: np.random.Generator) -> Market:
   shelves = build_shelves(market)
   requests, per_day = _sample(market)
   open_V = np.ones(len(market.budget_V), bool)
-  for _ in range(3):  # what is shown follows the intercepts
+  for _ in range(3):  # what is shown follows from the intercepts
     shown_RK = Cascade(market, shelves)(requests, open_V, rng).ad_RK
     rates = truth(market, requests, shown_RK)
     market = dataclasses.replace(

@@ -26,7 +26,8 @@ from gr4ad_jax.gr4ad.list_batches import ListBatchMaker
 from gr4ad_jax.gr4ad.online import learn_online
 from gr4ad_jax.gr4ad.run import RunFile, load_params, open_inputs, read_run, train_run
 from gr4ad_jax.learning.preference import RewardScale
-from gr4ad_jax.market.log import Cascade, build_shelves, market_logs, simulate_day
+from gr4ad_jax.market.log import market_logs, simulate_day
+from gr4ad_jax.market.policy import Cascade, build_shelves
 from gr4ad_jax.market.world import MarketConfig
 from gr4ad_jax.market.worlds import build_market
 from gr4ad_jax.ranker.cascade import train_retrieval

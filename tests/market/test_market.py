@@ -8,15 +8,8 @@ import pytest
 
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.market import world as market_lib
-from gr4ad_jax.market.log import (
-  Cascade,
-  Shown,
-  arrivals,
-  build_shelves,
-  market_logs,
-  simulate_day,
-  write_market,
-)
+from gr4ad_jax.market.log import arrivals, market_logs, simulate_day, write_market
+from gr4ad_jax.market.policy import Cascade, Shown, build_shelves
 from gr4ad_jax.market.world import (
   START_S,
   MarketConfig,
