@@ -43,13 +43,12 @@ from gr4ad_jax.gr4ad.config import Config, preset
 from gr4ad_jax.gr4ad.cost import num_params, train_flops
 from gr4ad_jax.gr4ad.run import RunFile, example_flops, open_inputs
 from gr4ad_jax.gr4ad.vsl_task import vsl_task
-from gr4ad_jax.machine import sharding
 from gr4ad_jax.machine.memory import keep_freed_memory
 from gr4ad_jax.machine.peaks import matmul
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 from gr4ad_jax.training.mesh import training_mesh
-from gr4ad_jax.training.train_step import abstract_state, compile_init, compile_train_step
+from gr4ad_jax.training.train_step import compile_programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,14 +135,13 @@ def _training_window(
   """Some steps that go on from where the last call ended; the host runs ahead, as in training."""
   mesh = training_mesh(config.train)
   task = vsl_task(build_decoder(config.model, vocabulary), config.loss)
-  abstract = abstract_state(task, config.train, mesh)
-  state = [compile_init(task, config.train, abstract)(jax.random.key(0))]
-  step = compile_train_step(task, config.train, mesh, abstract)
-  on_device = sharding.global_batch(mesh)(batch)
+  programs = compile_programs(task, config.train, mesh)
+  state = [programs.init(jax.random.key(0))]
+  on_device = programs.to_devices(batch)
 
   def window() -> dict:
     for _ in range(steps):
-      state[0], metrics = step(state[0], on_device)
+      state[0], metrics = programs.step(state[0], on_device)
     return metrics
 
   return window

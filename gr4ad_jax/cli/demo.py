@@ -25,7 +25,7 @@ from gr4ad_jax.machine.progress import console
 from gr4ad_jax.report.run_report import write_report
 from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 from gr4ad_jax.tokenizer.stage import tokenize
-from gr4ad_jax.training.train_step import abstract_state, compile_init, compile_train_step
+from gr4ad_jax.training.train_step import compile_programs
 
 Size = Literal["cpu", "tiny"]
 TINY_HOUSEHOLDS = 250
@@ -109,19 +109,17 @@ def plan_steps(run: RunFile, seconds: float) -> RunFile:
   config = run.config.train
   mesh = sharding.build_mesh()
   task = vsl_task(build_decoder(run.config.model, inputs.vocabulary), run.config.loss)
-  abstract = abstract_state(task, config, mesh)
-  state = compile_init(task, config, abstract)(jax.random.key(0))
-  step = compile_train_step(task, config, mesh, abstract)
+  programs = compile_programs(task, config, mesh)
+  state = programs.init(jax.random.key(0))
   batches = train_batches(
     inputs.examples.sources["train"], inputs.make_batch, batch_size=config.batch_size, seed=0
   )
-  to_devices = sharding.global_batch(mesh)
   begin = time.monotonic()
-  state, _ = step(state, to_devices(next(batches)))
+  state, _ = programs.step(state, programs.to_devices(next(batches)))
   jax.block_until_ready(state)
   compiled = time.monotonic()
   for _ in range(20):
-    state, _ = step(state, to_devices(next(batches)))
+    state, _ = programs.step(state, programs.to_devices(next(batches)))
   jax.block_until_ready(state)
   per_step = (time.monotonic() - compiled) / 20
   left = seconds - (time.monotonic() - begin) - (compiled - begin)

@@ -38,10 +38,12 @@ from gr4ad_jax.gr4ad.value import ValueScale, fit_value_scale
 from gr4ad_jax.gr4ad.vsl_task import vsl_task
 from gr4ad_jax.learning.preference import RewardScale
 from gr4ad_jax.machine import distributed, sharding, storage
+from gr4ad_jax.machine.peaks import peak_flops
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.search.config import check_widths
 from gr4ad_jax.search.opened import Opened
 from gr4ad_jax.training.mesh import check_rows, search_mesh, training_mesh
+from gr4ad_jax.training.profiling import Speed
 from gr4ad_jax.training.train_loop import read_params, train
 from gr4ad_jax.training.train_step import TrainState
 
@@ -158,14 +160,19 @@ def train_run(
     batches, task = logged, vsl_task(decoder, run.config.loss)
   if distributed.is_first():
     storage.write_text(workdir / "run.json", config_lib.to_json(run))
+  speed = Speed()
+  if not run.lists:
+    speed = Speed(
+      example_flops=example_flops(run.config.model, inputs),
+      peak=peak_flops(list(mesh.devices.flat), run.config.model.compute_dtype),
+    )
   return train(
-    task, config, batches=read_ahead(batches), folder=workdir, mesh=mesh,
+    task, config, batches=read_ahead(batches), folder=workdir,
     validation=validation_batches(
       inputs.examples.sources["validation"], inputs.make_batch, batch_size=config.batch_size,
       most=config.eval_batches, host=host, num_hosts=hosts, parts=sharding.row_parts(mesh),
     ),
-    start_params=start_params, profile=profile, dtype=run.config.model.compute_dtype,
-    example_flops=0.0 if run.lists else example_flops(run.config.model, inputs),
+    start_params=start_params, speed=speed, profile=profile,
   )
 
 

@@ -1,4 +1,8 @@
-"""State of a long computation in one file, so that an interrupted one goes on where it was."""
+"""State of a long computation in one file, so that an interrupted one goes on where it was.
+
+For fits of minutes that belong to one input: the file is found by what the result depends on, and
+goes when the fit is done. Runs of hours keep steps apart, spread over hosts: `checkpoint.py`.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,19 @@ import hashlib
 import json
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gr4ad_jax.machine import atomic
+from gr4ad_jax.training.steps import run_steps
+from gr4ad_jax.training.task import Metrics
+
+StateT = TypeVar("StateT")
 
 _FINGERPRINT = "_fingerprint"
 
@@ -70,3 +80,69 @@ class ResumeFile:
   def remove(self) -> None:
     """Deletes the file: the computation is done."""
     self._path.unlink(missing_ok=True)
+
+
+class Upkeep(NamedTuple):
+  """What goes on around a fit: a bar that shows it, a file that an interrupted one goes on from."""
+
+  resume: ResumeFile | None = None
+  """Where the state is kept; the caller removes it. None keeps nothing."""
+  progress: Callable | None = None
+  """Called as `progress(steps, description=, total=, completed=)`; None shows nothing."""
+  description: str = ""
+  """Of the steps."""
+  name: str = "train"
+  """Of the state in the file."""
+  beside: Mapping[str, np.ndarray] = {}
+  """What else the file has to hold."""
+
+  def saved(self) -> dict[str, np.ndarray] | None:
+    """What the file holds; None where it has no state of this name."""
+    arrays = None if self.resume is None else self.resume.load()
+    return arrays if arrays is not None and f"{self.name}_step" in arrays else None
+
+
+def run_fit(
+  step_fn: Callable[[StateT, Any], tuple[StateT, Metrics]],
+  state: StateT,
+  batch_of: Callable[[int], Any],
+  num_steps: int,
+  upkeep: Upkeep,
+  *,
+  layout: Any = None,
+  after_step: Callable[[int, StateT], None] | None = None,
+) -> StateT:
+  """`run_steps` that shows its progress, and goes on where an interrupted one of this input was.
+
+  Args:
+    step_fn: (state, batch) -> (state, metrics).
+    state: of step 0; the caller's arrays survive.
+    batch_of: steps done before -> the batch of the next one.
+    num_steps: in all.
+    upkeep: progress and file.
+    layout: of the state on the devices; None = the default.
+    after_step: called as (steps done, state).
+  """
+  leaves, structure = jax.tree.flatten(state)
+  name, first_step = upkeep.name, 0
+  if saved := upkeep.saved():
+    leaves = [saved[f"{name}_{i}"] for i in range(len(leaves))]
+    first_step = int(saved[f"{name}_step"])
+  # A copy, as steps give the buffers of their state away.
+  state = jax.device_put(jax.tree.unflatten(structure, map(jnp.array, leaves)), layout)
+  steps = range(first_step, num_steps)
+  if upkeep.progress is not None:
+    steps = upkeep.progress(
+      steps, description=upkeep.description, total=num_steps, completed=first_step
+    )
+
+  def keep(step: int, state: StateT, metrics: Metrics) -> None:
+    if after_step is not None:
+      after_step(step, state)
+    if upkeep.resume is not None and upkeep.resume.due():
+      arrays = {f"{name}_{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+      upkeep.resume.save({**upkeep.beside, **arrays, f"{name}_step": np.array(step)})
+
+  return run_steps(
+    step_fn, state, map(batch_of, steps), after_step=keep, first_step=first_step
+  )

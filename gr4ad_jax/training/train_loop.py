@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import grain
 import jax
-from jax.sharding import Mesh
 
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.machine import distributed, sharding, storage
-from gr4ad_jax.machine.peaks import peak_flops
 from gr4ad_jax.machine.progress import track
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.training.checkpoint import Checkpoints
@@ -21,14 +20,14 @@ from gr4ad_jax.training.mesh import training_mesh
 from gr4ad_jax.training.metric_log import MeanMetrics, MetricLog, read_log
 from gr4ad_jax.training.preemption import PreemptedError, Preemption
 from gr4ad_jax.training.profiling import Speed, Trace
-from gr4ad_jax.training.task import Task
+from gr4ad_jax.training.steps import run_steps
+from gr4ad_jax.training.task import Metrics, Task
 from gr4ad_jax.training.train_step import (
+  Programs,
   TrainState,
   abstract_state,
   begin_with,
-  compile_init,
-  compile_loss,
-  compile_train_step,
+  compile_programs,
 )
 
 
@@ -43,10 +42,8 @@ def train(
   batches: grain.DatasetIterator,
   validation: Sequence[Any],
   folder: Place,
-  mesh: Mesh | None = None,
   start_params: Any = None,
-  example_flops: float = 0.0,
-  dtype: str = "float32",
+  speed: Speed | None = None,
   profile: range | None = None,
 ) -> TrainState:
   """Trains to `config.num_steps`, continuing from the newest checkpoint in `folder`, if any.
@@ -61,10 +58,8 @@ def train(
     validation: this host's fixed validation batches.
     folder: checkpoints/, train_log.jsonl and tb/ go here; to a bucket, the logs with every
       checkpoint and at the end.
-    mesh: devices; None builds one from the config.
     start_params: parameters of step 0; None = the task's own.
-    example_flops: of one example, for MFU in the log; 0 = not known.
-    dtype: of its matrix products.
+    speed: counts examples for the log; None = one that knows no FLOPs.
     profile: steps to trace into folder/profile; None = none.
 
   Returns:
@@ -75,40 +70,56 @@ def train(
     PreemptedError: SIGTERM came; the state of the step then finished is saved.
     CheckpointError: a checkpoint could not be written.
   """
-  mesh = mesh or training_mesh(config)
-  to_devices = sharding.global_batch(mesh)
-  abstract = abstract_state(task, config, mesh)
+  programs = compile_programs(task, config, training_mesh(config))
   with Checkpoints(folder / "checkpoints") as checkpoints, Preemption() as preemption:
-    first_step = 0
-    if restored := checkpoints.restore_newest(abstract):
-      state, iterator_state = restored
-      first_step = int(state.step)
-      batches.set_state(iterator_state)
-    else:
-      state = compile_init(task, config, abstract)(jax.random.key(config.seed))
-      if start_params is not None:
-        state = begin_with(state, start_params)
+    state, position = begin(programs, checkpoints, seed=config.seed, start_params=start_params)
+    first_step = int(state.step)
+    if position is not None:
+      batches.set_state(position)
     if first_step >= config.num_steps:
       return state
-    step_fn = compile_train_step(task, config, mesh, abstract)
-    loss_fn = compile_loss(task, mesh, abstract)
     with storage.working_copy(folder) as copy:
       earlier = read_log(copy.path)
       distributed.wait_for_all("read the log")
       log = MetricLog(copy.path, first_step=first_step)
-      peak = peak_flops(list(mesh.devices.flat), dtype) if example_flops else 0.0
       trace = Trace(copy.path / "profile", profile)
+      after_step = _AfterStep(
+        config, lambda params: mean_loss(programs, params, validation), batches.get_state,
+        checkpoints, preemption, log, copy, trace, speed or Speed(),
+        first_step=first_step, last_saved=first_step or None,
+        first_loss=next((row["loss"] for row in earlier if row["kind"] == "train"), None),
+        best_by=task.best_by,
+      )
+      steps = range(first_step + 1, config.num_steps + 1)
+      shown = track(steps, "train, steps", config.num_steps, completed=first_step)
       try:
-        return _run(
-          state, step_fn, lambda params: mean_loss(loss_fn, params, validation, to_devices),
-          config=config, batches=batches, to_devices=to_devices, checkpoints=checkpoints,
-          preemption=preemption, log=log, first_step=first_step, copy=copy, best_by=task.best_by,
-          speed=Speed(example_flops=example_flops, peak=peak), trace=trace,
-          first_loss=next((row["loss"] for row in earlier if row["kind"] == "train"), None),
+        return run_steps(
+          programs.step, state, map(programs.to_devices, _traced(shown, batches, trace)),
+          after_step=after_step, first_step=first_step,
         )
       finally:
         trace.close()
         log.close()
+
+
+def _traced(steps: Iterable[int], batches: Iterator[Any], trace: Trace) -> Iterator[Any]:
+  """A batch for each step; a step's trace begins before its batch is there."""
+  for step in steps:
+    trace.before(step)
+    yield next(batches)
+
+
+def begin(
+  programs: Programs, checkpoints: Checkpoints, *, seed: int, start_params: Any = None
+) -> tuple[TrainState, Any]:
+  """The newest state that can be read, with what its checkpoint says of the input.
+
+  Without any, step 0 and None; `start_params` are its parameters, None = the task's own.
+  """
+  if restored := checkpoints.restore_newest(programs.abstract):
+    return restored
+  state = programs.init(jax.random.key(seed))
+  return (state if start_params is None else begin_with(state, start_params)), None
 
 
 def read_params(
@@ -134,79 +145,89 @@ def read_params(
     return checkpoints.restore_params(abstract, step), step
 
 
-def _run(
-  state, step_fn, validate, *, config, batches, to_devices, checkpoints, preemption, log,
-  first_step, copy, best_by, speed, trace, first_loss,
-) -> TrainState:
-  window = MeanMetrics()
-  last_saved = first_step or None
-  steps = range(first_step + 1, config.num_steps + 1)
-  for step in track(steps, "train, steps", config.num_steps, completed=first_step):
-    trace.before(step)
-    state, metrics = step_fn(state, to_devices(next(batches)))
-    window.add(metrics)
-    speed.add(config.batch_size)
-    trace.after(step, state)
+@dataclasses.dataclass
+class _AfterStep:
+  """What a training does after each step: logs, validation, checkpoints, and reasons to stop."""
+
+  config: TrainConfig
+  validate: Callable[[Any], dict[str, float]]  # parameters -> means
+  position: Callable[[], Any]  # of the input
+  checkpoints: Checkpoints
+  preemption: Preemption
+  log: MetricLog
+  copy: storage.Copy
+  trace: Trace
+  speed: Speed
+  first_step: int
+  last_saved: int | None
+  first_loss: float | None  # of the first window; twice as much is divergence
+  best_by: str
+  window: MeanMetrics = dataclasses.field(default_factory=MeanMetrics)
+
+  def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
+    config, first = self.config, step == self.first_step + 1
+    self.window.add(metrics)
+    self.speed.add(config.batch_size)
+    self.trace.after(step, state)
     last = step == config.num_steps
-    stopping = preemption.reached(step) and not last
-    saving = last or stopping or step % config.checkpoint_every == 0
+    stopping = self.preemption.reached(step) and not last
     validating = last or step % config.eval_every == 0
-    if last or saving or validating or step % config.log_every == 0:
-      means = window.means()
-      if step > first_step + 1:  # the first step is mostly compilation
-        means |= speed.values()
-      log.write(step, "train", means)
-      first_loss = first_loss or means["loss"]
-      _check(means, step, first_loss, last_saved)
-    validation_loss = None
-    if validating:
-      values = validate(state.params)
-      validation_loss = values[best_by]
-      if not math.isfinite(validation_loss):
-        raise DivergedError(
-          f"step {step}: validation loss is {validation_loss}; {_kept(last_saved)}; {_ADVICE}"
-        )
-      log.write(step, "validation", values)
-    if saving or validating:
-      copy.push()
-      checkpoints.save(
-        state, data_iterator=batches.get_state(), validation_loss=validation_loss
-      )
-      last_saved = step
+    saving = validating or stopping or step % config.checkpoint_every == 0
+    logging = saving or step % config.log_every == 0
+    if logging:
+      self._log(step, with_speed=not first)  # the first step is mostly compilation
+    validation_loss = self._validate(step, state.params) if validating else None
+    if saving:
+      # Only after the checks above, so that the last checkpoint is always a good one.
+      self.copy.push()
+      self.checkpoints.save(state, data_iterator=self.position(), validation_loss=validation_loss)
+      self.last_saved = step
     if stopping:
-      checkpoints.wait()
+      self.checkpoints.wait()
       raise PreemptedError(
-        f"asked to stop: step {step} is saved in {copy.place}; the same command with --resume "
-        "goes on"
+        f"asked to stop: step {step} is saved in {self.copy.place}; the same command with "
+        "--resume goes on"
       )
-    if step == first_step + 1 or saving or validating or step % config.log_every == 0:
-      speed.restart()
-  return state
+    if first or logging:
+      self.speed.restart()
 
+  def _log(self, step: int, *, with_speed: bool) -> None:
+    means = self.window.means()
+    self.log.write(step, "train", means | (self.speed.values() if with_speed else {}))
+    self.first_loss = self.first_loss or means["loss"]
+    if name := not_finite(means):
+      raise self._diverged(step, f"{name} is {means[name]}")
+    if means["loss"] > 2 * self.first_loss + 1:
+      raise self._diverged(
+        step, f"loss {means['loss']:.3f} is over twice the first one ({self.first_loss:.3f})"
+      )
 
-_ADVICE = "start a new run with a lower train.learning_rate or train.clip_norm"
+  def _validate(self, step: int, params: Any) -> float:
+    values = self.validate(params)
+    loss = values[self.best_by]
+    if not math.isfinite(loss):
+      raise self._diverged(step, f"validation loss is {loss}")
+    self.log.write(step, "validation", values)
+    return loss
 
-
-def _kept(last_saved: int | None) -> str:
-  return f"the last good checkpoint is step {last_saved}" if last_saved else "no checkpoint yet"
-
-
-def _check(means: dict[str, float], step: int, first_loss: float, last_saved: int | None) -> None:
-  """A checkpoint is only ever written after this has passed, so the last one is good."""
-  kept = _kept(last_saved)
-  for name in ("loss", "grad_norm"):
-    if not math.isfinite(means[name]):
-      raise DivergedError(f"step {step}: {name} is {means[name]}; {kept}; {_ADVICE}")
-  if means["loss"] > 2 * first_loss + 1:
-    raise DivergedError(
-      f"step {step}: loss {means['loss']:.3f} is over twice the first one ({first_loss:.3f}); "
-      f"{kept}; {_ADVICE}"
+  def _diverged(self, step: int, what: str) -> DivergedError:
+    kept = "no checkpoint yet"
+    if self.last_saved:
+      kept = f"the last good checkpoint is step {self.last_saved}"
+    return DivergedError(
+      f"step {step}: {what}; {kept}; "
+      "start a new run with a lower train.learning_rate or train.clip_norm"
     )
 
 
-def mean_loss(loss_fn, params, batches, to_devices) -> dict[str, float]:
-  """Means of all metrics over batches, {} where there are none; `loss_fn` from `compile_loss`."""
+def not_finite(means: dict[str, float]) -> str | None:
+  """Which of loss and gradient is no longer finite, None = neither."""
+  return next((n for n in ("loss", "grad_norm") if not math.isfinite(means.get(n, 0.0))), None)
+
+
+def mean_loss(programs: Programs, params: Any, batches: Sequence[Any]) -> dict[str, float]:
+  """Means of all metrics over this host's batches; {} where there are none."""
   total = MeanMetrics()
   for batch in batches:
-    total.add(loss_fn(params, to_devices(batch)))
+    total.add(programs.loss(params, programs.to_devices(batch)))
   return total.means()

@@ -41,32 +41,55 @@ def abstract_state(task: Task, config: TrainConfig, mesh: Mesh) -> TrainState:
   )
 
 
-def _layout(abstract: Any) -> Any:
-  return jax.tree.map(lambda leaf: leaf.sharding, abstract)
-
-
-def compile_init(
-  task: Task, config: TrainConfig, abstract: TrainState
-) -> Callable[[jax.Array], TrainState]:
-  """key -> state, born in its layout."""
-  return jax.jit(lambda key: init_state(task, config, key), out_shardings=_layout(abstract))
-
-
 def begin_with(state: TrainState, params: Any) -> TrainState:
   """The state with other parameters, in its layout; copies, as steps give their buffers away."""
   layout = jax.tree.map(lambda leaf: leaf.sharding, state.params)
   return state._replace(params=jax.device_put(jax.tree.map(np.array, params), layout))
 
 
-def compile_train_step(
-  task: Task, config: TrainConfig, mesh: Mesh, abstract: TrainState
-) -> sharding.MeshProgram:
-  """(state, batch) -> (state, metrics); the state is donated.
+class Programs(NamedTuple):
+  """What a training runs on its mesh; each program is compiled when it is first called."""
+
+  abstract: TrainState
+  """Shapes, types and layouts of the state."""
+  init: Callable[[jax.Array], TrainState]
+  """key -> the state of step 0, born in its layout."""
+  step: sharding.MeshProgram
+  """(state, batch) -> (state, metrics); the state is donated."""
+  loss: sharding.MeshProgram
+  """(params, batch) -> metrics, without dropout."""
+  to_devices: Callable[[Any], Any]
+  """This host's rows -> a batch."""
+
+
+def compile_programs(task: Task, config: TrainConfig, mesh: Mesh) -> Programs:
+  """The programs of a training.
 
   The loss is a ratio of sums over the whole batch, so it does not depend on the mesh. Dropout keys
   follow from the seed and the step, so a resumed run draws the same ones. The seed is an argument
   of the program, so that runs of other seeds find it in the compile cache.
   """
+  abstract = abstract_state(task, config, mesh)
+  layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  rows, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+  step = jax.jit(
+    _train_step(task, config), in_shardings=(layout, rows, everywhere),
+    out_shardings=(layout, everywhere), donate_argnums=0,
+  )
+  loss = jax.jit(
+    lambda params, batch: task.loss(params, batch, None), in_shardings=(layout.params, rows),
+    out_shardings=everywhere,
+  )
+  return Programs(
+    abstract,
+    jax.jit(lambda key: init_state(task, config, key), out_shardings=layout),
+    sharding.MeshProgram(mesh, step, (np.int32(config.seed),)),
+    sharding.MeshProgram(mesh, loss),
+    sharding.global_batch(mesh),
+  )
+
+
+def _train_step(task: Task, config: TrainConfig) -> Callable[..., tuple[TrainState, Metrics]]:
   optimizer, schedule = build_optimizer(config, task.sparse_tables), learning_rate(config)
 
   def sums(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -90,14 +113,7 @@ def compile_train_step(
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, optimizer_state), metrics
 
-  layout, everywhere = _layout(abstract), sharding.replicated(mesh)
-  compiled = jax.jit(
-    train_step,
-    in_shardings=(layout, sharding.batch_sharding(mesh), everywhere),
-    out_shardings=(layout, everywhere),
-    donate_argnums=0,
-  )
-  return sharding.MeshProgram(mesh, compiled, (np.int32(config.seed),))
+  return train_step
 
 
 def _accumulated(gradient, params: Any, batch: Any, key: jax.Array, parts: int):
@@ -116,14 +132,3 @@ def _accumulated(gradient, params: Any, batch: Any, key: jax.Array, parts: int):
     lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, first, key)
   )
   return jax.lax.scan(add, zeros, (jnp.arange(parts), batch))[0]
-
-
-def compile_loss(
-  task: Task, mesh: Mesh, abstract: TrainState
-) -> sharding.MeshProgram:
-  """(params, batch) -> metrics, without dropout."""
-  return sharding.MeshProgram(mesh, jax.jit(
-    lambda params, batch: task.loss(params, batch, None),
-    in_shardings=(_layout(abstract.params), sharding.batch_sharding(mesh)),
-    out_shardings=sharding.replicated(mesh),
-  ))

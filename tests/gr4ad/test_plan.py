@@ -15,7 +15,7 @@ from gr4ad_jax.gr4ad.plan import plan_run
 from gr4ad_jax.gr4ad.vsl_task import vsl_task
 from gr4ad_jax.machine.peaks import DEVICES, Device, measured_rate, parse_devices, peak_flops
 from gr4ad_jax.training.mesh import training_mesh
-from gr4ad_jax.training.train_step import abstract_state, compile_train_step
+from gr4ad_jax.training.train_step import compile_programs
 
 SHAPE = DataShape(codebook_sizes=(256, 64, 64), context_tokens=40, max_targets=2)
 ONE = Device(1e12, 1e9, float("inf"))
@@ -29,13 +29,12 @@ def test_memory_is_that_of_the_compiled_step():
   mesh = training_mesh(ON_MESH.train)
   vocabulary = random_vocabulary(SHAPE.codebook_sizes)
   task = vsl_task(build_decoder(ON_MESH.model, vocabulary), ON_MESH.loss)
-  abstract = abstract_state(task, ON_MESH.train, mesh)
   batch = Batch(
     random_context(vocabulary, 64, SHAPE.context_tokens), np.zeros((64, 2, 3), np.int32),
     np.zeros((64, 2), np.int32), np.ones((64, 2), np.float32),
   )
-  step = compile_train_step(task, ON_MESH.train, mesh, abstract)
-  memory = step.lower(abstract, batch).compile().memory_analysis()
+  programs = compile_programs(task, ON_MESH.train, mesh)
+  memory = programs.step.lower(programs.abstract, batch).compile().memory_analysis()
   of_batch = sum(leaf.nbytes for leaf in jax.tree.leaves(batch)) / 4  # data x fsdp
   seed_and_step = 8
   held = planned.params_bytes + planned.optimizer_bytes + of_batch + seed_and_step

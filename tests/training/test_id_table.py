@@ -22,7 +22,7 @@ from gr4ad_jax.machine.peaks import DEVICES
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.training.config import TrainConfig
 from gr4ad_jax.training.optimizer import build_optimizer, scale_by_row_adagrad
-from gr4ad_jax.training.train_step import abstract_state, compile_init, compile_train_step
+from gr4ad_jax.training.train_step import compile_programs
 from tests.support import VOCABULARY, moved, random_codes, random_context
 
 ROWS = 8 * 1024
@@ -60,15 +60,14 @@ def stepped(shape):
   """Losses of two steps, the first and last table, the state, and the program."""
   mesh = sharding.build_mesh(data_parallel=shape[0], fsdp=shape[1], tensor=shape[2])
   task = vsl_task(build_decoder(MODEL, VOCABULARY), LossConfig())
-  abstract = abstract_state(task, TRAIN, mesh)
-  state = compile_init(task, TRAIN, abstract)(jax.random.key(0))
+  programs = compile_programs(task, TRAIN, mesh)
+  state = programs.init(jax.random.key(0))
   first = np.asarray(state.params["context_processor"]["ids"]["table"])
-  step = compile_train_step(task, TRAIN, mesh, abstract)
-  on_device = sharding.global_batch(mesh)(batch())
-  program = step.lower(state, on_device).compile()
+  on_device = programs.to_devices(batch())
+  program = programs.step.lower(state, on_device).compile()
   losses = []
   for _ in range(2):
-    state, metrics = program(state, on_device, *step.last)
+    state, metrics = program(state, on_device, *programs.step.last)
     losses.append(float(metrics["loss"][0]))
   return losses, first, state, program.as_text()
 

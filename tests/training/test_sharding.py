@@ -22,7 +22,7 @@ from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.recommender import Recommender
 from gr4ad_jax.training.config import TrainConfig
 from gr4ad_jax.training.mesh import training_mesh
-from gr4ad_jax.training.train_step import abstract_state, compile_init, compile_train_step
+from gr4ad_jax.training.train_step import abstract_state, compile_programs
 from tests.support import VOCABULARY as SMALL
 from tests.support import moved, random_context
 
@@ -70,14 +70,12 @@ def trained(shape):
   """Losses of three steps of UVR on a mesh, the last state, and the compiled step as text."""
   mesh = mesh_of(shape)
   task = unified_task(DECODER, LossConfig(), METHOD)
-  abstract = abstract_state(task, TRAIN, mesh)
-  state = compile_init(task, TRAIN, abstract)(jax.random.key(0))
-  step = compile_train_step(task, TRAIN, mesh, abstract)
-  batch = sharding.global_batch(mesh)(unified_batch())
-  program = step.lower(state, batch).compile()
+  programs = compile_programs(task, TRAIN, mesh)
+  state, batch = programs.init(jax.random.key(0)), programs.to_devices(unified_batch())
+  program = programs.step.lower(state, batch).compile()
   losses = []
   for _ in range(3):
-    state, metrics = program(state, batch, *step.last)
+    state, metrics = program(state, batch, *programs.step.last)
     losses.append([float(metrics[name][0] / metrics[name][1]) for name in ("loss", "list_loss")])
   return np.array(losses), state, program.as_text()
 
@@ -162,10 +160,9 @@ def test_parameters_of_a_device_fall_with_their_number(shape):
 def one_step(model=MODEL, shape=(1, 1, 1), **changes):
   config, mesh = dataclasses.replace(TRAIN, **changes), mesh_of(shape)
   task = vsl_task(build_decoder(model, VOCABULARY), LossConfig())
-  abstract = abstract_state(task, config, mesh)
-  state = compile_init(task, config, abstract)(jax.random.key(0))
-  step = compile_train_step(task, config, mesh, abstract)
-  _, metrics = step(state, sharding.global_batch(mesh)(logged_batch()))
+  programs = compile_programs(task, config, mesh)
+  state = programs.init(jax.random.key(0))
+  _, metrics = programs.step(state, programs.to_devices(logged_batch()))
   return [float(metrics[name][0] / metrics[name][1]) for name in ("loss", "grad_norm")]
 
 
