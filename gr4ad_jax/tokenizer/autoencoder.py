@@ -20,8 +20,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gr4ad_jax.embedding.rows import ROWS_PER_CHECK, distinct_rows
 from gr4ad_jax.machine.sharding import DATA, replicated
 from gr4ad_jax.tokenizer import groups
-from gr4ad_jax.tokenizer.groups import NUM_GROUPS, add_in_order, map_groups
-from gr4ad_jax.training.resume import ResumeFile
+from gr4ad_jax.tokenizer.groups import (
+  NUM_GROUPS,
+  add_in_order,
+  check_codes,
+  check_mesh,
+  map_groups,
+)
+from gr4ad_jax.training.resume import Upkeep, run_fit
+from gr4ad_jax.training.task import Metrics
 
 Arrays = dict[str, np.ndarray]
 Params = Mapping[str, jax.Array]
@@ -84,6 +91,11 @@ def init_mlp(rng: np.random.Generator, name: str, widths: Sequence[int]) -> Arra
   return params
 
 
+def init_coders(rng: np.random.Generator, widths: Sequence[int]) -> Arrays:
+  """An MLP `encoder` of these widths, and an MLP `decoder` of the same in reverse."""
+  return init_mlp(rng, "encoder", widths) | init_mlp(rng, "decoder", widths[::-1])
+
+
 def apply_mlp(params: Params, name: str, x_BD: jax.Array) -> jax.Array:
   """The MLP `name` with GELU between its layers."""
   layers = sum(key.startswith(f"{name}_kernel_") for key in params)
@@ -92,6 +104,18 @@ def apply_mlp(params: Params, name: str, x_BD: jax.Array) -> jax.Array:
     if i < layers - 1:
       x_BD = jax.nn.gelu(x_BD)
   return x_BD
+
+
+def in_units(arrays: Params, x_BD: jax.Array) -> jax.Array:
+  """Rows as the encoder reads them: from `center`, in units of `scale`."""
+  return (x_BD - arrays["center"]) / arrays["scale"]
+
+
+def decoded(arrays: Params, latent_BW: jax.Array) -> jax.Array:
+  """The rows that the decoder makes of latents."""
+  with jax.default_matmul_precision("float32"):  # the same rows on every kind of device
+    x_BD = apply_mlp(arrays, "decoder", latent_BW)
+  return x_BD * arrays["scale"] + arrays["center"]
 
 
 def learning_rate(config: TrainingConfig, first_step: int = 0) -> optax.Schedule:
@@ -105,62 +129,67 @@ def learning_rate(config: TrainingConfig, first_step: int = 0) -> optax.Schedule
   return optax.join_schedules([optax.constant_schedule(0.0), cosine], [first_step])
 
 
-def decay_mask(params: Params) -> dict[str, bool]:
-  """Which parameters decay: the kernels."""
-  return {name: "_kernel_" in name for name in params}
+def adamw(config: TrainingConfig, first_step: int = 0) -> optax.GradientTransformation:
+  """AdamW from `first_step` on, whose decay is on the kernels alone."""
+  return optax.adamw(
+    learning_rate(config, first_step), weight_decay=config.weight_decay,
+    mask=lambda params: {name: "_kernel_" in name for name in params},
+  )
+
+
+class Objective(NamedTuple):
+  """What is minimised, and how."""
+
+  loss: Callable
+  """(params, x_BD, key) -> (mean loss, aux) of one group of rows."""
+  optimizer: optax.GradientTransformation
+  after_step: Callable | None = None
+  """(params, extra, aux, step) -> (params, extra), aux with a first axis of groups."""
+  extra: Any = ()
+  """What `after_step` carries from step to step."""
 
 
 class _State(NamedTuple):
   params: dict[str, jax.Array]
   opt_state: Any
-  extra: Any  # of the caller's `after_step`
+  extra: Any
 
 
 def train(
-  loss: Callable,
+  objective: Objective,
   params: Arrays,
   embedding_ND: np.ndarray,
   config: TrainingConfig,
   *,
-  optimizer: optax.GradientTransformation,
   seed: int,
   mesh: Mesh,
-  resume: ResumeFile | None,
-  progress: Callable | None,
-  description: str,
-  extra: Any = (),
-  after_step: Callable | None = None,
+  upkeep: Upkeep,
 ) -> Arrays:
   """Minimises a loss over batches of a new permutation of the rows every epoch.
 
   Args:
-    loss: `(params, x_BD, key) -> (mean loss, aux)` of one group of rows.
+    objective: loss and optimizer.
     params: initial parameters.
     embedding_ND: [N, D] float32.
     config: steps and batches.
-    optimizer: with its learning rate.
     seed: of the permutations and keys.
     mesh: of `check_mesh`.
-    resume: where the state is saved and from where it goes on; None saves nothing.
-    progress: called as `progress(steps, description=, total=, completed=)`.
-    description: of the progress.
-    extra: what `after_step` carries from step to step.
-    after_step: `(params, extra, aux, step) -> (params, extra)`, aux with a first axis of groups.
+    upkeep: progress, and the file of the state.
 
   Returns:
     The parameters.
   """
-  N = len(embedding_ND)
+  N, width = embedding_ND.shape
   batch_size = min(config.batch_size, max(NUM_GROUPS, N - N % NUM_GROUPS))
   key = jax.random.key(seed)
-  by_group = NamedSharding(mesh, PartitionSpec(DATA))
+  by_group, whole = NamedSharding(mesh, PartitionSpec(DATA)), replicated(mesh)
 
   def group_gradient(shared, group):
     params, step_key = shared
     x_BD, index = group
     group_key = jax.random.fold_in(step_key, index)
     with jax.default_matmul_precision("float32"):
-      return jax.grad(loss, has_aux=True)(params, x_BD, group_key)
+      return jax.grad(objective.loss, has_aux=True)(params, x_BD, group_key)
 
   @functools.partial(jax.jit, donate_argnums=0)
   def train_step(state, step, x_GBD):
@@ -169,42 +198,29 @@ def train(
       group_gradient, (state.params, step_key), (x_GBD, jnp.arange(NUM_GROUPS)), mesh
     )
     # The same whole on every device, and apart from how it was made.
-    grouped = jax.lax.with_sharding_constraint(grouped, replicated(mesh))
+    grouped = jax.lax.with_sharding_constraint(grouped, whole)
     gradients, aux = jax.lax.optimization_barrier(grouped)
     gradient = jax.tree.map(lambda g_G: add_in_order(g_G) / NUM_GROUPS, gradients)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    updates, opt_state = objective.optimizer.update(gradient, state.opt_state, state.params)
     params, extra = optax.apply_updates(state.params, updates), state.extra
-    if after_step is not None:
-      params, extra = after_step(params, extra, aux, step)
+    if objective.after_step is not None:
+      params, extra = objective.after_step(params, extra, aux, step)
     return _State(params, opt_state, extra)
 
-  state, first_step = _State(params, optimizer.init(params), extra), 0
-  if resume is not None and (saved := load(resume)) is not None:
-    leaves, structure = jax.tree.flatten(state)
-    state = jax.tree.unflatten(structure, [saved[f"train_{i}"] for i in range(len(leaves))])
-    first_step = int(saved["train_step"])
-  # A copy: the caller's arrays must survive the donation of the state.
-  state = jax.device_put(jax.tree.map(jnp.copy, state), replicated(mesh))
-  rows_of = _row_stream(N, batch_size, seed)
-  steps = range(first_step, config.num_steps)
-  if progress is not None:
-    steps = progress(
-      steps, description=description, total=config.num_steps, completed=first_step
-    )
-  for step in steps:
-    x_GBD = embedding_ND[rows_of(step)].reshape(NUM_GROUPS, -1, embedding_ND.shape[1])
-    state = train_step(state, np.int32(step), jax.device_put(x_GBD, by_group))
+  def step_fn(state: _State, batch: tuple[np.int32, jax.Array]) -> tuple[_State, Metrics]:
+    state = train_step(state, *batch)
     jax.block_until_ready(state)  # queued collectives of simulated devices wait for each other
-    if resume is not None and resume.due():
-      arrays = {f"train_{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
-      resume.save(arrays | {"train_step": np.array(step + 1)})
+    return state, {}
+
+  rows_of = _row_stream(N, batch_size, seed)
+
+  def batch_of(step: int) -> tuple[np.int32, jax.Array]:
+    x_GBD = embedding_ND[rows_of(step)].reshape(NUM_GROUPS, -1, width)
+    return np.int32(step), jax.device_put(x_GBD, by_group)
+
+  first = _State(params, objective.optimizer.init(params), objective.extra)
+  state = run_fit(step_fn, first, batch_of, config.num_steps, upkeep, layout=whole)
   return {name: np.asarray(value) for name, value in state.params.items()}
-
-
-def load(resume: ResumeFile | None) -> Arrays | None:
-  """The state that `train` saved; None where there is none, or one of an earlier phase."""
-  saved = None if resume is None else resume.load()
-  return saved if saved is not None and "train_step" in saved else None
 
 
 def _row_stream(num_rows, batch_size, seed):
@@ -236,6 +252,18 @@ def encode_rows(codes_of: Callable, embedding_ND: np.ndarray) -> np.ndarray:
   starts = range(0, len(row_U), ROWS_PER_CHUNK)
   chunks = [codes_of(row_U[start : start + ROWS_PER_CHUNK]) for start in starts]
   return np.concatenate(chunks).astype(np.int32, copy=False)[distinct.of_N]
+
+
+def decode_rows(
+  program: Callable, code_NL: np.ndarray, codebook_sizes: Sequence[int]
+) -> np.ndarray:
+  """Rows of codes that each are in their codebook, by a program of whole blocks.
+
+  Raises:
+    ValueError: codes of another shape or out of range.
+  """
+  check_codes(code_NL, codebook_sizes)
+  return map_rows(program, code_NL.astype(np.int32), np.arange(len(code_NL)), check_mesh(None))
 
 
 def map_rows(f: Callable, x_ND: np.ndarray, row_M: np.ndarray, mesh: Mesh) -> np.ndarray:

@@ -17,14 +17,13 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from gr4ad_jax.embedding.rows import check_embeddings
 from gr4ad_jax.tokenizer import autoencoder
 from gr4ad_jax.tokenizer.autoencoder import Arrays, TrainingConfig
-from gr4ad_jax.tokenizer.groups import check_codes, check_mesh, map_groups
-from gr4ad_jax.training.resume import ResumeFile
+from gr4ad_jax.tokenizer.groups import check_mesh, map_groups
+from gr4ad_jax.training.resume import ResumeFile, Upkeep
 
 MIN_VALUES, MAX_VALUES = 2, 9  # of a coordinate
 
@@ -52,80 +51,43 @@ class FsqConfig(TrainingConfig):
 
 
 def fit(
-  embedding_ND: np.ndarray,
-  codebook_sizes: Sequence[int],
-  config: FsqConfig = FsqConfig(),
-  *,
-  seed: int = 0,
-  mesh: Mesh | None = None,
-  resume: ResumeFile | None = None,
+  embedding_ND: np.ndarray, codebook_sizes: Sequence[int], config: FsqConfig = FsqConfig(), *,
+  seed: int = 0, mesh: Mesh | None = None, resume: ResumeFile | None = None,
   progress: Callable | None = None,
 ) -> Arrays:
   """Trains encoder and decoder on the squared error of the reconstruction.
 
-  Args:
-    embedding_ND: [N, D] float32, finite.
-    codebook_sizes: codes V_l of each level, products of factors from 2 to 9.
-    config: see FsqConfig.
-    seed: the same seed gives the same arrays.
-    mesh: the groups of a batch are spread over its axis `data`; None is one device. The arrays do
-      not depend on it.
-    resume: where the state of the training is kept; the caller removes it. None keeps nothing.
-    progress: called as `progress(steps, description=, total=, completed=)`; None shows nothing.
-
-  Returns:
-    What `encode` and `decode` need, under flat names.
-
-  Raises:
-    ValueError: embeddings, sizes or mesh that do not fit.
+  Arguments, result and errors: see `quantizers.Quantizer`. Sizes are products of factors from 2 to
+  9.
 
   Source: FSQ (arXiv 2309.15505); levels as groups and the dropout of groups are our choices.
   """
   check_embeddings(embedding_ND, codebook_sizes)
   mesh = check_mesh(mesh)
   values = [scalar_values(size) for size in codebook_sizes]
-  width, latent = embedding_ND.shape[1], sum(map(len, values))
   constants = autoencoder.center_and_scale(embedding_ND)
   constants["codebook_sizes"] = np.array(codebook_sizes, np.int32)
-  rng = np.random.default_rng(seed)
-  widths = (width, *config.hidden_widths, latent)
-  params = autoencoder.init_mlp(rng, "encoder", widths)
-  params |= autoencoder.init_mlp(rng, "decoder", widths[::-1])
+  widths = (embedding_ND.shape[1], *config.hidden_widths, sum(map(len, values)))
+  params = autoencoder.init_coders(np.random.default_rng(seed), widths)
   values_C = np.concatenate(values)
   group_C = np.repeat(np.arange(len(values)), [len(v) for v in values])
 
   def loss(params, x_BD, key):
-    h_BD = (x_BD - constants["center"]) / constants["scale"]
+    h_BD = autoencoder.in_units(constants, x_BD)
     z_BC = quantize(autoencoder.apply_mlp(params, "encoder", h_BD), values_C)
     kept_B = _kept_groups(key, len(x_BD), len(values), config.prefix_dropout)
     z_BC = jnp.where(group_C < kept_B[:, None], z_BC, 0.0)
     error_BD = h_BD - autoencoder.apply_mlp(params, "decoder", z_BC)
     return jnp.square(error_BD).sum(-1).mean(), ()
 
-  optimizer = optax.adamw(
-    autoencoder.learning_rate(config), weight_decay=config.weight_decay,
-    mask=autoencoder.decay_mask,
-  )
   return constants | autoencoder.train(
-    loss, params, embedding_ND, config, optimizer=optimizer, seed=seed, mesh=mesh, resume=resume,
-    progress=progress, description="FSQ",
+    autoencoder.Objective(loss, autoencoder.adamw(config)), params, embedding_ND, config,
+    seed=seed, mesh=mesh, upkeep=Upkeep(resume, progress, "FSQ"),
   )
 
 
 def encode(arrays: Arrays, embedding_ND: np.ndarray, *, mesh: Mesh | None = None) -> np.ndarray:
-  """Codes of rows; equal rows have equal codes.
-
-  Args:
-    arrays: of `fit`.
-    embedding_ND: [N, D] float32, finite.
-    mesh: rows are spread over its axis `data`; None is one device.
-
-  Returns:
-    [N, L] int32.
-
-  Raises:
-    ValueError: embeddings of another width, or with a value that is not finite; mesh.
-  """
+  """The numbers of the grid points that rows are rounded to; see `quantizers.Quantizer`."""
   check_embeddings(embedding_ND, width=len(arrays["center"]))
   mesh = check_mesh(mesh)
   sizes = tuple(arrays["codebook_sizes"].tolist())
@@ -138,21 +100,11 @@ def encode(arrays: Arrays, embedding_ND: np.ndarray, *, mesh: Mesh | None = None
 def decode(arrays: Arrays, code_NL: np.ndarray) -> np.ndarray:
   """Rows that the decoder makes of codes; of the first levels only, the best guess from these.
 
-  Args:
-    arrays: of `fit`.
-    code_NL: [N, 1 to L] integers, the first codes of each row.
-
-  Returns:
-    [N, D] float32.
-
-  Raises:
-    ValueError: codes of another shape or out of range.
+  Arguments, result and errors: see `quantizers.Quantizer`.
   """
   sizes = tuple(arrays["codebook_sizes"].tolist())
-  check_codes(code_NL, sizes)
-  mesh = check_mesh(None)
   program = functools.partial(_decoded, dict(arrays), sizes=sizes)
-  return autoencoder.map_rows(program, code_NL.astype(np.int32), np.arange(len(code_NL)), mesh)
+  return autoencoder.decode_rows(program, code_NL, sizes)
 
 
 def scalar_values(size: int) -> tuple[int, ...]:
@@ -230,8 +182,7 @@ def _codes(arrays, x_KBD, *, sizes, mesh):
   starts = np.cumsum([len(v) for v in values])[:-1]
 
   def codes(arrays, x_BD):
-    h_BD = (x_BD - arrays["center"]) / arrays["scale"]
-    latent_BC = autoencoder.apply_mlp(arrays, "encoder", h_BD)
+    latent_BC = autoencoder.apply_mlp(arrays, "encoder", autoencoder.in_units(arrays, x_BD))
     groups = jnp.split(scalar_index(latent_BC, np.concatenate(values)), starts, axis=-1)
     return jnp.stack([(g * _radix(v)).sum(-1) for g, v in zip(groups, values, strict=True)], -1)
 
@@ -249,9 +200,7 @@ def _decoded(arrays, code_KBL, *, sizes):
       groups.append(grid_point(index_KBC, np.array(values)))
     else:
       groups.append(jnp.zeros((*code_KBL.shape[:-1], len(values))))
-  with jax.default_matmul_precision("float32"):
-    h_KBD = autoencoder.apply_mlp(arrays, "decoder", jnp.concatenate(groups, -1))
-  return h_KBD * arrays["scale"] + arrays["center"]
+  return autoencoder.decoded(arrays, jnp.concatenate(groups, -1))
 
 
 def _radix(values):

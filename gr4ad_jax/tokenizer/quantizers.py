@@ -21,11 +21,37 @@ class Quantizer(NamedTuple):
   """
 
   fit: Callable
-  """(embedding_ND, codebook_sizes, *, seed, mesh=None, resume=None, progress=None) -> arrays"""
+  """(embedding_ND, codebook_sizes, *, seed=0, mesh=None, resume=None, progress=None) -> arrays.
+
+  Args:
+    embedding_ND: [N, D] float32, finite.
+    codebook_sizes: codes V_l of each level.
+    seed: of all draws; the same seed gives the same arrays.
+    mesh: rows are spread over its axis `data`; None = one device.
+    resume: where the state of an interrupted fit of the same input is kept; the caller removes it.
+      None keeps nothing.
+    progress: called as `progress(steps, description=, total=, completed=)`; None shows nothing.
+
+  Returns:
+    What `encode` and `decode` need, under flat names.
+
+  Raises:
+    ValueError: embeddings, sizes or mesh that do not fit.
+  """
   encode: Callable
-  """(arrays, embedding_ND, *, mesh=None) -> code_NL, int32; equal rows get equal codes"""
+  """(arrays, embedding_ND, *, mesh=None) -> code_NL, int32; equal rows get equal codes.
+
+  Raises:
+    ValueError: embeddings of another width, or with a value that is not finite; mesh.
+  """
   decode: Callable
-  """(arrays, code_NL) -> what the codes stand for, float32 [N, D]"""
+  """(arrays, code_NL) -> what the codes stand for, float32 [N, D].
+
+  `code_NL` holds the first 1 to L codes of each row.
+
+  Raises:
+    ValueError: codes of another shape or out of range.
+  """
 
 
 def quantizer(

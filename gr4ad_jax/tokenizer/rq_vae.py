@@ -25,9 +25,11 @@ from jax.sharding import Mesh
 
 from gr4ad_jax.embedding.rows import check_embeddings
 from gr4ad_jax.tokenizer import autoencoder, residual_kmeans
-from gr4ad_jax.tokenizer.autoencoder import Arrays, TrainingConfig
-from gr4ad_jax.tokenizer.groups import check_codes, check_mesh, map_groups
-from gr4ad_jax.training.resume import ResumeFile
+from gr4ad_jax.tokenizer.autoencoder import Arrays, Objective, TrainingConfig
+from gr4ad_jax.tokenizer.groups import check_mesh, map_groups
+from gr4ad_jax.tokenizer.kmeans_programs import squared_distance
+from gr4ad_jax.tokenizer.residual_kmeans import KMeansConfig
+from gr4ad_jax.training.resume import ResumeFile, Upkeep
 
 INIT_POINTS_PER_CODE = 16  # rows whose latents start the codebooks of RQ-VAE
 LAST_RESTART = 0.8  # share of the steps after which no code restarts, so that all are trained
@@ -104,67 +106,43 @@ class RqKmeansPlusConfig(_QuantizerConfig):
 
 
 def fit(
-  embedding_ND: np.ndarray,
-  codebook_sizes: Sequence[int],
-  config: RqVaeConfig = RqVaeConfig(),
-  *,
-  seed: int = 0,
-  mesh: Mesh | None = None,
-  resume: ResumeFile | None = None,
+  embedding_ND: np.ndarray, codebook_sizes: Sequence[int], config: RqVaeConfig = RqVaeConfig(), *,
+  seed: int = 0, mesh: Mesh | None = None, resume: ResumeFile | None = None,
   progress: Callable | None = None,
 ) -> Arrays:
   """Trains an RQ-VAE; its codebooks start as k-means of the untrained encoder's latents.
 
-  Args:
-    embedding_ND: [N, D] float32, finite.
-    codebook_sizes: codes V_l of each level.
-    config: see RqVaeConfig.
-    seed: the same seed gives the same arrays.
-    mesh: the groups of a batch are spread over its axis `data`; None is one device. The arrays do
-      not depend on it.
-    resume: where the state of the training is kept; the caller removes it. None keeps nothing.
-    progress: called as `progress(steps, description=, total=, completed=)`; None shows nothing.
-
-  Returns:
-    What `encode` and `decode` need, under flat names.
-
-  Raises:
-    ValueError: embeddings, sizes or mesh that do not fit.
+  Arguments, result and errors: see `quantizers.Quantizer`.
 
   Source: RQ-VAE (arXiv 2203.01941), as used for semantic IDs with this start in TIGER
     (arXiv 2305.05065); restarts as in Jukebox (arXiv 2005.00341).
   """
   check_embeddings(embedding_ND, codebook_sizes)
-  mesh = check_mesh(mesh)
-  width, latent = embedding_ND.shape[1], config.latent_width
-  units = autoencoder.center_and_scale(embedding_ND)
+  mesh, upkeep = check_mesh(mesh), Upkeep(resume, progress, "RQ-VAE")
   rng = np.random.default_rng(seed)
-  widths = (width, *config.hidden_widths, latent)
-  params = autoencoder.init_mlp(rng, "encoder", widths)
-  params |= autoencoder.init_mlp(rng, "decoder", widths[::-1])
-  constants = units | {"residual": np.array(False)}
-  if autoencoder.load(resume) is None:
+  widths = (embedding_ND.shape[1], *config.hidden_widths, config.latent_width)
+  params = autoencoder.init_coders(rng, widths)
+  constants = autoencoder.center_and_scale(embedding_ND) | {"residual": np.array(False)}
+  if upkeep.saved() is None:
     row_M = rng.permutation(len(embedding_ND))[: INIT_POINTS_PER_CODE * max(codebook_sizes)]
     program = functools.partial(_latent, constants | params, residual=False, mesh=mesh)
     latent_MW = autoencoder.map_rows(program, embedding_ND, row_M, mesh)
-    params |= _kmeans_codebooks(latent_MW, codebook_sizes, 20, seed, mesh)
-  else:  # only their shapes matter
-    for level, size in enumerate(codebook_sizes):
-      params[f"codebook_{level}"] = np.zeros((size, latent), np.float32)
-  optimizer = _optimizer(config, decoder_only_steps=0)
-  return constants | _train(
-    params, constants, embedding_ND, config, optimizer, seed, mesh, resume, progress, "RQ-VAE"
+    kmeans = KMeansConfig(balance_epsilon=math.inf)
+    params |= _codebooks_of(
+      residual_kmeans.fit(latent_MW, codebook_sizes, kmeans, seed=seed, mesh=mesh)
+    )
+  else:
+    params |= _codebook_shapes(codebook_sizes, config.latent_width)
+  objective = _objective(constants, codebook_sizes, config, decoder_only_steps=0)
+  return constants | autoencoder.train(
+    objective, params, embedding_ND, config, seed=seed, mesh=mesh, upkeep=upkeep
   )
 
 
 def fit_plus(
-  embedding_ND: np.ndarray,
-  codebook_sizes: Sequence[int],
-  config: RqKmeansPlusConfig = RqKmeansPlusConfig(),
-  *,
-  seed: int = 0,
-  mesh: Mesh | None = None,
-  resume: ResumeFile | None = None,
+  embedding_ND: np.ndarray, codebook_sizes: Sequence[int],
+  config: RqKmeansPlusConfig = RqKmeansPlusConfig(), *,
+  seed: int = 0, mesh: Mesh | None = None, resume: ResumeFile | None = None,
   progress: Callable | None = None,
 ) -> Arrays:
   """Trains RQ-Kmeans+: codebooks of plain RQ-Kmeans, tuned with RQ-VAE's loss.
@@ -173,65 +151,42 @@ def fit_plus(
   those of RQ-Kmeans. The decoder trains alone for the first epoch (a quarter of the steps at most),
   so that its random start does not pull the encoder.
 
-  Args:
-    embedding_ND: [N, D] float32, finite.
-    codebook_sizes: codes V_l of each level.
-    config: see RqKmeansPlusConfig.
-    seed: the same seed gives the same arrays; k-means takes it too.
-    mesh: the groups of a batch are spread over its axis `data`; None is one device. The arrays do
-      not depend on it.
-    resume: where the state of the training is kept; the caller removes it. None keeps nothing.
-    progress: called as `progress(steps, description=, total=, completed=)`; None shows nothing.
-
-  Returns:
-    What `encode` and `decode` need, under flat names.
-
-  Raises:
-    ValueError: embeddings, sizes or mesh that do not fit.
+  Arguments, result and errors: see `quantizers.Quantizer`.
 
   Source: GPR (arXiv 2511.10138) 2.1; zero start, widths and first epoch are our choices.
   """
   check_embeddings(embedding_ND, codebook_sizes)
-  mesh = check_mesh(mesh)
+  mesh, upkeep = check_mesh(mesh), Upkeep(resume, progress, "RQ-Kmeans+")
   N, width = embedding_ND.shape
   scale = autoencoder.center_and_scale(embedding_ND)["scale"]
   # No center: rows are only divided by a power of two, which changes no bit of their ranking.
   constants = {
     "center": np.zeros(width, np.float32), "scale": scale, "residual": np.array(True)
   }
-  rng = np.random.default_rng(seed)
   widths = (width, config.hidden_factor * width, width)
-  params = autoencoder.init_mlp(rng, "encoder", widths)
+  params = autoencoder.init_coders(np.random.default_rng(seed), widths)
   params["encoder_kernel_1"] = np.zeros_like(params["encoder_kernel_1"])
-  params |= autoencoder.init_mlp(rng, "decoder", widths)
-  if autoencoder.load(resume) is None:
-    codebooks = _kmeans_codebooks(
-      embedding_ND, codebook_sizes, config.kmeans_iterations, seed, mesh, resume, progress
-    )
+  if upkeep.saved() is None:
+    kmeans = KMeansConfig(config.kmeans_iterations, math.inf)
+    codebooks = _codebooks_of(residual_kmeans.fit(
+      embedding_ND, codebook_sizes, kmeans, seed=seed, mesh=mesh, resume=resume, progress=progress
+    ))
     params |= {name: codebook_VD / scale for name, codebook_VD in codebooks.items()}
-  else:  # only their shapes matter
-    for level, size in enumerate(codebook_sizes):
-      params[f"codebook_{level}"] = np.zeros((size, width), np.float32)
+  else:
+    params |= _codebook_shapes(codebook_sizes, width)
   epoch = math.ceil(N / min(config.batch_size, N))
-  optimizer = _optimizer(config, decoder_only_steps=min(epoch, config.num_steps // 4))
-  return constants | _train(
-    params, constants, embedding_ND, config, optimizer, seed, mesh, resume, progress, "RQ-Kmeans+"
+  objective = _objective(
+    constants, codebook_sizes, config, decoder_only_steps=min(epoch, config.num_steps // 4)
+  )
+  return constants | autoencoder.train(
+    objective, params, embedding_ND, config, seed=seed, mesh=mesh, upkeep=upkeep
   )
 
 
 def encode(arrays: Arrays, embedding_ND: np.ndarray, *, mesh: Mesh | None = None) -> np.ndarray:
-  """Codes of rows, of either fit; equal rows have equal codes.
+  """Codes of rows, of either fit; ties go to the lower code.
 
-  Args:
-    arrays: of `fit` or `fit_plus`.
-    embedding_ND: [N, D] float32, finite.
-    mesh: rows are spread over its axis `data`; None is one device.
-
-  Returns:
-    [N, L] int32. Ties go to the lower code.
-
-  Raises:
-    ValueError: embeddings of another width, or with a value that is not finite; mesh.
+  Arguments, result and errors: see `quantizers.Quantizer`.
   """
   check_embeddings(embedding_ND, width=len(arrays["center"]))
   mesh = check_mesh(mesh)
@@ -248,29 +203,20 @@ def encode(arrays: Arrays, embedding_ND: np.ndarray, *, mesh: Mesh | None = None
 def decode(arrays: Arrays, code_NL: np.ndarray) -> np.ndarray:
   """Rows that the decoder makes of codes; of the first levels only, it sees a part of their sum.
 
-  Args:
-    arrays: of `fit` or `fit_plus`.
-    code_NL: [N, 1 to L] integers, the first codes of each row.
-
-  Returns:
-    [N, D] float32.
-
-  Raises:
-    ValueError: codes of another shape or out of range.
+  Arguments, result and errors: see `quantizers.Quantizer`.
   """
-  check_codes(code_NL, [len(codebook_VW) for codebook_VW in _codebooks(arrays)])
-  mesh = check_mesh(None)
-  program = functools.partial(_decoded, dict(arrays))
-  return autoencoder.map_rows(program, code_NL.astype(np.int32), np.arange(len(code_NL)), mesh)
+  sizes = [len(codebook_VW) for codebook_VW in _codebooks(arrays)]
+  return autoencoder.decode_rows(functools.partial(_decoded, dict(arrays)), code_NL, sizes)
 
 
-def _kmeans_codebooks(x_ND, sizes, iterations, seed, mesh, resume=None, progress=None):
-  config = residual_kmeans.KMeansConfig(iterations=iterations, balance_epsilon=math.inf)
-  arrays = residual_kmeans.fit(
-    x_ND, sizes, config, seed=seed, mesh=mesh, resume=resume, progress=progress
-  )
+def _codebooks_of(centroids: Arrays) -> Arrays:
+  return {name.replace("centroids", "codebook"): array for name, array in centroids.items()}
+
+
+def _codebook_shapes(sizes: Sequence[int], width: int) -> Arrays:
+  """Codebooks of zeros, for what a resumed fit is about to read from its file."""
   return {
-    f"codebook_{level}": arrays[f"centroids_{level}"] for level in range(len(sizes))
+    f"codebook_{level}": np.zeros((size, width), np.float32) for level, size in enumerate(sizes)
   }
 
 
@@ -280,7 +226,7 @@ def _codebooks(arrays):
 
 
 def _encoder(arrays, x_BD, residual):
-  h_BD = (x_BD - arrays["center"]) / arrays["scale"]
+  h_BD = autoencoder.in_units(arrays, x_BD)
   z_BW = autoencoder.apply_mlp(arrays, "encoder", h_BD)
   return h_BD + z_BW if residual else z_BW
 
@@ -297,41 +243,27 @@ def _latent(arrays, x_KBD, *, residual, mesh):
 def _decoded(arrays, code_KBL):
   books = _codebooks(arrays)[: code_KBL.shape[-1]]
   q_KBW = sum(book_VW[code_KBL[..., level]] for level, book_VW in enumerate(books))
-  with jax.default_matmul_precision("float32"):
-    x_KBD = autoencoder.apply_mlp(arrays, "decoder", q_KBW)
-  return x_KBD * arrays["scale"] + arrays["center"]
+  return autoencoder.decoded(arrays, q_KBW)
 
 
-def _optimizer(config, decoder_only_steps):
-  """AdamW; encoder and codebooks stand still for the first steps."""
-  late = autoencoder.learning_rate(config, decoder_only_steps)
-  groups = {
-    "decoder": optax.adamw(
-      autoencoder.learning_rate(config), weight_decay=config.weight_decay,
-      mask=autoencoder.decay_mask,
-    ),
-    "encoder": optax.adamw(
-      late, weight_decay=config.weight_decay, mask=autoencoder.decay_mask
-    ),
-    "codebook": optax.adam(late),
-  }
-  return optax.multi_transform(groups, lambda params: {name: name.split("_")[0] for name in params})
+def _objective(
+  constants: Arrays, codebook_sizes: Sequence[int], config: _QuantizerConfig,
+  decoder_only_steps: int,
+) -> Objective:
+  """The loss of the module; after every step, codes that are out of use restart.
 
-
-def _train(
-  params, constants, embedding_ND, config, optimizer, seed, mesh, resume, progress, description
-):
-  """The loss of the module and, after every step, restarts of the codes that are out of use."""
+  Encoder and codebooks stand still for the `decoder_only_steps`.
+  """
   residual = bool(constants["residual"])
 
   def loss(params, x_BD, key):
     arrays = constants | params
-    h_BD = (x_BD - constants["center"]) / constants["scale"]
+    h_BD = autoencoder.in_units(constants, x_BD)
     z_BW = _encoder(arrays, x_BD, residual)
     residual_LBW, count_LV, loss_B = [], [], 0.0
     r_BW = z_BW
     for codebook_VW in _codebooks(params):
-      distance_BV = residual_kmeans.squared_distance(r_BW, codebook_VW)
+      distance_BV = squared_distance(r_BW, codebook_VW)
       code_B = jax.lax.stop_gradient(distance_BV).argmin(-1)
       e_BW = codebook_VW[code_B]
       loss_B += jnp.square(jax.lax.stop_gradient(r_BW) - e_BW).sum(-1)
@@ -358,9 +290,16 @@ def _train(
       new_usage.append(jnp.where(dead_V, 1.0, usage_V))
     return params, new_usage
 
-  return autoencoder.train(
-    loss, params, embedding_ND, config, optimizer=optimizer, seed=seed, mesh=mesh, resume=resume,
-    progress=progress, description=description,
+  optimizers = {
+    "decoder": autoencoder.adamw(config),
+    "encoder": autoencoder.adamw(config, decoder_only_steps),
+    "codebook": optax.adam(autoencoder.learning_rate(config, decoder_only_steps)),
+  }
+  return Objective(
+    loss,
+    optax.multi_transform(
+      optimizers, lambda params: {name: name.split("_")[0] for name in params}
+    ),
     after_step=restart if config.restart_below else None,
-    extra=[np.ones(len(codebook_VW), np.float32) for codebook_VW in _codebooks(params)],
+    extra=[np.ones(size, np.float32) for size in codebook_sizes],
   )
