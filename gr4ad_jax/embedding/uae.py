@@ -15,27 +15,35 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from gr4ad_jax.data.records import AdTable
 from gr4ad_jax.embedding.cache import cached_encode, encoder_identity
 from gr4ad_jax.embedding.cooccurrence import ItemPairs
 from gr4ad_jax.embedding.text_encoder import BertEncoder, encode_with
-from gr4ad_jax.embedding.uae_batches import pair_masks, plan_batches, training_ads
+from gr4ad_jax.embedding.uae_batches import (
+  BatchPlan,
+  TrainingAds,
+  pair_masks,
+  plan_batches,
+  training_ads,
+)
 from gr4ad_jax.embedding.uae_losses import init_heads
 from gr4ad_jax.embedding.uae_steps import (
   STATE_BYTES,
+  UaeBatch,
   UaeConfig,
+  UaeState,
   compile_steps,
   frozen_states,
   learning_rates,
 )
-from gr4ad_jax.training.resume import ResumeFile, fingerprint
+from gr4ad_jax.training.resume import ResumeFile, Upkeep, fingerprint, run_fit
 
 Params = Mapping[str, Any]
 
 
+# Ten parameters: six are what the result depends on, four how the caller follows a fit of minutes.
 def fine_tune(
   ads: AdTable,
   pairs: ItemPairs | None,
@@ -78,14 +86,57 @@ def fine_tune(
       f"trainable_layers: {config.trainable_layers}, the encoder has"
       f" {encoder.config.num_hidden_layers}"
     )
+  train = _ads_to_learn_from(ads, pairs, train_A, config, seed)
+  if not config.attribute_steps + config.cooccurrence_steps:
+    return dict(encoder.params)
+  lower, upper = _split_layers(encoder.params, num_frozen)
+  heads = init_heads(train.class_AN, encoder.config.hidden_size)
+  plan = plan_batches(
+    train, seed=seed, batch_size=config.batch_size,
+    pair_share=config.pair_share, mask_share=config.mask_share,
+    attribute_steps=config.attribute_steps, cooccurrence_steps=config.cooccurrence_steps,
+  )  # fmt: skip
+  states_of = frozen_states(
+    encoder, lower, plan.texts,
+    max_tokens=config.max_tokens, state_bytes=state_bytes, progress=progress,
+  )  # fmt: skip
+
+  def whole(state: UaeState) -> dict[str, Any]:
+    layers = jax.tree.map(
+      lambda own, new: np.concatenate([own[:num_frozen], new]), encoder.params["layers"],
+      state.params["layers"],
+    )
+    return {**encoder.params, "layers": layers}
+
+  def after_step(step: int, state: UaeState) -> None:
+    if step == config.attribute_steps and after_attributes is not None:
+      after_attributes(whole(state))
+
+  programs = compile_steps(encoder.config, config)
+  state = run_fit(
+    programs.step, programs.init({"layers": upper, "heads": heads}),
+    _batches(train, plan, states_of, config),
+    config.attribute_steps + config.cooccurrence_steps,
+    Upkeep(resume, progress, "fine-tune", "uae"), after_step=after_step,
+  )
+  params = whole(state)
+  if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params["layers"])):
+    raise ValueError(
+      f"learning_rate: {config.learning_rate}, the training diverged; try a smaller one"
+    )
+  return params
+
+
+def _ads_to_learn_from(
+  ads: AdTable, pairs: ItemPairs | None, train_A: np.ndarray | None, config: UaeConfig, seed: int
+) -> TrainingAds:
+  """Raises ValueError where there is nothing for a stage to learn."""
   if train_A is not None and (train_A.shape != (len(ads.ad_id),) or train_A.dtype != bool):
     raise ValueError(
       f"train_A: {train_A.dtype} {train_A.shape}, must be bool ({len(ads.ad_id)},), one for each ad"
     )
   if not len(ads.ad_id) or (train_A is not None and not train_A.any()):
     raise ValueError("train_A: no ad to learn from, at least one is needed")
-  if not config.attribute_steps + config.cooccurrence_steps:
-    return dict(encoder.params)
   train = training_ads(
     ads, pairs, train_A, seed=seed,
     min_class_count=config.min_class_count, masked_variants=config.masked_variants,
@@ -100,23 +151,7 @@ def fine_tune(
       f"cooccurrence_steps: {config.cooccurrence_steps}, but no two ads of different text go"
       " together; set it to 0"
     )
-  lower, upper = _split_layers(encoder.params, num_frozen)
-  heads = init_heads(train.class_AN, encoder.config.hidden_size)
-
-  def whole(layers: Any) -> dict[str, Any]:
-    layers = jax.tree.map(
-      lambda own, new: np.concatenate([own[:num_frozen], new]), encoder.params["layers"], layers
-    )
-    return {**encoder.params, "layers": layers}
-
-  def after_stage(layers: Any) -> None:
-    if after_attributes is not None:
-      after_attributes(whole(layers))
-
-  return whole(
-    _train(train, lower, {"layers": upper, "heads": heads}, encoder, config, seed=seed,
-           resume=resume, state_bytes=state_bytes, after_stage=after_stage, progress=progress)
-  )
+  return train
 
 
 def _split_layers(params: Params, num_frozen: int) -> tuple[dict[str, Any], Any]:
@@ -128,54 +163,23 @@ def _split_layers(params: Params, num_frozen: int) -> tuple[dict[str, Any], Any]
   return lower, jax.tree.map(lambda x: x[num_frozen:], params["layers"])
 
 
-def _train(
-  train, lower, params, encoder, config, *, seed, resume, state_bytes, after_stage, progress
-):
-  """Both stages; returns the trained layers."""
-  plan = plan_batches(
-    train, seed=seed, batch_size=config.batch_size,
-    pair_share=config.pair_share, mask_share=config.mask_share,
-    attribute_steps=config.attribute_steps, cooccurrence_steps=config.cooccurrence_steps,
-  )  # fmt: skip
-  programs, rate_S = compile_steps(encoder.config, config), learning_rates(config)
-  state, first_step = programs.init(params), 0
-  if resume is not None and (saved := resume.load()) is not None:
-    leaves, structure = jax.tree.flatten(state)
-    state = jax.tree.unflatten(structure, [saved[f"uae_{i}"] for i in range(len(leaves))])
-    first_step = int(saved["uae_step"])
-  # A copy: the encoder's arrays must survive the donation of the state.
-  state = jax.device_put(jax.tree.map(jnp.array, state))
-  states_of = frozen_states(
-    encoder, lower, plan.texts,
-    max_tokens=config.max_tokens, state_bytes=state_bytes, progress=progress,
-  )  # fmt: skip
-  num_steps = config.attribute_steps + config.cooccurrence_steps
-  steps = range(first_step, num_steps)
-  if progress is not None:
-    steps = progress(steps, description="fine-tune", total=num_steps, completed=first_step)
-  for step in steps:
-    state_BTD, mask_BT = states_of(plan.text_SB[step])
-    class_BN = train.class_AN[plan.ad_SB[step]]
+def _batches(
+  train: TrainingAds, plan: BatchPlan, states_of: Callable, config: UaeConfig
+) -> Callable[[int], UaeBatch]:
+  """The batch of each step of both stages."""
+  rate_S = learning_rates(config)
+
+  def batch_of(step: int) -> UaeBatch:
     rates = {
       "layers": rate_S[step] * np.float32(config.learning_rate),
       "heads": rate_S[step] * np.float32(config.head_learning_rate),
     }
-    if step < config.attribute_steps:
-      state = programs.attributes(state, rates, state_BTD, mask_BT, class_BN)
-    else:
-      masks = pair_masks(train, plan, step)
-      state = programs.cooccurrence(state, rates, state_BTD, mask_BT, class_BN, *masks)
-    if step == config.attribute_steps - 1:
-      after_stage(jax.tree.map(np.asarray, state.params["layers"]))
-    if resume is not None and resume.due():
-      arrays = {f"uae_{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
-      resume.save(arrays | {"uae_step": np.array(step + 1)})
-  layers = jax.tree.map(np.asarray, state.params["layers"])
-  if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(layers)):
-    raise ValueError(
-      f"learning_rate: {config.learning_rate}, the training diverged; try a smaller one"
+    masks = None if step < config.attribute_steps else pair_masks(train, plan, step)
+    return UaeBatch(
+      rates, *states_of(plan.text_SB[step]), train.class_AN[plan.ad_SB[step]], masks
     )
-  return layers
+
+  return batch_of
 
 
 def save_params(file: Path, params: Params, *, encoder: BertEncoder) -> None:

@@ -25,6 +25,7 @@ from gr4ad_jax.embedding.text_encoder import (
   token_ids,
 )
 from gr4ad_jax.embedding.uae_losses import attribute_loss, multi_positive_nce
+from gr4ad_jax.training.task import Metrics
 
 # Hidden states of the frozen layers kept in memory, bytes; where all would need more, each batch
 # computes its own (slower by the share of the layers that are frozen).
@@ -90,7 +91,7 @@ class UaeConfig:
 
 
 def learning_rates(config: UaeConfig) -> np.ndarray:
-  """Of each step of both stages, as a share of the highest: warm-up and cosine in each stage."""
+  """Shares of the highest rate, one for each step: warm-up and cosine in each of both stages."""
 
   def stage(num_steps):
     step_S = np.arange(num_steps)
@@ -109,20 +110,29 @@ class UaeState(NamedTuple):
   opt_state: Any
 
 
-class StepPrograms(NamedTuple):
-  """Compiled steps; the state is donated and comes back.
+class UaeBatch(NamedTuple):
+  """What a step learns from."""
 
-  `rates` are the learning rates {"layers", "heads"}; see `frozen_states` for the states of the
-  tokens, `uae_batches.pair_masks` for the two masks.
-  """
+  rates: dict[str, np.float32]
+  """Learning rates of "layers" and "heads"."""
+  state_BTD: np.ndarray
+  """float16, from `frozen_states`."""
+  mask_BT: np.ndarray
+  class_BN: np.ndarray
+  """int32, the class of each attribute, -1 = unknown."""
+  masks: tuple[np.ndarray, np.ndarray] | None
+  """positive_BB and valid_BB of `pair_masks`; None in the stage of the attributes alone."""
+
+
+class StepPrograms(NamedTuple):
+  """The start of a training, and its step, which takes the state and gives it back."""
 
   init: Callable[[dict[str, Any]], UaeState]  # of the parameters
-  attributes: Callable[..., UaeState]  # (state, rates, state_BTD, mask_BT, class_BN)
-  cooccurrence: Callable[..., UaeState]  # the same, then (positive_BB, valid_BB)
+  step: Callable[[UaeState, UaeBatch], tuple[UaeState, Metrics]]
 
 
 def compile_steps(bert: BertConfig, config: UaeConfig) -> StepPrograms:
-  """The steps of both stages, compiled once for each length of the batch.
+  """The step of both stages, compiled once for each of them and each length of the batch.
 
   Args:
     bert: sizes of the whole encoder.
@@ -153,36 +163,28 @@ def _compile_steps(
     known = (class_BN >= 0).any(-1).sum()
     return attribute_loss(z_BD, params["heads"], class_BN).sum() / jnp.maximum(known, 1)
 
-  def attribute_objective(params, state_BTD, mask_BT, class_BN):
-    return attribute_mean(params, embed(params, state_BTD, mask_BT), class_BN)
-
-  def cooccurrence_objective(params, state_BTD, mask_BT, class_BN, positive_BB, valid_BB):
-    z_BD = embed(params, state_BTD, mask_BT)
-    loss_B, has_B = multi_positive_nce(z_BD, positive_BB, valid_BB, temperature)
+  def objective(params, batch):
+    z_BD = embed(params, batch.state_BTD, batch.mask_BT)
+    if batch.masks is None:
+      return attribute_mean(params, z_BD, batch.class_BN)
+    loss_B, has_B = multi_positive_nce(z_BD, *batch.masks, temperature)
     contrast = loss_B.sum() / jnp.maximum(has_B.sum(), 1)
     if not attribute_weight:
       return contrast
-    return contrast + attribute_weight * attribute_mean(params, z_BD, class_BN)
+    return contrast + attribute_weight * attribute_mean(params, z_BD, batch.class_BN)
 
-  def step_of(objective):
-    @functools.partial(jax.jit, donate_argnums=0)
-    def step(state, rates, *batch):
-      with jax.default_matmul_precision("float32"):
-        gradient = jax.grad(objective)(state.params, *batch)
-      direction, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-      params = {
-        name: jax.tree.map(lambda p, d, name=name: p - rates[name] * d, part, direction[name])
-        for name, part in state.params.items()
-      }
-      return UaeState(params, opt_state)
+  @functools.partial(jax.jit, donate_argnums=0)
+  def step(state, batch):
+    with jax.default_matmul_precision("float32"):
+      gradient = jax.grad(objective)(state.params, batch)
+    direction, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = {
+      name: jax.tree.map(lambda p, d, name=name: p - batch.rates[name] * d, part, direction[name])
+      for name, part in state.params.items()
+    }
+    return UaeState(params, opt_state), {}
 
-    return step
-
-  return StepPrograms(
-    lambda params: UaeState(params, optimizer.init(params)),
-    step_of(attribute_objective),
-    step_of(cooccurrence_objective),
-  )
+  return StepPrograms(lambda params: UaeState(params, optimizer.init(params)), step)
 
 
 def frozen_states(
