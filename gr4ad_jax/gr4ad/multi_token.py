@@ -1,6 +1,6 @@
 """The DeepSeek-style multi-token-prediction decoder that LazyAR is compared with.
 
-Source: paper 3.2 (Fig. 3b) and DeepSeek-V3; reference 2.8. All L layers run once per request, for
+Source: paper 3.2 (Fig. 3b) and DeepSeek-V3. All L layers run once per request, for
 level 1; every later position owns a shallow module of L - K layers, fed with the state and the
 code before it. Same config, tables, heads and search interface as `lazy_decoder`.
 """
@@ -13,12 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gr4ad_jax.gr4ad.batch import Context, Vocabulary
+from gr4ad_jax.gr4ad.batch import Context
 from gr4ad_jax.gr4ad.config import ModelConfig
-from gr4ad_jax.gr4ad.context import ContextProcessor
 from gr4ad_jax.gr4ad.copy_path import CopySource, first_match, follow_codes
-from gr4ad_jax.gr4ad.lazy_decoder import TargetLogProbs
-from gr4ad_jax.gr4ad.tokens import TokenOutput, TokenTables
+from gr4ad_jax.gr4ad.decoder import DecoderParts, TargetLogProbs
 from gr4ad_jax.nn.layers import DecoderLayer, KeyValue, Linear, Norm
 
 
@@ -70,32 +68,24 @@ class PositionModule(nn.Module):
     return h_BC1D[:, :, 0]
 
 
-class MultiTokenDecoder(nn.Module):
+class MultiTokenDecoder(DecoderParts):
   """Level 1 by the deep stack, each further level and the eCPM bucket by a module of its own."""
 
-  config: ModelConfig
-  vocabulary: Vocabulary
-
   def setup(self):
+    super().setup()
     config, vocabulary = self.config, self.vocabulary
-    self.tables = TokenTables(config, vocabulary)
-    self.context_processor = ContextProcessor(config, vocabulary, self.tables)
     self.bos_D = self.param("bos", nn.initializers.normal(1.0), (config.width,))
     self.layers = [DecoderLayer(config) for _ in range(config.num_layers)]
     self.modules = [PositionModule(config) for _ in range(vocabulary.num_levels)]
-    self.final_norm = Norm(config.norm)
-    self.output = TokenOutput(config, vocabulary, self.tables)
 
   def __call__(
     self, context: Context, target_BCL: jax.Array, *, deterministic: bool = True
   ) -> TargetLogProbs:
-    """Teacher forcing, as `LazyDecoder.__call__`; `mtp_BCL` is None."""
-    num_levels = self.vocabulary.num_levels
-    encoded = self.context_processor(context)
-    source = self.output.copy_source(encoded)
+    """Teacher forcing; see `LazyDecoder.__call__`."""
+    encoded, source = self.read(context)
     h_B1D = self._first(encoded.token_BSD, encoded.mask_BS, deterministic)
     states = [jnp.broadcast_to(h_B1D, (*target_BCL.shape[:2], h_B1D.shape[-1]))]
-    for level in range(num_levels):
+    for level in range(self.vocabulary.num_levels):
       token_BCD = self.tables.embed(target_BCL[..., level], level)
       module = self.modules[level]
       states.append(
@@ -104,20 +94,17 @@ class MultiTokenDecoder(nn.Module):
           deterministic=deterministic,
         )
       )
-    h_BCPD = self.final_norm(jnp.stack(states, axis=2))
-    sid_BCL = self.output.target_log_probs(h_BCPD[:, :, :-1], target_BCL, source)
-    return TargetLogProbs(sid_BCL, self.output.ecpm_log_probs(h_BCPD[:, :, -1]), None)
+    return self.target_log_probs(self.final_norm(jnp.stack(states, axis=2)), target_BCL, source)
 
   def start(self, context: Context) -> tuple[MultiTokenContext, MultiTokenState, jax.Array]:
-    """As `LazyDecoder.start`."""
-    encoded = self.context_processor(context)
+    """The first level; see `LazyDecoder.start`."""
+    encoded, source = self.read(context)
     shared = MultiTokenContext(
       tuple(module.keys_values(encoded.token_BSD) for module in self.modules),
-      encoded.mask_BS,
-      self.output.copy_source(encoded),
+      encoded.mask_BS, source,
     )
     h_B1D = self._first(encoded.token_BSD, encoded.mask_BS, True)
-    state = MultiTokenState(h_B1D, first_match(shared.copy_source))
+    state = MultiTokenState(h_B1D, first_match(source))
     return shared, state, self._log_probs(shared, state, 0)
 
   def step(
@@ -127,7 +114,7 @@ class MultiTokenDecoder(nn.Module):
     code_BW: jax.Array,
     level: int | jax.Array,
   ) -> tuple[MultiTokenState, jax.Array]:
-    """As `LazyDecoder.step`."""
+    """One level for all beams; see `LazyDecoder.step`."""
     token_BWD = self.tables.embed(code_BW, level - 1)
 
     def extend(decoder: MultiTokenDecoder, hidden_BWD, token_BWD, module: int) -> jax.Array:

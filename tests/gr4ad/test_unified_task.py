@@ -10,7 +10,7 @@ import pytest
 
 from gr4ad_jax.gr4ad.batch import Batch
 from gr4ad_jax.gr4ad.config import LossConfig, PreferenceConfig
-from gr4ad_jax.gr4ad.lazy_decoder import TargetLogProbs
+from gr4ad_jax.gr4ad.decoder import TargetLogProbs
 from gr4ad_jax.gr4ad.supervised import vsl_loss
 from gr4ad_jax.gr4ad.unified import unified_weights
 from gr4ad_jax.gr4ad.unified_task import ListBatch, UnifiedBatch, unified_task

@@ -1,0 +1,119 @@
+"""What the three decoders share: tables, context, heads, and what a search keeps."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gr4ad_jax.gr4ad.batch import Context, EncodedContext, Vocabulary
+from gr4ad_jax.gr4ad.config import ModelConfig
+from gr4ad_jax.gr4ad.context import ContextProcessor
+from gr4ad_jax.gr4ad.copy_path import CopySource, first_match
+from gr4ad_jax.gr4ad.tokens import TokenOutput, TokenTables
+from gr4ad_jax.nn.layers import DecoderLayer, KeyValue, LayerCache, Norm
+
+
+class TargetLogProbs(NamedTuple):
+  """Teacher-forced log-probabilities, float32; rows of padding hold any finite value."""
+
+  sid_BCL: jax.Array  # log p(s_t | s_<t, X)
+  ecpm_BCV: jax.Array  # log p(bucket | SID, X) over all buckets
+  mtp_BCL: jax.Array | None  # the generator on the un-fused pass (paper: L_MTP); LazyAR alone
+
+
+class SearchContext(NamedTuple):
+  """What all beams of a request share; computed once per request."""
+
+  start_BPD: jax.Array  # states that enter the autoregressive layers, before any token
+  kv: tuple[KeyValue, ...]  # one per autoregressive layer
+  mask_BS: jax.Array
+  copy_source: CopySource | None
+
+
+class BeamState(NamedTuple):
+  """What each beam carries; every leaf is [B, W, ...], so that selection is one gather."""
+
+  cache: tuple[LayerCache, ...]  # one per autoregressive layer
+  match_BWS: jax.Array | None  # context tokens whose SID starts with the beam's codes
+
+
+class DecoderParts(nn.Module):
+  """Code tables, context processor, final norm and heads; a decoder adds its layers between."""
+
+  config: ModelConfig
+  vocabulary: Vocabulary
+
+  def setup(self):
+    config, vocabulary = self.config, self.vocabulary
+    self.tables = TokenTables(config, vocabulary)
+    self.context_processor = ContextProcessor(config, vocabulary, self.tables)
+    self.final_norm = Norm(config.norm)
+    self.output = TokenOutput(config, vocabulary, self.tables)
+
+  def read(self, context: Context) -> tuple[EncodedContext, CopySource | None]:
+    """The context as tokens, and what may be copied from it."""
+    encoded = self.context_processor(context)
+    return encoded, self.output.copy_source(encoded)
+
+  def target_tokens(self, target_BCL: jax.Array) -> jax.Array:
+    """Token inputs of all codes of the targets, [B, C, L, D]."""
+    return jnp.stack(
+      [self.tables.embed(target_BCL[..., level], level) for level in range(target_BCL.shape[-1])],
+      axis=2,
+    )
+
+  def target_log_probs(
+    self, h_BCPD: jax.Array, target_BCL: jax.Array, source: CopySource | None
+  ) -> TargetLogProbs:
+    """What normalised states of all positions say of the targets."""
+    return TargetLogProbs(
+      self.output.target_log_probs(h_BCPD[:, :, :-1], target_BCL, source),
+      self.output.ecpm_log_probs(h_BCPD[:, :, -1]),
+      None,
+    )
+
+  def begin_search(
+    self,
+    layers: list[DecoderLayer],
+    start_BPD: jax.Array,
+    encoded: EncodedContext,
+    source: CopySource | None,
+  ) -> tuple[SearchContext, BeamState]:
+    """What all beams share, and the state of one beam before the first position.
+
+    Args:
+      layers: that run per beam.
+      start_BPD: what enters them, before any token.
+      encoded, source: from `read`.
+    """
+    kv = tuple(layer.keys_values(encoded.token_BSD) for layer in layers)
+    shared = SearchContext(start_BPD, kv, encoded.mask_BS, source)
+    num_rows, num_positions, _ = start_BPD.shape
+    shape = (num_rows, 1, self.config.num_heads, self.config.width // self.config.num_heads)
+    empty_BWHK = (jnp.zeros(shape, start_BPD.dtype),) * num_positions
+    cache = (LayerCache(empty_BWHK, empty_BWHK),) * len(layers)
+    return shared, BeamState(cache, first_match(source))
+
+  def decode_position(
+    self,
+    layers: list[DecoderLayer],
+    shared: SearchContext,
+    state: BeamState,
+    h_BWD: jax.Array,
+    position: int | jax.Array,
+  ) -> tuple[BeamState, jax.Array]:
+    """One position of every beam through the layers and the heads.
+
+    Returns:
+      The state with the position in its caches, and log-probs [B, W, V].
+    """
+    h_BW1D, written = h_BWD[:, :, None], []  # beams lie along the candidate axis
+    for layer, kv, cache in zip(layers, shared.kv, state.cache, strict=True):
+      h_BW1D, cache = layer(h_BW1D, kv, shared.mask_BS, cache=cache, position=position)
+      written.append(cache)
+    h_BWD = self.final_norm(h_BW1D[:, :, 0])
+    state = BeamState(tuple(written), state.match_BWS)
+    return state, self.output.log_probs(h_BWD, position, shared.copy_source, state.match_BWS)
