@@ -132,8 +132,7 @@ def read_completejourney(
   promoted_E = in_store_E | _in_targeted_campaign(folder, lines)
   training_E = (lines["week"] < validation_week).to_numpy()
 
-  product_E = lines["product_id"].to_numpy()
-  bought, content_E = np.unique(product_E, return_inverse=True)
+  bought, content_E = np.unique(lines["product_id"].to_numpy(), return_inverse=True)
   listed = _read(folder, "products").set_index("product_id")
   cleaning["products: never bought, left out"] = int((~listed.index.isin(bought)).sum())
   products = listed.reindex(bought)  # a product that is not listed has nulls
@@ -163,23 +162,11 @@ def read_completejourney(
     price=price_O,
     conversion_type="purchase",
   )
-  is_ad_E = promoted_E & catalogue_O[content_E]
-  events = pd.DataFrame({
-    "user_id": lines["household_id"],
-    "time": time_s_E,
-    "ad_id": pd.arrays.IntegerArray(product_E, ~is_ad_E),
-    "content_id": pd.arrays.IntegerArray(product_E, is_ad_E),
-    "request_id": lines["basket_id"],
-    "action": pd.Categorical.from_codes(np.zeros(len(lines), np.int8), ["conversion"]),
-    "value": lines["sales_value"],
-    "feature_store": lines["store_id"],
-    **_clock_features(time_s_E),
-  })
   return build_logs(
     ads=ads[catalogue_O].reset_index(drop=True),
     contents=contents,
     users=users.rename_axis("user_id").reset_index(),
-    events=events,
+    events=_events(lines, time_s_E, is_ad_E=promoted_E & catalogue_O[content_E]),
     files={
       "ads": "completejourney products",
       "contents": "completejourney products",
@@ -327,6 +314,22 @@ def _descriptions(products: pd.DataFrame) -> dict[str, np.ndarray]:
   category = [" > ".join(part.strip() for part in row[:3] if part) for row in parts_OP]
   text = [", ".join(part.strip() for part in row if part).lower() for row in parts_OP]
   return {"category": np.array(category, object), "text": np.array(text, object)}
+
+
+def _events(lines: pd.DataFrame, time_s_E: np.ndarray, *, is_ad_E: np.ndarray) -> pd.DataFrame:
+  """Every line as an event, of an ad or of a content."""
+  product_E = lines["product_id"].to_numpy()
+  return pd.DataFrame({
+    "user_id": lines["household_id"],
+    "time": time_s_E,
+    "ad_id": pd.arrays.IntegerArray(product_E, ~is_ad_E),
+    "content_id": pd.arrays.IntegerArray(product_E, is_ad_E),
+    "request_id": lines["basket_id"],
+    "action": pd.Categorical.from_codes(np.zeros(len(lines), np.int8), ["conversion"]),
+    "value": lines["sales_value"],
+    "feature_store": lines["store_id"],
+    **_clock_features(time_s_E),
+  })
 
 
 def _clock_features(time_s_E: np.ndarray) -> dict[str, pd.Categorical]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gr4ad_jax.data.pipeline import pad
 from gr4ad_jax.data.records import Action
 from gr4ad_jax.data.sequences import Example, ExampleMaker
 from gr4ad_jax.data.splits import SPLITS
@@ -54,10 +55,7 @@ def read_impressions(
         shown.append(ad[at : at + MAX_SHOWN])
         actions.append(action[at : at + MAX_SHOWN])
   width = max((len(ads) for ads in shown), default=1)
-  shown_RC = np.full((len(shown), width), -1, np.int32)
-  action_RC = np.full(shown_RC.shape, -1, np.int8)
-  for row, (ads, action) in enumerate(zip(shown, actions, strict=True)):
-    shown_RC[row, : len(ads)], action_RC[row, : len(ads)] = ads, action
+  shown_RC, action_RC = pad(shown, width), pad(actions, width, dtype=np.int8)
   if not (action_RC == Action.IMPRESSION).any():
     raise LogError(
       f"{maker.logs.source}: the {split} split has no ad event with action impression; a reward "

@@ -54,6 +54,7 @@ def store_parquet_logs(
   Raises:
     LogError: a file is not readable or breaks a rule, or `folder` holds something other than logs.
   """
+  # Nine parameters: four files, a folder, and how they are read.
   check_replaceable(folder)
   paths = {"ads": ads, "events": events, "users": users, "contents": contents}
   paths = {name: Path(path) for name, path in paths.items() if path is not None}

@@ -52,41 +52,17 @@ def training_example(record: dict) -> Example:
 
 
 def train_batches(
-  source,
-  make_batch: Callable[[Sequence[Any]], Any],
-  *,
-  batch_size: int,
-  seed: int,
-  host: int = 0,
-  num_hosts: int = 1,
-  read_threads: int = 2,
-  parse: Callable[[Any], Any] = training_example,
+  source: Any, make_batch: Callable[[Sequence[Any]], Any], *, read_threads: int = 2, **how: Any
 ) -> grain.DatasetIterator:
-  """An endless, seeded iterator of this host's share of every batch.
+  """An endless, seeded iterator of the batches of `batch_dataset`, whose arguments it takes.
 
   Its `get_state()` goes into the checkpoint and `set_state()` continues at the very next batch.
-
-  Args:
-    source: random-access records of the training split.
-    make_batch: rows -> a batch; padding and look-up.
-    batch_size: rows over all hosts.
-    seed: of the shuffle; each epoch has its own order.
-    host, num_hosts: which rows of every batch this process reads.
-    read_threads: reading ahead; 0 reads in the calling thread.
-    parse: a record of the source -> a row.
-
-  Raises:
-    ValueError: the batch does not divide over the hosts, or is larger than the split.
   """
-  dataset = batch_dataset(
-    source, make_batch, batch_size=batch_size, seed=seed, host=host, num_hosts=num_hosts,
-    parse=parse,
-  )
-  return read_ahead(dataset, read_threads)
+  return read_ahead(batch_dataset(source, make_batch, **how), read_threads)
 
 
 def batch_dataset(
-  source,
+  source: Any,
   make_batch: Callable[[Sequence[Any]], Any],
   *,
   batch_size: int,
@@ -95,9 +71,20 @@ def batch_dataset(
   num_hosts: int = 1,
   parse: Callable[[Any], Any] = training_example,
 ) -> grain.MapDataset:
-  """All batches of `train_batches` by their number: dataset[n] is that of step n.
+  """This host's share of every batch, by the number of the batch: dataset[n] is that of step n.
 
   Hosts read consecutive rows of one batch, so that any number of hosts makes the same batches.
+
+  Args:
+    source: random-access records of the training split.
+    make_batch: rows -> a batch; padding and look-up.
+    batch_size: rows over all hosts.
+    seed: of the shuffle; each epoch has its own order.
+    host, num_hosts: which rows of every batch this process reads.
+    parse: a record of the source -> a row.
+
+  Raises:
+    ValueError: the batch does not divide over the hosts, or is larger than the split.
   """
   if batch_size % num_hosts:
     raise ValueError(f"train.batch_size={batch_size}: must be a multiple of the {num_hosts} hosts")
@@ -153,7 +140,7 @@ def validation_batches(
 
 
 def read_ahead(dataset: grain.MapDataset, read_threads: int = 2) -> grain.DatasetIterator:
-  """An iterator whose position can be saved and restored."""
+  """An iterator whose position can be saved and restored; 0 threads read when asked to."""
   options = grain.ReadOptions(num_threads=read_threads, prefetch_buffer_size=4 * read_threads)
   return iter(dataset.to_iter_dataset(options))
 

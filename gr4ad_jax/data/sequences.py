@@ -2,7 +2,9 @@
 
 Histories hold each ad (content) once, most recent first, with how often it was met and how long
 ago; only events strictly before the request count. Targets are the ads clicked or converted in a
-request; impressions alone are not (VSL logs prefer positive engagements, reference section 3).
+request; impressions alone are not.
+
+Source: GR4AD, arXiv 2602.22732, 3.3: logs for VSL prefer positive engagements.
 """
 
 from __future__ import annotations
@@ -107,9 +109,15 @@ def feature_vocabulary(
   ))
 
 
-def _encode(column: np.ndarray, values: list[str]) -> np.ndarray:
-  number = {value: i + 1 for i, value in enumerate(values)}
-  return np.array([number.get(value, 0) for value in column.tolist()], np.int32)
+def _encode(
+  columns: dict[str, np.ndarray], vocabulary: dict[str, list[str]], num_rows: int
+) -> np.ndarray:
+  """int32 [rows, F], the number of every value."""
+  encoded = np.zeros((num_rows, len(columns)), np.int32)
+  for place, (column, values) in enumerate(zip(columns.values(), vocabulary.values(), strict=True)):
+    number = {value: i for i, value in enumerate(values, 1)}
+    encoded[:, place] = [number.get(value, 0) for value in column.tolist()]
+  return encoded
 
 
 class ExampleMaker:
@@ -141,17 +149,13 @@ class ExampleMaker:
     self.vocabulary = vocabulary or feature_vocabulary(
       feature_values(logs.users.features), training_feature_values(events, self.split_R)
     )
-    self._user_feature_UF = self._stack(
-      [_encode(c, v) for c, v in zip(logs.users.features.values(), self.vocabulary.user.values(),
-                                     strict=True)], len(logs.users.user_id))
-    self._request_feature_EF = self._stack(
-      [_encode(c, v) for c, v in zip(events.features.values(), self.vocabulary.request.values(),
-                                     strict=True)], len(events.user))
+    self._user_feature_UF = _encode(
+      logs.users.features, self.vocabulary.user, len(logs.users.user_id)
+    )
+    self._request_feature_EF = _encode(
+      events.features, self.vocabulary.request, len(events.user)
+    )
     self._user_bounds = np.searchsorted(events.user, np.arange(len(logs.users.user_id) + 1))
-
-  @staticmethod
-  def _stack(columns: list[np.ndarray], rows: int) -> np.ndarray:
-    return np.stack(columns, axis=1) if columns else np.zeros((rows, 0), np.int32)
 
   def user_examples(self, user: int, split: int) -> Iterator[Example]:
     """Examples of one user in one split (a number of SPLITS), in time order."""

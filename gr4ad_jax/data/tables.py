@@ -172,6 +172,7 @@ def build_logs(
   Raises:
     LogError: a rule is broken.
   """
+  # Ten parameters: four tables, and what `Logs` says of them.
   names = ("ads", "contents", "users", "events")
   files = {name: name for name in names} | dict(files or {})
   counts = dict(cleaning or {})
@@ -191,10 +192,10 @@ def build_logs(
 
 
 def _unique_ids(frame: pd.DataFrame, column: str, file: str) -> np.ndarray:
-  codes_N, names_N = validation.factorize_ids(frame[column], file)
+  codes_E, names_N = validation.factorize_ids(frame[column], file)
   checks = RowChecks(file, frame)
-  checks.reject(codes_N < 0, column, "ids must not be missing")
-  checks.reject(pd.Series(codes_N).duplicated().to_numpy(), column, "ids must be unique")
+  checks.reject(codes_E < 0, column, "ids must not be missing")
+  checks.reject(pd.Series(codes_E).duplicated().to_numpy(), column, "ids must be unique")
   return names_N
 
 
@@ -202,9 +203,9 @@ def _names(
   frame: pd.DataFrame, column: str, file: str, table: str, counts: dict[str, int]
 ) -> np.ndarray:
   read = validation.text_column if column == "text" else validation.category_column
-  values_N = read(frame[column], file)
-  counts[f"{table}: {column} missing, kept as unknown"] = int((values_N == "").sum())
-  return values_N
+  values_E = read(frame[column], file)
+  counts[f"{table}: {column} missing, kept as unknown"] = int((values_E == "").sum())
+  return values_E
 
 
 def _ad_types(

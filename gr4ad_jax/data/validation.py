@@ -1,4 +1,7 @@
-"""Column and row checks for input tables; a fault is one line: where it is, and the rule."""
+"""Column and row checks for input tables; a fault is one line: where it is, and the rule.
+
+E counts the rows of a table, whatever they are, and N the different names in a column.
+"""
 
 from collections.abc import Hashable, Sequence
 from typing import Literal
@@ -171,44 +174,29 @@ def factorize_ids(series: pd.Series, file: str) -> tuple[np.ndarray, np.ndarray]
 
 
 def category_column(series: pd.Series, file: str) -> np.ndarray:
-  """Reads a categorical column: strings, integers or booleans.
-
-  Args:
-    series: [N] values, null = unknown.
-    file: name for messages.
-
-  Returns:
-    values_N [N] str objects ("" = unknown).
+  """Reads a categorical column [E], strings, integers or booleans, as str objects; "" = null.
 
   Raises:
     LogError: a value is of another type (fractions must be bucketed first).
   """
   if pd.api.types.infer_dtype(series, skipna=True) == "boolean":
     series = series.astype(object).map({True: "true", False: "false"}).rename(series.name)
-  codes_N, names = factorize_ids(series, file)
-  return np.append(names, np.array([""], object))[codes_N]
+  codes_E, names_N = factorize_ids(series, file)
+  return np.append(names_N, np.array([""], object))[codes_E]
 
 
 def text_column(series: pd.Series, file: str) -> np.ndarray:
-  """Reads a column of strings.
-
-  Args:
-    series: [N] strings, null = unknown.
-    file: name for messages.
-
-  Returns:
-    values_N [N] str objects ("" = unknown).
+  """Reads a column of strings [E] as str objects; "" = null.
 
   Raises:
     LogError: a value is not a string.
   """
-  null_N = series.isna().to_numpy()
-  values_N = series.astype(object).to_numpy(copy=True)
-  values_N[null_N] = ""
-  wrong_N = np.fromiter((not isinstance(v, str) for v in values_N), bool, len(values_N))
-  if wrong_N.any():
-    raise _wrong_type(series, file, int(wrong_N.argmax()), "must be a string")
-  return values_N
+  values_E = series.astype(object).to_numpy(copy=True)
+  values_E[series.isna().to_numpy()] = ""
+  wrong_E = np.fromiter((not isinstance(v, str) for v in values_E), bool, len(values_E))
+  if wrong_E.any():
+    raise _wrong_type(series, file, int(wrong_E.argmax()), "must be a string")
+  return values_E
 
 
 def number_column(

@@ -83,47 +83,47 @@ class BatchMaker:
     num_ads, num_organics = self.sequence.max_ad_history, self.sequence.max_organic_history
     ad_BT = pad([e.ad_T for e in examples], num_ads)
     organic_BO = pad([e.organic_O for e in examples], num_organics)
-    ad_trend_BT, organic_trend_BO, trend_BN, share_BN = self._trends(
-      np.array([e.time_s for e in examples]), ad_BT, organic_BO
-    )
+    time_s_B = np.array([e.time_s for e in examples])
+    trend_BN, share_BN = self._trending(time_s_B)
     return Context(
       feature_BF=np.stack([e.feature_F for e in examples]).astype(np.int32),
       ad_code_BTL=look_up(self.codes_AL, ad_BT),
       ad_count_BT=pad([e.ad_count_T for e in examples], num_ads),
       ad_age_BT=pad([e.ad_age_T for e in examples], num_ads),
-      ad_trend_BT=ad_trend_BT,
+      ad_trend_BT=self._share_buckets(time_s_B, ad_BT, ad_BT),
       organic_code_BOL=look_up(self.content_codes_OL, organic_BO),
       organic_id_BO=look_up(self.content_bucket_O, organic_BO),
       organic_count_BO=pad([e.organic_count_O for e in examples], num_organics),
       organic_age_BO=pad([e.organic_age_O for e in examples], num_organics),
-      organic_trend_BO=organic_trend_BO,
+      organic_trend_BO=self._share_buckets(
+        time_s_B, organic_BO, look_up(self.content_ad_O, organic_BO)
+      ),
       trend_code_BNL=look_up(self.codes_AL, trend_BN),
       trend_share_BN=share_BN,
       user_id_B=user_id_B,
       ad_id_BT=None if self.ad_hash_A is None else look_up(self.ad_hash_A, ad_BT),
     )
 
-  def _trends(
-    self, time_s_B: np.ndarray, ad_BT: np.ndarray, organic_BO: np.ndarray
-  ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Share buckets of both histories, and the trending ads with theirs."""
-    ad_trend_BT, organic_trend_BO = np.minimum(ad_BT, 0), np.minimum(organic_BO, 0)
-    trend_BN = np.full((len(time_s_B), self.sequence.num_trending), -1, np.int32)
-    share_BN = trend_BN.copy()
+  def _share_buckets(
+    self, time_s_B: np.ndarray, item_BX: np.ndarray, ad_BX: np.ndarray
+  ) -> np.ndarray:
+    """Buckets of the shares of a history's ads; -1 where an item is padding."""
     if self.trending is None:
-      return ad_trend_BT, organic_trend_BO, trend_BN, share_BN
-    organic_ad_BO = look_up(self.content_ad_O, organic_BO)
-    width = min(trend_BN.shape[1], self.trending.ad_DN.shape[1])
-    for i, row in enumerate(self.trending.rows(time_s_B)):
-      ad_trend_BT[i] = np.where(ad_BT[i] < 0, -1, self.trending.bucket_of(row, ad_BT[i]))
-      organic_trend_BO[i] = np.where(
-        organic_BO[i] < 0, -1, self.trending.bucket_of(row, organic_ad_BO[i])
-      )
-      trend_BN[i, :width] = self.trending.ad_DN[row, :width]
-      share_BN[i, :width] = np.where(
-        trend_BN[i, :width] < 0, -1, self.trending.bucket_DN[row, :width].astype(np.int32)
-      )
-    return ad_trend_BT, organic_trend_BO, trend_BN, share_BN
+      return np.minimum(item_BX, 0)
+    day_B = self.trending.rows(time_s_B)
+    bucket_BX = [self.trending.bucket_of(d, ad_X) for d, ad_X in zip(day_B, ad_BX, strict=True)]
+    return np.where(item_BX < 0, -1, np.stack(bucket_BX))
+
+  def _trending(self, time_s_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The trending ads of each request and buckets of their shares, -1 = none."""
+    ad_BN = np.full((len(time_s_B), self.sequence.num_trending), -1, np.int32)
+    bucket_BN = ad_BN.copy()
+    if self.trending is not None:
+      day_B = self.trending.rows(time_s_B)[:, None]
+      known = np.arange(min(ad_BN.shape[1], self.trending.ad_DN.shape[1]))
+      ad_BN[:, known] = self.trending.ad_DN[day_B, known]
+      bucket_BN[:, known] = self.trending.bucket_DN[day_B, known]
+    return ad_BN, np.where(ad_BN < 0, -1, bucket_BN)
 
   def __call__(self, examples: Sequence[Example]) -> Batch:
     """A training batch."""

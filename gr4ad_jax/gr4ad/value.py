@@ -1,7 +1,8 @@
 """What a logged engagement is worth: eCPM buckets and sample weights of VSL.
 
-Source: paper 3.3; reference section 3. Where a log has no eCPM at all, the logged value (currency)
-of the engagement takes its place.
+Where a log has no eCPM at all, the logged value (currency) of the engagement takes its place.
+
+Source: GR4AD, arXiv 2602.22732, 3.3. The number of buckets and the weights' bounds are ours.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ class MarketConfig:
   exploration: float = 0.1
   """Share of the logging policy's slots that show an ad drawn uniformly."""
   seed: int = 0
-  """Of everything that is drawn."""
+  """Seed of everything that is drawn."""
 
   def __post_init__(self):
     def check(name: str, ok: bool, rule: str) -> None:
