@@ -38,7 +38,7 @@ from gr4ad_jax.ranker.config import RewardConfig
 from gr4ad_jax.ranker.reward import RewardRun, RewardScorer, train_reward
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.recommender import Recommender
-from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
+from gr4ad_jax.tokenizer.config import TokenizerConfig
 
 K = 50  # ads that a system finds
 HANDED = 10  # of them that the final ranker sees
@@ -50,8 +50,8 @@ def prepared_market(workdir: Path, config: MarketConfig) -> tuple[Market, Path]:
   market, data = build_market(config), workdir / "data"
   if not (data / "market.json").exists():
     logs = market_logs(market, progress=track)
-    split = time_split(logs, validation_days=5, test_days=7)
-    prepare.write_prepared(logs, data, split, LIMITS)
+    cut = time_split(logs, validation_days=5, test_days=7)
+    prepare.write_prepared(logs, data, dataclasses.replace(cut, **LIMITS))
     write_json(data / "market.json", dataclasses.asdict(config))
   elif json.loads((data / "market.json").read_text()) != dataclasses.asdict(config):
     raise ValueError(f"{data}: holds the log of another market")
@@ -64,7 +64,7 @@ def prepared_first_days(market: Market, data: Path, days: int) -> Path:
     short = dataclasses.replace(market, config=dataclasses.replace(market.config, days=days))
     logs = market_logs(short, progress=track)
     cut = time_split(logs, validation_days=1, test_days=1)
-    prepare.write_prepared(logs, data, cut, LIMITS)
+    prepare.write_prepared(logs, data, dataclasses.replace(cut, **LIMITS))
     tokenized(data, data / "sids", TokenizerConfig())
     (data / "prepared").touch()
   return data

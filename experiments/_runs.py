@@ -16,6 +16,7 @@ import scipy.stats
 from gr4ad_jax.catalog.legal_prefixes import PrefixTree, build_prefix_tree
 from gr4ad_jax.config import override_all
 from gr4ad_jax.data import prepare
+from gr4ad_jax.data.config import CompleteJourney, PrepareConfig
 from gr4ad_jax.data.examples import read_split
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.evaluation.evaluate import search_split
@@ -34,7 +35,7 @@ from gr4ad_jax.machine.progress import console
 from gr4ad_jax.machine.storage import write_json
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.opened import Opened
-from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
+from gr4ad_jax.tokenizer.config import TokenizerConfig
 from gr4ad_jax.tokenizer.stage import tokenize
 from gr4ad_jax.training.metric_log import read_log
 
@@ -45,7 +46,7 @@ def prepared_journey(workdir: Path) -> Path:
   """Complete Journey as in `make demo`, in WORKDIR/data."""
   data = workdir / "data"
   if not (data / "examples" / "examples.json").exists():
-    prepare.prepare_completejourney(data)
+    prepare.prepare_logs(CompleteJourney(), PrepareConfig(data))
   return data
 
 

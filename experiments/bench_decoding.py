@@ -32,14 +32,16 @@ from matplotlib.figure import Figure
 
 from experiments._settings import with_overrides
 from gr4ad_jax.catalog.legal_prefixes import LegalPrefixes, PrefixTree, build_prefix_tree
-from gr4ad_jax.cli.bench_decode import BenchConfig, random_sids, run_bench, time_in_turns
+from gr4ad_jax.cli.bench_config import DecodeConfig
+from gr4ad_jax.cli.bench_decode import random_sids, run_bench, time_in_turns
 from gr4ad_jax.data.amazon import read_amazon
 from gr4ad_jax.embedding.text_encoder import encode_texts
 from gr4ad_jax.gr4ad.config import preset
 from gr4ad_jax.machine.progress import console, track
 from gr4ad_jax.search.beam_search import Beams, beam_search
 from gr4ad_jax.tokenizer import residual_kmeans
-from gr4ad_jax.tokenizer.semantic_id import SemanticIds, TokenizerConfig, code_new_ads
+from gr4ad_jax.tokenizer.config import TokenizerConfig
+from gr4ad_jax.tokenizer.semantic_id import SemanticIds, code_new_ads
 
 SIZES = (256, 256, 256, 256)
 NUM_SIDS = 12_101
@@ -68,9 +70,8 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
   """lazyar_over_ar/bB, mtp_over_ar/bB, flop_share/bB, constrained_ms/bB_kK, invalid_sids, ..."""
   del workdir, size
   settings = with_overrides(Settings(), overrides)
-  bench = run_bench(
-    BenchConfig(preset("small").model, repeats=settings.repeats), progress=track
-  )
+  config = DecodeConfig(repeats=settings.repeats)
+  bench = run_bench(preset("small").model, config, progress=track)
   results = {"matmul_gflops_per_s": bench["matmul_flops_per_s"] / 1e9}
   speed = {(row["decoder"], row["batch"]): row for row in bench["rows"]}
   for (decoder, batch), row in speed.items():

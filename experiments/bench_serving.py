@@ -50,14 +50,15 @@ from experiments._market import prepared_market
 from experiments._runs import tokenized
 from experiments._serving import Server, running_server
 from gr4ad_jax.cli import bench_serve
-from gr4ad_jax.cli.bench_serve import LoadConfig, Sample
+from gr4ad_jax.cli.bench_config import LoadConfig
+from gr4ad_jax.cli.bench_serve import Sample
 from gr4ad_jax.config import ConfigError, override_all
 from gr4ad_jax.gr4ad.config import ModelConfig, preset
 from gr4ad_jax.gr4ad.run import RunFile, train_run
 from gr4ad_jax.machine.progress import console, track
 from gr4ad_jax.market.world import MarketConfig
 from gr4ad_jax.search.config import SearchConfig
-from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
+from gr4ad_jax.tokenizer.config import TokenizerConfig
 from gr4ad_jax.training.config import TrainConfig
 
 P99_MS = 100.0

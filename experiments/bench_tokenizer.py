@@ -41,8 +41,9 @@ from gr4ad_jax.data.amazon import read_amazon
 from gr4ad_jax.embedding.text_encoder import encode_texts
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.tokenizer import residual_kmeans
+from gr4ad_jax.tokenizer.config import TokenizerConfig
 from gr4ad_jax.tokenizer.feature_hash import hash_codes
-from gr4ad_jax.tokenizer.semantic_id import SemanticIds, TokenizerConfig, code_new_ads
+from gr4ad_jax.tokenizer.semantic_id import SemanticIds, code_new_ads
 
 SIZES = (256, 256, 256)
 WIDTH = 768

@@ -46,7 +46,7 @@ from gr4ad_jax.gr4ad.vsl_task import vsl_task
 from gr4ad_jax.machine.memory import keep_freed_memory
 from gr4ad_jax.machine.peaks import matmul
 from gr4ad_jax.machine.progress import console
-from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
+from gr4ad_jax.tokenizer.config import TokenizerConfig
 from gr4ad_jax.training.mesh import training_mesh
 from gr4ad_jax.training.train_step import compile_programs
 

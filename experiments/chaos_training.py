@@ -32,6 +32,7 @@ from matplotlib.figure import Figure
 from experiments._settings import with_overrides
 from gr4ad_jax.config import override_all, require
 from gr4ad_jax.data import prepare
+from gr4ad_jax.data.config import CompleteJourney, PrepareConfig
 from gr4ad_jax.gr4ad.build import build_decoder
 from gr4ad_jax.gr4ad.config import Config, ModelConfig
 from gr4ad_jax.gr4ad.run import open_inputs, read_run
@@ -39,7 +40,7 @@ from gr4ad_jax.gr4ad.vsl_task import vsl_task
 from gr4ad_jax.machine import sharding
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.search.config import SearchConfig
-from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
+from gr4ad_jax.tokenizer.config import TokenizerConfig
 from gr4ad_jax.tokenizer.stage import tokenize
 from gr4ad_jax.training.checkpoint import Checkpoints
 from gr4ad_jax.training.config import TrainConfig
@@ -79,9 +80,8 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
           f"needs 25 for each of the {settings.kills} kills")
   data = workdir / "data"
   if not (data / "sids" / "health.json").exists():
-    prepare.prepare_completejourney(
-      data, min_ad_events=3, households=settings.households, overwrite=True
-    )
+    source = CompleteJourney(min_ad_events=3, households=settings.households)
+    prepare.prepare_logs(source, PrepareConfig(data, overwrite=True))
     tokenize(data, data / "sids", TokenizerConfig())
   calm, wild = workdir / "calm", workdir / "wild"
   shutil.rmtree(wild, ignore_errors=True)

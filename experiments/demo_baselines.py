@@ -42,7 +42,8 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
     config = override(config, "train.num_steps", FULL_STEPS)
   config = override_all(config, overrides)
   planned = size == "cpu" and not PLANNED & overrides.keys()
-  metrics = demo.run_demo(workdir, config=config, minutes=CPU_MINUTES if planned else None)
+  options = demo.Demo(workdir, minutes=CPU_MINUTES)
+  metrics = demo.run_demo(options, config=config, plan=planned)
   minutes = training_minutes(read_log(workdir), read_run(workdir).config.train.batch_size)
   return metrics | {"training_minutes": minutes}
 

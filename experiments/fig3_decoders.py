@@ -37,7 +37,7 @@ from gr4ad_jax.config import override
 from gr4ad_jax.gr4ad.batch import random_vocabulary
 from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.machine.progress import track
-from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
+from gr4ad_jax.tokenizer.config import TokenizerConfig
 
 DECODERS = {
   "ar": ("autoregressive AR", {"decoder": "autoregressive"}, (0, 1, 2)),

@@ -33,7 +33,8 @@ from matplotlib.figure import Figure
 
 from experiments._market import MarketTest, open_market_test, prepared_market, recommend_all
 from experiments._runs import tokenized
-from gr4ad_jax.cli.sweep import Sweep, parse_grid, run_name, run_sweep
+from gr4ad_jax.cli.sweep import run_name, run_sweep
+from gr4ad_jax.cli.sweep_config import Sweep
 from gr4ad_jax.config import override_all
 from gr4ad_jax.data.examples import read_split
 from gr4ad_jax.gr4ad.build import build_decoder
@@ -46,7 +47,7 @@ from gr4ad_jax.machine.storage import write_json
 from gr4ad_jax.market.world import MarketConfig
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.opened import Opened
-from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
+from gr4ad_jax.tokenizer.config import TokenizerConfig
 from gr4ad_jax.training.config import TrainConfig
 
 WIDTHS = (16, 32, 64, 96, 144, 224)
@@ -176,20 +177,19 @@ def _sweep(workdir: Path, data: Path, sids: Path, options: Options) -> Sweep:
     f"{width}+{max(1, width // 32)}+{settings.learning_rate * (64 / width) ** 0.5:.3g}"
     for width in sorted(settings.widths)
   )
-  start, shared = preset("tiny"), {}
+  start, shared = preset("tiny"), []
   for part in ("model", "loss", "train", "search"):
     wanted = dataclasses.asdict(getattr(options, part))
     there = dataclasses.asdict(getattr(start, part))
     for name, value in wanted.items():
       if value != there[name] and name not in ("width", "num_heads", "learning_rate", "seed"):
         text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        shared[f"{part}.{name}"] = text
-  grid = parse_grid([
+        shared.append(f"{part}.{name}={text}")
+  grid = (
     f"train.seed={','.join(map(str, range(settings.seeds)))}",
     f"model.width+model.num_heads+train.learning_rate={sizes}",
-  ])
-  config = override_all(start, shared)
-  return Sweep(data, sids, workdir / "sweep", "tiny", config, shared, grid)
+  )
+  return Sweep(data, workdir / "sweep", grid, sids=sids, preset="tiny", set=tuple(shared))
 
 
 def _judged(
@@ -200,8 +200,8 @@ def _judged(
   sizes: dict[int, list[tuple[np.ndarray, float]]] = {}
   about: dict[int, tuple[int, int, float]] = {}
   beams: dict[str, float] = {}
-  for point in sweep.grid.points():
-    config = override_all(sweep.config, point)
+  for point in sweep.varied.points():
+    config = sweep.config_of(point)
     run_file = RunFile(str(sweep.data.resolve()), str(sweep.sids.resolve()), config)
     if inputs is None:
       inputs = open_inputs(run_file)

@@ -65,7 +65,7 @@ from gr4ad_jax.ranker.config import RewardConfig
 from gr4ad_jax.ranker.reward import RewardScorer, open_reward
 from gr4ad_jax.search.beam_search import compile_search
 from gr4ad_jax.search.config import SearchConfig
-from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
+from gr4ad_jax.tokenizer.config import TokenizerConfig
 from gr4ad_jax.training.config import TrainConfig
 
 PLAIN_LOSS = LossConfig(

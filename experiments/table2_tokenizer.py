@@ -52,11 +52,12 @@ from gr4ad_jax.embedding.uae import embed_inputs, fine_tune
 from gr4ad_jax.embedding.uae_steps import UaeConfig
 from gr4ad_jax.machine.progress import console, track
 from gr4ad_jax.machine.storage import write_json
+from gr4ad_jax.tokenizer.config import TokenizerConfig
 from gr4ad_jax.tokenizer.feature_hash import hash_codes
 from gr4ad_jax.tokenizer.health import measure
 from gr4ad_jax.tokenizer.quantizers import quantizer
 from gr4ad_jax.tokenizer.retrieval import held_out_retrieval
-from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig, default_sizes
+from gr4ad_jax.tokenizer.semantic_id import default_sizes
 
 HELD_OUT = 0.2
 DESCRIPTION_CHARACTERS = 300

@@ -34,7 +34,7 @@ from experiments._runs import (
   trained_metrics,
 )
 from gr4ad_jax.config import override
-from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
+from gr4ad_jax.tokenizer.config import TokenizerConfig
 
 SEEDS = (0, 1, 2)
 ENCODERS = {"minilm": "raw MiniLM", "uae": "UAE"}

@@ -94,7 +94,7 @@ def tiny_data(tiny_logs, tmp_path_factory) -> Path:
   from gr4ad_jax.data.examples import prepare_examples
   from gr4ad_jax.data.log_folder import LogParts, write_logs
   from gr4ad_jax.data.splits import time_split
-  from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
+  from gr4ad_jax.tokenizer.config import TokenizerConfig
   from gr4ad_jax.tokenizer.stage import tokenize
 
   folder = tmp_path_factory.mktemp("tiny") / "data"

@@ -28,7 +28,8 @@ from gr4ad_jax.data.pipeline import with_rows
 from gr4ad_jax.data.records import AdTable
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.data.trending import Trending
-from gr4ad_jax.tokenizer.semantic_id import HASH_COLUMNS, SemanticIds, code_new_ads
+from gr4ad_jax.tokenizer.config import HASH_COLUMNS
+from gr4ad_jax.tokenizer.semantic_id import SemanticIds, code_new_ads
 
 MIN_SPARE_SIDS = 1_000
 KEPT_BYTES = 64 << 20  # of what conditions allow

@@ -7,6 +7,7 @@ compared take turns, so that a busy moment of the machine meets all of them.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr4ad_jax.catalog.legal_prefixes import PrefixTree, build_prefix_tree
+from gr4ad_jax.cli.bench_config import DecodeConfig
 from gr4ad_jax.gr4ad.batch import Vocabulary, random_context, random_vocabulary
 from gr4ad_jax.gr4ad.build import build_decoder, init_params, start_fn, step_fn
 from gr4ad_jax.gr4ad.config import ModelConfig
@@ -36,7 +38,7 @@ class DecodeProgram(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-  """Of one program."""
+  """What one program takes."""
 
   p50_ms: float
   p90_ms: float
@@ -147,81 +149,43 @@ def measure(
   return timings, rate
 
 
-@dataclasses.dataclass(frozen=True)
-class BenchConfig:
-  """A grid of searches.
-
-  Attributes:
-    model: of every decoder; its field `decoder` is replaced by each of `decoders`.
-    decoders: names as in ModelConfig.decoder.
-    batch_sizes: requests of a call.
-    widths: beams after each level, one schedule or several.
-    codebook_sizes: of random SIDs, num_sids of them.
-    num_sids: SIDs that exist.
-    context_tokens: S.
-    with_value: also decode the value bucket of every found SID.
-    repeats: timed calls of each program.
-  """
-
-  model: ModelConfig
-  decoders: tuple[str, ...] = ("lazy", "autoregressive", "multi_token")
-  batch_sizes: tuple[int, ...] = (1, 8)
-  widths: tuple[tuple[int, ...], ...] = ((128, 256, 512),)
-  codebook_sizes: tuple[int, ...] = (4096, 1024, 256)
-  num_sids: int = 200_000
-  context_tokens: int = 256
-  with_value: bool = True
-  repeats: int = 20
-
-  def __post_init__(self):
-    for name in ("decoders", "batch_sizes", "widths", "codebook_sizes"):
-      if not getattr(self, name):
-        raise ValueError(f"{name}: empty, needs at least one")
-    for name in ("batch_sizes", "codebook_sizes"):
-      if min(getattr(self, name)) < 1:
-        raise ValueError(f"{name}={getattr(self, name)}: each must be at least 1")
-    if self.repeats < 1:
-      raise ValueError(f"repeats={self.repeats}: must be at least 1")
-    for schedule in self.widths:
-      if len(schedule) != len(self.codebook_sizes) or min(schedule) < 1:
-        raise ValueError(
-          f"widths={schedule}: needs one positive width for each of the"
-          f" {len(self.codebook_sizes)} levels"
-        )
-
-
-def run_bench(config: BenchConfig, *, progress: Callable | None = None) -> dict[str, Any]:
+def run_bench(
+  model: ModelConfig, config: DecodeConfig, *, progress: Callable | None = None
+) -> dict[str, Any]:
   """Measures the grid.
+
+  Args:
+    model: what all decoders have in common.
+    config: the grid; its decoders stand in place of the model's, and a type where it has one.
+    progress: called as `progress(turns, description, total)`; None shows nothing.
 
   Returns:
     "device", "matmul_flops_per_s", and "rows": one dictionary for each decoder, batch and schedule,
     with the fields of Timing.
   """
+  if config.compute_dtype:
+    model = dataclasses.replace(model, compute_dtype=config.compute_dtype)
   vocabulary = random_vocabulary(config.codebook_sizes)
   tree = build_prefix_tree(random_sids(config.codebook_sizes, config.num_sids))
   rows, rates = [], []
-  for batch in config.batch_sizes:
-    for widths in config.widths:
-      programs = {
-        name: compile_decode(
-          dataclasses.replace(config.model, decoder=name), vocabulary, tree, batch=batch,
-          widths=widths, context_tokens=config.context_tokens, with_value=config.with_value,
-        )
-        for name in config.decoders
-      }
-      timings, rate = measure(
-        programs, batch=batch, dtype=config.model.compute_dtype, repeats=config.repeats,
-        progress=progress,
+  for batch, widths in itertools.product(config.batch_sizes, config.schedules):
+    programs = {
+      name: compile_decode(
+        dataclasses.replace(model, decoder=name), vocabulary, tree, batch=batch, widths=widths,
+        context_tokens=config.context_tokens, with_value=config.with_value,
       )
-      rates.append(rate)
-      for name, timing in timings.items():
-        rows.append(
-          {"decoder": name, "batch": batch, "widths": list(widths)} | dataclasses.asdict(timing)
-        )
+      for name in config.decoders
+    }
+    timings, rate = measure(
+      programs, batch=batch, dtype=model.compute_dtype, repeats=config.repeats, progress=progress
+    )
+    rates.append(rate)
+    cell = {"batch": batch, "widths": list(widths)}
+    rows += [{"decoder": name} | cell | dataclasses.asdict(t) for name, t in timings.items()]
   device = jax.devices()[0]
   return {
     "device": f"{device.platform}: {device.device_kind}",
-    "compute_dtype": config.model.compute_dtype,
+    "compute_dtype": model.compute_dtype,
     "matmul_flops_per_s": float(np.median(rates)),
     "rows": rows,
   }

@@ -19,7 +19,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from gr4ad_jax.config import ConfigError, require
+from gr4ad_jax.cli.bench_config import LoadConfig
+from gr4ad_jax.config import ConfigError
 from gr4ad_jax.machine.storage import write_json
 
 PARTS = ("off-peak", "ramp", "peak", "burst")
@@ -256,35 +257,3 @@ def plot(samples: Sequence[Sample]) -> Figure:
   axes[3].set_ylim(0, 100)
   axes[3].set_xlabel("seconds of the squeezed day")
   return figure
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadConfig:
-  """A day of traffic, squeezed into minutes: open-loop arrivals at a rate that rises and falls."""
-
-  peak_qps: float = 20.0
-  """Requests a second at peak."""
-  day_s: float = 120.0
-  """Seconds that the day takes: off-peak, rise, peak, burst, peak, fall, off-peak."""
-  off_peak_share: float = 0.1
-  """Of the peak's rate, at night; a third of Complete Journey's hours lies below a tenth."""
-  burst_share: float = 1.0
-  """Of the peak's rate, for a twentieth of the day; 1 = no burst."""
-  users: int = 2_000
-  """Distinct users, who ask again in proportion to 1 / rank ** skew."""
-  skew: float = 0.6
-  """0 = all users alike."""
-  k: int = 10
-  """Ads asked for."""
-  event_share: float = 0.1
-  """Of the answers that are followed by a click on one of the ads."""
-  timeout_s: float = 5.0
-  """A request without an answer by then is an error."""
-  seed: int = 0
-  """Of arrivals and users."""
-
-  def __post_init__(self):
-    for name in ("peak_qps", "day_s", "off_peak_share", "burst_share", "users", "k", "timeout_s"):
-      require(getattr(self, name) > 0, f"load.{name}", getattr(self, name), "must be positive")
-    require(self.skew >= 0, "load.skew", self.skew, "must be >= 0")
-    require(0 <= self.event_share <= 1, "load.event_share", self.event_share, "needs [0, 1]")

@@ -6,52 +6,57 @@ import dataclasses
 import shutil
 import time
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import jax
-
-from gr4ad_jax import config as config_lib
 from gr4ad_jax.cli import tables
-from gr4ad_jax.cli.open_run import open_run
-from gr4ad_jax.data import prepare
-from gr4ad_jax.data.pipeline import train_batches
-from gr4ad_jax.evaluation.evaluate import evaluate
-from gr4ad_jax.gr4ad.build import build_decoder
+from gr4ad_jax.cli.options import Flat
+from gr4ad_jax.config import ConfigError
+from gr4ad_jax.data.config import CompleteJourney, PrepareConfig
 from gr4ad_jax.gr4ad.config import Config, preset
-from gr4ad_jax.gr4ad.run import RunFile, open_inputs, read_run, train_run
-from gr4ad_jax.gr4ad.vsl_task import vsl_task
-from gr4ad_jax.machine import sharding
+from gr4ad_jax.machine.memory import keep_freed_memory
 from gr4ad_jax.machine.progress import console
-from gr4ad_jax.report.run_report import write_report
-from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
-from gr4ad_jax.tokenizer.stage import tokenize
-from gr4ad_jax.training.train_step import compile_programs
+from gr4ad_jax.tokenizer.config import TokenizerConfig
 
-Size = Literal["cpu", "tiny"]
+if TYPE_CHECKING:  # it imports JAX
+  from gr4ad_jax.gr4ad.run import RunFile
+
 TINY_HOUSEHOLDS = 250
 EVALUATION_SECONDS = 90.0  # search, baselines and report, measured on two CPU cores
 MIN_STEPS, MAX_STEPS = 300, 6000
 
 
+@dataclasses.dataclass(frozen=True)
+class Demo:
+  """Where, at which size, in what time."""
+
+  workdir: Path = Path("runs/demo")
+  """Folder of the run; finished stages in it are reused."""
+  size: Literal["cpu", "tiny"] = "cpu"
+  """The demonstration, or a small end-to-end check of a minute or two."""
+  minutes: float = 10.0
+  """Time for all stages; training gets what the others leave (only when training is planned)."""
+  fresh: bool = False
+  """Start over: removes WORKDIR first."""
+
+
+def demo(options: Flat[Demo]) -> None:
+  """Everything on the embedded dataset: prepare, tokenize, train, evaluate, report."""
+  keep_freed_memory()
+  run_demo(options)
+
+
 def run_demo(
-  workdir: Path,
-  *,
-  size: Size = "cpu",
-  minutes: float | None = 10.0,
-  fresh: bool = False,
-  config: Config | None = None,
+  options: Demo, *, config: Config | None = None, plan: bool = True
 ) -> dict[str, float]:
-  """Prepares, tokenizes, trains, evaluates and reports in `workdir`.
+  """Prepares, tokenizes, trains, evaluates and reports in WORKDIR.
 
   The number of training steps is planned once, from the measured speed and the time left, and
   stored; a run that is interrupted continues with the same plan.
 
   Args:
-    workdir: folder of the run; data/ is made below it.
-    size: "cpu" for the demonstration, "tiny" for a check on few households and steps.
-    minutes: for all stages together ("cpu" only); None plans nothing, num_steps is as configured.
-    fresh: remove `workdir` first.
+    options: as of the command.
     config: settings instead of the preset's.
+    plan: with size "cpu", replace their number of steps.
 
   Returns:
     The metrics.
@@ -60,16 +65,24 @@ def run_demo(
     LogError, ConfigError: see the stages.
     DivergedError: training became useless.
   """
-  start = time.monotonic()
-  if fresh and workdir.exists():
+  from gr4ad_jax.cli.open_run import open_run
+  from gr4ad_jax.data.prepare import prepare_logs
+  from gr4ad_jax.evaluation.evaluate import evaluate
+  from gr4ad_jax.gr4ad.run import RunFile, read_run, train_run
+  from gr4ad_jax.report.run_report import write_report
+  from gr4ad_jax.tokenizer.stage import tokenize
+
+  start, workdir, size = time.monotonic(), options.workdir, options.size
+  if options.fresh and workdir.exists():
     if not (workdir / "run.json").exists() and not (workdir / "data").exists():
-      raise config_lib.ConfigError(f"{workdir}: does not look like a demo; not removing it")
+      raise ConfigError(f"{workdir}: does not look like a demo; not removing it")
     shutil.rmtree(workdir)
   data = workdir / "data"
   if not (data / "examples" / "examples.json").exists():
     _say("1/5 prepare: real household logs -> ads, users, events -> examples")
     households = TINY_HOUSEHOLDS if size == "tiny" else None
-    counts = prepare.prepare_completejourney(data, households=households)
+    source = CompleteJourney(households=households)
+    counts = prepare_logs(source, PrepareConfig(data))
     tables.print_summary(counts, title="prepared")
   if not (data / "sids" / "config.json").exists():
     _say("2/5 tokenize: ads -> semantic IDs")
@@ -80,9 +93,9 @@ def run_demo(
   else:
     chosen = config or preset("tiny" if size == "tiny" else "demo")
     run = RunFile(str(data.resolve()), str((data / "sids").resolve()), chosen)
-    if minutes is not None and size == "cpu":
+    if plan and size == "cpu":
       _say("3/5 train: measuring the speed of this machine")
-      seconds = minutes * 60 - (time.monotonic() - start) - EVALUATION_SECONDS
+      seconds = options.minutes * 60 - (time.monotonic() - start) - EVALUATION_SECONDS
       run = plan_steps(run, seconds)
   _say(f"3/5 train: {run.config.train.num_steps:,} steps of {run.config.train.batch_size} requests")
   train_run(run, workdir, resume=True)
@@ -105,6 +118,15 @@ def plan_steps(run: RunFile, seconds: float) -> RunFile:
 
   Measured on a throw-away state after compilation; logging and validation are left a tenth.
   """
+  import jax
+
+  from gr4ad_jax.data.pipeline import train_batches
+  from gr4ad_jax.gr4ad.build import build_decoder
+  from gr4ad_jax.gr4ad.run import open_inputs
+  from gr4ad_jax.gr4ad.vsl_task import vsl_task
+  from gr4ad_jax.machine import sharding
+  from gr4ad_jax.training.train_step import compile_programs
+
   inputs = open_inputs(run)
   config = run.config.train
   mesh = sharding.build_mesh()

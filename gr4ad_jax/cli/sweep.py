@@ -17,126 +17,23 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import itertools
 import math
 import shlex
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gr4ad_jax.config import ConfigError, differences, override_all, require
-from gr4ad_jax.gr4ad.config import Config
+from gr4ad_jax.cli.sweep_config import Sweep
+from gr4ad_jax.config import ConfigError, differences
 from gr4ad_jax.gr4ad.run import RunFile, read_run
 from gr4ad_jax.machine import storage
 from gr4ad_jax.machine.progress import console, track
-from gr4ad_jax.machine.storage import Place, write_json
+from gr4ad_jax.machine.storage import write_json
 from gr4ad_jax.training.metric_log import read_log
-
-
-@dataclasses.dataclass(frozen=True)
-class Range:
-  """Values between two bounds that a search chooses from; both int = whole numbers."""
-
-  low: float
-  high: float
-  log: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Grid:
-  """What varies.
-
-  Attributes:
-    axes: groups of settings that vary together; the runs are the product of the groups.
-    ranges: what a search varies beside them.
-  """
-
-  axes: tuple[tuple[dict[str, str], ...], ...]
-  ranges: Mapping[str, Range] = dataclasses.field(default_factory=dict)
-
-  def points(self) -> Iterator[dict[str, str]]:
-    """The settings of every run."""
-    for choice in itertools.product(*self.axes):
-      yield {path: value for settings in choice for path, value in settings.items()}
-
-
-def parse_grid(texts: Sequence[str]) -> Grid:
-  """Reads PATH=VALUE,VALUE; PATH+PATH=VALUE+VALUE,...; and PATH=LOW:HIGH[:log].
-
-  Settings joined by + vary together. A value that is itself a tuple is written with spaces:
-  search.widths=8 16 32,16 32 64.
-
-  Raises:
-    ConfigError: not of these forms.
-  """
-  axes, ranges = [], {}
-  for text in texts:
-    path, equals, values = text.partition("=")
-    require(bool(equals and path and values), "grid", text, "needs PATH=VALUE,VALUE")
-    if ":" in values:
-      ranges[path] = _parse_range(text, values)
-      continue
-    paths, points = path.split("+"), []
-    for point in values.split(","):
-      parts = point.split("+") if len(paths) > 1 else [point]
-      require(len(parts) == len(paths) and all(parts), "grid", text,
-              f"each of its values needs {len(paths)} parts")
-      points.append(dict(zip(paths, (part.replace(" ", ",") for part in parts), strict=True)))
-    axes.append(tuple(points))
-  seen = [path for axis in axes for path in axis[0]] + list(ranges)
-  require(len(seen) == len(set(seen)), "grid", tuple(texts), "names a setting twice")
-  return Grid(tuple(axes), ranges)
-
-
-def _parse_range(text: str, values: str) -> Range:
-  low, high, *scale = values.split(":")
-  try:
-    numbers = [float(x) if any(c in x for c in ".e") else int(x) for x in (low, high)]
-  except ValueError:
-    numbers = [0, 0]
-  ok = numbers[0] < numbers[1] and scale in ([], ["log"]) and (not scale or numbers[0] > 0)
-  require(ok, "grid", text, "a range is LOW:HIGH or LOW:HIGH:log with LOW < HIGH")
-  return Range(*numbers, bool(scale))
-
-
-@dataclasses.dataclass(frozen=True)
-class Sweep:
-  """A declared sweep.
-
-  Attributes:
-    data, sids: folders that `prepare` and `tokenize` wrote.
-    workdir: folder of the sweep.
-    preset: name of the preset that `train` starts from.
-    config: the preset's settings with those that all runs share, as `shared` has them.
-    shared: path -> value of those.
-    grid: what varies.
-    jobs: runs at once.
-    launch: words before the command of a run; {name} and {number} are replaced.
-    trials: runs of a search; 0 = the grid alone.
-  """
-
-  data: Place
-  sids: Place
-  workdir: Path
-  preset: str
-  config: Config
-  shared: Mapping[str, str]
-  grid: Grid
-  jobs: int = 1
-  launch: str = ""
-  trials: int = 0
-
-  def __post_init__(self):
-    require(self.jobs >= 1, "jobs", self.jobs, "must be at least 1")
-    require(self.trials >= 0, "trials", self.trials, "must not be negative")
-    require(bool(self.grid.ranges) == bool(self.trials), "trials", self.trials,
-            "a search needs --trials and a range (PATH=LOW:HIGH) in --grid, or neither")
-    for settings in self.grid.points():
-      override_all(self.config, settings)  # an unknown setting is told before anything runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +59,7 @@ def run_sweep(sweep: Sweep) -> list[Result]:
   sweep.workdir.mkdir(parents=True, exist_ok=True)
   if sweep.trials:
     return _search(sweep)
-  points = [(run_name(settings), settings) for settings in sweep.grid.points()]
+  points = [(run_name(settings), settings) for settings in sweep.varied.points()]
   for name, settings in points:
     _check_folder(sweep, name, settings)
   results: dict[str, Result] = {}
@@ -194,8 +91,9 @@ def _search(sweep: Sweep) -> list[Result]:
     storage=JournalStorage(JournalFileBackend(str(sweep.workdir / "search.log"))),
   )
   # A search that goes on draws anew, not what it has drawn at first.
-  study.sampler = optuna.samplers.TPESampler(seed=sweep.config.train.seed + len(study.trials))
-  choices = [[tuple(point.items()) for point in axis] for axis in sweep.grid.axes]
+  seed = sweep.config_of({}).train.seed + len(study.trials)
+  study.sampler = optuna.samplers.TPESampler(seed=seed)
+  choices = [[tuple(point.items()) for point in axis] for axis in sweep.varied.axes]
 
   def settings_of(trial) -> dict[str, str]:
     settings = {}
@@ -203,7 +101,7 @@ def _search(sweep: Sweep) -> list[Result]:
       labels = [" ".join(f"{path}={value}" for path, value in point) for point in axis]
       chosen = trial.suggest_categorical(f"axis {number}", labels)
       settings |= dict(axis[labels.index(chosen)])
-    for path, bounds in sweep.grid.ranges.items():
+    for path, bounds in sweep.varied.ranges.items():
       whole = isinstance(bounds.low, int) and isinstance(bounds.high, int)
       suggest = trial.suggest_int if whole else trial.suggest_float
       settings[path] = str(suggest(path, bounds.low, bounds.high, log=bounds.log))
@@ -224,7 +122,7 @@ def _search(sweep: Sweep) -> list[Result]:
       else:
         trial = study.ask()
         number, settings = trial.number, settings_of(trial)
-        override_all(sweep.config, settings)
+        sweep.config_of(settings)
         trial.set_user_attr("settings", settings)
       result = _run_one(sweep, f"trial-{number:04d}", settings, number, processes)
       results[number] = result
@@ -284,8 +182,9 @@ def run_name(settings: Mapping[str, str]) -> str:
 
 
 def _run_file(sweep: Sweep, settings: Mapping[str, str]) -> RunFile:
+  sids = sweep.sids or sweep.data / "sids"
   return RunFile(
-    storage.absolute(sweep.data), storage.absolute(sweep.sids), override_all(sweep.config, settings)
+    storage.absolute(sweep.data), storage.absolute(sids), sweep.config_of(settings)
   )
 
 
@@ -311,10 +210,11 @@ def _run_one(
     *(part.format(name=name, number=number) for part in shlex.split(sweep.launch)),
     # On this machine with this Python; elsewhere with what the launch has installed.
     *(["gr4ad"] if sweep.launch else [sys.executable, "-m", "gr4ad_jax"]),
-    "train", "--data", str(sweep.data), "--sids", str(sweep.sids), "--workdir", str(folder),
+    "train", "--data", str(sweep.data), "--sids", str(sweep.sids or sweep.data / "sids"),
+    "--workdir", str(folder),
     "--preset", sweep.preset, "--resume",
   ]  # fmt: skip
-  for path, value in (dict(sweep.shared) | dict(settings)).items():
+  for path, value in {**sweep.shared, **settings}.items():
     command += _option(path, value)
   code = processes.run(command, folder / "output.log")
   result = _result(sweep, name, settings)
@@ -334,7 +234,7 @@ def _option(path: str, value: str) -> list[str]:
 
 def _result(sweep: Sweep, name: str, settings: Mapping[str, str]) -> Result:
   """What the folder of a run holds."""
-  folder, steps = sweep.workdir / name, override_all(sweep.config, settings).train.num_steps
+  folder, steps = sweep.workdir / name, sweep.config_of(settings).train.num_steps
   if not (folder / "checkpoints" / str(steps)).is_dir():
     return Result(name, settings, "failed")
   rows = {row["kind"]: row for row in read_log(folder) if row["step"] == steps}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
@@ -12,15 +13,19 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from gr4ad_jax.report.health_lines import headline, value_of
-from gr4ad_jax.report.verdict import methods
-from gr4ad_jax.tokenizer.health_line import HealthLine
+from gr4ad_jax.machine.storage import Place
 
-if TYPE_CHECKING:  # it imports JAX
+if TYPE_CHECKING:  # what is large is imported by the table that needs it
   from gr4ad_jax.cli.sweep import Result
+  from gr4ad_jax.tokenizer.health_line import HealthLine
   from gr4ad_jax.training.plan import Plan
 
 console = Console()
+
+
+def address(page: Place) -> str:
+  """What a browser opens."""
+  return page.resolve().as_uri() if isinstance(page, Path) else str(page)
 
 
 def print_summary(summary: dict[str, int], *, title: str) -> None:
@@ -118,6 +123,8 @@ def health_table(lines: Sequence[HealthLine], *, title: str, reasons: bool = Tru
     title: over the table.
     reasons: False leaves out the reasons of what is fine.
   """
+  from gr4ad_jax.report.health_lines import headline, value_of
+
   parts = [Text(title, style="bold")]
   for name, group in groupby(lines, key=lambda line: line.group):
     grid = Table.grid(padding=(0, 2, 0, 0), expand=False)
@@ -135,12 +142,29 @@ def health_table(lines: Sequence[HealthLine], *, title: str, reasons: bool = Tru
   return Group(*parts)
 
 
+def print_ads(rows: Sequence[Sequence[str]], currency: str) -> None:
+  """What `recommend_for_user` found."""
+  table = Table(expand=True)
+  value = f"exp. value\n({currency})"
+  for name in ("#", "ad", "adver-\ntiser", "text", "SID", "log-\nprob", value):
+    words = name in ("ad", "text")
+    table.add_column(
+      name, justify="left" if words else "right", no_wrap=True, overflow="ellipsis",
+      ratio=1 if name == "text" else None,
+    )
+  for row in rows:
+    table.add_row(*row)
+  console.print(table)
+
+
 COLUMNS = ("recall@10", "recall@50", "ndcg@50", "value_recall@50", "new/recall@50",
            "new/value_recall@50")
 
 
 def print_metrics(metrics: dict[str, float], *, title: str) -> None:
   """GR4AD beside the baselines."""
+  from gr4ad_jax.report.verdict import methods
+
   table = Table(title=title, title_justify="left")
   table.add_column("")
   for column in COLUMNS:

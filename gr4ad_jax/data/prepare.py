@@ -1,4 +1,4 @@
-"""From a source of logs to prepared data: validate, cut into examples, assign semantic IDs."""
+"""From a source of logs to prepared data: validate, store, cut into examples."""
 
 from __future__ import annotations
 
@@ -6,132 +6,95 @@ import contextlib
 import dataclasses
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 
-from gr4ad_jax.config import ConfigError
+from gr4ad_jax.config import ConfigError, require
 from gr4ad_jax.data import amazon, completejourney, parquet_logs
+from gr4ad_jax.data.config import Amazon, CompleteJourney, Parquet, PrepareConfig, Source
 from gr4ad_jax.data.examples import prepare_examples
 from gr4ad_jax.data.log_folder import LogParts, check_replaceable, write_logs
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.splits import SequenceConfig, split_by_time
-from gr4ad_jax.data.validation import InvalidRows, LogError
+from gr4ad_jax.data.validation import LogError
 from gr4ad_jax.machine import atomic, storage
 from gr4ad_jax.machine.progress import track
 from gr4ad_jax.machine.storage import Place
 
-Limits = Mapping[str, int | None]
-"""Overrides of SequenceConfig fields; None keeps the default."""
 
-
-def prepare_completejourney(
-  out: Place,
-  *,
-  min_ad_events: int = 5,
-  train_weeks: int = 20,
-  households: int | None = None,
-  limits: Limits | None = None,
-  overwrite: bool = False,
-  **how: Any,
-) -> dict[str, int]:
-  """Complete Journey: weeks 1-47 train, 48-49 validate, 50-53 test.
-
-  The catalogue and all histories come from every training week; requests of the last `train_weeks`
-  of them are learned from. What is promoted changes, and a year-old request teaches little of it.
-  `how` as `write_prepared`.
+def prepare_logs(source: Source, config: PrepareConfig) -> dict[str, int]:
+  """Reads and checks the logs of `source`, and cuts them into examples.
 
   Returns:
-    Counts of everything, cleaning rules included.
+    Sizes of the tables, requests and examples per split, cleaning counts.
 
   Raises:
-    LogError: the package is missing.
-    ConfigError: `out` holds data already.
+    LogError: missing, invalid or too short logs, or the disk is full.
+    ConfigError: settings that cannot work, or `config.out` holds data already.
   """
-  _check_free(out, overwrite)
-  first_week = completejourney.VALIDATION_WEEK - train_weeks
-  if not 1 <= first_week < completejourney.VALIDATION_WEEK:
+  if storage.exists(config.out / "examples" / "examples.json") and not config.overwrite:
     raise ConfigError(
-      f"train_weeks={train_weeks}: must be 1 to {completejourney.VALIDATION_WEEK - 1}"
+      f"{config.out}: holds prepared data already; pass --overwrite or another --out"
     )
-  logs = completejourney.read_completejourney(
-    min_ad_events=min_ad_events, max_households=households, progress=track
-  )
-  config = SequenceConfig(
-    train_start_s=completejourney.week_start_s(first_week),
-    validation_start_s=completejourney.week_start_s(completejourney.VALIDATION_WEEK),
-    test_start_s=completejourney.week_start_s(completejourney.TEST_WEEK),
-  )
-  return write_prepared(logs, out, config, limits, **how)
-
-
-def prepare_parquet(
-  out: Place,
-  *,
-  ads: Place,
-  events: Place,
-  users: Place | None = None,
-  contents: Place | None = None,
-  currency: str = "currency units",
-  split: Literal["time", "leave_one_out"] = "time",
-  validation_days: float = 7.0,
-  test_days: float = 7.0,
-  train_days: float | None = None,
-  invalid_rows: InvalidRows = "error",
-  limits: Limits | None = None,
-  overwrite: bool = False,
-  **how: Any,
-) -> dict[str, int]:
-  """A user's own logs; arguments as `gr4ad prepare parquet --help` says, `how` as `write_prepared`.
-
-  Raises:
-    LogError: invalid logs, or too short for the split.
-    ConfigError: `out` holds data already.
-  """
-  _check_free(out, overwrite)
-  with _prepared(out) as fresh:
-    parquet_logs.store_parquet_logs(
-      storage.fetch(ads), storage.fetch(events), fresh / "logs",
-      users=users and storage.fetch(users), contents=contents and storage.fetch(contents),
-      currency=currency, invalid_rows=invalid_rows,
-    )
+  require(config.workers >= 1, "--workers", config.workers, "must be at least 1")
+  require(config.beam or not config.beam_options, "--beam-options", config.beam_options,
+          "needs --beam")
+  with _prepared(config.out) as fresh:
+    _store(source, fresh / "logs")
     parts = LogParts(fresh / "logs")
-    if split == "time":
-      config = split_by_time(
-        parts.first_s, parts.last_s, source=parts.logs.source, validation_days=validation_days,
-        test_days=test_days, train_days=train_days,
+    limits = ("max_ad_history", "max_organic_history", "max_targets", "num_trending")
+    chosen = {name: getattr(config, name) for name in limits if getattr(config, name) is not None}
+    return _cut(
+      parts, fresh, dataclasses.replace(_split(source, parts), **chosen), workers=config.workers,
+      beam_options=[f"--{option}" for option in config.beam_options] if config.beam else None,
+    )
+
+
+def _store(source: Source, folder: Path) -> None:
+  match source:
+    case CompleteJourney():
+      last = completejourney.VALIDATION_WEEK - 1
+      require(1 <= source.train_weeks <= last, "train_weeks", source.train_weeks,
+              f"must be 1 to {last}")
+      logs = completejourney.read_completejourney(
+        min_ad_events=source.min_ad_events, max_households=source.households, progress=track
       )
-    else:
-      config = SequenceConfig(split="leave_one_out", num_trending=0)
-    return _cut(parts, fresh, config, limits, **how)
+      write_logs(logs, folder)
+    case Parquet():
+      users, contents = (
+        place and storage.fetch(place) for place in (source.users, source.contents)
+      )
+      parquet_logs.store_parquet_logs(
+        storage.fetch(source.ads), storage.fetch(source.events), folder, users=users,
+        contents=contents, currency=source.currency, invalid_rows=source.invalid_rows,
+      )
+    case Amazon():
+      logs = amazon.read_amazon(storage.fetch(source.folder), max_users=source.users)
+      write_logs(logs, folder)
 
 
-def prepare_amazon(
-  out: Place,
-  folder: Place,
-  *,
-  users: int | None = None,
-  limits: Limits | None = None,
-  overwrite: bool = False,
-  **how: Any,
-) -> dict[str, int]:
-  """Public review sequences under the leave-one-out protocol; `how` as `write_prepared`.
+def _split(source: Source, parts: LogParts) -> SequenceConfig:
+  """Complete Journey: weeks 1-47 train, 48-49 validate, 50-53 test.
 
-  Raises:
-    LogError: missing or invalid files.
-    ConfigError: `out` holds data already.
+  Its catalogue and all histories come from every training week; requests of the last `train_weeks`
+  of them are learned from. What is promoted changes, and a year-old request teaches little of it.
   """
-  _check_free(out, overwrite)
-  logs = amazon.read_amazon(storage.fetch(folder), max_users=users)
-  config = SequenceConfig(split="leave_one_out", num_trending=0)
-  return write_prepared(logs, out, config, limits, **how)
-
-
-def _check_free(out: Place, overwrite: bool) -> None:
-  if storage.exists(out / "examples" / "examples.json") and not overwrite:
-    raise ConfigError(f"{out}: holds prepared data already; pass --overwrite or another --out")
+  match source:
+    case CompleteJourney():
+      week_start_s, validation = completejourney.week_start_s, completejourney.VALIDATION_WEEK
+      return SequenceConfig(
+        train_start_s=week_start_s(validation - source.train_weeks),
+        validation_start_s=week_start_s(validation),
+        test_start_s=week_start_s(completejourney.TEST_WEEK),
+      )
+    case Parquet(split="time"):
+      return split_by_time(
+        parts.first_s, parts.last_s, source=parts.logs.source, train_days=source.train_days,
+        validation_days=source.validation_days, test_days=source.test_days,
+      )
+  return SequenceConfig(split="leave_one_out", num_trending=0)
 
 
 @contextlib.contextmanager
@@ -156,35 +119,27 @@ def _prepared(out: Place) -> Iterator[Path]:
         home.rmdir()
 
 
-def write_prepared(
-  logs: Logs, out: Place, config: SequenceConfig, limits: Limits | None = None, **how: Any
-) -> dict[str, int]:
-  """Stores logs and the examples cut from them below `out`.
-
-  Args:
-    logs: in memory.
-    out: folder to write.
-    config: how to cut.
-    limits: change single settings.
-    how: `workers` and `beam_options` of `prepare_examples`.
+def write_prepared(logs: Logs, out: Place, config: SequenceConfig) -> dict[str, int]:
+  """Stores logs that are in memory, and the examples cut from them, below `out`.
 
   Returns:
-    Sizes of the tables, requests and examples per split, cleaning counts.
+    As `prepare_logs`.
 
   Raises:
     LogError: the logs give no example for a split, or the disk is full.
   """
   with _prepared(out) as fresh:
     write_logs(logs, fresh / "logs")
-    return _cut(LogParts(fresh / "logs"), fresh, config, limits, **how)
+    return _cut(LogParts(fresh / "logs"), fresh, config)
 
 
 def _cut(
-  parts: LogParts, fresh: Path, config: SequenceConfig, limits: Limits | None, **how: Any
+  parts: LogParts, fresh: Path, config: SequenceConfig, *, workers: int = 1,
+  beam_options: Sequence[str] | None = None,
 ) -> dict[str, int]:
-  chosen = {name: value for name, value in (limits or {}).items() if value is not None}
-  config = dataclasses.replace(config, **chosen)
-  found, of_splits = prepare_examples(parts, fresh / "examples", config, **how)
+  found, of_splits = prepare_examples(
+    parts, fresh / "examples", config, workers=workers, beam_options=beam_options
+  )
   logs = parts.logs
   counts = {
     "users": len(logs.users.user_id),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from gr4ad_jax.data.records import AdTable, Logs
 from gr4ad_jax.data.validation import LogError
 from gr4ad_jax.embedding.ad_text import ad_inputs, content_inputs
 from gr4ad_jax.embedding.cache import encoder_identity
+from gr4ad_jax.embedding.config import Encoder
 from gr4ad_jax.embedding.cooccurrence import swing_pairs, training_interactions
 from gr4ad_jax.embedding.rows import check_embeddings, first_bad_row
 from gr4ad_jax.embedding.text_encoder import (
@@ -25,9 +26,6 @@ from gr4ad_jax.embedding.text_encoder import (
 from gr4ad_jax.embedding.uae import embed_inputs, fine_tune, load_params, save_params
 from gr4ad_jax.embedding.uae_steps import UaeConfig
 from gr4ad_jax.training.resume import ResumeFile, fingerprint
-
-Encoder = Literal["wordllama", "minilm", "uae", "given"]
-ENCODERS: tuple[Encoder, ...] = get_args(Encoder)
 
 
 class LogEmbeddings(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 Verdict = Literal["fine", "look", "will hurt"]
 VERDICTS: tuple[Verdict, ...] = ("fine", "look", "will hurt")
-LastLevel = Literal["quantised", "hash", "suffix"]
+LastLevel = Literal["hash", "suffix", "quantised"]
 
 # Share of ads on shared SIDs. The published systems, by ads: GR4AD 23.6 % (from its Cpr 1.07 and
 # Col 18.26 %), GPR 20.6 to 23.2 %; RQ-Kmeans without a hash level in GR4AD 77 to 96 %.

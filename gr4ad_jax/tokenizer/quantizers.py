@@ -5,13 +5,11 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 from gr4ad_jax.tokenizer import fsq, residual_kmeans, rq_vae
+from gr4ad_jax.tokenizer.config import METHODS, Method
 from gr4ad_jax.tokenizer.residual_kmeans import KMeansConfig
-
-Method = Literal["balanced_kmeans", "kmeans", "rq_vae", "rq_kmeans_plus", "fsq"]
-METHODS: tuple[Method, ...] = get_args(Method)
 
 
 class Quantizer(NamedTuple):

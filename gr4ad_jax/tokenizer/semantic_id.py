@@ -8,86 +8,19 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from jax.sharding import Mesh
 
 from gr4ad_jax.data.records import Logs
-from gr4ad_jax.embedding.embeddings import ENCODERS, Encoder, LogEmbeddings
+from gr4ad_jax.embedding.embeddings import LogEmbeddings
 from gr4ad_jax.machine import atomic
+from gr4ad_jax.tokenizer.config import HASH_COLUMNS, TokenizerConfig
 from gr4ad_jax.tokenizer.feature_hash import hash_codes
-from gr4ad_jax.tokenizer.health_line import LastLevel
-from gr4ad_jax.tokenizer.quantizers import METHODS, Method, Quantizer, quantizer
+from gr4ad_jax.tokenizer.quantizers import Quantizer, quantizer
 from gr4ad_jax.training.resume import ResumeFile, fingerprint
 
-HASH_COLUMNS = (
-  "advertiser_id", "account_id", "campaign_id", "conversion_type", "ad_id", "category", "price",
-)  # fmt: skip
 _OF_QUANTIZER = "quantizer."  # stands before the names of its arrays in codes.npz
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenizerConfig:
-  """How ads become semantic IDs.
-
-  Attributes:
-    encoder: source of the embeddings, see `embeddings.embed`.
-    quantizer: of the levels that come from the embedding, see `quantizers.quantizer`.
-    codebook_sizes: codes of each level; empty = `default_sizes`.
-    last_level: "hash" of the ad's hash_columns; "suffix" = number of the ad among those whose other
-      codes are the same, which no two ads share; "quantised" like the other levels.
-    hash_columns: ad columns that the last level hashes, of `HASH_COLUMNS`. ("ad_id",) tells most
-      ads apart; the paper's ("account_id", "conversion_type") lets the level generalise over ads.
-    seed: of the quantizer and of the hash.
-    kmeans_iterations: iterations a level.
-    balance_epsilon: balanced_kmeans halves codes that hold more than (1 + this) times their even
-      share of distinct embeddings.
-  """
-
-  encoder: Encoder = "wordllama"
-  quantizer: Method = "balanced_kmeans"
-  codebook_sizes: tuple[int, ...] = ()
-  last_level: LastLevel = "hash"
-  hash_columns: tuple[str, ...] = ("ad_id",)
-  seed: int = 0
-  kmeans_iterations: int = 20
-  balance_epsilon: float = 1.0
-
-  def __post_init__(self):
-    if self.encoder not in ENCODERS:
-      raise ValueError(f"encoder: {self.encoder!r} is none of {', '.join(ENCODERS)}")
-    if self.quantizer not in METHODS:
-      raise ValueError(f"quantizer: {self.quantizer!r} is none of {', '.join(METHODS)}")
-    if len(self.codebook_sizes) == 1 or any(size < 1 for size in self.codebook_sizes):
-      raise ValueError(
-        f"codebook_sizes: {self.codebook_sizes}, expected two or more sizes >= 1, or ()"
-      )
-    if self.last_level not in get_args(LastLevel):
-      kinds = ", ".join(get_args(LastLevel))
-      raise ValueError(f"last_level: {self.last_level!r} is none of {kinds}")
-    for name in self.hash_columns:
-      if name not in HASH_COLUMNS:
-        raise ValueError(f"hash_columns: {name!r} is none of {', '.join(HASH_COLUMNS)}")
-    if self.last_level == "hash" and not self.hash_columns:
-      raise ValueError("hash_columns: empty; name a column, or take last_level 'quantised'")
-    if not 0 <= self.seed < 2**31:
-      raise ValueError(f"seed: {self.seed}, must be in [0, 2^31)")
-    if self.kmeans_iterations < 1:
-      raise ValueError(f"kmeans_iterations: {self.kmeans_iterations}, must be >= 1")
-    if not self.balance_epsilon >= 0:
-      raise ValueError(f"balance_epsilon: {self.balance_epsilon}, must be >= 0")
-
-  def functions(self) -> Quantizer:
-    """fit, encode and decode of the quantizer with these options."""
-    return quantizer(
-      self.quantizer, kmeans_iterations=self.kmeans_iterations,
-      balance_epsilon=self.balance_epsilon,
-    )
-
-  def num_quantised(self, num_levels: int) -> int:
-    """Levels that come from the embedding."""
-    return num_levels - (self.last_level != "quantised")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +48,16 @@ class SemanticIds:
 
   def reconstruct(self) -> np.ndarray:
     """float32 [A, D], what the quantised codes of the ads stand for."""
-    return self.config.functions().decode(
+    return _functions(self.config).decode(
       self.quantizer_arrays, self.codes_AL[:, : self.num_quantised]
     )
+
+
+def _functions(config: TokenizerConfig) -> Quantizer:
+  return quantizer(
+    config.quantizer, kmeans_iterations=config.kmeans_iterations,
+    balance_epsilon=config.balance_epsilon,
+  )
 
 
 def default_sizes(num_ads: int, config: TokenizerConfig) -> tuple[int, int, int]:
@@ -173,7 +113,7 @@ def assign_semantic_ids(
   """
   sizes = config.codebook_sizes or default_sizes(len(logs.ads.ad_id), config)
   num_quantised = config.num_quantised(len(sizes))
-  functions = config.functions()
+  functions = _functions(config)
   resume = None
   if resume_path is not None:
     key = fingerprint(dataclasses.asdict(config), sizes, embeddings.ad_AD)
@@ -231,7 +171,7 @@ def code_new_ads(
   Raises:
     ValueError: the embeddings do not fit, a column is missing, or no suffix is left.
   """
-  code_NL = sids.config.functions().encode(sids.quantizer_arrays, embedding_ND, mesh=mesh)
+  code_NL = _functions(sids.config).encode(sids.quantizer_arrays, embedding_ND, mesh=mesh)
   return _with_last_level(
     code_NL, columns, sids.config, size=sids.codebook_sizes[-1],
     held_codes_AL=sids.codes_AL if held_codes_AL is None else held_codes_AL,

@@ -1,5 +1,6 @@
 """`gr4ad bench decode` and experiments.bench_decoding at a tiny size."""
 
+import functools
 import json
 
 import numpy as np
@@ -8,19 +9,19 @@ import pytest
 from experiments import bench_decoding
 from gr4ad_jax.cli import bench_decode
 from gr4ad_jax.cli import main as cli
-from gr4ad_jax.cli.bench_decode import BenchConfig
+from gr4ad_jax.cli.bench_config import DecodeConfig
 from gr4ad_jax.gr4ad.batch import random_context, random_vocabulary
-from gr4ad_jax.gr4ad.config import ModelConfig
+from gr4ad_jax.gr4ad.config import Config, ModelConfig
 
 TINY = ModelConfig(width=16, num_heads=2, num_layers=2, num_lazy_layers=1)
 
 
 def test_measures_every_cell_of_the_grid():
-  config = BenchConfig(
-    TINY, decoders=("lazy", "multi_token"), batch_sizes=(1, 2), widths=((2, 3, 4),),
+  config = DecodeConfig(
+    decoders=("lazy", "multi_token"), batch_sizes=(1, 2), widths=("2-3-4",),
     codebook_sizes=(8, 6, 4), num_sids=60, context_tokens=12, repeats=3,
   )
-  result = bench_decode.run_bench(config)
+  result = bench_decode.run_bench(TINY, config)
   cells = {(row["decoder"], row["batch"], tuple(row["widths"])) for row in result["rows"]}
   assert len(cells) == len(result["rows"]) == 2 * 2
   for row in result["rows"]:
@@ -65,13 +66,11 @@ def test_command_writes_json_and_names_bad_widths(tmp_path, capsys):
 
 
 def test_experiment_has_its_numbers_and_finds_no_invalid_sid(tmp_path, monkeypatch):
-  monkeypatch.setattr(
-    bench_decoding, "BenchConfig",
-    lambda model, repeats: BenchConfig(
-      TINY, widths=((2, 3, 4),), codebook_sizes=(8, 6, 4), num_sids=60, context_tokens=12,
-      repeats=repeats,
-    ),
+  small = functools.partial(
+    DecodeConfig, widths=("2-3-4",), codebook_sizes=(8, 6, 4), num_sids=60, context_tokens=12
   )
+  monkeypatch.setattr(bench_decoding, "DecodeConfig", small)
+  monkeypatch.setattr(bench_decoding, "preset", lambda name: Config(TINY))
   overrides = {
     "settings.data": str(tmp_path), "settings.repeats": "2", "settings.generated": "9000",
   }  # fmt: skip

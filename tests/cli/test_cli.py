@@ -206,15 +206,41 @@ def test_mistyped_commands_exit_2(capsys, argv):
 
 
 def test_options_default_to_the_named_preset():
-  command = cli._parse(["train", "--preset", "tiny", "--data", "d", "--workdir", "w",
-                        "--model.width", "32"])
-  assert command.model.width == 32
-  assert command.train == preset("tiny").train
+  options = cli.options_with_preset(
+    ["train", "--preset", "tiny", "--data", "d", "--workdir", "w", "--model.width", "32"]
+  )
+  assert options.config.model.width == 32
+  assert options.config.train == preset("tiny").train
 
 
 def test_help_names_every_command(capsys):
   assert run("--help") == 0
   out = capsys.readouterr().out
-  for name in ("prepare", "tokenize", "train", "evaluate", "recommend", "report",
-               "export", "bench", "demo"):
-    assert name in out
+  assert all(f"• {name} " in out for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_help(capsys, name):
+  assert run(name, "--help") == 0
+  assert cli.COMMANDS[name].__doc__.split()[0] in capsys.readouterr().out
+
+
+def test_parsing_imports_nothing_large():
+  """Help and mistakes are told at once, not after JAX and pandas have been imported."""
+  code = (
+    "import sys\n"
+    "from gr4ad_jax.cli.main import main\n"
+    "try:\n"
+    "  main(['--help'])\n"
+    "finally:\n"
+    "  large = {'jax', 'pandas', 'matplotlib', 'aiohttp', 'grain', 'fastapi'}\n"
+    "  print('large:', sorted(large & sys.modules.keys()))\n"
+  )
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+  assert done.stdout.splitlines()[-1] == "large: []"
+
+
+def test_a_load_without_a_server_exits_2(tmp_path, capsys):
+  assert run("bench", "serve", "--url", "http://localhost:1", "--out", tmp_path) == 2
+  error = capsys.readouterr().err
+  assert "localhost:1: no server that knows users" in error and error.count("\n") == 1

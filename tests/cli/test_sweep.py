@@ -9,9 +9,9 @@ import pytest
 
 from experiments.fig5_scaling import fit_power_law, fitted
 from gr4ad_jax.cli import main as cli
-from gr4ad_jax.cli.sweep import Range, Sweep, parse_grid, run_sweep
-from gr4ad_jax.config import ConfigError, override_all
-from gr4ad_jax.gr4ad.config import preset
+from gr4ad_jax.cli.sweep import run_sweep
+from gr4ad_jax.cli.sweep_config import Range, Sweep, parse_grid
+from gr4ad_jax.config import ConfigError
 
 TINY = {
   "model.width": "16", "model.num_heads": "2", "model.num_layers": "2",
@@ -21,8 +21,8 @@ TINY = {
 
 
 def sweep_of(data, workdir, *grid, **more) -> Sweep:
-  config = override_all(preset("tiny"), TINY)
-  return Sweep(data, data / "sids", workdir, "tiny", config, TINY, parse_grid(grid), **more)
+  shared = tuple(f"{path}={value}" for path, value in TINY.items())
+  return Sweep(data, workdir, grid, preset="tiny", set=shared, **more)
 
 
 def test_grids_are_products_of_what_varies_together():
@@ -71,9 +71,9 @@ def test_a_sweep_goes_on_where_it_was_and_outlives_a_failure(tiny_data, tmp_path
   again = sweep_of(tiny_data, workdir, "train.learning_rate=1e-3")
   (result,) = run_sweep(again)
   assert result.loss == good["loss"] and log.read_bytes() == before
-  longer = override_all(again.config, {"train.num_steps": 3})
+  longer = (*again.set, "train.num_steps=3")
   with pytest.raises(ConfigError, match="other settings .*train.num_steps"):
-    run_sweep(dataclasses.replace(again, config=longer))
+    run_sweep(dataclasses.replace(again, set=longer))
 
 
 def test_a_launch_stands_before_the_command(tiny_data, tmp_path):

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from gr4ad_jax.data import event_stream, prepare
+from gr4ad_jax.data.config import Parquet, PrepareConfig
 from gr4ad_jax.data.log_folder import LogParts, read_logs
 from gr4ad_jax.data.parquet_logs import store_parquet_logs
 from gr4ad_jax.data.records import Action
@@ -194,8 +195,6 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_behind(tmp_path, monkeypatch
   random_events(0).to_parquet(tmp_path / "events.parquet")
   monkeypatch.setattr(event_stream.SortedRuns, "add", full)
   with pytest.raises(LogError, match="data: the disk is full"):
-    prepare.prepare_parquet(
-      tmp_path / "data", ads=tmp_path / "ads.parquet", events=tmp_path / "events.parquet",
-      invalid_rows="drop",
-    )
+    source = Parquet(tmp_path / "ads.parquet", tmp_path / "events.parquet", invalid_rows="drop")
+    prepare.prepare_logs(source, PrepareConfig(tmp_path / "data"))
   assert not (tmp_path / "data").exists()

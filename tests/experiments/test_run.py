@@ -115,9 +115,9 @@ def test_demo_baselines_plans_steps_only_for_the_demo(
 ):
   seen = {}
 
-  def run_demo(workdir, **given):
-    seen.update(given)
-    (workdir / "run.json").write_text('{"data": "", "sids": ""}')
+  def run_demo(options, *, config, plan):
+    seen.update(config=config, minutes=options.minutes if plan else None)
+    (options.workdir / "run.json").write_text('{"data": "", "sids": ""}')
     return {"recall@50": 0.5}
 
   monkeypatch.setattr(demo, "run_demo", run_demo)

@@ -103,8 +103,8 @@ def test_uae_generator_pairs_the_seeds(tmp_path, monkeypatch):
     assert sids.name == f"sids_{encoder}" and config.train.num_steps == 500
     return dict.fromkeys(uae_generator.METRICS, 0.3 + 0.1 * seed + gain)
 
-  monkeypatch.setattr(_runs.prepare, "prepare_completejourney", lambda data: None)
-  monkeypatch.setattr(_runs.prepare, "tokenize", tokenize)
+  monkeypatch.setattr(_runs.prepare, "prepare_logs", lambda source, config: None)
+  monkeypatch.setattr(_runs, "tokenize", tokenize)
   monkeypatch.setattr(uae_generator, "trained_metrics", trained_metrics)
   results = uae_generator.run(tmp_path, size="cpu", overrides={})
   assert made == ["minilm", "uae"]

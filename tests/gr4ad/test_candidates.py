@@ -33,7 +33,7 @@ from gr4ad_jax.market.worlds import build_market
 from gr4ad_jax.ranker.cascade import train_retrieval
 from gr4ad_jax.ranker.reward import RewardRun, open_reward, train_reward
 from gr4ad_jax.ranker.two_tower import nearest_ads
-from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
+from gr4ad_jax.tokenizer.config import TokenizerConfig
 from gr4ad_jax.tokenizer.stage import tokenize
 from gr4ad_jax.training import train_loop
 from gr4ad_jax.training.checkpoint import Checkpoints
@@ -72,9 +72,8 @@ def world(tmp_path_factory):
   folder = tmp_path_factory.mktemp("market")
   logs = market_logs(build_market(MARKET))
   limits = {"max_ad_history": 8, "max_organic_history": 8, "num_trending": 4}
-  prepare.write_prepared(
-    logs, folder / "data", time_split(logs, validation_days=3, test_days=3), limits
-  )
+  cut = dataclasses.replace(time_split(logs, validation_days=3, test_days=3), **limits)
+  prepare.write_prepared(logs, folder / "data", cut)
   tokenize(folder / "data", folder / "sids", TokenizerConfig(codebook_sizes=(8, 8, 16)))
   reward = RewardRun(str(folder / "data"))
   train = dataclasses.replace(reward.train, num_steps=20, eval_every=20, checkpoint_every=20,

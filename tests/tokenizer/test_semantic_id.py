@@ -12,9 +12,8 @@ from gr4ad_jax.data.tables import build_logs
 from gr4ad_jax.data.validation import LogError
 from gr4ad_jax.embedding.embeddings import embed
 from gr4ad_jax.tokenizer import fsq, residual_kmeans, rq_vae, semantic_id
+from gr4ad_jax.tokenizer.config import METHODS, TokenizerConfig
 from gr4ad_jax.tokenizer.feature_hash import hash_codes
-from gr4ad_jax.tokenizer.quantizers import METHODS
-from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
 
 PAPER_COLUMNS = ("account_id", "conversion_type")
 
