@@ -49,7 +49,7 @@ def prepared_market(workdir: Path, config: MarketConfig) -> tuple[Market, Path]:
   """The market and its log, prepared in WORKDIR/data; the last 7 days test, 5 before validate."""
   market, data = build_market(config), workdir / "data"
   if not (data / "market.json").exists():
-    logs = market_logs(market, progress=track)
+    logs = market_logs(market)
     cut = time_split(logs, validation_days=5, test_days=7)
     prepare.write_prepared(logs, data, dataclasses.replace(cut, **LIMITS))
     write_json(data / "market.json", dataclasses.asdict(config))
@@ -62,7 +62,7 @@ def prepared_first_days(market: Market, data: Path, days: int) -> Path:
   """The market's log of the first days in DATA; all but the last two are learned from."""
   if not (data / "prepared").exists():
     short = dataclasses.replace(market, config=dataclasses.replace(market.config, days=days))
-    logs = market_logs(short, progress=track)
+    logs = market_logs(short)
     cut = time_split(logs, validation_days=1, test_days=1)
     prepare.write_prepared(logs, data, dataclasses.replace(cut, **LIMITS))
     tokenized(data, data / "sids", TokenizerConfig())

@@ -24,7 +24,6 @@ from gr4ad_jax.config import override_all
 from gr4ad_jax.data.completejourney import read_completejourney
 from gr4ad_jax.data.engagements import engaged_with_ad
 from gr4ad_jax.data.records import DAY_S, Action, Logs
-from gr4ad_jax.machine.progress import track
 from gr4ad_jax.market.log import arrivals, market_logs
 from gr4ad_jax.market.world import MarketConfig, truth
 from gr4ad_jax.market.worlds import build_market
@@ -45,10 +44,10 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
   del workdir, size
   options = override_all(Options(), overrides)
   market = build_market(options.market)
-  logs = market_logs(market, progress=track)
+  logs = market_logs(market)
   found = {f"market/{name}": x for name, x in _shape(logs).items()}
   found |= {
-    f"journey/{name}": x for name, x in _shape(read_completejourney(progress=track)).items()
+    f"journey/{name}": x for name, x in _shape(read_completejourney()).items()
   }
   events = logs.events
   shown_E = events.ad >= 0

@@ -48,7 +48,7 @@ from gr4ad_jax.gr4ad.config import (
 from gr4ad_jax.gr4ad.online import learn_online
 from gr4ad_jax.gr4ad.run import RunFile, open_inputs, open_run, train_run
 from gr4ad_jax.machine.memory import keep_freed_memory
-from gr4ad_jax.machine.progress import console, track
+from gr4ad_jax.machine.progress import console
 from gr4ad_jax.market.log import write_market
 from gr4ad_jax.market.world import START_S, Market, MarketConfig, expected_revenue
 from gr4ad_jax.market.worlds import build_market
@@ -104,7 +104,7 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
   market = build_market(options.market)
   if not (workdir / "market").exists():
     stream_days = options.market.days - settings.first_days
-    write_market(market, workdir / "market", stream_days=stream_days, progress=track)
+    write_market(market, workdir / "market", stream_days=stream_days)
   segments = workdir / "market" / "segments"
   first = _prepared(market, workdir, settings.first_days)
   reward = trained_reward(workdir / "reward", first, steps=options.reward_steps)

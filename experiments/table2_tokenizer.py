@@ -147,7 +147,7 @@ def _labels(ads: AdTable) -> np.ndarray:
 def read_journey(folder: Path) -> Catalogue:
   """Complete Journey, co-occurrence of the training weeks."""
   del folder
-  logs = completejourney.read_completejourney(progress=track)
+  logs = completejourney.read_completejourney()
   train_E = logs.events.time_s < completejourney.week_start_s(completejourney.VALIDATION_WEEK)
   user_E, ad_E = training_interactions(logs, train_E)
   pairs = swing_pairs(user_E, ad_E, num_items=len(logs.ads.ad_id), progress=track)

@@ -40,16 +40,13 @@ def market(*, out: Place, stream_days: int = 0, config: Flat[MarketConfig]) -> N
     out: New folder to write: ads, contents, users and events (.parquet).
     stream_days: The last days go to OUT/segments instead, one file a day, for `online`.
   """
-  from gr4ad_jax.machine.progress import track
   from gr4ad_jax.market.log import write_market
   from gr4ad_jax.market.worlds import build_market
 
   start = time.monotonic()
   storage.require_free(out)
   with storage.new_folder(out) as copy:
-    summary = write_market(
-      build_market(config), copy.path, stream_days=stream_days, progress=track
-    )
+    summary = write_market(build_market(config), copy.path, stream_days=stream_days)
   seconds = time.monotonic() - start
   tables.print_summary(summary, title=f"{out} in {seconds:.0f} s")
 

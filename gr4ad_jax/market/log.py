@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from gr4ad_jax.data.completejourney import hour_band
 from gr4ad_jax.data.records import DAY_S, Action, Logs
 from gr4ad_jax.data.tables import build_logs
 from gr4ad_jax.machine import atomic
+from gr4ad_jax.machine.progress import track
 from gr4ad_jax.market.policy import (
   Cascade,
   Policy,
@@ -225,14 +226,9 @@ def users_frame(market: Market) -> pd.DataFrame:
   return pd.DataFrame({"user_id": np.arange(len(market.taste_UD))} | market.user_features)
 
 
-def market_logs(
-  market: Market,
-  *,
-  policy: Policy | None = None,
-  progress: Callable[[Iterable, str, int], Iterable] | None = None,
-) -> Logs:
+def market_logs(market: Market, *, policy: Policy | None = None) -> Logs:
   """The log of all days in memory, checked like any other; the rows of users and ads stay."""
-  days = list(market_frames(market, policy=policy, progress=progress))
+  days = list(market_frames(market, policy=policy))
   return build_logs(
     ads=ads_frame(market), contents=contents_frame(market), users=users_frame(market),
     events=pd.concat(days, ignore_index=True), currency="USD", caveats=CAVEATS,
@@ -240,27 +236,15 @@ def market_logs(
   )
 
 
-def market_frames(
-  market: Market,
-  *,
-  policy: Policy | None = None,
-  progress: Callable[[Iterable, str, int], Iterable] | None = None,
-) -> Iterator[pd.DataFrame]:
-  """The events of one day after another; arguments as `market_logs`."""
+def market_frames(market: Market, *, policy: Policy | None = None) -> Iterator[pd.DataFrame]:
+  """The events of one day after another; without a policy, as the cascade answers."""
   shelves = build_shelves(market)
   policy = policy or Cascade(market, shelves)
-  days = range(market.config.days)
-  for day in progress(days, "market, days", len(days)) if progress else days:
+  for day in track(range(market.config.days), "market, days"):
     yield simulate_day(market, day, policy, shelves=shelves)
 
 
-def write_market(
-  market: Market,
-  out: Path,
-  *,
-  stream_days: int = 0,
-  progress: Callable[[Iterable, str, int], Iterable] | None = None,
-) -> dict[str, int]:
+def write_market(market: Market, out: Path, *, stream_days: int = 0) -> dict[str, int]:
   """Writes ads, contents, users and events (.parquet) and market.json, a day at a time.
 
   The files are what `gr4ad prepare parquet` reads. `out` appears when all of them are complete.
@@ -270,7 +254,6 @@ def write_market(
     out: new folder.
     stream_days: the last days go to segments/day-NNNN.parquet, one file each, instead of events:
       what `gr4ad online` learns from.
-    progress: like gr4ad_jax.machine.progress.track.
 
   Returns:
     Rows of every table, clicks and conversions.
@@ -293,7 +276,7 @@ def write_market(
     actions = np.zeros(3, np.int64)
 
     def days():
-      for frame in market_frames(market, progress=progress):
+      for frame in market_frames(market):
         nonlocal actions
         on_ads = frame["ad_id"].notna().to_numpy()
         actions = actions + np.bincount(frame["action"].to_numpy()[on_ads], minlength=3)
