@@ -76,6 +76,7 @@ def survey(parts: LogParts, config: SequenceConfig, *, workers: int = 1) -> Surv
     for name, values in part.features.items():
       request[name] |= values
     by_day.append(part.engagements)
+    # Merged when the new ones outgrow the sum, so that every count is added up a few times only.
     if sum(len(part.day) for part in by_day[1:]) > max(_MERGE_AT, len(by_day[0].day)):
       by_day = [add_days(by_day)]
   of_days = add_days(by_day)

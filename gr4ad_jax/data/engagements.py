@@ -58,7 +58,7 @@ def daily_engagements(events: EventTable) -> DailyEngagements:
 def add_days(parts: Sequence[DailyEngagements]) -> DailyEngagements:
   """Adds up the counts of parts."""
   day, ad, count = (np.concatenate(column) for column in zip(*parts, strict=True))
-  order = np.lexsort((ad, day))
+  order = np.lexsort((ad, day))  # equal pairs side by side, `first` where each begins
   day, ad = day[order], ad[order]
   first = np.flatnonzero(np.append(True, (np.diff(day) != 0) | (np.diff(ad) != 0))[: len(day)])
   total = np.append(0, np.cumsum(count[order]))

@@ -285,6 +285,7 @@ class RequestRules:
 
   def apply(self, rows: np.ndarray) -> np.ndarray:
     """Numbers whole requests and leaves out rows that break a rule, in any order of the rows."""
+    # Rows of a request side by side, in the order of the file: the first one says whose it is.
     rows = rows[np.lexsort((rows["row"], rows["id_low"], rows["id_high"]))]
     new_E = np.ones(len(rows), bool)
     new_E[1:] = np.diff(rows["id_high"]).astype(bool) | np.diff(rows["id_low"]).astype(bool)

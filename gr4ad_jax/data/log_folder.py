@@ -114,6 +114,7 @@ def part_bounds(count_U: np.ndarray, size: int | None = None) -> np.ndarray:
     size: events of a part.
   """
   begin_U = np.cumsum(count_U) - count_U
+  # Users without events behind the last event would begin a part of nothing.
   part_U = np.minimum(begin_U, count_U.sum() - 1) // (size or PART_EVENTS)
   return np.append(np.flatnonzero(np.diff(part_U, prepend=-1)), len(count_U))
 
@@ -172,6 +173,7 @@ class LogParts:
       raise LogError(f"{self._file}: a user's events lie in several row groups: prepare again")
     self.num_events = metadata.num_rows
     self.first_s, self.last_s = min(t[0] for t in times), max(t[1] for t in times)
+    # Users without events stand in no row group: they go to the part before them.
     self._first_user = [0, *(u[0] for u in users[1:]), len(self.logs.users.user_id)]
     self._first_request = [r[0] for r in requests]
 

@@ -61,6 +61,7 @@ class Example:
 
 def count_bucket(count: np.ndarray) -> np.ndarray:
   """Half-octave bucket of a count >= 1: 1, 2, 3, 4, 6, 8, 12, ... -> uint8 in 0..15."""
+  # The logarithm of a power of two may come out a hair too small, on some machines.
   bucket = np.floor(2 * np.log2(np.maximum(count, 1)) + 1e-6)
   return np.minimum(bucket, NUM_COUNT_BUCKETS - 1).astype(np.uint8)
 
@@ -180,7 +181,7 @@ class ExampleMaker:
       np.maximum.at(action, inverse, events.action[mine])
       ecpm = np.full(len(target), np.nan, np.float32)
       np.fmax.at(ecpm, inverse, events.ecpm[mine])
-      new = seen_s[np.searchsorted(seen, target)] >= now_s
+      new = seen_s[np.searchsorted(seen, target)] >= now_s  # met first in this request
       context = past.before(
         now_s, config=config, feature_F=self.feature(user, mine[0]), user=user,
         request=int(request), split=split,
@@ -307,6 +308,7 @@ def _distinct(
   item: np.ndarray, time_s: np.ndarray, now_s: int, limit: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Distinct items of a time-sorted history, most recent first, with count and age buckets."""
+  # Seen from the end, the first place of an item is where it was met last.
   unique, last, count = np.unique(item[::-1], return_index=True, return_counts=True)
   order = np.argsort(last, kind="stable")[:limit]
   age_s = now_s - time_s[::-1][last[order]]

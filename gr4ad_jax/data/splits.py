@@ -126,6 +126,7 @@ def split_requests(
   elif split_R is None:
     user_R = np.zeros(len(first_s_R), np.int32)
     user_R[events.request] = events.user
+    # Requests user by user in time; `last` is where each user's end.
     ordered = request[np.lexsort((request, first_s_R[request], user_R[request]))]
     user = user_R[ordered]
     last = np.flatnonzero(np.append(user[1:] != user[:-1], True)[: len(user)])

@@ -125,6 +125,7 @@ def _later(score_A: np.ndarray, count_A: np.ndarray) -> np.ndarray:
 
 def _largest(score_A: np.ndarray, kept: int) -> tuple[np.ndarray, np.ndarray]:
   """A day's row: ads, best first, and buckets of their shares."""
+  # Equal scores by ad number, so that a day's row does not depend on the sort.
   best = np.argpartition(-score_A, kept - 1)[:kept]
   best = best[np.lexsort((best, -score_A[best]))]
   real = score_A[best] > 0

@@ -47,7 +47,7 @@ def fit_value_scale(examples: ExampleSet, config: LossConfig) -> ValueScale:
   value_N = value_N[np.isfinite(value_N)].astype(np.float64)
   quantiles = np.arange(1, config.num_ecpm_bins) / config.num_ecpm_bins
   edges = np.unique(np.quantile(value_N, quantiles, method="higher"))
-  edges = edges[edges > value_N.min()].astype(np.float32)
+  edges = edges[edges > value_N.min()].astype(np.float32)  # no bucket below the smallest value
   bucket_N = np.searchsorted(edges, value_N.astype(np.float32), side="right")
   sums = np.bincount(bucket_N, weights=value_N, minlength=len(edges) + 1)
   counts = np.bincount(bucket_N, minlength=len(edges) + 1)

@@ -67,6 +67,7 @@ def arrivals(market: Market, day: int) -> Requests:
   gap_s_R = rng.exponential(_SECONDS_BETWEEN, int(length_S.sum()))
   first_S = np.cumsum(length_S) - length_S
   gap_s_R[first_S] = 0
+  # Seconds since the session began: a running sum that starts again at each first request.
   since_s_R = np.cumsum(gap_s_R)
   since_s_R -= np.repeat(since_s_R[first_S], length_S)
   time_s_R = np.minimum(np.repeat(start_s_S, length_S) + since_s_R, DAY_S - 1).astype(np.int64)
