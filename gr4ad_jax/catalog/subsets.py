@@ -17,7 +17,7 @@ _BITS = 32
 
 
 class AllowedSids(NamedTuple):
-  """Of each request; U = words of 32 SIDs, one more than needed."""
+  """The SIDs that each request may get; U = words of 32 SIDs, one more than needed."""
 
   word_BU: jax.Array  # uint32, bit s % 32 of word s // 32 is SID row s
   before_BU: jax.Array  # int32, allowed SIDs in the words before

@@ -3,7 +3,7 @@
 For each request a wide beam gives the model's best, a random part of the rest of the beam, and a
 few SIDs sampled at a higher temperature; the reward model prices all of them. With `shown`, the
 list that the logging system showed follows as a list of its own, without reference. Source: paper
-4.1; reference section 7.
+4.1.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from gr4ad_jax.training.config import TrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """Context processor and decoder. Source: paper 3.2; reference sections 2 and 10."""
+  """Context processor and decoder. Source: paper 3.2."""
 
   decoder: Literal["lazy", "autoregressive", "multi_token"] = "lazy"
   """LazyAR, or one of the two that it is compared with: the ordinary autoregressive decoder, and
@@ -75,7 +75,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-  """Value-aware supervised learning. Source: paper 3.3, eq. 12-15; reference sections 3 and 10."""
+  """Value-aware supervised learning. Source: paper 3.3, eq. 12-15."""
 
   ecpm_weight: float = 0.5
   """lambda_e, weight of the eCPM-bucket loss."""
@@ -104,13 +104,13 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceConfig:
-  """Learning from candidate lists. Source: paper 3.4; reference sections 4 to 7 and 10."""
+  """Learning from candidate lists. Source: paper 3.4."""
 
   method: Literal["none", "dpo", "s_dpo", "grpo", "rspo", "uvr"] = "uvr"
   """Loss on the lists, added to that of logged samples; none = logged samples alone, uvr = RSPO
   with the weights of the unified objective."""
   weight: float = 10.0
-  """Of the list loss beside the loss of logged samples (not uvr, which has max_rl_weight)."""
+  """What the list loss weighs beside the loss of logged samples; uvr has max_rl_weight instead."""
   beta: float = 1.0
   """Inverse temperature of RSPO, DPO and S-DPO."""
   delta: float = 3.0
@@ -140,7 +140,7 @@ class PreferenceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CandidateConfig:
-  """How lists of candidates are made. Source: paper 4.1; reference section 7."""
+  """How lists of candidates are made. Source: paper 4.1."""
 
   width_factor: float = 2.0
   """Beams of the search over those of serving."""
@@ -151,7 +151,7 @@ class CandidateConfig:
   sampled: int = 8
   """Drawn from the model with `temperature`: exploration."""
   temperature: float = 1.5
-  """Of the sampled ones; their logged log-probability is the untempered one."""
+  """Temperature of the sampled ones; their logged log-probability is the untempered one."""
   shown: bool = False
   """Also keep what the logging system showed, as a list without references."""
   top_users_share: float = 0.3
@@ -162,7 +162,7 @@ class CandidateConfig:
   max_lists: int = 20_000
   """At most so many requests."""
   seed: int = 0
-  """Of the choice of requests and candidates."""
+  """Seed of the choice of requests and candidates."""
 
   def __post_init__(self):
     for name in ("top", "rest", "sampled"):
@@ -182,7 +182,7 @@ class CandidateConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OnlineConfig:
-  """How a run goes on learning (online.py). Source: reference section 10."""
+  """How a run goes on learning. Source: paper 4.1; the numbers are ours."""
 
   publish_every: int = 500
   """Steps between publications, counted over segments."""
@@ -193,7 +193,7 @@ class OnlineConfig:
   keep_days: float = 90.0
   """Events older than this no longer stand in histories."""
   seed: int = 0
-  """Of shuffling, lists and dropout."""
+  """Seed of shuffling, lists and dropout."""
 
   def __post_init__(self):
     for name in ("publish_every", "passes"):

@@ -3,7 +3,7 @@
 Features, ad history and organic history are the paper's three groups; the currently trending ads
 are a fourth, ours (see data/trending.py), and empty where the data was prepared without.
 
-Source: paper 3.2 (Fig. 1); reference 2.1. A learned constant token stands before the features, so
+Source: paper 3.2 (Fig. 1). A learned constant token stands before the features, so
 that a user without history or features still gives attention something to read.
 """
 

@@ -63,7 +63,7 @@ def _context_params(config: ModelConfig, vocabulary: Vocabulary) -> int:
 
 
 def _layer_weights(config: ModelConfig) -> int:
-  """Of one decoder layer, applied to every token: attention to X 2, to itself 4, SwiGLU."""
+  """Weights of one decoder layer that meet every token: attention to X 2, to itself 4, SwiGLU."""
   return 6 * config.width**2 + 3 * config.width * config.feed_forward_width
 
 

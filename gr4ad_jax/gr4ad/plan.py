@@ -17,7 +17,7 @@ from gr4ad_jax.training.plan import Plan
 def plan_run(
   config: Config, shape: DataShape, device: Device, num_devices: int, *, mfu: float = 0.4
 ) -> Plan:
-  """As `training.plan.plan_run`, of a run with these settings on data of this shape."""
+  """Plans a run with these settings on data of this shape; see `training.plan.plan_run`."""
   vocabulary = random_vocabulary(shape.codebook_sizes)
   context = random_context(vocabulary, 1, shape.context_tokens)
   if config.model.id_rows:

@@ -66,7 +66,7 @@ class RunFile:
   system: Literal["gr4ad"] = "gr4ad"
   """What is trained."""
   fingerprint: str = ""
-  """Of examples and semantic IDs; a run is only ever opened with those it was trained on."""
+  """Hash of examples and semantic IDs; a run is only ever opened with those it was trained on."""
 
 
 @dataclasses.dataclass(frozen=True)

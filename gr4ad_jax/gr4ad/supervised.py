@@ -1,4 +1,4 @@
-"""VSL: value-aware supervised learning. Source: paper 3.3, eq. 12-15; reference section 3."""
+"""VSL: value-aware supervised learning. Source: paper 3.3, eq. 12-15."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # context.py reads the tables of this module
 class TokenTables(nn.Module):
   """One table E_l per SID level: input embeddings sqrt(d) E_l[s] and tied heads W_l = E_l.
 
-  Source: reference 2.3 (scale at start) and 10 (tying).
+  The paper leaves both open; with sqrt(d) an input starts at the size of a normalised state.
   """
 
   config: ModelConfig

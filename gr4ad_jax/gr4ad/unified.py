@@ -1,6 +1,6 @@
 """UVR: one objective for supervised learning and RSPO, weighted by how well the model ranks.
 
-Source: paper 3.4.2, eq. 19-22; reference section 5.
+Source: paper 3.4.2, eq. 19-22.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def _sum_lists(rows: RowLoss, weight: jax.Array | float) -> tuple[jax.Array, jax
 
 
 def _watch(logp_BC: jax.Array, lists: Lists) -> Metrics:
-  """What tells that list learning goes wrong; reference 4.4."""
+  """What tells that list learning goes wrong: the best ad gets less probable, or all ads move."""
   valid_BC = lists.where_BC & jnp.isfinite(lists.reward_BC)
   best_B = jnp.argmax(jnp.where(valid_BC, lists.reward_BC, -jnp.inf), axis=-1)
   any_B = jnp.any(valid_BC, axis=-1)

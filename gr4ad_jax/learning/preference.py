@@ -2,8 +2,7 @@
 
 All take log-probabilities of the same candidate lists, so that a comparison changes one name. Every
 loss gives one number per row and a mask of the rows that count; a masked row costs 0 with gradient
-0. A candidate counts where `where_BC` is set and its reward is finite. Source: paper 3.4.1 and A.1;
-reference sections 4 and 6.
+0. A candidate counts where `where_BC` is set and its reward is finite. Source: paper 3.4.1 and A.1.
 
 What happens at the edges, in all four: a list of one, or of equal rewards, gives no pair and costs
 nothing; a candidate without a reference, or one that has moved by `delta` or more, closes the gate

@@ -1,7 +1,7 @@
 """Which beam widths to search with at the present load (traffic-aware adaptive beams, TABS).
 
 B_t = B_base * f(Q_t, C_avail): the base widths at peak, wider ones while traffic leaves room,
-narrower ones in overload alone. Source: paper 4.2; f is that of reference section 8.
+narrower ones in overload alone. Source: paper 4.2, which leaves f open.
 """
 
 from __future__ import annotations

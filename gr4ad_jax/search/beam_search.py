@@ -3,7 +3,7 @@
 The model enters as two functions, so the search knows nothing of any decoder. Levels of equal
 width run as one `lax.scan`; where the schedule changes width a level stands alone, so that narrow
 levels never pay for wide ones: padding 128-256-512 to one scan of 512 takes 1.7 to 1.9 times as
-long (docs/decoding.md). Source: paper 4.2; reference 2.5 and 8.
+long (docs/decoding.md). Source: paper 4.2.
 """
 
 from __future__ import annotations
@@ -73,6 +73,15 @@ class _Carry(NamedTuple):
   drawn: _Drawn | None
 
 
+class _Rules(NamedTuple):
+  """What is the same at every level of a search."""
+
+  prefixes: LegalPrefixes
+  allowed: AllowedSids | None
+  sampling: Sampling | None
+  top_k: TopK
+
+
 class _Drawn(NamedTuple):
   """What stochastic beam search keeps of each beam."""
 
@@ -80,6 +89,7 @@ class _Drawn(NamedTuple):
   perturbed_BW: jax.Array  # the largest Gumbel-perturbed log-prob of any SID below it
 
 
+# Ten parameters: each is a different thing that a caller may want to choose.
 def beam_search(
   context: Any,
   prefixes: LegalPrefixes,
@@ -130,7 +140,7 @@ def beam_search(
     None if sampling is None else _Drawn(zero_B1, zero_B1),
   )
   select = functools.partial(
-    _select, prefixes=prefixes, allowed=allowed, sampling=sampling, top_k=top_k or platform_top_k
+    _select, _Rules(prefixes, allowed, sampling, top_k or platform_top_k)
   )
   carry = select(root, logp_B1V, 0, branching=tree.branching_L[0], width=widths[0])
 
@@ -268,18 +278,16 @@ def platform_top_k(score_BWM: jax.Array, width: int) -> tuple[jax.Array, jax.Arr
 
 
 def _select(
+  rules: _Rules,
   carry: _Carry,
   logp_BWV: jax.Array,
   level: int | jax.Array,
   *,
-  prefixes: LegalPrefixes,
-  allowed: AllowedSids | None,
-  sampling: Sampling | None,
-  top_k: TopK,
   branching: int,
   width: int,
 ) -> _Carry:
   """Keeps the `width` best legal extensions of all beams and gathers what they carry."""
+  prefixes, allowed, sampling, top_k = rules
   start_N, code_N = prefixes.start_LN[level], prefixes.code_LN[level]
   first_BW, last_BW = start_N[carry.node_BW], start_N[carry.node_BW + 1]
   child_BWM = first_BW[..., None] + jnp.arange(branching)

@@ -29,6 +29,7 @@ from gr4ad_jax.search.opened import Opened
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
+# Nine parameters: each is one thing that an artifact holds.
 def write_artifact(
   folder: Path,
   generator: Generator,
@@ -42,8 +43,6 @@ def write_artifact(
   about: dict[str, Any],
 ) -> None:
   """Exports the search with a symbolic batch size.
-
-  More than eight parameters: each is one thing that an artifact holds.
 
   Args:
     folder: a new folder; it appears whole or not at all.

@@ -207,7 +207,7 @@ def rank_ads(
 def _expand_kept(
   index: AdIndex, sid_RW: np.ndarray, k: int, keep: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-  """As `expand`, of the ads that their request may get."""
+  """Expands as `expand` does, keeping the ads that their request may get."""
   count_RW = np.where(sid_RW >= 0, np.diff(index.ads_start)[sid_RW], 0)
   every_RK = expand(index, sid_RW, max(1, int(count_RW.sum(axis=1).max())))
   keep_RK = (every_RK >= 0) & keep(every_RK)

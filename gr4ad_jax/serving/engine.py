@@ -109,7 +109,7 @@ class Engine:
 
   @property
   def step(self) -> int:
-    """Of the parameters."""
+    """Training step of the parameters."""
     return self._parameters.step
 
   @property

@@ -9,7 +9,7 @@ from gr4ad_jax.config import require
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-  """Optimisation and its bookkeeping. Source: reference section 10."""
+  """Optimisation and its bookkeeping. The paper leaves it open."""
 
   num_steps: int = 2000
   """Optimizer steps in all."""

@@ -1,4 +1,4 @@
-"""AdamW with warm-up and cosine decay (reference section 10); row-wise Adagrad for large tables."""
+"""AdamW with warm-up and cosine decay; row-wise Adagrad for large tables."""
 
 from __future__ import annotations
 

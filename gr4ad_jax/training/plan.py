@@ -27,7 +27,7 @@ from gr4ad_jax.training.train_step import abstract_state
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """Of one training run.
+  """What one training run will need.
 
   Attributes:
     num_params: numbers in all parameters.
