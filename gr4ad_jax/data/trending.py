@@ -1,9 +1,8 @@
 """Which ads are engaged with right now: a real-time statistic of earlier days, known when serving.
 
-The paper's system learns online and so follows what is current; a model trained once does not.
-Each request therefore reads the ads with the largest share of all engagements, decayed by age, as
-context tokens, and every ad of its history with its share. Only days before the request's day
-count.
+A model that learns online follows what is current, one that is trained once does not. So a request
+can be given the ads with the largest share of all engagements, decayed by age, and the share of
+every ad of its history. Only days before the request's day count.
 """
 
 from __future__ import annotations
