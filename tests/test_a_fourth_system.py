@@ -138,8 +138,8 @@ def test_training_learns_and_keeps_the_best_step(opened):
 
 
 def test_recommends_what_brute_force_finds(opened):
-  rows, _, _ = recommend_for_user(opened, "u7", 5)
-  assert [row[1] for row in rows] == best_ads(opened, "u7", 5)
+  found = recommend_for_user(opened, "u7", 5)
+  assert [ad.ad_id for ad in found.ads] == best_ads(opened, "u7", 5)
 
 
 def test_is_evaluated_beside_the_baselines(opened):

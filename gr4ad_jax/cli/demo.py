@@ -65,7 +65,7 @@ def run_demo(
     LogError, ConfigError: see the stages.
     DivergedError: training became useless.
   """
-  from gr4ad_jax.cli.open_run import open_run
+  from gr4ad_jax.api import open_run
   from gr4ad_jax.data.prepare import prepare_logs
   from gr4ad_jax.evaluation.evaluate import evaluate
   from gr4ad_jax.gr4ad.run import RunFile, read_run, train_run

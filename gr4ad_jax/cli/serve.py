@@ -71,7 +71,7 @@ def _artifact_app(options: Serve):
 
 
 def _run_app(options: Serve):
-  from gr4ad_jax.cli.open_run import open_run
+  from gr4ad_jax.api import open_run
   from gr4ad_jax.machine.progress import track
   from gr4ad_jax.serving.server import build_app
   from gr4ad_jax.serving.service import Service

@@ -17,6 +17,7 @@ from gr4ad_jax.machine.storage import Place
 
 if TYPE_CHECKING:  # what is large is imported by the table that needs it
   from gr4ad_jax.cli.sweep import Result
+  from gr4ad_jax.search.recommend import RankedAd
   from gr4ad_jax.tokenizer.health_line import HealthLine
   from gr4ad_jax.training.plan import Plan
 
@@ -142,7 +143,7 @@ def health_table(lines: Sequence[HealthLine], *, title: str, reasons: bool = Tru
   return Group(*parts)
 
 
-def print_ads(rows: Sequence[Sequence[str]], currency: str) -> None:
+def print_ads(ads: Sequence[RankedAd], currency: str) -> None:
   """What `recommend_for_user` found."""
   table = Table(expand=True)
   value = f"exp. value\n({currency})"
@@ -152,8 +153,11 @@ def print_ads(rows: Sequence[Sequence[str]], currency: str) -> None:
       name, justify="left" if words else "right", no_wrap=True, overflow="ellipsis",
       ratio=1 if name == "text" else None,
     )
-  for row in rows:
-    table.add_row(*row)
+  for rank, ad in enumerate(ads, start=1):
+    table.add_row(
+      str(rank), ad.ad_id, ad.advertiser_id, ad.text, "-".join(map(str, ad.sid)),
+      f"{ad.logp:.2f}", f"{ad.expected_value:.2f}",
+    )
   console.print(table)
 
 

@@ -18,7 +18,7 @@ def evaluate(*, workdir: Place, split: Literal["validation", "test"] = "test") -
     workdir: Folder of a trained run.
     split: Requests to evaluate.
   """
-  from gr4ad_jax.cli.open_run import open_run
+  from gr4ad_jax.api import open_run
   from gr4ad_jax.evaluation.evaluate import evaluate
   from gr4ad_jax.machine import distributed
 
@@ -45,12 +45,12 @@ def recommend(
     where: Search only ads that meet all of these, as COLUMN=VALUE of the ads table; a category
       takes in those below it.
   """
-  from gr4ad_jax.cli.open_run import open_run
+  from gr4ad_jax.api import open_run
   from gr4ad_jax.search.recommend import recommend_for_user
 
-  rows, currency, known = recommend_for_user(open_run(workdir), user, k, where=where)
-  tables.console.print(f"user {user}: {known}")
-  tables.print_ads(rows, currency)
+  found = recommend_for_user(open_run(workdir), user, k, where=where)
+  tables.console.print(f"user {user}: {found.about}")
+  tables.print_ads(found.ads, found.currency)
 
 
 def report(*, workdir: Place) -> None:
@@ -73,7 +73,7 @@ def export(*, workdir: Place, out: Place) -> None:
     workdir: Folder of a trained run.
     out: New folder to write.
   """
-  from gr4ad_jax.cli.open_run import open_run
+  from gr4ad_jax.api import open_run
   from gr4ad_jax.search.export import export_run
 
   num_bytes = export_run(open_run(workdir), out)

@@ -14,7 +14,6 @@ import jax
 import jax.export
 import numpy as np
 
-from gr4ad_jax import __version__
 from gr4ad_jax.catalog.ad_index import AdIndex
 from gr4ad_jax.catalog.legal_prefixes import PrefixTree, build_prefix_tree
 from gr4ad_jax.data.example_records import to_example
@@ -25,6 +24,7 @@ from gr4ad_jax.search.beam_search import search_function
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.generator import Generator, named_arrays
 from gr4ad_jax.search.opened import Opened
+from gr4ad_jax.version import __version__
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,9 +13,28 @@ from gr4ad_jax.data.sequences import ExampleMaker
 from gr4ad_jax.search.opened import Opened
 
 
+class RankedAd(NamedTuple):
+  """An ad of a list."""
+
+  ad_id: str
+  advertiser_id: str
+  text: str
+  sid: tuple[int, ...]
+  logp: float  # log p(SID | X), nats
+  expected_value: float  # in the log's currency (or eCPM)
+
+
+class UserAds(NamedTuple):
+  """What a user would be shown."""
+
+  ads: list[RankedAd]  # best first
+  currency: str
+  about: str  # a sentence on what is known of the user
+
+
 def recommend_for_user(
   opened: Opened, user_id: str, k: int, *, where: Sequence[str] = ()
-) -> tuple[list[list[str]], str, str]:
+) -> UserAds:
   """The k best ads for a request right after the user's last event.
 
   Args:
@@ -22,10 +42,6 @@ def recommend_for_user(
     user_id: of the logs.
     k: ads wanted.
     where: "COLUMN=VALUE" of the ads table; only ads that meet all of them are searched.
-
-  Returns:
-    Rows (rank, ad, advertiser, text, SID, log-probability, expected value), the currency, and a
-    sentence on what is known of the user.
 
   Raises:
     ConfigError: unknown user, k below 1, or a condition that no ad can meet.
@@ -54,17 +70,16 @@ def recommend_for_user(
       raise ConfigError(f"--where {' '.join(where)}: no ad meets all of them")
     allowed = [recommender.allow(keep_A)]
   result = recommender(opened.contexts.context([example]), k, allowed=allowed)
-  ads = logs.ads
-  rows = [
-    [
-      str(rank + 1), ads.ad_id[ad], ads.advertiser_id[ad], ads.text[ad],
-      "-".join(map(str, result.code_RKL[0, rank])), f"{result.logp_RK[0, rank]:.2f}",
-      f"{result.expected_value_RK[0, rank]:.2f}",
-    ]
+  ads = [
+    RankedAd(
+      logs.ads.ad_id[ad], logs.ads.advertiser_id[ad], logs.ads.text[ad],
+      tuple(result.code_RKL[0, rank].tolist()), float(result.logp_RK[0, rank]),
+      float(result.expected_value_RK[0, rank]),
+    )
     for rank, ad in enumerate(result.ad_RK[0].tolist()) if ad >= 0
   ]
   about = (
     f"{len(example.ad_T)} distinct ads and {len(example.organic_O)} organic contents in the "
     f"history that the model reads, ad revenue {example.past_value:.2f} {logs.currency}"
   )
-  return rows, logs.currency, about
+  return UserAds(ads, logs.currency, about)

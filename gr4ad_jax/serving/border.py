@@ -12,7 +12,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from gr4ad_jax import __version__
 from gr4ad_jax.catalog.catalog import NoRoom
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.validation import LogError
@@ -21,6 +20,7 @@ from gr4ad_jax.serving.batcher import DeadlineExceeded, GoingDown, Overloaded
 from gr4ad_jax.serving.config import ServingConfig
 from gr4ad_jax.serving.limits import API_KEY, BoundedBody, Measured, NeedsKey
 from gr4ad_jax.serving.metrics import HttpMetrics
+from gr4ad_jax.version import __version__
 
 MOST_CONNECTIONS = 2_000  # more get 503
 MOST_FAULTS = 10  # that a 422 names

@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from gr4ad_jax import __version__
 from gr4ad_jax.catalog.catalog import LiveCatalog
 from gr4ad_jax.catalog.targeting import COLUMNS
 from gr4ad_jax.config import ConfigError
@@ -37,6 +36,7 @@ from gr4ad_jax.serving.recommend import Replies, Searches
 from gr4ad_jax.serving.result_cache import LocalStore, RedisStore, ResultCache
 from gr4ad_jax.serving.segments import Segments
 from gr4ad_jax.serving.users import Users
+from gr4ad_jax.version import __version__
 
 
 class Service:

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from gr4ad_jax.cli.open_run import open_run
+from gr4ad_jax.api import open_run
 from gr4ad_jax.serving.config import ServingConfig
 from gr4ad_jax.serving.service import Service
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from gr4ad_jax.cli.open_run import open_run
+from gr4ad_jax.api import open_run
 from gr4ad_jax.search.export import export_run
 from gr4ad_jax.serving.artifact_server import ArtifactEngine, build_artifact_app
 from tests.serving.support import SERVING

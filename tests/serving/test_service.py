@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
 
-from gr4ad_jax.cli.open_run import open_run
+from gr4ad_jax.api import open_run
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.segments import append_segment, segment_files
 from gr4ad_jax.search.recommend import recommend_for_user
@@ -36,16 +36,16 @@ def client(service):
 
 def test_gives_what_the_command_line_gives(client, service, served_run):
   """A second path to the same search: `gr4ad recommend` at base widths."""
-  rows, currency, _ = recommend_for_user(open_run(served_run), "u7", 5)
+  found = recommend_for_user(open_run(served_run), "u7", 5)
   events = service.opened.logs.events
   last = np.flatnonzero(service.opened.logs.users.user_id[events.user] == "u7")[-1]
   reply = ask(
     client, user_id="u7", k=5, beam_factor=1.0, time=int(events.time_s[last]),
     features={"scene": events.features["scene"][last]},
   )
-  assert [ad["ad_id"] for ad in reply["ads"]] == [row[1] for row in rows]
-  assert ["-".join(map(str, ad["sid"])) for ad in reply["ads"]] == [row[4] for row in rows]
-  assert reply["currency"] == currency and reply["schedule"]["widths"] == [8, 12, 16]
+  assert [ad["ad_id"] for ad in reply["ads"]] == [ad.ad_id for ad in found.ads]
+  assert [tuple(ad["sid"]) for ad in reply["ads"]] == [ad.sid for ad in found.ads]
+  assert reply["currency"] == found.currency and reply["schedule"]["widths"] == [8, 12, 16]
   assert reply["known_user"] and not reply["unknown_items"]
   for ad in reply["ads"]:
     assert np.prod(ad["level_probability"]) == pytest.approx(ad["probability"], rel=1e-4)

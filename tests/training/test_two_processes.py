@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
+from gr4ad_jax.api import open_run
 from gr4ad_jax.cli.main import main
-from gr4ad_jax.cli.open_run import open_run
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.evaluation.evaluate import evaluate
 from gr4ad_jax.gr4ad.run import load_params, open_inputs, read_run

@@ -1,0 +1,163 @@
+"""The library in a few calls, from logs to ranked ads; `gr4ad_jax` hands these names on.
+
+Folders are paths, or places such as "gs://bucket/folder". Settings that are not named here are
+those of the commands of the same names: `gr4ad COMMAND --help`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gr4ad_jax.config import ConfigError, override_all
+from gr4ad_jax.data.config import Amazon, CompleteJourney, Parquet, PrepareConfig, Source
+from gr4ad_jax.data.prepare import prepare_logs
+from gr4ad_jax.evaluation import evaluate as evaluation
+from gr4ad_jax.gr4ad.config import PRESETS
+from gr4ad_jax.gr4ad.config import preset as named_preset
+from gr4ad_jax.gr4ad.run import RunFile, train_run
+from gr4ad_jax.gr4ad.run import open_run as open_gr4ad
+from gr4ad_jax.machine import storage
+from gr4ad_jax.machine.storage import Place
+from gr4ad_jax.search.export import export_run
+from gr4ad_jax.search.opened import Opened
+from gr4ad_jax.search.recommend import recommend_for_user
+from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
+from gr4ad_jax.tokenizer.stage import tokenize as tokenize_stage
+
+__all__ = [
+  "PRESETS", "Amazon", "CompleteJourney", "Opened", "Parquet", "evaluate", "export", "open_run",
+  "prepare", "recommend", "tokenize", "train",
+]
+
+
+def prepare(source: Source, out: str | Path, **settings: Any) -> dict[str, int]:
+  """Checks logs and cuts them into training examples.
+
+  Args:
+    source: `Parquet(ads=..., events=...)` of your own, `CompleteJourney()`, `Amazon(folder=...)`.
+    out: new folder to write.
+    settings: of `PrepareConfig`, such as `overwrite=True`.
+
+  Returns:
+    Sizes of the tables, requests and examples of each split, cleaning counts.
+
+  Raises:
+    LogError: a row or column breaks a rule; the message names it.
+    ConfigError: settings that cannot work, or `out` holds data already.
+  """
+  return prepare_logs(source, PrepareConfig(out=storage.place(str(out)), **settings))
+
+
+def tokenize(data: str | Path, **settings: Any) -> dict[str, float]:
+  """Gives every ad a semantic ID, in DATA/sids.
+
+  Args:
+    data: folder that `prepare` wrote.
+    settings: of `TokenizerConfig`, such as `encoder="uae"`.
+
+  Returns:
+    Numbers that tell how healthy the semantic IDs are.
+
+  Raises:
+    LogError, ValueError: no data there, or settings that do not fit them.
+  """
+  place = storage.place(str(data))
+  return tokenize_stage(place, place / "sids", TokenizerConfig(**settings)).health
+
+
+def train(
+  data: str | Path,
+  workdir: str | Path,
+  *,
+  preset: str = "demo",
+  settings: Mapping[str, Any] | None = None,
+  resume: bool = False,
+) -> Opened:
+  """Trains GR4AD, and opens the run.
+
+  Args:
+    data: folder with semantic IDs.
+    workdir: folder of the run, a new one unless `resume`.
+    preset: one of `PRESETS`.
+    settings: single ones by path, such as {"train.num_steps": 500, "model.width": 128}.
+    resume: go on with the run in WORKDIR, exactly where it was.
+
+  Raises:
+    ConfigError: an unknown setting, or the folder is taken.
+    DivergedError: the loss is no longer finite, or twice its first value.
+  """
+  config = override_all(named_preset(preset), settings or {})
+  data, workdir = storage.place(str(data)), storage.place(str(workdir))
+  run = RunFile(storage.absolute(data), storage.absolute(data / "sids"), config)
+  train_run(run, workdir, resume=resume)
+  return open_run(workdir)
+
+
+def open_run(workdir: str | Place) -> Opened:
+  """Opens a trained run of any system, with its data and parameters.
+
+  Raises:
+    ConfigError: no trained run, one of an unknown system, or its data have changed.
+  """
+  workdir = storage.place(str(workdir))
+  if not storage.exists(workdir / "run.json"):
+    raise ConfigError(f"{workdir}: holds no run; `gr4ad train --workdir {workdir}` makes one")
+  system = json.loads(storage.fetch(workdir / "run.json").read_text()).get("system", "gr4ad")
+  match system:
+    case "gr4ad":
+      return open_gr4ad(workdir)
+  raise ConfigError(f"{workdir}: a run of the system {system!r}, which this version does not know")
+
+
+def evaluate(run: Opened, *, split: str = "test") -> dict[str, float]:
+  """Ranks ads for every request of a split, beside simple baselines.
+
+  Args:
+    run: from `open_run` or `train`.
+    split: "validation" or "test".
+
+  Returns:
+    Metrics by name, such as "recall@50"; the run's folder keeps them in metrics.json.
+  """
+  return evaluation.evaluate(run, split=split)
+
+
+def recommend(
+  run: Opened, user_id: str, *, k: int = 10, where: Sequence[str] = ()
+) -> pd.DataFrame:
+  """The best ads for a request right after the user's last event.
+
+  Args:
+    run: from `open_run` or `train`.
+    user_id: of the logs.
+    k: ads wanted.
+    where: conditions that every ad meets, as "COLUMN=VALUE" of the ads table.
+
+  Returns:
+    A row an ad, best first: ad_id, advertiser_id, text, sid, logp, expected_value.
+
+  Raises:
+    ConfigError: an unknown user, or a condition that no ad meets.
+  """
+  return pd.DataFrame(recommend_for_user(run, user_id, k, where=where).ads)
+
+
+def export(run: Opened, out: str | Path) -> int:
+  """Writes the run's search as a folder that answers with jax and numpy alone.
+
+  Args:
+    run: from `open_run` or `train`.
+    out: new folder.
+
+  Returns:
+    Bytes of its files.
+
+  Raises:
+    ValueError: `out` exists already.
+  """
+  return export_run(run, storage.place(str(out)))
