@@ -15,7 +15,8 @@ import numpy as np
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-NEG_INF = -1e30
+from gr4ad_jax.nn import NEG_INF
+
 BLANK_TEXT = "unknown"  # stands for an empty text, so that every row has a direction
 MAX_TOKENS = 256  # [CLS] and [SEP] included
 TOKENS_PER_BATCH = 4096

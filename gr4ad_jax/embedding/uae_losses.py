@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-NEG_INF = -1e30
+from gr4ad_jax.nn import NEG_INF
 
 
 def multi_positive_nce(

@@ -25,7 +25,7 @@ class AutoregressiveDecoder(DecoderParts):
     init = nn.initializers.normal(1.0)
     self.positions_PD = self.param("positions", init, (vocabulary.num_levels + 1, config.width))
     self.bos_D = self.param("bos", init, (config.width,))
-    self.layers = [DecoderLayer(config) for _ in range(config.num_layers)]
+    self.layers = [DecoderLayer(config.layers) for _ in range(config.num_layers)]
 
   def __call__(
     self, context: Context, target_BCL: jax.Array, *, deterministic: bool = True

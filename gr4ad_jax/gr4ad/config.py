@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 from gr4ad_jax.config import ConfigError, nearest, require
+from gr4ad_jax.nn.config import KvMode, LayerConfig, NormKind, Remat
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.training.config import TrainConfig
 
@@ -28,9 +29,9 @@ class ModelConfig:
   prediction has L - K layers in the module of each later position."""
   mlp_width: int = 0
   """SwiGLU inner width; 0 takes 8/3 of the width rounded to a multiple of 64."""
-  kv_mode: Literal["lazy", "projected"] = "lazy"
+  kv_mode: KvMode = "lazy"
   """Cross-attention keys and values: the normalised context itself, or projections per layer."""
-  norm: Literal["rms", "layer"] = "rms"
+  norm: NormKind = "rms"
   """Normalisation before each sub-layer."""
   fuse_bos: bool = False
   """Also fuse a learned BOS token at position 1 (eq. 7 read literally; the figures bypass it)."""
@@ -46,7 +47,7 @@ class ModelConfig:
   """Dropout rate on sub-layer outputs during training."""
   compute_dtype: Literal["float32", "bfloat16"] = "float32"
   """Type of activations; parameters, softmax, log-probs and losses stay float32."""
-  remat: Literal["none", "products", "all"] = "none"
+  remat: Remat = "none"
   """What the backward pass computes again instead of keeping: nothing, all of a layer but its
   matrix products, or all of a layer."""
 
@@ -71,6 +72,14 @@ class ModelConfig:
   def feed_forward_width(self) -> int:
     """Inner width of the feed-forward block."""
     return self.mlp_width or max(64, 64 * round(self.width * 8 / 3 / 64))
+
+  @property
+  def layers(self) -> LayerConfig:
+    """What each decoder layer needs to know."""
+    return LayerConfig(
+      self.width, self.num_heads, self.feed_forward_width,
+      kv_mode=self.kv_mode, norm=self.norm, dropout=self.dropout, remat=self.remat,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from gr4ad_jax.gr4ad.batch import Context, Vocabulary
 from gr4ad_jax.gr4ad.config import ModelConfig
-from gr4ad_jax.nn.attention import NEG_INF
+from gr4ad_jax.nn import NEG_INF
 from gr4ad_jax.nn.layers import Linear
 
 

@@ -40,8 +40,9 @@ class LazyDecoder(DecoderParts):
     )
     if config.fuse_bos:
       self.bos_D = self.param("bos", nn.initializers.normal(1.0), (config.width,))
-    self.lazy_layers = [DecoderLayer(config) for _ in range(config.num_lazy_layers)]
-    self.layers = [DecoderLayer(config) for _ in range(config.num_layers - config.num_lazy_layers)]
+    self.lazy_layers = [DecoderLayer(config.layers) for _ in range(config.num_lazy_layers)]
+    num_layers = config.num_layers - config.num_lazy_layers
+    self.layers = [DecoderLayer(config.layers) for _ in range(num_layers)]
     self.fuse = Fuse(config)
 
   def __call__(

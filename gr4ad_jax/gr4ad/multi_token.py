@@ -44,7 +44,7 @@ class PositionModule(nn.Module):
     self.norms = [Norm(self.config.norm) for _ in range(2)]
     self.merge = Linear(self.config.width)
     depth = self.config.num_layers - self.config.num_lazy_layers
-    self.layers = [DecoderLayer(self.config) for _ in range(depth)]
+    self.layers = [DecoderLayer(self.config.layers) for _ in range(depth)]
 
   def keys_values(self, context_BSD: jax.Array) -> tuple[KeyValue, ...]:
     """What the layers attend to; computed once per request."""
@@ -75,7 +75,7 @@ class MultiTokenDecoder(DecoderParts):
     super().setup()
     config, vocabulary = self.config, self.vocabulary
     self.bos_D = self.param("bos", nn.initializers.normal(1.0), (config.width,))
-    self.layers = [DecoderLayer(config) for _ in range(config.num_layers)]
+    self.layers = [DecoderLayer(config.layers) for _ in range(config.num_layers)]
     self.modules = [PositionModule(config) for _ in range(vocabulary.num_levels)]
 
   def __call__(

@@ -12,7 +12,7 @@ from gr4ad_jax.gr4ad.batch import Vocabulary
 from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.gr4ad.copy_path import CopyPath, CopySource
 from gr4ad_jax.machine.sharding import ROWS, TENSOR, constrain
-from gr4ad_jax.nn.attention import NEG_INF
+from gr4ad_jax.nn import NEG_INF
 from gr4ad_jax.nn.layers import Linear
 
 if TYPE_CHECKING:  # context.py reads the tables of this module

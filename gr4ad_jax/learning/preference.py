@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gr4ad_jax.nn.layers import NEG_INF
+from gr4ad_jax.nn import NEG_INF
 
 _LN2 = float(np.log(2.0))
 

@@ -6,16 +6,17 @@ positions present in a call, `C` candidates (training) or beams (search) of one 
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gr4ad_jax.gr4ad.config import ModelConfig
-from gr4ad_jax.machine.sharding import FSDP, ROWS, TENSOR, Layouts, constrain, is_split
-from gr4ad_jax.nn.attention import NEG_INF, attend
+from gr4ad_jax.machine.sharding import FSDP, ROWS, TENSOR, Layouts, constrain
+from gr4ad_jax.nn import NEG_INF
+from gr4ad_jax.nn.attention import attend
+from gr4ad_jax.nn.config import LayerConfig
+from gr4ad_jax.nn.cpu_products import project
 
 # How the weights of a `DecoderLayer` lie on a mesh: by head and by hidden unit over `tensor`.
 LAYER_LAYOUTS: Layouts = (
@@ -57,41 +58,11 @@ class Linear(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     out = self.features if isinstance(self.features, tuple) else (self.features,)
-    fan_in = x.shape[-1]
-    init = nn.initializers.normal(self.scale * fan_in**-0.5)
-    kernel = self.param("kernel", init, (fan_in, *out))
-    axes = "bcd"[: len(out)]  # one product whose weight quantisation can recognise
-    if kernel.dtype != x.dtype:
+    init = nn.initializers.normal(self.scale * x.shape[-1] ** -0.5)
+    kernel = self.param("kernel", init, (x.shape[-1], *out))
+    if kernel.dtype != x.dtype:  # a quantised one has the type of x, and cannot be cast
       kernel = kernel.astype(x.dtype)
-    return _product(x, kernel, axes)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _product(x: jax.Array, kernel: jax.Array, axes: str) -> jax.Array:
-  """x W; its own gradient only writes the products so that nothing is copied for them.
-
-  JAX's would give W's gradient transposed and copy both the gradient of y, which is large, and the
-  result. XLA's CPU compiler transposes a W of several output axes before it multiplies by it, so
-  they become one where no mesh splits them. Both together are a seventh of a training step on CPU.
-  """
-  return jnp.einsum(f"...a,a{axes}->...{axes}", x, kernel)
-
-
-def _product_forward(x, kernel, axes):
-  return _product(x, kernel, axes), (x, kernel)
-
-
-def _product_backward(axes, kept, y_bar):
-  x, kernel = kept
-  shape, x_na = kernel.shape, x.reshape(-1, x.shape[-1])
-  if not is_split(TENSOR):
-    axes, kernel = "b", kernel.reshape(shape[0], -1)
-  y_bar = y_bar.reshape(len(x_na), *kernel.shape[1:])
-  x_bar = jnp.einsum(f"n{axes},a{axes}->na", y_bar, kernel).reshape(x.shape)
-  return x_bar, jnp.einsum(f"na,n{axes}->a{axes}", x_na, y_bar).reshape(shape)
-
-
-_product.defvjp(_product_forward, _product_backward)
+    return project(x, kernel)
 
 
 class Norm(nn.Module):
@@ -113,10 +84,10 @@ class CrossAttention(nn.Module):
   """Queries from decoder states, keys and values from the context.
 
   `kv_mode="lazy"` has no key or value projection: both are the normalised context, split into
-  heads and shared by all layers. Source: OneRec-V2's lazy cross-attention; reference 2.1.
+  heads and shared by all layers. Source: paper 3.2, after OneRec-V2's lazy cross-attention.
   """
 
-  config: ModelConfig
+  config: LayerConfig
 
   def setup(self):
     config = self.config
@@ -148,7 +119,7 @@ class CrossAttention(nn.Module):
 class SelfAttention(nn.Module):
   """Causal attention over the positions of one candidate; one position at a time with a cache."""
 
-  config: ModelConfig
+  config: LayerConfig
 
   @nn.compact
   def __call__(
@@ -213,7 +184,7 @@ def _write(
 class FeedForward(nn.Module):
   """SwiGLU."""
 
-  config: ModelConfig
+  config: LayerConfig
 
   @nn.compact
   def __call__(self, h: jax.Array) -> jax.Array:
@@ -226,10 +197,10 @@ class FeedForward(nn.Module):
 class DecoderLayer(nn.Module):
   """Dec^(l): cross-attention to the context, causal self-attention, feed-forward.
 
-  Each is pre-normalised with a residual around it. Source: paper 3.2 (Fig. 3); reference 2.1.
+  Each is pre-normalised with a residual around it. Source: paper 3.2 (Fig. 3).
   """
 
-  config: ModelConfig
+  config: LayerConfig
 
   def setup(self):
     self.cross = CrossAttention(self.config)

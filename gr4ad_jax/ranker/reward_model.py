@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gr4ad_jax.nn.layers import NEG_INF
+from gr4ad_jax.nn import NEG_INF
 from gr4ad_jax.ranker.batch import RewardBatch, RewardVocabulary, empty_batch, masked_mean
 from gr4ad_jax.ranker.config import RewardConfig
 from gr4ad_jax.ranker.two_tower import LAYOUTS, TwoTower, match_loss, match_scores

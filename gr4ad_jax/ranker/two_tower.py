@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr4ad_jax.machine.sharding import TENSOR, Layouts
-from gr4ad_jax.nn.layers import NEG_INF
+from gr4ad_jax.nn import NEG_INF
 from gr4ad_jax.ranker.batch import RewardBatch, RewardVocabulary, empty_batch, masked_mean
 from gr4ad_jax.ranker.config import RewardConfig
 from gr4ad_jax.training.task import Metrics, Task

@@ -25,7 +25,7 @@ import jax.export
 import numpy as np
 
 FORMAT = 1
-NEG_INF = -1e30
+NEG_INF = -1e30  # that of gr4ad_jax.nn, which this file does without
 # Arrays of the context with SIDs of the history, in artifacts whose manifest does not name them.
 _HISTORY = ("ad_code_BTL", "organic_code_BOL")
 

@@ -17,9 +17,8 @@ import jax.numpy as jnp
 
 from gr4ad_jax.catalog.legal_prefixes import LegalPrefixes, PrefixTree
 from gr4ad_jax.catalog.subsets import AllowedSids, combine, count_before
+from gr4ad_jax.nn import NEG_INF
 from gr4ad_jax.search.artifact import compiler_options
-
-NEG_INF = -1e30
 
 
 class StartFn(Protocol):

@@ -13,7 +13,7 @@ from gr4ad_jax.catalog.ad_index import AdIndex, expand
 from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
 from gr4ad_jax.catalog.targeting import Allowed, allow
 from gr4ad_jax.machine import sharding
-from gr4ad_jax.nn.attention import NEG_INF
+from gr4ad_jax.nn import NEG_INF
 from gr4ad_jax.search.artifact import score_beams
 from gr4ad_jax.search.beam_search import Beams, Sampling
 from gr4ad_jax.search.config import SearchConfig

@@ -10,7 +10,8 @@ from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
 from gr4ad_jax.gr4ad.build import build_decoder, init_params, start_fn, step_fn
 from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.gr4ad.generator import generator_of
-from gr4ad_jax.search.beam_search import NEG_INF, beam_search, compile_search
+from gr4ad_jax.nn import NEG_INF
+from gr4ad_jax.search.beam_search import beam_search, compile_search
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.recommender import Recommender
 from tests.support import VOCABULARY, random_context

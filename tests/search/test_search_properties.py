@@ -13,8 +13,8 @@ from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree, refill
 from gr4ad_jax.catalog.subsets import combine, count_before, pack_subsets
 from gr4ad_jax.gr4ad.build import build_decoder, start_fn, step_fn
 from gr4ad_jax.gr4ad.config import ModelConfig
+from gr4ad_jax.nn import NEG_INF
 from gr4ad_jax.search.beam_search import (
-  NEG_INF,
   Sampling,
   beam_search,
   compile_search,
