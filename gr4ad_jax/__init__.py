@@ -23,20 +23,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-  from gr4ad_jax.api import (
-    PRESETS,
-    Amazon,
-    CompleteJourney,
-    Opened,
-    Parquet,
-    evaluate,
-    export,
-    open_run,
-    prepare,
-    recommend,
-    tokenize,
-    train,
-  )
+  from gr4ad_jax.api import *  # noqa: F403
 
 
 def __getattr__(name: str):
