@@ -13,6 +13,8 @@ a constrained beam search turns a user's history into the ads to show, scored an
 What stands in `__all__` is the public API; every other name may change.
 """
 
+# ruff: noqa: F405
+
 from typing import TYPE_CHECKING
 
 from gr4ad_jax.version import __version__ as __version__
@@ -23,7 +25,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-  from gr4ad_jax.api import *  # noqa: F403
+  from gr4ad_jax.api import *  # noqa: F403  (types of the names above)
 
 
 def __getattr__(name: str):
