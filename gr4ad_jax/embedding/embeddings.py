@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from gr4ad_jax.data.records import AdTable, Logs
+from gr4ad_jax.data.records import AdTable, ContentTable, Logs
 from gr4ad_jax.data.validation import LogError
 from gr4ad_jax.embedding.ad_text import ad_inputs, content_inputs
 from gr4ad_jax.embedding.cache import encoder_identity
@@ -79,81 +79,64 @@ def given_embeddings(ads: AdTable, file: Path | None) -> LogEmbeddings:
   )
 
 
-def text_embeddings(
-  logs: Logs,
-  encode: Callable[[list[str]], np.ndarray],
-  ad_text_A: Sequence[str],
-  content_text_O: Sequence[str],
-) -> LogEmbeddings:
-  """Embeds the texts of ads, and of the contents that have a text and are not an ad's product.
+class _Reader(NamedTuple):
+  """How an encoder of texts reads ads and contents."""
 
-  Args:
-    logs: tells which contents these are.
-    encode: texts -> unit rows.
-    ad_text_A: [A] what stands for each ad.
-    content_text_O: [O] what stands for each content.
-  """
-  has_text_O = np.array([bool(text.strip()) for text in logs.contents.text], bool)
-  content_rows = np.flatnonzero((logs.contents.ad < 0) & has_text_O)
-  # One call, so that a text that ads and contents share is encoded once.
-  embedding_ND = encode([*ad_text_A, *np.asarray(content_text_O, object)[content_rows]])
-  num_ads = len(ad_text_A)
-  return LogEmbeddings(embedding_ND[:num_ads], content_rows, embedding_ND[num_ads:])
+  encode: Callable[[Sequence[str]], np.ndarray]  # texts -> unit rows
+  of_ads: Callable[[AdTable], Sequence[str]]
+  of_contents: Callable[[ContentTable], Sequence[str]]
 
 
-def unified_embeddings(
-  logs: Logs,
-  encoder: BertEncoder,
-  config: UaeConfig | None = None,
-  *,
-  folder: Path | None = None,
-  train_E: np.ndarray | None = None,
-  seed: int = 0,
+def _plain_reader(encode: Callable[[Sequence[str]], np.ndarray]) -> _Reader:
+  return _Reader(encode, lambda ads: ads.text, lambda contents: contents.text)
+
+
+def _minilm_reader(
+  minilm: BertEncoder, tuned: Mapping[str, Any] | None, folder: Path | None = None,
   progress: Callable | None = None,
-) -> LogEmbeddings:
-  """Fine-tunes a sentence encoder on a log and embeds the log with it.
+) -> _Reader:
+  """MiniLM as it is published reads texts; fine-tuned, it reads all fields of an ad in words."""
+  max_tokens = MAX_TOKENS if tuned is None else UaeConfig().max_tokens
 
-  Args:
-    logs: the log.
-    encoder: where the fine-tuning starts.
-    config: of the fine-tuning; None = the defaults.
-    folder: keeps the tuned parameters and the embeddings, by what they were made of, and the state
-      of an interrupted fine-tuning; None = nothing is kept.
-    train_E: bool [E], events that may be learned from; None = all.
-    seed: of the fine-tuning.
-    progress: called as `progress(iterable, description, total)`; None shows nothing.
+  def encode(texts: Sequence[str]) -> np.ndarray:
+    return embed_inputs(
+      [text if text.strip() else BLANK_TEXT for text in texts], minilm, params=tuned,
+      max_tokens=max_tokens, cache=folder, progress=progress,
+    )
+
+  return _plain_reader(encode) if tuned is None else _Reader(encode, ad_inputs, content_inputs)
+
+
+def _tuned_params(
+  logs: Logs, minilm: BertEncoder, *, folder: Path | None, train_E: np.ndarray | None, seed: int,
+  progress: Callable | None,
+) -> dict[str, Any]:
+  """MiniLM's parameters fine-tuned on a log; the folder keeps them by what they were made of.
+
+  It keeps the state of an interrupted fine-tuning, too.
 
   Source: GR4AD (arXiv 2602.22732) 3.1, unified advertisement embedding.
   """
-  config = UaeConfig() if config is None else config
+  config = UaeConfig()
   pairs = swing_pairs(
     *training_interactions(logs, train_E), num_items=len(logs.ads.ad_id), progress=progress
   )
-  inputs_A = ad_inputs(logs.ads)
-  options = {"encoder": encoder, "config": config, "seed": seed, "progress": progress}
+  options = {"encoder": minilm, "config": config, "seed": seed, "progress": progress}
   if folder is None:
-    params = fine_tune(logs.ads, pairs, **options)
-  else:
-    key = fingerprint(
-      encoder_identity(encoder.name, encoder.params, max_tokens=config.max_tokens),
-      dataclasses.asdict(config), seed, list(inputs_A), pairs.item_P, pairs.neighbour_P,
-      pairs.score_P,
-    )
-    file = folder / f"uae-{key}.npz"
-    if file.exists():
-      params = load_params(file, encoder=encoder)
-    else:
-      resume = ResumeFile(folder / f"uae-{key}.resume.npz", key)
-      params = fine_tune(logs.ads, pairs, resume=resume, **options)
-      save_params(file, params, encoder=encoder)
-      resume.remove()
-  return text_embeddings(
-    logs,
-    lambda texts: embed_inputs(
-      texts, encoder, params=params, max_tokens=config.max_tokens, cache=folder, progress=progress
-    ),
-    inputs_A, content_inputs(logs.contents),
+    return fine_tune(logs.ads, pairs, **options)
+  key = fingerprint(
+    encoder_identity(minilm.name, minilm.params, max_tokens=config.max_tokens),
+    dataclasses.asdict(config), seed, list(ad_inputs(logs.ads)), pairs.item_P, pairs.neighbour_P,
+    pairs.score_P,
   )
+  file = folder / f"uae-{key}.npz"
+  if file.exists():
+    return load_params(file, encoder=minilm)
+  resume = ResumeFile(folder / f"uae-{key}.resume.npz", key)
+  params = fine_tune(logs.ads, pairs, resume=resume, **options)
+  save_params(file, params, encoder=minilm)
+  resume.remove()
+  return params
 
 
 def embed(
@@ -166,7 +149,7 @@ def embed(
   seed: int = 0,
   progress: Callable | None = None,
 ) -> LogEmbeddings:
-  """Embeds a log's ads and contents.
+  """Embeds a log's ads, and its contents that have a text and are not an ad's product.
 
   Args:
     logs: the log.
@@ -188,25 +171,23 @@ def embed(
     return given_embeddings(logs.ads, file)
   if file is not None:
     raise ValueError(f"embeddings: a file goes with encoder 'given', not with {encoder!r}")
-  if encoder == "uae":
-    return unified_embeddings(
-      logs, load_minilm(), folder=folder, train_E=train_E, seed=seed, progress=progress
-    )
-  if encoder == "minilm":
-    minilm = load_minilm()
-
-    def encode(texts):
-      return embed_inputs(
-        [text if text.strip() else BLANK_TEXT for text in texts], minilm, max_tokens=MAX_TOKENS,
-        cache=folder, progress=progress,
-      )
-
+  if encoder == "wordllama":
+    reader = _plain_reader(lambda texts: encode_texts(texts, "wordllama"))
   else:
-
-    def encode(texts):
-      return encode_texts(texts, encoder)
-
-  return text_embeddings(logs, encode, logs.ads.text, logs.contents.text)
+    minilm, tuned = load_minilm(), None
+    if encoder == "uae":
+      tuned = _tuned_params(
+        logs, minilm, folder=folder, train_E=train_E, seed=seed, progress=progress
+      )
+    reader = _minilm_reader(minilm, tuned, folder, progress)
+  has_text_O = np.array([bool(text.strip()) for text in logs.contents.text], bool)
+  content_rows = np.flatnonzero((logs.contents.ad < 0) & has_text_O)
+  ad_text_A = reader.of_ads(logs.ads)
+  content_text_N = np.asarray(reader.of_contents(logs.contents), object)[content_rows]
+  # One call, so that a text that ads and contents share is encoded once.
+  embedding_ND = reader.encode([*ad_text_A, *content_text_N])
+  num_ads = len(ad_text_A)
+  return LogEmbeddings(embedding_ND[:num_ads], content_rows, embedding_ND[num_ads:])
 
 
 def open_encoder(
@@ -229,14 +210,11 @@ def open_encoder(
     return lambda ads: given_embeddings(ads, None).ad_AD
   if encoder == "wordllama":
     return lambda ads: encode_texts(ads.text, "wordllama")
-  minilm, params, inputs, max_tokens = load_minilm(), None, lambda ads: ads.text, MAX_TOKENS
+  minilm, params = load_minilm(), None
   if encoder == "uae":
     tuned = [p for p in folder.glob("uae-*.npz") if not p.name.endswith(".resume.npz")]
     if len(tuned) != 1:
       raise ValueError(f"{folder}: {len(tuned)} fine-tuned encoders (uae-*.npz), needs one")
-    params, inputs = load_params(tuned[0], encoder=minilm), ad_inputs
-    max_tokens = UaeConfig().max_tokens
-  return lambda ads: embed_inputs(
-    [text if text.strip() else BLANK_TEXT for text in inputs(ads)], minilm, params=params,
-    max_tokens=max_tokens,
-  )
+    params = load_params(tuned[0], encoder=minilm)
+  reader = _minilm_reader(minilm, params)
+  return lambda ads: reader.encode(reader.of_ads(ads))
