@@ -113,15 +113,11 @@ class UaeState(NamedTuple):
 class UaeBatch(NamedTuple):
   """What a step learns from."""
 
-  rates: dict[str, np.float32]
-  """Learning rates of "layers" and "heads"."""
-  state_BTD: np.ndarray
-  """float16, from `frozen_states`."""
+  rates: dict[str, np.float32]  # learning rates of "layers" and "heads"
+  state_BTD: np.ndarray  # float16, from `frozen_states`
   mask_BT: np.ndarray
-  class_BN: np.ndarray
-  """int32, the class of each attribute, -1 = unknown."""
-  masks: tuple[np.ndarray, np.ndarray] | None
-  """positive_BB and valid_BB of `pair_masks`; None in the stage of the attributes alone."""
+  class_BN: np.ndarray  # int32, the class of each attribute, -1 = unknown
+  masks: tuple[np.ndarray, np.ndarray] | None  # of `pair_masks`; None in the stage without pairs
 
 
 class StepPrograms(NamedTuple):

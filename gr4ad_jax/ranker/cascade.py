@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,17 +11,13 @@ import numpy as np
 
 from gr4ad_jax import config as config_lib
 from gr4ad_jax.config import ConfigError
-from gr4ad_jax.data.impressions import read_impressions
-from gr4ad_jax.data.pipeline import train_batches
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.machine import storage
-from gr4ad_jax.machine.progress import track
 from gr4ad_jax.machine.storage import Place
-from gr4ad_jax.ranker.data import RewardBatchMaker, RewardSource, full_batches, of_rows
-from gr4ad_jax.ranker.reward import RewardRun, open_reward_data
+from gr4ad_jax.ranker.data import RewardBatchMaker, full_batches
+from gr4ad_jax.ranker.reward import RewardRun, open_reward_data, train_on_impressions
 from gr4ad_jax.ranker.two_tower import TwoTower, nearest_ads, two_tower_task
-from gr4ad_jax.training.config import TrainConfig
-from gr4ad_jax.training.train_loop import read_params, train
+from gr4ad_jax.training.train_loop import read_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,27 +55,14 @@ def train_retrieval(run: RewardRun, workdir: Place) -> Retrieval:
   if storage.exists(settings):
     if config_lib.read_json(RewardRun, storage.fetch(settings)) != run:
       raise ConfigError(f"{workdir}: the retrieval model there has other settings")
-  maker, make_batch, _ = open_reward_data(run)
-  splits = {
-    name: read_impressions(maker, name, progress=track) for name in ("train", "validation")
-  }
-
-  batch_of = functools.partial(of_rows, make_batch)
+  data = open_reward_data(run, "train", "validation")
   storage.write_text(settings, config_lib.to_json(run))
+  make_batch = data.make_batch
   model = TwoTower(run.model, make_batch.vocabulary)
-  batches = train_batches(
-    RewardSource(splits["train"]), batch_of, batch_size=run.train.batch_size, seed=run.train.seed,
-    parse=lambda row: row,
-  )
-  rows = RewardSource(splits["validation"])
-  order = np.random.default_rng(0).permutation(len(rows))[: run.train.batch_size]
-  validation = [batch_of([rows[j] for j in order])]
-  train(two_tower_task(model), run.train, batches=batches, folder=workdir, validation=validation)
-  return _open(run.train, workdir, model, make_batch)
-
-
-def _open(config: TrainConfig, workdir: Place, model, make_batch: RewardBatchMaker) -> Retrieval:
-  params, _ = read_params(two_tower_task(model), config, workdir)
+  # Validation only names the best checkpoint; one batch does.
+  config, task = dataclasses.replace(run.train, eval_batches=1), two_tower_task(model)
+  train_on_impressions(task, config, workdir, data)
+  params, _ = read_params(task, config, workdir)
   ad_AD = model.apply({"params": params}, make_batch.ad_field_AX[1:], method=TwoTower.ad)
   user = jax.jit(lambda rows: model.apply({"params": params}, rows, method=TwoTower.user))
   return Retrieval(make_batch, np.asarray(ad_AD), user)

@@ -22,6 +22,7 @@ from gr4ad_jax.data.examples import open_examples, training_events
 from gr4ad_jax.data.impressions import Impressions, read_impressions
 from gr4ad_jax.data.log_folder import read_logs
 from gr4ad_jax.data.pipeline import repeat_last, train_batches
+from gr4ad_jax.data.records import Action
 from gr4ad_jax.data.sequences import Example, ExampleMaker
 from gr4ad_jax.machine import storage
 from gr4ad_jax.machine.progress import track
@@ -38,6 +39,7 @@ from gr4ad_jax.ranker.data import (
 )
 from gr4ad_jax.ranker.reward_model import RewardModel, reward_task
 from gr4ad_jax.training.config import TrainConfig
+from gr4ad_jax.training.task import Task
 from gr4ad_jax.training.train_loop import read_params, train
 
 
@@ -52,7 +54,7 @@ class RewardRun:
 
 
 class Scores(NamedTuple):
-  """Of R requests and C ads each; 0 where there is no ad."""
+  """Rates and values for R requests of C ads each; 0 where there is no ad."""
 
   click_RC: np.ndarray  # float32, calibrated pCTR
   conversion_RC: np.ndarray  # float32, calibrated pCVR given a click
@@ -129,26 +131,14 @@ def train_reward(run: RewardRun, workdir: Place, *, resume: bool = False) -> dic
       raise ConfigError(f"{workdir}: holds a reward model already; pass --resume or another folder")
     if config_lib.read_json(RewardRun, storage.fetch(settings)) != run:
       raise ConfigError(f"{workdir}: the reward model there has other settings")
-  maker, make_batch, bid_A = open_reward_data(run)
-  splits = {
-    name: read_impressions(maker, name, progress=track) for name in ("train", "validation", "test")
-  }
+  data = open_reward_data(run, "train", "validation", "test")
   storage.write_text(settings, config_lib.to_json(run))
-
-  batch_of = functools.partial(of_rows, make_batch)
-  task = reward_task(RewardModel(run.model, make_batch.vocabulary))
-  batches = train_batches(
-    RewardSource(splits["train"]), batch_of, batch_size=run.train.batch_size, seed=run.train.seed,
-    parse=lambda row: row,
-  )
-  train(
-    task, run.train, batches=batches, folder=workdir,
-    validation=_validation(splits["validation"], batch_of, run.train),
-  )
-  scorer = _scorer(run, workdir, make_batch, bid_A)
-  click, conversion = _calibrate(scorer, splits["validation"])
+  task = reward_task(RewardModel(run.model, data.make_batch.vocabulary))
+  train_on_impressions(task, run.train, workdir, data)
+  scorer = _scorer(run, workdir, data)
+  click, conversion = _calibrate(scorer, data.splits["validation"])
   scorer = dataclasses.replace(scorer, click=click, conversion=conversion)
-  metrics = judge(scorer, splits["test"])
+  metrics = judge(scorer, data.splits["test"])
   storage.write_json(workdir / "metrics.json", {
     "calibration": {"click": click._asdict(), "conversion": conversion._asdict()},
     "test": metrics,
@@ -166,9 +156,8 @@ def open_reward(workdir: Place) -> RewardScorer:
     raise ConfigError(f"{workdir}: holds no finished reward model; run `gr4ad reward` first")
   run = config_lib.read_json(RewardRun, storage.fetch(workdir / "reward.json"))
   fitted = json.loads(storage.read_text(workdir / "metrics.json"))["calibration"]
-  _, make_batch, bid_A = open_reward_data(run)
   return dataclasses.replace(
-    _scorer(run, workdir, make_batch, bid_A), click=Platt(**fitted["click"]),
+    _scorer(run, workdir, open_reward_data(run)), click=Platt(**fitted["click"]),
     conversion=Platt(**fitted["conversion"]),
   )
 
@@ -177,46 +166,68 @@ def judge(scorer: RewardScorer, impressions: Impressions) -> dict[str, float]:
   """click/... over shown ads and conversion/... over clicked ones, of calibrated rates."""
   scores = scorer(impressions.contexts, impressions.shown_RC)
   shown_RC, action_RC = impressions.shown_RC >= 0, impressions.action_RC
-  clicked_RC = action_RC >= 1
+  clicked_RC = action_RC >= Action.CLICK
   parts = {
     "click": probability_metrics(scores.click_RC[shown_RC], clicked_RC[shown_RC]),
     "conversion": probability_metrics(
-      scores.conversion_RC[clicked_RC], action_RC[clicked_RC] == 2
+      scores.conversion_RC[clicked_RC], action_RC[clicked_RC] == Action.CONVERSION
     ),
   }
   return {f"{head}/{name}": x for head, part in parts.items() for name, x in part.items()}
 
 
-def open_reward_data(run: RewardRun) -> tuple[ExampleMaker, RewardBatchMaker, np.ndarray]:
-  """Requests, fields and bids of a run's data."""
+class RewardData(NamedTuple):
+  """What a ranker learns from."""
+
+  make_batch: RewardBatchMaker
+  bid_A: np.ndarray  # float32, currency per conversion
+  splits: dict[str, Impressions]
+
+
+def open_reward_data(run: RewardRun, *splits: str) -> RewardData:
+  """Fields and bids of a run's data, and the impressions of these splits."""
   data = storage.place(run.data)
   examples = open_examples(storage.fetch(data / "examples"))
   logs = read_logs(storage.fetch(data / "logs"))
   train_E = training_events(logs, examples)
   make_batch = reward_batch_maker(logs, run.model, examples.features.sizes, train_E=train_E)
-  return ExampleMaker(logs, examples.config), make_batch, bids_of(logs, train_E)
+  maker = ExampleMaker(logs, examples.config)
+  return RewardData(
+    make_batch, bids_of(logs, train_E),
+    {name: read_impressions(maker, name, progress=track) for name in splits},
+  )
 
 
-def _scorer(run: RewardRun, workdir: Place, make_batch, bid_A) -> RewardScorer:
-  model = RewardModel(run.model, make_batch.vocabulary)
+def _scorer(run: RewardRun, workdir: Place, data: RewardData) -> RewardScorer:
+  model = RewardModel(run.model, data.make_batch.vocabulary)
   params, _ = read_params(reward_task(model), run.train, workdir)
   logits = jax.jit(lambda params, batch: model.apply({"params": params}, batch))
-  return RewardScorer(make_batch, bid_A, Platt(), Platt(), logits, params)
+  return RewardScorer(data.make_batch, data.bid_A, Platt(), Platt(), logits, params)
 
 
-def _validation(impressions: Impressions, batch_of, config: TrainConfig) -> list[Any]:
-  """The first batches in a fixed random order."""
-  source = RewardSource(impressions)
+def train_on_impressions(task: Task, config: TrainConfig, folder: Place, data: RewardData) -> None:
+  """Trains a task of `RewardBatch`es; validation is the first batches in a fixed random order."""
+  batch_of = functools.partial(of_rows, data.make_batch)
+  source = RewardSource(data.splits["validation"])
   order = np.random.default_rng(0).permutation(len(source))
   rows = min(config.batch_size, len(source))
   count = max(1, min(config.eval_batches, len(source) // rows))
-  return [batch_of([source[j] for j in order[i * rows : (i + 1) * rows]]) for i in range(count)]
+  train(
+    task, config, folder=folder,
+    batches=train_batches(
+      RewardSource(data.splits["train"]), batch_of, batch_size=config.batch_size,
+      seed=config.seed, parse=lambda row: row,
+    ),
+    validation=[
+      batch_of([source[j] for j in order[i * rows : (i + 1) * rows]]) for i in range(count)
+    ],
+  )
 
 
 def _calibrate(scorer: RewardScorer, impressions: Impressions) -> tuple[Platt, Platt]:
   click_RC, conversion_RC = scorer.raw(impressions.contexts, impressions.shown_RC)
-  shown_RC, clicked_RC = impressions.shown_RC >= 0, impressions.action_RC >= 1
-  converted_RC = impressions.action_RC == 2
+  shown_RC, clicked_RC = impressions.shown_RC >= 0, impressions.action_RC >= Action.CLICK
+  converted_RC = impressions.action_RC == Action.CONVERSION
   return (
     fit_platt(click_RC[shown_RC], clicked_RC[shown_RC]),
     fit_platt(conversion_RC[clicked_RC], converted_RC[clicked_RC]),

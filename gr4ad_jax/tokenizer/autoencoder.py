@@ -140,13 +140,10 @@ def adamw(config: TrainingConfig, first_step: int = 0) -> optax.GradientTransfor
 class Objective(NamedTuple):
   """What is minimised, and how."""
 
-  loss: Callable
-  """(params, x_BD, key) -> (mean loss, aux) of one group of rows."""
+  loss: Callable  # (params, x_BD, key) -> (mean loss, aux) of one group of rows
   optimizer: optax.GradientTransformation
-  after_step: Callable | None = None
-  """(params, extra, aux, step) -> (params, extra), aux with a first axis of groups."""
-  extra: Any = ()
-  """What `after_step` carries from step to step."""
+  after_step: Callable | None = None  # (params, extra, aux of all groups, step) -> (params, extra)
+  extra: Any = ()  # what `after_step` carries from step to step
 
 
 class _State(NamedTuple):

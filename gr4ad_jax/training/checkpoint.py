@@ -135,7 +135,7 @@ class Checkpoints:
     return min(measured, key=lambda c: c.metrics["loss"]).step
 
   def restore_newest(self, abstract: TrainState) -> tuple[TrainState, Any] | None:
-    """As `restore`, of the newest step that can be read; None where there is none at all.
+    """Restores the newest step that can be read; None where there is none at all.
 
     Damaged steps after it are renamed to STEP.damaged, and said so.
 

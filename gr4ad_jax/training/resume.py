@@ -85,16 +85,11 @@ class ResumeFile:
 class Upkeep(NamedTuple):
   """What goes on around a fit: a bar that shows it, a file that an interrupted one goes on from."""
 
-  resume: ResumeFile | None = None
-  """Where the state is kept; the caller removes it. None keeps nothing."""
-  progress: Callable | None = None
-  """Called as `progress(steps, description=, total=, completed=)`; None shows nothing."""
-  description: str = ""
-  """Of the steps."""
-  name: str = "train"
-  """Of the state in the file."""
-  beside: Mapping[str, np.ndarray] = {}
-  """What else the file has to hold."""
+  resume: ResumeFile | None = None  # which the caller removes; None keeps nothing
+  progress: Callable | None = None  # called as `progress(steps, description=, total=, completed=)`
+  description: str = ""  # of the steps
+  name: str = "train"  # of the state in the file
+  beside: Mapping[str, np.ndarray] = {}  # what else the file has to hold
 
   def saved(self) -> dict[str, np.ndarray] | None:
     """What the file holds; None where it has no state of this name."""

@@ -50,16 +50,11 @@ def begin_with(state: TrainState, params: Any) -> TrainState:
 class Programs(NamedTuple):
   """What a training runs on its mesh; each program is compiled when it is first called."""
 
-  abstract: TrainState
-  """Shapes, types and layouts of the state."""
-  init: Callable[[jax.Array], TrainState]
-  """key -> the state of step 0, born in its layout."""
-  step: sharding.MeshProgram
-  """(state, batch) -> (state, metrics); the state is donated."""
-  loss: sharding.MeshProgram
-  """(params, batch) -> metrics, without dropout."""
-  to_devices: Callable[[Any], Any]
-  """This host's rows -> a batch."""
+  abstract: TrainState  # shapes, types and layouts
+  init: Callable[[jax.Array], TrainState]  # key -> the state of step 0, born in its layout
+  step: sharding.MeshProgram  # (state, batch) -> (state, metrics); the state is donated
+  loss: sharding.MeshProgram  # (params, batch) -> metrics, without dropout
+  to_devices: Callable[[Any], Any]  # this host's rows -> a batch
 
 
 def compile_programs(task: Task, config: TrainConfig, mesh: Mesh) -> Programs:
