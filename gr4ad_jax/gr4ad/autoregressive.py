@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from gr4ad_jax.gr4ad.batch import Context
 from gr4ad_jax.gr4ad.copy_path import follow_codes
-from gr4ad_jax.gr4ad.decoder import BeamState, DecoderParts, SearchContext, TargetLogProbs
+from gr4ad_jax.gr4ad.decoder import BeamState, DecoderParts, SharedByBeams, TargetLogProbs
 from gr4ad_jax.nn.layers import DecoderLayer
 
 
@@ -40,7 +40,7 @@ class AutoregressiveDecoder(DecoderParts):
       h_BCPD, _ = layer(h_BCPD, kv, encoded.mask_BS, deterministic=deterministic)
     return self.target_log_probs(self.final_norm(h_BCPD), target_BCL, source)
 
-  def start(self, context: Context) -> tuple[SearchContext, BeamState, jax.Array]:
+  def start(self, context: Context) -> tuple[SharedByBeams, BeamState, jax.Array]:
     """The first level; see `LazyDecoder.start`."""
     encoded, source = self.read(context)
     dtype, num_rows = encoded.token_BSD.dtype, encoded.token_BSD.shape[0]
@@ -51,7 +51,7 @@ class AutoregressiveDecoder(DecoderParts):
     return shared, *self.decode_position(self.layers, shared, state, first_B1D, 0)
 
   def step(
-    self, shared: SearchContext, state: BeamState, code_BW: jax.Array, level: int | jax.Array
+    self, shared: SharedByBeams, state: BeamState, code_BW: jax.Array, level: int | jax.Array
   ) -> tuple[BeamState, jax.Array]:
     """One level for all beams; see `LazyDecoder.step`."""
     position_B1D = jax.lax.dynamic_index_in_dim(shared.start_BPD, level, axis=1)

@@ -24,7 +24,7 @@ class TargetLogProbs(NamedTuple):
   mtp_BCL: jax.Array | None  # the generator on the un-fused pass (paper: L_MTP); LazyAR alone
 
 
-class SearchContext(NamedTuple):
+class SharedByBeams(NamedTuple):
   """What all beams of a request share; computed once per request."""
 
   start_BPD: jax.Array  # states that enter the autoregressive layers, before any token
@@ -81,7 +81,7 @@ class DecoderParts(nn.Module):
     start_BPD: jax.Array,
     encoded: EncodedContext,
     source: CopySource | None,
-  ) -> tuple[SearchContext, BeamState]:
+  ) -> tuple[SharedByBeams, BeamState]:
     """What all beams share, and the state of one beam before the first position.
 
     Args:
@@ -90,7 +90,7 @@ class DecoderParts(nn.Module):
       encoded, source: from `read`.
     """
     kv = tuple(layer.keys_values(encoded.token_BSD) for layer in layers)
-    shared = SearchContext(start_BPD, kv, encoded.mask_BS, source)
+    shared = SharedByBeams(start_BPD, kv, encoded.mask_BS, source)
     num_rows, num_positions, _ = start_BPD.shape
     shape = (num_rows, 1, self.config.num_heads, self.config.width // self.config.num_heads)
     empty_BWHK = (jnp.zeros(shape, start_BPD.dtype),) * num_positions
@@ -100,7 +100,7 @@ class DecoderParts(nn.Module):
   def decode_position(
     self,
     layers: list[DecoderLayer],
-    shared: SearchContext,
+    shared: SharedByBeams,
     state: BeamState,
     h_BWD: jax.Array,
     position: int | jax.Array,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from gr4ad_jax.gr4ad.batch import Context
 from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.gr4ad.copy_path import follow_codes
-from gr4ad_jax.gr4ad.decoder import BeamState, DecoderParts, SearchContext, TargetLogProbs
+from gr4ad_jax.gr4ad.decoder import BeamState, DecoderParts, SharedByBeams, TargetLogProbs
 from gr4ad_jax.machine.sharding import ROWS, constrain
 from gr4ad_jax.nn.layers import DecoderLayer, Linear
 
@@ -77,7 +77,7 @@ class LazyDecoder(DecoderParts):
       mtp_BCL=self.output.target_log_probs(h_BRPD[:, -1:, :-1], target_BCL, None)
     )
 
-  def start(self, context: Context) -> tuple[SearchContext, BeamState, jax.Array]:
+  def start(self, context: Context) -> tuple[SharedByBeams, BeamState, jax.Array]:
     """The lazy part of decoding and the first level.
 
     Returns:
@@ -90,7 +90,7 @@ class LazyDecoder(DecoderParts):
     return shared, *self.decode_position(self.layers, shared, state, first_B1D, 0)
 
   def step(
-    self, shared: SearchContext, state: BeamState, code_BW: jax.Array, level: int | jax.Array
+    self, shared: SharedByBeams, state: BeamState, code_BW: jax.Array, level: int | jax.Array
   ) -> tuple[BeamState, jax.Array]:
     """One level for all beams.
 
