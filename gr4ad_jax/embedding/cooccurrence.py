@@ -110,10 +110,10 @@ def swing_pairs(
       scores_BA = sp.csr_matrix((block.end_item - block.first_item, num_items))
     held += _common_items(items_UA, users_AU, block, block_entries)
     is_last = block.end_user == items_UA.shape[0]
-    if is_last or sum(common_PA.nnz for common_PA in held) >= block_entries // 2:
+    if is_last or sum(common_QA.nnz for common_QA in held) >= block_entries // 2:
       # Rarely, as each sum copies all scores of the block.
-      common_PA, held = sp.vstack(held, format="csr"), []
-      scores_BA = scores_BA + common_PA[:, items].T @ _weighted(common_PA, alpha)
+      common_QA, held = sp.vstack(held, format="csr"), []
+      scores_BA = scores_BA + common_QA[:, items].T @ _weighted(common_QA, alpha)
     if is_last:
       best.append(_best(scores_BA, block.first_item, max_neighbours))
   return ItemPairs(*(np.concatenate(columns) for columns in zip(*best, strict=True)))
@@ -191,25 +191,25 @@ def _common_items(
   """A row for each two users of the block who share an item of it and another one: all they share.
 
   Yields:
-    [P, A], 1.0 where both users have the item, at most about block_entries entries.
+    [Q, A], 1.0 where both users have the item, at most about block_entries entries.
   """
   counted_A = np.ones(items_UA.shape[1])
   counted_A[block.first_item : block.end_item] += _IN_BLOCK
   users = slice(block.first_user, block.end_user)
   overlap = (items_UA[users] @ sp.diags_array(counted_A) @ users_AU).tocoo()
   kept = (overlap.data >= _IN_BLOCK + 2) & (overlap.col > overlap.row + block.first_user)
-  one_P, other_P = overlap.row[kept] + block.first_user, overlap.col[kept]
+  one_Q, other_Q = overlap.row[kept] + block.first_user, overlap.col[kept]
   del overlap, kept
   count_U = np.diff(items_UA.indptr)
-  for first, end in _ranges(count_U[one_P] + count_U[other_P], block_entries):
-    yield items_UA[one_P[first:end]].multiply(items_UA[other_P[first:end]]).tocsr()
+  for first, end in _ranges(count_U[one_Q] + count_U[other_Q], block_entries):
+    yield items_UA[one_Q[first:end]].multiply(items_UA[other_Q[first:end]]).tocsr()
 
 
-def _weighted(common_PA: sp.csr_matrix, alpha: float) -> sp.csr_matrix:
+def _weighted(common_QA: sp.csr_matrix, alpha: float) -> sp.csr_matrix:
   """The same with what the two users of a row add to each pair of their items, 2 / (alpha + n)."""
-  count_P = np.diff(common_PA.indptr)
-  weight_N = np.repeat(2 / (alpha + count_P), count_P)
-  return sp.csr_matrix((weight_N, common_PA.indices, common_PA.indptr), common_PA.shape)
+  count_Q = np.diff(common_QA.indptr)
+  weight_N = np.repeat(2 / (alpha + count_Q), count_Q)
+  return sp.csr_matrix((weight_N, common_QA.indices, common_QA.indptr), common_QA.shape)
 
 
 def _best(

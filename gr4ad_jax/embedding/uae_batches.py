@@ -149,19 +149,20 @@ def plan_batches(
     hidden_SB[step] = train.hidden_AV[ad_SB[step], variant_B]
   needed = np.unique(ad_SB)
   full = ad_inputs(train.ads, rows=needed)
-  _, full_N = np.unique(full, return_inverse=True)
-  pair_P, pair_SB = np.unique(
+  _, full_M = np.unique(full, return_inverse=True)
+  # An ad and what is hidden of it are one number, so that each text is made once.
+  wanted_Q, wanted_SB = np.unique(
     ad_SB * (len(INPUTS) + 1) + hidden_SB - NOTHING_HIDDEN, return_inverse=True
   )
-  ad_P, hidden_P = np.divmod(pair_P, len(INPUTS) + 1)
-  masks = {name: hidden_P - 1 == g for g, name in enumerate(INPUTS)}
-  text_U, text_P = np.unique(
-    ad_inputs(train.ads, rows=ad_P, masked=masks), return_inverse=True
+  ad_Q, hidden_Q = np.divmod(wanted_Q, len(INPUTS) + 1)
+  masks = {name: hidden_Q - 1 == g for g, name in enumerate(INPUTS)}
+  text_U, text_Q = np.unique(
+    ad_inputs(train.ads, rows=ad_Q, masked=masks), return_inverse=True
   )
   return BatchPlan(
     ad_SB,
-    text_P[pair_SB.reshape(ad_SB.shape)],
-    full_N[np.searchsorted(needed, ad_SB)],
+    text_Q[wanted_SB.reshape(ad_SB.shape)],
+    full_M[np.searchsorted(needed, ad_SB)],
     text_U.tolist(),
   )
 

@@ -229,21 +229,21 @@ def frozen_states(
   if end_U[-1] * width * 2 > state_bytes:
     return lambda text_B: compute(text_B, padded_length(length_U[text_B].max()), len(text_B))
 
-  held_ND = np.empty((end_U[-1], width), np.float16)  # N tokens of all texts
+  held_KD = np.empty((end_U[-1], width), np.float16)  # K tokens of all texts
   batches = length_batches(length_U)
   if progress is not None:
     batches = progress(batches, description="frozen layers", total=len(batches))
   for text_B, length, size in batches:
     state_BTD, _ = compute(text_B, padded_length(length), size)
     for b, u in enumerate(text_B):
-      held_ND[end_U[u] - length_U[u] : end_U[u]] = state_BTD[b, : length_U[u]]
+      held_KD[end_U[u] - length_U[u] : end_U[u]] = state_BTD[b, : length_U[u]]
 
   def look_up(text_B):
     length = padded_length(length_U[text_B].max())
     state_BTD = np.zeros((len(text_B), length, width), np.float16)
     mask_BT = np.arange(length) < length_U[text_B][:, None]
     for b, u in enumerate(text_B):
-      state_BTD[b, : length_U[u]] = held_ND[end_U[u] - length_U[u] : end_U[u]]
+      state_BTD[b, : length_U[u]] = held_KD[end_U[u] - length_U[u] : end_U[u]]
     return state_BTD, mask_BT
 
   return look_up

@@ -1,4 +1,4 @@
-"""What the quantizers with a neural encoder share: MLPs, the training loop, codes of many rows.
+"""What the quantizers with a neural encoder share: MLPs, their training, codes of many rows.
 
 Results do not depend on the number of devices: every batch is cut into equal groups, and their
 gradients are added in order (`groups.py`).

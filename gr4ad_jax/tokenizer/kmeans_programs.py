@@ -1,4 +1,7 @@
-"""What residual k-means compiles: first centroids, sums over rows, the next centroids, codes."""
+"""What residual k-means compiles: first centroids, sums over rows, the next centroids, codes.
+
+N points of width D, V codes; for sums, points lie in G groups of K blocks of R rows.
+"""
 
 from __future__ import annotations
 
@@ -38,10 +41,10 @@ def first_centroids(point_ND: jax.Array, key: jax.Array, *, size: int) -> jax.Ar
     noise_N = jax.random.gumbel(jax.random.fold_in(key, r), (N,))
     weight_N = jnp.log(jnp.maximum(nearest_N, 1e-20)) + noise_N
     _, chosen = jax.lax.top_k(jnp.where(free_N, weight_N, -jnp.inf), per_round)
-    new_KD = point_ND[chosen]
-    centroid_VD = jax.lax.dynamic_update_slice(centroid_VD, new_KD, (r * per_round, 0))
-    distance_NK = squared_distance(point_ND, new_KD) + norm_N[:, None]
-    nearest_N = jnp.minimum(nearest_N, jnp.maximum(distance_NK.min(-1), 0))
+    new_CD = point_ND[chosen]
+    centroid_VD = jax.lax.dynamic_update_slice(centroid_VD, new_CD, (r * per_round, 0))
+    distance_NC = squared_distance(point_ND, new_CD) + norm_N[:, None]
+    nearest_N = jnp.minimum(nearest_N, jnp.maximum(distance_NC.min(-1), 0))
     return centroid_VD, nearest_N, free_N.at[chosen].set(False)
 
   # At first all distances are equal, so the draw is uniform.
@@ -130,7 +133,7 @@ def compile_update(mesh: Mesh) -> Callable:
 
 @functools.cache
 def compile_encode(mesh: Mesh) -> Callable:
-  """(centroids of each level, points [blocks, rows, D]) -> codes [blocks, rows, levels]."""
+  """(centroids of each level, points [K, R, D]) -> codes [K, R, levels]."""
 
   def block(centroids, residual_RD):
     codes = []
@@ -139,4 +142,4 @@ def compile_encode(mesh: Mesh) -> Callable:
       residual_RD = residual_RD - centroid_VD[codes[-1]]
     return jnp.stack(codes, -1)
 
-  return jax.jit(lambda centroids, point_BRD: map_groups(block, centroids, point_BRD, mesh))
+  return jax.jit(lambda centroids, point_KRD: map_groups(block, centroids, point_KRD, mesh))
