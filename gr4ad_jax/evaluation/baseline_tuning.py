@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from gr4ad_jax.evaluation.baselines import (
   CooccurrenceSettings,
   OwnHistorySettings,
   PopularitySettings,
-  end_s_of_users,
+  Question,
   own_history,
   popular_ads,
   popularity,
@@ -24,22 +24,13 @@ from gr4ad_jax.evaluation.interactions import Interactions, PairCounts, count_pa
 from gr4ad_jax.evaluation.ranking import EvalRequests, recall_per_request
 from gr4ad_jax.machine.progress import track
 
-SettingsT = TypeVar("SettingsT", PopularitySettings, OwnHistorySettings, CooccurrenceSettings)
+SettingsT = TypeVar("SettingsT")
 
 _MAX_PERIODS = 6
+_MAX_REQUESTS = 1000  # drawn to judge on
 
 
-def tune_baselines(
-  interactions: Interactions,
-  requests: EvalRequests,
-  *,
-  num_ads: int,
-  k: int,
-  train_end_s: float | np.ndarray | None,
-  horizon_s: float | None = None,
-  max_requests: int = 1000,
-  seed: int = 0,
-) -> BaselineSettings:
+def tune_baselines(question: Question, *, horizon_s: float | None = None) -> BaselineSettings:
   """Settings with the best mean recall@k on validation requests; nothing later is looked at.
 
   One setting after the other is tried, and kept where it helps. What sells in one period says
@@ -47,34 +38,27 @@ def tune_baselines(
   validation requests.
 
   Args:
-    interactions: engagements of all users; those of the future may be among them.
-    requests: validation requests.
-    num_ads: ads of the catalogue.
-    k: length of the lists.
-    train_end_s: as in `baselines.popularity`. Unless it is one time for all, times are taken to
-      tell the order inside a user only, and counts over users do not age.
+    question: of validation requests. Unless its train_end_s is one time for all, times are taken
+      to tell the order inside a user only, and counts over users do not age.
     horizon_s: for how long counts will be used unchanged, the length of the test split; None = the
       length of the validation split.
-    max_requests: that many are drawn to judge on.
-    seed: of that draw.
-
-  Returns:
-    The settings.
 
   Raises:
     ValueError: as `baselines.popularity`; a horizon that is not positive.
   """
   if horizon_s is not None and not horizon_s > 0:
     raise ValueError(f"horizon_s = {horizon_s} must be positive")
-  end_s_U = end_s_of_users(interactions, requests, train_end_s)
-  trials = _Trials(interactions, _draw(requests, max_requests, seed), num_ads, k, end_s_U)
+  interactions, requests = question.interactions, question.requests
+  train_end_s, end_s_U = question.train_end_s, question.end_s_U
+  # The ends stay those of all requests where some are drawn.
+  trials = replace(question, requests=_draw(requests), train_end_s=end_s_U)
   count_ages, periods = [None], [trials]
   if train_end_s is not None and np.ndim(train_end_s) == 0:
     end_s = int(requests.time_s_R.max()) + 1
     horizon_s = float(horizon_s or end_s - train_end_s)
     count_ages = [horizon_s, horizon_s / 2, 2 * horizon_s, None]
     past = [
-      replace(trials, requests=_draw(held_out, max_requests, seed), train_end_s=begin_s)
+      replace(question, requests=_draw(held_out), train_end_s=begin_s)
       for begin_s, held_out in _past_periods(interactions, end_s, horizon_s)
     ]
     periods = past or periods
@@ -87,15 +71,15 @@ def tune_baselines(
     PopularitySettings(half_life_s=count_ages[0]),
     [*({"half_life_s": age} for age in count_ages), *organic],
     lambda rule: np.mean(
-      [period.recall(popularity, BaselineSettings(popularity=rule)) for period in periods]
+      [_recall(period, popularity, BaselineSettings(popularity=rule)) for period in periods]
     ),
     "tuning popularity",
   )
   own = _climb(
     OwnHistorySettings(half_life_s=32 * step_s),
     [*({"half_life_s": x and x * step_s} for x in (8, 128, None)), *organic],
-    lambda rule: trials.recall(
-      own_history, BaselineSettings(popularity=popular, own_history=rule)
+    lambda rule: _recall(
+      trials, own_history, BaselineSettings(popularity=popular, own_history=rule)
     ),
     "tuning own history",
   )
@@ -117,46 +101,32 @@ def tune_baselines(
   return BaselineSettings(popularity=popular, cooccurrence=together, own_history=own)
 
 
-@dataclass(frozen=True)
-class _Trials:
-  """Requests that settings are judged on; the other fields are arguments of every baseline."""
-
-  interactions: Interactions
-  requests: EvalRequests
-  num_ads: int
-  k: int
-  train_end_s: float | np.ndarray
-
-  def recall(self, baseline: Callable[..., np.ndarray], settings: BaselineSettings) -> float:
-    """Mean recall@k of a baseline's lists."""
-    return self.recall_of_lists(baseline(
-      self.interactions, self.requests, settings=settings, num_ads=self.num_ads, k=self.k,
-      train_end_s=self.train_end_s,
-    ))  # fmt: skip
-
-  def recall_of_lists(self, ranked_RK: np.ndarray) -> float:
-    """Mean recall@k."""
-    return recall_per_request(ranked_RK, self.requests, k=self.k).mean()
+def _recall(
+  question: Question,
+  baseline: Callable[[Question, SettingsT], np.ndarray],
+  settings: SettingsT,
+) -> float:
+  """Mean recall@k of a baseline's lists."""
+  ranked_RK = baseline(question, settings)
+  return recall_per_request(ranked_RK, question.requests, k=question.k).mean()
 
 
 def _cooccurrence_recall(
-  trials: _Trials, popular: PopularitySettings
+  trials: Question, popular: PopularitySettings
 ) -> Callable[[CooccurrenceSettings], float]:
   """`cooccurrence` judged on trials; pairs are kept, for counting them takes most of the time."""
-  interactions, num_ads, end_s_U = trials.interactions, trials.num_ads, trials.train_end_s
-  popular_A = popular_ads(interactions, num_ads, end_s_U=end_s_U, settings=popular)
+  popular_A = popular_ads(trials, popular)
 
   @lru_cache(maxsize=2)  # several trials in a row share their pairs
   def pairs(**rule: Any) -> PairCounts:
-    return count_pairs(interactions, num_ads=num_ads, end_s_U=end_s_U, **rule)
+    return count_pairs(
+      trials.interactions, num_ads=trials.num_ads, end_s_U=trials.end_s_U, **rule
+    )
 
-  def recall(rule: CooccurrenceSettings) -> float:
-    return trials.recall_of_lists(rank_by_pairs(
-      interactions, trials.requests, pairs(**rule.counting), settings=rule, popular_A=popular_A,
-      k=trials.k,
-    ))  # fmt: skip
+  def ranked(trials: Question, rule: CooccurrenceSettings) -> np.ndarray:
+    return rank_by_pairs(trials, pairs(**rule.counting), rule, popular_A)
 
-  return recall
+  return lambda rule: _recall(trials, ranked, rule)
 
 
 def _climb(
@@ -174,8 +144,8 @@ def _climb(
   return settings
 
 
-def _draw(requests: EvalRequests, count: int, seed: int) -> EvalRequests:
-  chosen_R = np.random.default_rng(seed).permutation(len(requests.user_R))[:count]
+def _draw(requests: EvalRequests) -> EvalRequests:
+  chosen_R = np.random.default_rng(0).permutation(len(requests.user_R))[:_MAX_REQUESTS]
   return EvalRequests(*(getattr(requests, field.name)[chosen_R] for field in fields(requests)))
 
 

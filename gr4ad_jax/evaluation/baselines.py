@@ -8,6 +8,7 @@ scores, zero included, follow in the order of popularity.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ from gr4ad_jax.data.records import DAY_S
 from gr4ad_jax.evaluation.interactions import (
   Interactions,
   PairCounts,
-  count_ads,
+  check_catalogue,
   count_histories,
   count_pairs,
+  decay,
 )
 from gr4ad_jax.evaluation.ranking import EvalRequests
 
@@ -87,26 +89,38 @@ class BaselineSettings:
   own_history: OwnHistorySettings = OwnHistorySettings()
 
 
-def popularity(
-  interactions: Interactions,
-  requests: EvalRequests,
-  *,
-  settings: BaselineSettings,
-  num_ads: int,
-  k: int,
-  train_end_s: float | np.ndarray | None,
-) -> np.ndarray:
-  """The ads with most events of late, the same for every request.
+@dataclass(frozen=True)
+class Question:
+  """What every baseline answers: which ads each request's user engages with next.
 
-  Args:
+  Attributes:
     interactions: engagements of all users; those of the future may be among them.
     requests: R requests, none before train_end_s.
-    settings: of all three baselines.
     num_ads: ads of the catalogue.
     k: length of the lists.
     train_end_s: unix s, events from then on do not enter counts over all users. One for all; or one
       per user, int64 [num_users]; or None, leave-one-out: the first request of each user, and no
       end for users without a request.
+  """
+
+  interactions: Interactions
+  requests: EvalRequests
+  num_ads: int
+  k: int
+  train_end_s: float | np.ndarray | None
+
+  @cached_property
+  def end_s_U(self) -> np.ndarray:
+    """See `end_s_of_users`."""
+    return end_s_of_users(self.interactions, self.requests, self.train_end_s)
+
+
+def popularity(question: Question, settings: BaselineSettings) -> np.ndarray:
+  """The ads with most events of late, the same for every request.
+
+  Args:
+    question: what is asked.
+    settings: of all three baselines.
 
   Returns:
     ranked_RK: int32 ad indices, best first; -1 beyond the catalogue.
@@ -114,44 +128,23 @@ def popularity(
   Raises:
     ValueError: an ad outside the catalogue, a request before train_end_s.
   """
-  end_s_U = end_s_of_users(interactions, requests, train_end_s)
-  popular_A = popular_ads(interactions, num_ads, end_s_U=end_s_U, settings=settings.popularity)
-  ranked_RK = np.full((len(requests.user_R), k), -1, np.int32)
-  ranked_RK[:, :num_ads] = popular_A[:k]
+  ranked_RK = np.full((len(question.requests.user_R), question.k), -1, np.int32)
+  ranked_RK[:, : question.num_ads] = popular_ads(question, settings.popularity)[: question.k]
   return ranked_RK
 
 
-def own_history(
-  interactions: Interactions,
-  requests: EvalRequests,
-  *,
-  settings: BaselineSettings,
-  num_ads: int,
-  k: int,
-  train_end_s: float | np.ndarray | None,
-) -> np.ndarray:
+def own_history(question: Question, settings: BaselineSettings) -> np.ndarray:
   """The ads that the user engaged with most and most recently, then the popular ones.
 
   Args, Returns, Raises: as `popularity`. The history ends at the request, not at train_end_s.
   """
-  end_s_U = end_s_of_users(interactions, requests, train_end_s)
-  popular_A = popular_ads(interactions, num_ads, end_s_U=end_s_U, settings=settings.popularity)
-  own = settings.own_history
+  itself_AA = sp.eye(question.num_ads, dtype=np.float32, format="csr")
   return rank_by_similarity(
-    interactions, requests, similar_AA=sp.eye(num_ads, dtype=np.float32, format="csr"),
-    half_life_s=own.half_life_s, organic_weight=own.organic_weight, popular_A=popular_A, k=k,
-  )  # fmt: skip
+    question, itself_AA, settings.own_history, popular_ads(question, settings.popularity)
+  )
 
 
-def cooccurrence(
-  interactions: Interactions,
-  requests: EvalRequests,
-  *,
-  settings: BaselineSettings,
-  num_ads: int,
-  k: int,
-  train_end_s: float | np.ndarray | None,
-) -> np.ndarray:
+def cooccurrence(question: Question, settings: BaselineSettings) -> np.ndarray:
   """The ads that users engage with around those of the user's past, then the popular ones.
 
   A repeat is a pair like any other: an ad of the past is recommended as far as users come back to
@@ -159,29 +152,17 @@ def cooccurrence(
 
   Args, Returns, Raises: as `popularity`. The history ends at the request, not at train_end_s.
   """
-  end_s_U = end_s_of_users(interactions, requests, train_end_s)
-  popular_A = popular_ads(interactions, num_ads, end_s_U=end_s_U, settings=settings.popularity)
-  rule = settings.cooccurrence
-  counts = count_pairs(interactions, num_ads=num_ads, end_s_U=end_s_U, **rule.counting)
-  return rank_by_pairs(interactions, requests, counts, settings=rule, popular_A=popular_A, k=k)
+  popular_A, rule = popular_ads(question, settings.popularity), settings.cooccurrence
+  counts = count_pairs(
+    question.interactions, num_ads=question.num_ads, end_s_U=question.end_s_U, **rule.counting
+  )
+  return rank_by_pairs(question, counts, rule, popular_A)
 
 
-def rank_all(
-  interactions: Interactions,
-  requests: EvalRequests,
-  *,
-  settings: BaselineSettings,
-  num_ads: int,
-  k: int,
-  train_end_s: float | np.ndarray | None,
-) -> dict[str, np.ndarray]:
-  """The lists of all three by name: popularity, cooccurrence, own_history. Args as `popularity`."""
-  return {
-    baseline.__name__: baseline(
-      interactions, requests, settings=settings, num_ads=num_ads, k=k, train_end_s=train_end_s
-    )
-    for baseline in (popularity, cooccurrence, own_history)
-  }
+def rank_all(question: Question, settings: BaselineSettings) -> dict[str, np.ndarray]:
+  """The lists of all three by name: popularity, cooccurrence, own_history."""
+  baselines = (popularity, cooccurrence, own_history)
+  return {baseline.__name__: baseline(question, settings) for baseline in baselines}
 
 
 def end_s_of_users(
@@ -211,19 +192,13 @@ def end_s_of_users(
   return end_s_U
 
 
-def popular_ads(
-  interactions: Interactions,
-  num_ads: int,
-  *,
-  end_s_U: np.ndarray,
-  settings: PopularitySettings,
-) -> np.ndarray:
+def popular_ads(question: Question, settings: PopularitySettings) -> np.ndarray:
   """int64 [num_ads]: every ad, the most popular first, equal ones by index."""
-  count_A = count_ads(
-    interactions, num_ads=num_ads, end_s_U=end_s_U, half_life_s=settings.half_life_s,
-    organic_weight=settings.organic_weight,
-  )  # fmt: skip
-  return np.argsort(-count_A, kind="stable")
+  check_catalogue(question.interactions, question.num_ads)
+  past = question.interactions.before(question.end_s_U)
+  weight_E = np.where(past.is_ad_E, 1, settings.organic_weight)
+  weight_E = weight_E * decay(question.end_s_U[past.user_E], past.time_s_E, settings.half_life_s)
+  return np.argsort(-np.bincount(past.ad_E, weight_E, question.num_ads), kind="stable")
 
 
 def similar_ads(counts: PairCounts, settings: CooccurrenceSettings) -> sp.csr_matrix:
@@ -242,59 +217,40 @@ def similar_ads(counts: PairCounts, settings: CooccurrenceSettings) -> sp.csr_ma
 
 
 def rank_by_pairs(
-  interactions: Interactions,
-  requests: EvalRequests,
-  counts: PairCounts,
-  *,
-  settings: CooccurrenceSettings,
-  popular_A: np.ndarray,
-  k: int,
+  question: Question, counts: PairCounts, settings: CooccurrenceSettings, popular_A: np.ndarray
 ) -> np.ndarray:
   """`cooccurrence` of pairs that are counted already, by `settings.counting`."""
-  return rank_by_similarity(
-    interactions, requests, similar_AA=similar_ads(counts, settings),
-    half_life_s=settings.history_half_life_s, organic_weight=settings.organic_weight,
-    popular_A=popular_A, k=k,
-  )  # fmt: skip
+  history = OwnHistorySettings(settings.history_half_life_s, settings.organic_weight)
+  return rank_by_similarity(question, similar_ads(counts, settings), history, popular_A)
 
 
 def rank_by_similarity(
-  interactions: Interactions,
-  requests: EvalRequests,
-  *,
-  similar_AA: sp.csr_matrix,
-  half_life_s: float | None,
-  organic_weight: float,
-  popular_A: np.ndarray,
-  k: int,
+  question: Question, similar_AA: sp.csr_matrix, history: OwnHistorySettings, popular_A: np.ndarray
 ) -> np.ndarray:
   """Ranks ads by history @ similar; equal scores, zero included, by popularity.
 
   Args:
-    interactions: engagements of all users.
-    requests: R requests; the history is what the user did strictly before.
+    question: what is asked; the history is what the user did strictly before the request.
     similar_AA: float32 >= 0, [i, j]: what i in the history says for j.
-    half_life_s: of an event's weight in the history; None = no ageing.
-    organic_weight: of organic events in the history.
+    history: weights of its events.
     popular_A: int64, every ad, the most popular first.
-    k: length of the lists.
 
   Returns:
-    ranked_RK: int32 ad indices, best first; -1 beyond the catalogue.
+    ranked_RK: as `popularity`.
   """
-  num_ads = len(popular_A)
-  depth = min(k, num_ads)
+  requests, num_ads = question.requests, question.num_ads
+  depth = min(question.k, num_ads)
   # One sortable number per score: the bits of a float32 >= 0 rise with it; below them the place in
   # the order of popularity, so that nothing is equal.
   tie_A = np.empty(num_ads, np.int64)
   tie_A[popular_A] = np.arange(num_ads)[::-1]
-  ranked_RK = np.full((len(requests.user_R), k), -1, np.int32)
+  ranked_RK = np.full((len(requests.user_R), question.k), -1, np.int32)
   step = max(1, _MAX_CELLS // num_ads)
   for at in range(0, len(ranked_RK), step):
     rows = slice(at, at + step)
     history_RA = count_histories(
-      interactions, user_R=requests.user_R[rows], time_s_R=requests.time_s_R[rows],
-      num_ads=num_ads, half_life_s=half_life_s, organic_weight=organic_weight,
+      question.interactions, user_R=requests.user_R[rows], time_s_R=requests.time_s_R[rows],
+      num_ads=num_ads, half_life_s=history.half_life_s, organic_weight=history.organic_weight,
     )  # fmt: skip
     score_RA = (history_RA @ similar_AA).toarray()
     key_RA = (score_RA.view(np.int32).astype(np.int64) << 32) | tie_A

@@ -22,7 +22,7 @@ from gr4ad_jax.data.examples import read_split
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.evaluation.baseline_tuning import tune_baselines
-from gr4ad_jax.evaluation.baselines import BaselineSettings, rank_all
+from gr4ad_jax.evaluation.baselines import BaselineSettings, Question, rank_all
 from gr4ad_jax.evaluation.ranking import EvalRequests, paired_difference, ranking_metrics
 from gr4ad_jax.evaluation.requests import eval_requests, group_requests, interactions
 from gr4ad_jax.machine import distributed
@@ -173,8 +173,8 @@ def _baseline_lists(
   log_end_s = int(opened.logs.events.time_s.max()) + 1
   horizon_s = log_end_s - config.test_start_s if by_time else None
   console.print("baselines: choosing their settings on validation requests")
-  settings = tune_baselines(history, validation, horizon_s=horizon_s, **common)
-  lists = rank_all(history, requests, settings=settings, **common)
+  settings = tune_baselines(Question(history, validation, **common), horizon_s=horizon_s)
+  lists = rank_all(Question(history, requests, **common), settings)
   if opened.examples.trending is not None:
     trending = opened.examples.trending
     ranked_RK = np.full((len(requests.user_R), DEPTH), -1, np.int32)
@@ -189,6 +189,7 @@ def _about(
 ) -> dict[str, Any]:
   logs = opened.logs
   return {
+    "model": opened.model,
     "source": logs.source, "currency": logs.currency, "caveats": list(logs.caveats),
     "cleaning": logs.cleaning, "counts": opened.examples.counts,
     "num_users": len(logs.users.user_id), "num_ads": len(logs.ads.ad_id),
@@ -252,29 +253,20 @@ def _sample(
 
 def describe_history(logs: Logs, example: Example, *, limit: int) -> list[dict[str, Any]]:
   """The most recent ads and organic contents of a request's history, in words."""
-  from_ads = [
-    {"kind": "ad", "id": logs.ads.ad_id[ad], "text": logs.ads.text[ad],
-     "advertiser": logs.ads.advertiser_id[ad], "count": count, "age_days": age}
-    for ad, count, age in zip(
-      example.ad_T.tolist(), _lower_counts(example.ad_count_T), _ages(example.ad_age_T),
-      strict=True)
-  ]
-  from_organic = [
-    {"kind": "organic", "id": logs.contents.content_id[content],
-     "text": logs.contents.text[content], "advertiser": "", "count": count, "age_days": age}
-    for content, count, age in zip(
-      example.organic_O.tolist(), _lower_counts(example.organic_count_O),
-      _ages(example.organic_age_O), strict=True)
-  ]
-  merged = sorted(from_ads + from_organic, key=lambda item: item["age_days"])
-  return merged[:limit]
+  ads, contents = logs.ads, logs.contents
 
+  def described(kind, ids, texts, advertisers, row_T, count_T, age_T) -> list[dict[str, Any]]:
+    # The smallest count, and age in days, of each bucket.
+    count_T = np.ceil(2 ** (count_T / 2) - 1e-6).astype(int)
+    age_T = np.round((2 ** (age_T / 2) - 1) / 24, 2)
+    return [
+      {"kind": kind, "id": ids[row], "text": texts[row], "advertiser": advertisers[row],
+       "count": count, "age_days": age}
+      for row, count, age in zip(row_T, count_T.tolist(), age_T.tolist(), strict=True)
+    ]
 
-def _lower_counts(bucket_T: np.ndarray) -> list[int]:
-  """The smallest count of each bucket."""
-  return np.ceil(2 ** (bucket_T / 2) - 1e-6).astype(int).tolist()
-
-
-def _ages(bucket_T: np.ndarray) -> list[float]:
-  """The smallest age of each bucket, in days."""
-  return np.round((2 ** (bucket_T / 2) - 1) / 24, 2).tolist()
+  shown = described("ad", ads.ad_id, ads.text, ads.advertiser_id,
+                    example.ad_T, example.ad_count_T, example.ad_age_T)
+  shown += described("organic", contents.content_id, contents.text, [""] * len(contents.text),
+                     example.organic_O, example.organic_count_O, example.organic_age_O)
+  return sorted(shown, key=lambda item: item["age_days"])[:limit]

@@ -55,36 +55,6 @@ class PairCounts:
   target_A: np.ndarray  # float32, baskets that hold j
 
 
-def count_ads(
-  interactions: Interactions,
-  *,
-  num_ads: int,
-  end_s_U: np.ndarray,
-  half_life_s: float | None,
-  organic_weight: float,
-) -> np.ndarray:
-  """Events of every ad.
-
-  Args:
-    interactions: engagements of all users.
-    num_ads: ads of the catalogue.
-    end_s_U: int64 unix s, events of a user from then on do not count.
-    half_life_s: an event counts 0.5 ** (age at the end / half-life); None = 1.
-    organic_weight: what an organic event counts beside 1 for an ad event.
-
-  Returns:
-    count_A: float64.
-
-  Raises:
-    ValueError: an ad outside the catalogue.
-  """
-  _check_catalogue(interactions, num_ads)
-  past = interactions.before(end_s_U)
-  weight_E = np.where(past.is_ad_E, 1, organic_weight)
-  weight_E = weight_E * _decay(end_s_U[past.user_E], past.time_s_E, half_life_s)
-  return np.bincount(past.ad_E, weight_E, num_ads)
-
-
 def count_histories(
   interactions: Interactions,
   *,
@@ -110,7 +80,7 @@ def count_histories(
   Raises:
     ValueError: an ad outside the catalogue.
   """
-  _check_catalogue(interactions, num_ads)
+  check_catalogue(interactions, num_ads)
   # (user, time) as one number, in the order of the events: a search in it finds a request's past.
   origin = min(interactions.time_s_E.min(initial=0), time_s_R.min(initial=0))
   span = np.int64(1 + max(interactions.time_s_E.max(initial=0), time_s_R.max(initial=0)) - origin)
@@ -121,7 +91,7 @@ def count_histories(
   row_H = np.repeat(np.arange(len(user_R)), length_R)
   event_H = np.arange(len(row_H)) + np.repeat(stop_R - np.cumsum(length_R), length_R)
   weight_H = np.where(interactions.is_ad_E[event_H], 1, organic_weight)
-  weight_H = weight_H * _decay(time_s_R[row_H], interactions.time_s_E[event_H], half_life_s)
+  weight_H = weight_H * decay(time_s_R[row_H], interactions.time_s_E[event_H], half_life_s)
   cells = (row_H, interactions.ad_E[event_H])
   return sp.csr_matrix((weight_H.astype(np.float32), cells), (len(user_R), num_ads))
 
@@ -157,12 +127,12 @@ def count_pairs(
   Raises:
     ValueError: an ad outside the catalogue.
   """
-  _check_catalogue(interactions, num_ads)
+  check_catalogue(interactions, num_ads)
   past = interactions.before(end_s_U)
   first_E = np.ones(len(past.user_E), bool)
   first_E[1:] = (np.diff(past.user_E) != 0) | (np.diff(past.time_s_E) != 0)
   user_G = past.user_E[first_E]
-  aged_G = _decay(end_s_U[user_G], past.time_s_E[first_E], half_life_s).astype(np.float32)
+  aged_G = decay(end_s_U[user_G], past.time_s_E[first_E], half_life_s).astype(np.float32)
 
   # An ad counts once in a basket: as an ad event where one of its events there was one.
   cell_E = (np.cumsum(first_E) - 1) * np.int64(num_ads) + past.ad_E
@@ -188,12 +158,13 @@ def count_pairs(
   return PairCounts(pairs_AA, source_GA.T @ aged_G, target_GA.T @ aged_G)
 
 
-def _check_catalogue(interactions: Interactions, num_ads: int) -> None:
+def check_catalogue(interactions: Interactions, num_ads: int) -> None:
+  """Raises ValueError where an ad is outside the catalogue."""
   if interactions.ad_E.max(initial=-1) >= num_ads:
     raise ValueError(f"ad_E holds {interactions.ad_E.max()}, but the catalogue has {num_ads} ads")
 
 
-def _decay(now_s: np.ndarray, time_s: np.ndarray, half_life_s: float | None) -> np.ndarray:
+def decay(now_s: np.ndarray, time_s: np.ndarray, half_life_s: float | None) -> np.ndarray:
   """What an event of that time still counts now."""
   if half_life_s is None:
     return np.ones(time_s.shape)

@@ -71,7 +71,6 @@ def ranking_metrics(
   advertiser_A: np.ndarray,
   ks: Sequence[int] = (10, 50),
   bootstrap: int = 1000,
-  seed: int = 0,
 ) -> dict[str, float]:
   """Quality of ranked lists over all targets and, as `new/...`, over targets new to the user.
 
@@ -93,7 +92,6 @@ def ranking_metrics(
     advertiser_A: int32, advertiser of every ad of the catalogue.
     ks: depths of the lists.
     bootstrap: resamples.
-    seed: of the resampling.
 
   Returns:
     Metric name -> value; NaN where nothing is held out (no new target, no value).
@@ -118,9 +116,8 @@ def ranking_metrics(
     shown = ranked_RK[keep_R, :depth]
     shown = np.unique(advertiser_A[shown[shown >= 0]])
     metrics[f"{prefix}advertiser_coverage@{depth}"] = len(shown) / len(np.unique(advertiser_A))
-    sums_SU = _user_sums(requests, target_RC, *_found(rank_RC, requests, target_RC, depth))
-    intervals = _ratios_with_intervals(sums_SU, depth, bootstrap, seed)
-    metrics |= {prefix + name: value for name, value in intervals.items()}
+    found = _found(rank_RC, requests, target_RC, depth)
+    metrics |= _with_intervals(prefix, requests, target_RC, found, depth, bootstrap)
   return metrics
 
 
@@ -131,7 +128,6 @@ def paired_difference(
   requests: EvalRequests,
   k: int = 50,
   bootstrap: int = 1000,
-  seed: int = 0,
 ) -> dict[str, float]:
   """How much more a finds than b, with 95 % intervals from the same resampled users for both.
 
@@ -144,7 +140,6 @@ def paired_difference(
     requests: R requests with their targets.
     k: how many of each list count.
     bootstrap: resamples.
-    seed: of the resampling.
 
   Returns:
     a - b of recall@k and value_recall@k, of all and of `new/...` targets, each with `.../ci_low`
@@ -158,9 +153,8 @@ def paired_difference(
   for prefix, target_RC in _target_sets(requests):
     recall_a_R, captured_a_R = _found(rank_a_RC, requests, target_RC, k)
     recall_b_R, captured_b_R = _found(rank_b_RC, requests, target_RC, k)
-    sums_SU = _user_sums(requests, target_RC, recall_a_R - recall_b_R, captured_a_R - captured_b_R)
-    intervals = _ratios_with_intervals(sums_SU, k, bootstrap, seed)
-    differences |= {prefix + name: value for name, value in intervals.items()}
+    more = recall_a_R - recall_b_R, captured_a_R - captured_b_R
+    differences |= _with_intervals(prefix, requests, target_RC, more, k, bootstrap)
   return differences
 
 
@@ -201,24 +195,26 @@ def _found(
   return recall_R, np.where(hit_RC, requests.value_RC, 0).sum(axis=1, dtype=np.float64)
 
 
-def _user_sums(
-  requests: EvalRequests, target_RC: np.ndarray, recall_R: np.ndarray, captured_R: np.ndarray
-) -> np.ndarray:
-  """float64 [S=4, U]: recall, requests, captured and held-out value of users with a target."""
+def _with_intervals(
+  prefix: str,
+  requests: EvalRequests,
+  target_RC: np.ndarray,
+  found: tuple[np.ndarray, np.ndarray],
+  k: int,
+  bootstrap: int,
+) -> dict[str, float]:
+  """recall@k and value_recall@k, and their intervals over resampled users.
+
+  `found` is recall and value of each request, as `_found` gives it, or a difference of two.
+  """
   keep_R = target_RC.any(axis=1)
   held_out_R = np.where(target_RC, requests.value_RC, 0).sum(axis=1, dtype=np.float64)
   users, user_R = np.unique(requests.user_R[keep_R], return_inverse=True)
-  columns = (recall_R, keep_R, captured_R, held_out_R)
-  return np.stack([np.bincount(user_R, column[keep_R], len(users)) for column in columns])
-
-
-def _ratios_with_intervals(
-  sums_SU: np.ndarray, k: int, bootstrap: int, seed: int
-) -> dict[str, float]:
-  """recall@k and value_recall@k of `_user_sums`, and their intervals over resampled users."""
-  sums_SX = _resample(sums_SU, bootstrap, seed)
+  columns = (found[0], keep_R, found[1], held_out_R)  # S = 4 sums of every user with a target
+  sums_SU = np.stack([np.bincount(user_R, column[keep_R], len(users)) for column in columns])
+  sums_SX = _resample(sums_SU, bootstrap)
   metrics = {}
-  for row, name in ((0, f"recall@{k}"), (2, f"value_recall@{k}")):
+  for row, name in ((0, f"{prefix}recall@{k}"), (2, f"{prefix}value_recall@{k}")):
     metrics[name] = float(_ratio(*sums_SU[row : row + 2].sum(axis=1)))
     values_X = _ratio(*sums_SX[row : row + 2])
     values_X = values_X[np.isfinite(values_X)]
@@ -227,12 +223,12 @@ def _ratios_with_intervals(
   return metrics
 
 
-def _resample(sums_SU: np.ndarray, bootstrap: int, seed: int) -> np.ndarray:
+def _resample(sums_SU: np.ndarray, bootstrap: int) -> np.ndarray:
   """float64 [S, X]: sums over as many users as there are, drawn with replacement, X times."""
   num_users = sums_SU.shape[1]
   if num_users == 0:
     return np.zeros((len(sums_SU), bootstrap))
-  rng = np.random.default_rng(seed)
+  rng = np.random.default_rng(0)
   step = max(1, _MAX_CELLS // num_users)
   parts = []
   for at in range(0, bootstrap, step):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gr4ad_jax.data.engagements import product_engagements
+from gr4ad_jax.data.pipeline import pad
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.evaluation.interactions import Interactions
@@ -23,22 +24,16 @@ def group_requests(examples: Sequence[Example]) -> list[list[Example]]:
 
 def eval_requests(groups: Sequence[Sequence[Example]]) -> EvalRequests:
   """Targets of every request as padded arrays."""
-  def joined(name: str) -> list[np.ndarray]:
-    return [np.concatenate([getattr(e, name) for e in group]) for group in groups]
+  width = max(sum(len(e.target_C) for e in group) for group in groups)
 
-  targets, values, news = joined("target_C"), joined("value_C"), joined("new_C")
-  width = max(len(t) for t in targets)
-
-  def pad(rows: list[np.ndarray], fill, dtype) -> np.ndarray:
-    out = np.full((len(rows), width), fill, dtype)
-    for i, row in enumerate(rows):
-      out[i, : len(row)] = row
-    return out
+  def padded(name: str, fill: float, dtype) -> np.ndarray:
+    rows = [np.concatenate([getattr(e, name) for e in group]) for group in groups]
+    return pad(rows, width, fill=fill, dtype=dtype)
 
   return EvalRequests(
     np.array([g[0].user for g in groups], np.int32),
     np.array([g[0].time_s for g in groups], np.int64),
-    pad(targets, -1, np.int32), pad(values, 0, np.float32), pad(news, False, bool),
+    padded("target_C", -1, np.int32), padded("value_C", 0, np.float32), padded("new_C", 0, bool),
   )
 
 

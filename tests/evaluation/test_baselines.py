@@ -12,6 +12,7 @@ from gr4ad_jax.evaluation.baselines import (
   CooccurrenceSettings,
   OwnHistorySettings,
   PopularitySettings,
+  Question,
   cooccurrence,
   end_s_of_users,
   own_history,
@@ -39,6 +40,14 @@ def ask(rows):
   return EvalRequests(
     user, day * DAY, target[:, None], np.ones(shape, np.float32), np.ones(shape, bool)
   )
+
+
+def answer(baseline, logs, requests, *, settings, **options):
+  return baseline(Question(logs, requests, **options), settings)
+
+
+def tune(logs, requests, *, horizon_s=None, **options):
+  return tune_baselines(Question(logs, requests, **options), horizon_s=horizon_s)
 
 
 def random_rows(seed, *, users=6, ads=7, days=20, count=120):
@@ -70,7 +79,7 @@ def test_popularity_by_hand():
     (5 * DAY, 1.0, [3, 2, 1, 0, 4]),
   ]:
     rule = BaselineSettings(popularity=PopularitySettings(half_life, weight))
-    ranked = popularity(logs, requests, settings=rule, num_ads=5, k=6, train_end_s=10 * DAY)
+    ranked = answer(popularity, logs, requests, settings=rule, num_ads=5, k=6, train_end_s=10 * DAY)
     assert ranked.tolist() == [[*expected, -1]] * 2
 
 
@@ -83,7 +92,7 @@ def test_own_history_by_hand():
   rule = BaselineSettings(
     PopularitySettings(None, 0.0), own_history=OwnHistorySettings(4 * DAY, 0.5)
   )
-  ranked = own_history(logs, requests, settings=rule, num_ads=6, k=6, train_end_s=5 * DAY)
+  ranked = answer(own_history, logs, requests, settings=rule, num_ads=6, k=6, train_end_s=5 * DAY)
   # Until day 5: ads 1 and 4 twice, ad 0 once. Before day 10: ad 1 has 2^-2.5 + 2^-2.25 = .39,
   # ad 2 has 2^-.5 = .71, ad 3 half of 2^-.25 = .42; the rest by popularity.
   assert ranked[0].tolist() == [2, 3, 1, 4, 0, 5]
@@ -105,8 +114,8 @@ def test_cooccurrence_by_hand():
   )  # fmt: skip
   lists = {}
   for window in (1, 2):
-    ranked = cooccurrence(
-      logs, ask([(4, 6, 0)]), num_ads=4, k=4, train_end_s=5 * DAY,
+    ranked = answer(
+      cooccurrence, logs, ask([(4, 6, 0)]), num_ads=4, k=4, train_end_s=5 * DAY,
       settings=BaselineSettings(cooccurrence=dataclasses.replace(rule, window=window)),
     )  # fmt: skip
     lists[window] = ranked[0].tolist()
@@ -163,7 +172,9 @@ def test_cooccurrence_equals_plain_loops(seed):
     rows, end=15, num_ads=7, half_life=9, organic_weight=0.25, window=2, backward_weight=0.5
   )
   similar = pairs / np.outer((source + 1) ** 0.75, (target + 1) ** 0.5)
-  ranked = cooccurrence(events(rows), requests, settings=rule, num_ads=7, k=7, train_end_s=15 * DAY)
+  ranked = answer(
+    cooccurrence, events(rows), requests, settings=rule, num_ads=7, k=7, train_end_s=15 * DAY
+  )
   for row, (user, now) in enumerate(zip(requests.user_R, requests.time_s_R // DAY, strict=True)):
     history = np.zeros(7)
     for of, day, ad, is_ad in rows:
@@ -182,8 +193,8 @@ def test_only_the_closest_neighbours_are_kept():
   for neighbours in (1, 2):
     rule = settings(window=1, backward_weight=0.0, powers=(1.0, 0.0), neighbours=neighbours)
     rule = dataclasses.replace(rule, popularity=PopularitySettings(None, 0.0))
-    ranked = cooccurrence(
-      logs, ask([(9, 4, 0)]), settings=rule, num_ads=3, k=3, train_end_s=3 * DAY
+    ranked = answer(
+      cooccurrence, logs, ask([(9, 4, 0)]), settings=rule, num_ads=3, k=3, train_end_s=3 * DAY
     )
     lists[neighbours] = ranked[0].tolist()
   assert lists == {1: [1, 0, 2], 2: [1, 2, 0]}  # without a score ad 0 is more popular than ad 2
@@ -206,12 +217,12 @@ def test_the_future_changes_nothing(baseline, seed):
   rows = random_rows(seed)
   requests = ask([(user, 14, 0) for user in range(6)])
   options = {"settings": settings(), "num_ads": 7, "k": 7, "train_end_s": 14 * DAY}
-  before = baseline(events(rows), requests, **options)
+  before = answer(baseline, events(rows), requests, **options)
   past = [row for row in rows if row[1] < 14]
   future = [(user, day + 3, 6 - ad, 1) for user, day, ad, _ in rows if day >= 14]
   at_once = [(user, 14, 3, 1) for user in range(6)]
   for other in (past, past + future, past + at_once):
-    np.testing.assert_array_equal(baseline(events(other), requests, **options), before)
+    np.testing.assert_array_equal(answer(baseline, events(other), requests, **options), before)
 
 
 @BASELINES
@@ -220,9 +231,9 @@ def test_after_train_end_only_the_own_history_counts(baseline, seed):
   rows = random_rows(seed)
   requests = ask([(0, 18, 0), (1, 19, 0)])
   options = {"settings": settings(), "num_ads": 7, "k": 7, "train_end_s": 12 * DAY}
-  before = baseline(events(rows), requests, **options)
+  before = answer(baseline, events(rows), requests, **options)
   others = [row if row[0] < 2 or row[1] < 12 else (*row[:2], 6 - row[2], 1) for row in rows]
-  np.testing.assert_array_equal(baseline(events(others), requests, **options), before)
+  np.testing.assert_array_equal(answer(baseline, events(others), requests, **options), before)
 
 
 @BASELINES
@@ -230,10 +241,10 @@ def test_lists_do_not_depend_on_the_other_requests(baseline):
   logs = events(random_rows(5))
   requests = ask([(user, 15 + user % 3, 0) for user in range(6)])
   options = {"settings": settings(), "num_ads": 7, "k": 4, "train_end_s": 14 * DAY}
-  together = baseline(logs, requests, **options)
+  together = answer(baseline, logs, requests, **options)
   for row in range(6):
     alone = ask([(row, 15 + row % 3, 0)])
-    np.testing.assert_array_equal(baseline(logs, alone, **options)[0], together[row])
+    np.testing.assert_array_equal(answer(baseline, logs, alone, **options)[0], together[row])
 
 
 def test_leave_one_out_ends_at_the_own_request():
@@ -242,20 +253,21 @@ def test_leave_one_out_ends_at_the_own_request():
   assert (end_s_of_users(logs, requests, None) // DAY).tolist() == [4, 9, 9]
   # Ad 2 and ad 3 are held out; ad 4 belongs to a user without a request, and counts.
   rule = BaselineSettings(popularity=PopularitySettings(None, 0.0))
-  ranked = popularity(logs, requests, settings=rule, num_ads=5, k=2, train_end_s=None)
+  ranked = answer(popularity, logs, requests, settings=rule, num_ads=5, k=2, train_end_s=None)
   assert ranked.tolist() == [[1, 4], [1, 4]]
   per_user = np.array([4, 9, 0]) * DAY
-  ranked = popularity(logs, requests, settings=rule, num_ads=5, k=2, train_end_s=per_user)
+  ranked = answer(popularity, logs, requests, settings=rule, num_ads=5, k=2, train_end_s=per_user)
   assert ranked.tolist() == [[1, 0], [1, 0]]
 
 
 def test_rank_all_names_its_lists():
   logs, requests = events(random_rows(0)), ask([(0, 15, 0)])
   options = {"settings": settings(), "num_ads": 7, "k": 5, "train_end_s": 15 * DAY}
-  lists = rank_all(logs, requests, **options)
+  lists = answer(rank_all, logs, requests, **options)
   assert list(lists) == ["popularity", "cooccurrence", "own_history"]
   for baseline in (popularity, cooccurrence, own_history):
-    np.testing.assert_array_equal(lists[baseline.__name__], baseline(logs, requests, **options))
+    ranked = answer(baseline, logs, requests, **options)
+    np.testing.assert_array_equal(lists[baseline.__name__], ranked)
 
 
 @BASELINES
@@ -263,11 +275,11 @@ def test_bad_input(baseline):
   logs, requests = events([(0, 0, 3, 1)]), ask([(0, 5, 0)])
   options = {"settings": BaselineSettings(), "k": 2}
   with pytest.raises(ValueError, match="the catalogue has 3 ads"):
-    baseline(logs, requests, num_ads=3, train_end_s=5 * DAY, **options)
+    answer(baseline, logs, requests, num_ads=3, train_end_s=5 * DAY, **options)
   with pytest.raises(ValueError, match="request 0 is earlier than train_end_s"):
-    baseline(logs, requests, num_ads=4, train_end_s=5 * DAY + 1, **options)
+    answer(baseline, logs, requests, num_ads=4, train_end_s=5 * DAY + 1, **options)
   with pytest.raises(ValueError, match="0 entries for 1 users"):
-    baseline(logs, requests, num_ads=4, train_end_s=np.zeros(0), **options)
+    answer(baseline, logs, requests, num_ads=4, train_end_s=np.zeros(0), **options)
 
 
 @pytest.mark.parametrize(
@@ -305,12 +317,12 @@ def drifting_market():
 def test_tuning_finds_what_helps():
   rows, requests = drifting_market()
   options = {"num_ads": 100, "k": 5, "train_end_s": 80 * DAY}
-  tuned = tune_baselines(events(rows), requests, horizon_s=4 * DAY, **options)
+  tuned = tune(events(rows), requests, horizon_s=4 * DAY, **options)
   assert tuned.popularity.half_life_s < 10 * DAY  # not None: what sells changes
   # Organic events never become targets here, and popularity learns it.
   assert tuned.popularity.organic_weight == 0
-  before = rank_all(events(rows), requests, settings=BaselineSettings(), **options)
-  after = rank_all(events(rows), requests, settings=tuned, **options)
+  before = answer(rank_all, events(rows), requests, settings=BaselineSettings(), **options)
+  after = answer(rank_all, events(rows), requests, settings=tuned, **options)
   for name in ("cooccurrence", "own_history"):
     recall = [recall_per_request(lists[name], requests, k=5).mean() for lists in (before, after)]
     assert recall[1] >= recall[0], name
@@ -320,7 +332,7 @@ def test_tuning_sees_nothing_after_validation():
   rows, requests = drifting_market()
   options = {"num_ads": 100, "k": 5, "train_end_s": 80 * DAY, "horizon_s": 9 * DAY}
   future = [(user, 100 + ad % 10, ad, 1) for user, _, ad, _ in rows[::2]]
-  assert tune_baselines(events(rows + future), requests, **options) == tune_baselines(
+  assert tune(events(rows + future), requests, **options) == tune(
     events(rows), requests, **options
   )
 
@@ -328,10 +340,10 @@ def test_tuning_sees_nothing_after_validation():
 def test_tuning_of_a_short_log():
   # No period before the validation requests is long enough; they alone decide.
   logs = events(random_rows(0))
-  tuned = tune_baselines(logs, ask([(0, 17, 3), (1, 18, 2)]), num_ads=7, k=2, train_end_s=16 * DAY)
+  tuned = tune(logs, ask([(0, 17, 3), (1, 18, 2)]), num_ads=7, k=2, train_end_s=16 * DAY)
   assert tuned.popularity.half_life_s is not None
   with pytest.raises(ValueError, match="horizon_s = -5"):
-    tune_baselines(logs, ask([(0, 17, 3)]), num_ads=7, k=2, train_end_s=16 * DAY, horizon_s=-5)
+    tune(logs, ask([(0, 17, 3)]), num_ads=7, k=2, train_end_s=16 * DAY, horizon_s=-5)
 
 
 def test_tuning_of_leave_one_out_does_not_age_counts():
@@ -341,7 +353,7 @@ def test_tuning_of_leave_one_out_does_not_age_counts():
   requests = ask(np.stack([
     requests.user_R[rows_of], requests.time_s_R[rows_of] // DAY, requests.target_RC[rows_of, 0]
   ]).T)  # fmt: skip
-  tuned = tune_baselines(events(rows), requests, num_ads=100, k=5, train_end_s=None)
+  tuned = tune(events(rows), requests, num_ads=100, k=5, train_end_s=None)
   assert tuned.popularity.half_life_s is None
   assert tuned.cooccurrence.count_half_life_s is None
 
@@ -362,8 +374,8 @@ def test_floor_of_amazon_beauty(shared_data):
     window=1, backward_weight=0.5, powers=(0.0, 0.5), shrinkage=1.0, count_half_life_s=None,
     history_half_life_s=1.0, organic_weight=1.0,
   )  # fmt: skip
-  ranked = cooccurrence(
-    logs, requests, num_ads=12_101, k=10, train_end_s=time_s[last - 1],
+  ranked = answer(
+    cooccurrence, logs, requests, num_ads=12_101, k=10, train_end_s=time_s[last - 1],
     settings=BaselineSettings(PopularitySettings(None), rule),
   )  # fmt: skip
   metrics = ranking_metrics(
