@@ -66,10 +66,10 @@ def training_minutes(rows: Sequence[Mapping], batch_size: int) -> float:
 def table(results: Mapping[str, float]) -> str:
   """Metrics with their 95% intervals, and what they say in one sentence."""
   lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * len(COLUMNS) + "|"]
-  for label, prefix in methods(results).items():
+  for label, prefix in methods(results, system="GR4AD").items():
     cells = [_cell(results, prefix + column) for column in COLUMNS]
     lines.append(f"| {label} | " + " | ".join(cells) + " |")
-  sentence, _ = verdict(compare_with_baselines(results))
+  sentence, _ = verdict(compare_with_baselines(results), system="GR4AD")
   return "\n".join(lines) + (
     f"\n\n{sentence}\n\n{results['training_minutes']:.1f} minutes of training, checkpoint of step "
     f"{results['checkpoint_step']:,.0f}; {results['num_requests']:,.0f} test requests of "
@@ -89,7 +89,7 @@ def _cell(results: Mapping[str, float], key: str) -> str:
 
 def plots(results: Mapping[str, float]) -> dict[str, Figure]:
   """recall@50 and value_recall@50 of every list, over all and over new targets."""
-  labels = methods(results)
+  labels = methods(results, system="GR4AD")
   figure = Figure(figsize=(9, 0.6 * len(labels) + 1.6), layout="constrained")
   axes = figure.subplots(1, len(PLOTTED), sharey=True)
   looks = (("tab:blue", "o", -0.12), ("tab:orange", "D", 0.12))

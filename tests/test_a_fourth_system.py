@@ -111,7 +111,8 @@ def opened(tiny_data, tmp_path_factory) -> Opened:
   )
   params, step = read_params(task, TRAIN, folder)
   return Opened(
-    **vars(data), folder=folder, data=tiny_data, config=SEARCH, search=SEARCH, contexts=maker,
+    **vars(data), system="bigram", model="Two tables.", folder=folder, data=tiny_data,
+    config=SEARCH, search=SEARCH, contexts=maker,
     bin_means=(1.0,), generator=bigram_generator(data.sids.codebook_sizes),
     read_params=lambda: read_params(task, TRAIN, folder), params=params, step=step,
   )
@@ -147,6 +148,7 @@ def test_is_evaluated_beside_the_baselines(opened):
   assert metrics["invalid_sid_rate"] == 0 and metrics["num_params"] == 3 * 9 * 8
   assert metrics["recall@10"] > 10 / 40  # better than any ten of the forty ads
   assert {"baseline/popularity/recall@10", "baseline/own_history/recall@10"} <= metrics.keys()
+  assert json.loads((opened.folder / "about.json").read_text())["model"] == "Two tables."
 
 
 def test_is_exported_and_read_without_the_package(opened, tmp_path):

@@ -103,7 +103,9 @@ def run_demo(
   metrics = evaluate(open_run(workdir))
   _say("5/5 report")
   report = write_report(workdir)
-  tables.print_metrics(metrics, title="test split, recall over the full catalogue")
+  tables.print_metrics(
+    metrics, system="GR4AD", title="test split, recall over the full catalogue"
+  )
   console.print(f"metrics: {workdir / 'metrics.json'}")
   console.print(f"report:  {report.resolve().as_uri()}")
   return metrics

@@ -165,8 +165,8 @@ COLUMNS = ("recall@10", "recall@50", "ndcg@50", "value_recall@50", "new/recall@5
            "new/value_recall@50")
 
 
-def print_metrics(metrics: dict[str, float], *, title: str) -> None:
-  """GR4AD beside the baselines."""
+def print_metrics(metrics: dict[str, float], *, system: str, title: str) -> None:
+  """A system beside the baselines."""
   from gr4ad_jax.report.verdict import methods
 
   table = Table(title=title, title_justify="left")
@@ -174,7 +174,7 @@ def print_metrics(metrics: dict[str, float], *, title: str) -> None:
   for column in COLUMNS:
     header = column.replace("_", "\n").replace("/", "\n").replace("@", "\n@")
     table.add_column(header, justify="right")
-  for name, prefix in methods(metrics).items():
+  for name, prefix in methods(metrics, system=system).items():
     cells = []
     for column in COLUMNS:
       value = metrics.get(prefix + column)

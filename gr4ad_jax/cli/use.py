@@ -23,10 +23,11 @@ def evaluate(*, workdir: Place, split: Literal["validation", "test"] = "test") -
   from gr4ad_jax.machine import distributed
 
   distributed.join()
-  metrics = evaluate(open_run(workdir), split=split)
+  run = open_run(workdir)
+  metrics = evaluate(run, split=split)
   if distributed.is_first():
     title = f"{split} split, written to {workdir}/metrics.json"
-    tables.print_metrics(metrics, title=title)
+    tables.print_metrics(metrics, system=run.system.upper(), title=title)
 
 
 def recommend(

@@ -235,10 +235,21 @@ def open_run(workdir: Place) -> Opened:
   inputs = open_inputs(run)
   decoder, params, step = load_params(run, workdir, inputs.vocabulary)
   return Opened(
-    folder=workdir, data=storage.place(run.data), config=run.config, search=run.config.search,
+    system=run.system, model=_in_words(run.config.model), folder=workdir,
+    data=storage.place(run.data), config=run.config, search=run.config.search,
     fingerprint=inputs.fingerprint, logs=inputs.logs, examples=inputs.examples, sids=inputs.sids,
     index=inputs.index, contexts=inputs.make_batch, bin_means=inputs.scale.bin_means,
     generator=generator_of(decoder), params=distributed.local(params), step=step,
     read_params=lambda: load_params(run, workdir, inputs.vocabulary)[1:],
     mesh=search_mesh(run.config.train, run.config.search.batch_size),
   )
+
+
+def _in_words(model: ModelConfig) -> str:
+  names = {"lazy": "LazyAR", "autoregressive": "Ordinary autoregressive",
+           "multi_token": "Multi-token"}
+  words = f"{names[model.decoder]} decoder, {model.num_layers} layers"
+  if model.decoder == "lazy":
+    words += f" ({model.num_lazy_layers} without the previous token)"
+  copies = ", with the copy path, which goes beyond the paper" if model.copy_path else ""
+  return f"{words}, width {model.width}{copies}."

@@ -33,8 +33,6 @@ class Comparison:
   metric: str
   """One of METRICS."""
   baseline: str
-  ours: Interval
-  theirs: Interval
   difference: Interval
   """Ours minus theirs; its interval, where known, is from the same resampled users for both."""
   outcome: Outcome
@@ -51,7 +49,7 @@ def baseline_label(name: str) -> str:
   return _NAMES.get(name, name.replace("_", " "))
 
 
-def methods(metrics: Mapping[str, float], *, system: str = "GR4AD") -> dict[str, str]:
+def methods(metrics: Mapping[str, float], *, system: str) -> dict[str, str]:
   """Label -> prefix of every ranked list that was measured, the system's own first."""
   ours = {system: ""}
   if "without_bonus/recall@50" in metrics:
@@ -88,7 +86,7 @@ def compare_with_baselines(metrics: Mapping[str, float]) -> list[Comparison]:
         difference = interval_of(metrics, f"difference/{name}/{scope}{metric}")
         difference = difference or Interval(ours.value - theirs.value)
         outcome = _outcome(ours, theirs, difference)
-        comparisons.append(Comparison(scope, metric, name, ours, theirs, difference, outcome))
+        comparisons.append(Comparison(scope, metric, name, difference, outcome))
   return comparisons
 
 
@@ -104,7 +102,7 @@ def _outcome(ours: Interval, theirs: Interval, difference: Interval) -> Outcome:
   return Outcome.UNDECIDED
 
 
-def verdict(comparisons: Sequence[Comparison], *, system: str = "GR4AD") -> tuple[str, str]:
+def verdict(comparisons: Sequence[Comparison], *, system: str) -> tuple[str, str]:
   """The comparisons in one sentence.
 
   Args:

@@ -22,6 +22,8 @@ class Opened(Prepared):
   """A run folder with its data and parameters.
 
   Attributes:
+    system: that trained it, as run.json names it.
+    model: a sentence on it, for people.
     folder: of the run.
     data: folder that `gr4ad prepare` wrote.
     config: every setting of the run, a nested dataclass.
@@ -34,6 +36,8 @@ class Opened(Prepared):
     mesh: devices of this host that share a search; None = one.
   """
 
+  system: str
+  model: str
   folder: Place
   data: Place
   config: Any

@@ -73,6 +73,7 @@ def test_amazon_from_files_to_report(shared_data, tmp_path, capsys):
     assert np.isfinite(metrics[key]), key
   assert metrics["recall@50/ci_low"] <= metrics["recall@50"] <= metrics["recall@50/ci_high"]
   assert (workdir / "report.html").stat().st_size > 10_000
+  assert "LazyAR decoder, 3 layers" in (workdir / "report.html").read_text()
   # No user has an item twice, so that every target is new.
   assert metrics["recall@50"] == pytest.approx(metrics["new/recall@50"])
 

@@ -55,7 +55,7 @@ ABOUT = {
                                                                      "examples": 1500}},
   "num_users": 600, "num_ads": 89, "num_advertisers": 7, "num_events": 98765, "split": "time",
   "baseline_settings": {"popularity": {"half_life_s": 2419200, "organic_weight": 0.0}},
-  "evaluated_split": "test",
+  "evaluated_split": "test", "model": "A decoder of 3 layers.",
 }  # fmt: skip
 
 # Ads a and a + 32 share their SID, but for 16 to 31.
@@ -240,7 +240,7 @@ def test_unusable_run_is_an_error_that_says_what_to_do(tmp_path):
 
 
 def test_verdict_of_a_won_run(tmp_path):
-  sentence, grade = verdict(compare_with_baselines(WON))
+  sentence, grade = verdict(compare_with_baselines(WON), system="GR4AD")
   assert sentence == (
     "GR4AD is clearly above every baseline (popularity, co-occurrence and own history) in "
     "recall@50 and value recall@50, over all targets and over targets new to the user."
@@ -251,7 +251,7 @@ def test_verdict_of_a_won_run(tmp_path):
 
 def test_verdict_of_a_lost_run(tmp_path):
   lost = metrics_of((0.2, 0.15), dict.fromkeys(BASELINES, (0.3, 0.25)))
-  sentence, grade = verdict(compare_with_baselines(lost))
+  sentence, grade = verdict(compare_with_baselines(lost), system="GR4AD")
   names = "popularity, co-occurrence and own history"
   assert sentence == (
     f"In recall@50 and value recall@50, GR4AD is, over all targets, clearly below {names}; "
@@ -265,7 +265,7 @@ def test_verdict_tells_baselines_and_scopes_apart():
   theirs = {"popularity": (0.1, 0.1), "cooccurrence": (0.31, 0.1), "own_history": (0.4, 0.4)}
   metrics = metrics_of((0.3, 0.3), theirs)
   metrics |= ranking("", "new/", 0.1, 0.1) | ranking("baseline/own_history/", "new/", 0.1, 0.1)
-  sentence, grade = verdict(compare_with_baselines(metrics))
+  sentence, grade = verdict(compare_with_baselines(metrics), system="GR4AD")
   assert sentence == (
     "In recall@50 and value recall@50, GR4AD is, over all targets, clearly above popularity, above "
     "co-occurrence in value recall@50 only, clearly below own history; over targets new to the "
@@ -277,7 +277,7 @@ def test_verdict_tells_baselines_and_scopes_apart():
 
 def test_verdict_says_what_was_not_measured():
   only_all = {key: value for key, value in WON.items() if "new/" not in key and "value_" not in key}
-  sentence, grade = verdict(compare_with_baselines(only_all))
+  sentence, grade = verdict(compare_with_baselines(only_all), system="GR4AD")
   assert sentence == (
     "GR4AD is clearly above every baseline (popularity, co-occurrence and own history) in "
     "recall@50, over all targets. Nothing was measured over targets new to the user."
@@ -316,14 +316,16 @@ def test_validation_numbers_carry_a_warning(tmp_path):
 def test_data_card_shows_source_caveats_splits_and_cleaning(tmp_path):
   text = report(tmp_path / "run").text
   for part in (
-    "GR4AD on Test shop", "98,765 events of 600 users with 89 ads.", "Nobody bought this",
+    "GR4AD on Test shop", "98,765 events of 600 users with 89 ads. A decoder of 3 layers.",
+    "Nobody bought this",
     "training ends before validation begins", "train 7,000 9,000",
     "events: dropped, value: must be >= 0 12,345",
     "Rules that touched no row: 1 ads: price missing",
   ):  # fmt: skip
     assert part in text
-  about = ABOUT | {"split": "leave_one_out"}
-  assert "each user's last request tests" in report(tmp_path / "other", about__json=about).text
+  older = {key: value for key, value in ABOUT.items() if key != "model"}
+  text = report(tmp_path / "other", about__json=older | {"split": "leave_one_out"}).text
+  assert "each user's last request tests" in text and "A decoder" not in text
 
 
 def test_tokenizer_lines_have_a_verdict(tmp_path):
