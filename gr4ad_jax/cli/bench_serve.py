@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import json
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import aiohttp
 import matplotlib.pyplot as plt
@@ -27,31 +29,40 @@ PARTS = ("off-peak", "ramp", "peak", "burst")
 # (share of the day, part); the rate runs linearly over ramps.
 _DAY = ((0.25, "off-peak"), (0.35, "ramp"), (0.62, "peak"), (0.67, "burst"), (0.75, "peak"),
         (0.85, "ramp"), (1.0, "off-peak"))  # fmt: skip
+_FAULTS = (aiohttp.ClientError, TimeoutError)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """One request.
+  """One request, or an event that was not taken: an error like a request without an answer.
 
   Attributes:
     due_s: since the beginning, when it was to be sent.
     part: of the day.
-    latency_ms: from then to the whole answer.
+    latency_ms: from then to the whole answer; NaN for an event.
     status: of the answer; 0 = none came.
+    user: who asked, by place in the server's list.
     factor: of the beams; NaN without an answer.
     value: expected value of the ads returned, in the log's currency, each by its probability.
     cached: the answer had been given before.
-    user: who asked, by place in the server's list.
   """
 
   due_s: float
   part: str
   latency_ms: float
   status: int
-  factor: float
-  value: float
-  cached: bool
   user: int
+  factor: float = math.nan
+  value: float = math.nan
+  cached: bool = False
+
+
+class Visit(NamedTuple):
+  """A request to come; `clicks` = on an ad of the answer."""
+
+  due_s: float
+  user: int
+  clicks: bool
 
 
 def part_of(share: float) -> str:
@@ -62,15 +73,9 @@ def part_of(share: float) -> str:
 def rate(share: float, config: LoadConfig) -> float:
   """Requests a second at a share of the day."""
   low, peak = config.off_peak_share * config.peak_qps, config.peak_qps
-  match part_of(share):
-    case "off-peak":
-      return low
-    case "peak":
-      return peak
-    case "burst":
-      return peak * config.burst_share
-  up = (share - 0.25) / 0.1 if share < 0.5 else (0.85 - share) / 0.1
-  return low + (peak - low) * up
+  if part_of(share) == "burst":
+    return peak * config.burst_share
+  return float(np.interp(share, (0.25, 0.35, 0.75, 0.85), (low, peak, peak, low)))
 
 
 def arrivals(config: LoadConfig) -> list[float]:
@@ -116,27 +121,23 @@ async def _run(url, config, headers, progress) -> list[Sample]:
     timeout=aiohttp.ClientTimeout(total=config.timeout_s),
   ) as client:
     users = await _users(client, url, config)
-    rng = np.random.default_rng(config.seed + 1)
-    weight_U = 1 / np.arange(1, len(users) + 1) ** config.skew
-    times = arrivals(config)
-    chosen = rng.choice(len(users), len(times), p=weight_U / weight_U.sum())
-    clicks = rng.random(len(times)) < config.event_share
-    samples: list[Sample] = []
-    tasks, began = set(), time.perf_counter()
-    due = zip(times, chosen, clicks, strict=True)
-    for at, user, click in progress(due, "requests", len(times)) if progress else due:
-      await asyncio.sleep(max(0.0, began + at - time.perf_counter()))
-      body = {"user_id": users[user], "k": config.k}
-      task = asyncio.create_task(
-        _one(client, body, began + at, at, int(user), bool(click), config, samples)
-      )
-      tasks.add(task)
-      task.add_done_callback(tasks.discard)
-    await asyncio.gather(*tasks)
+    visits = _visits(config, len(users))
+    tasks, began_s = [], time.perf_counter()
+    for visit in progress(visits, "requests", len(visits)) if progress else visits:
+      due_s = began_s + visit.due_s
+      await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
+      tasks.append(asyncio.create_task(_ask(client, visit, due_s, users[visit.user], config)))
+    samples = [sample for found in await asyncio.gather(*tasks) for sample in found]
   return sorted(samples, key=lambda sample: sample.due_s)
 
 
-_FAULTS = (aiohttp.ClientError, TimeoutError)
+def _visits(config: LoadConfig, num_users: int) -> list[Visit]:
+  rng = np.random.default_rng(config.seed + 1)
+  weight_U = 1 / np.arange(1, num_users + 1) ** config.skew
+  times = arrivals(config)
+  user = rng.choice(num_users, len(times), p=weight_U / weight_U.sum())
+  clicks = rng.random(len(times)) < config.event_share
+  return list(map(Visit, times, user.tolist(), clicks.tolist()))
 
 
 async def _users(client: aiohttp.ClientSession, url: str, config: LoadConfig) -> list[str]:
@@ -151,34 +152,35 @@ async def _users(client: aiohttp.ClientSession, url: str, config: LoadConfig) ->
   return users
 
 
-async def _one(client, body, due, at, user, click, config, samples) -> None:
-  status, text = 0, b""
+async def _ask(
+  client: aiohttp.ClientSession, visit: Visit, due_s: float, user_id: str, config: LoadConfig
+) -> list[Sample]:
+  """Asks for ads and may click on the first; `due_s` is on the clock of `perf_counter`."""
+  status, text = await _post(client, "/v1/recommend", {"user_id": user_id, "k": config.k})
+  part, latency_ms = part_of(visit.due_s / config.day_s), 1000 * (time.perf_counter() - due_s)
+  if status != 200:
+    return [Sample(visit.due_s, part, latency_ms, status, visit.user)]
+  answer = json.loads(text)
+  ads = answer["ads"]
+  samples = [Sample(
+    visit.due_s, part, latency_ms, status, visit.user, factor=answer["schedule"]["factor"],
+    value=sum(ad["probability"] * ad["expected_value"] for ad in ads), cached=answer["cached"],
+  )]
+  if visit.clicks and ads:
+    event = {"user_id": user_id, "ad_id": ads[0]["ad_id"], "action": "click"}
+    status, _ = await _post(client, "/v1/events", {"events": [event]})
+    if status != 200:
+      samples.append(Sample(visit.due_s, part, math.nan, status, visit.user))
+  return samples
+
+
+async def _post(client: aiohttp.ClientSession, path: str, body: dict) -> tuple[int, bytes]:
+  """Status and text of the answer; 0 where none came whole."""
   try:
-    async with client.post("/v1/recommend", json=body) as reply:
-      text = await reply.read()
-      status = reply.status
+    async with client.post(path, json=body) as reply:
+      return reply.status, await reply.read()
   except _FAULTS:
-    pass
-  latency_ms = 1000 * (time.perf_counter() - due)
-  factor, value, cached, ads = math.nan, math.nan, False, []
-  if status == 200:
-    answer = json.loads(text)
-    ads, cached = answer["ads"], answer["cached"]
-    factor = answer["schedule"]["factor"]
-    value = sum(ad["probability"] * ad["expected_value"] for ad in ads)
-  part = part_of(at / config.day_s)
-  samples.append(Sample(at, part, latency_ms, status, factor, value, cached, user))
-  if click and ads:
-    event = {"user_id": body["user_id"], "ad_id": ads[0]["ad_id"], "action": "click"}
-    status = 0
-    try:
-      async with client.post("/v1/events", json={"events": [event]}) as reply:
-        await reply.read()
-        status = reply.status
-    except _FAULTS:
-      pass
-    if status != 200:  # an event that was not taken is an error like a request
-      samples.append(Sample(at, part, math.nan, status, math.nan, math.nan, False, user))
+    return 0, b""
 
 
 def summary(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
@@ -209,13 +211,10 @@ def _numbers(rows: list[Sample]) -> dict[str, float]:
 def write(samples: Sequence[Sample], config: LoadConfig, folder: Path) -> None:
   """Writes load.json (settings, summary, every request) and load.png."""
   folder.mkdir(parents=True, exist_ok=True)
-  columns = {
-    field.name: [getattr(s, field.name) for s in samples] for field in dataclasses.fields(Sample)
-  }
-  columns = {
-    name: [None if value != value else value for value in values]
-    for name, values in columns.items()
-  }
+  columns = {}
+  for field in dataclasses.fields(Sample):
+    values = (getattr(sample, field.name) for sample in samples)
+    columns[field.name] = [None if value != value else value for value in values]  # NaN
   write_json(folder / "load.json", {
     "load": dataclasses.asdict(config), "summary": summary(samples), "requests": columns,
   })
@@ -227,27 +226,23 @@ def write(samples: Sequence[Sample], config: LoadConfig, folder: Path) -> None:
 def plot(samples: Sequence[Sample]) -> Figure:
   """Requests, latency, beams and cache hits over the day."""
   figure, axes = plt.subplots(4, 1, figsize=(9, 9), sharex=True, layout="constrained")
-  step = max(samples[-1].due_s / 60, 1.0)
-  edges = np.arange(0, samples[-1].due_s, step)
-  bins = np.digitize([s.due_s for s in samples], edges) - 1
-  groups = [[s for s, b in zip(samples, bins, strict=True) if b == i] for i in range(len(edges))]
-  rows = [(edge + step / 2, _numbers(group)) for edge, group in zip(edges, groups, strict=True)
-          if group]
-
-  def line(axis, key: str, style: str = "-", label: str = "", scale: float = 1.0) -> None:
+  last = 59  # a day is drawn as 60 points, a short one second by second
+  step_s = max(samples[-1].due_s / (last + 1), 1.0)
+  groups = itertools.groupby(samples, lambda sample: min(int(sample.due_s / step_s), last))
+  rows = [((slot + 0.5) * step_s, _numbers(list(group))) for slot, group in groups]
+  for axis, key, style, label, scale in (
+    (axes[0], "requests", "-", "requests", 1 / step_s),
+    (axes[0], "refused", ":", "refused (429)", 1 / step_s),
+    (axes[1], "p50_ms", "-", "p50", 1),
+    (axes[1], "p99_ms", "--", "p99", 1),
+    (axes[2], "factor", "-", "", 1),
+    (axes[3], "cache_hits", "-", "", 100),
+  ):
     values = [scale * numbers[key] for _, numbers in rows]
     axis.plot([at for at, _ in rows], values, style, color="C0", label=label)
-
-  line(axes[0], "requests", label="requests", scale=1 / step)
-  line(axes[0], "refused", ":", "refused (429)", 1 / step)
-  line(axes[1], "p50_ms", label="p50")
-  line(axes[1], "p99_ms", "--", "p99")
-  line(axes[2], "factor")
-  line(axes[3], "cache_hits", scale=100)
-  for axis, label in zip(
-    axes, ("requests / s", "latency, ms", "beams, multiple of base", "cache hits, %"), strict=True
-  ):
-    axis.set_ylabel(label)
+  names = ("requests / s", "latency, ms", "beams, multiple of base", "cache hits, %")
+  for axis, name in zip(axes, names, strict=True):
+    axis.set_ylabel(name)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
   axes[1].set_yscale("log")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from gr4ad_jax.cli import tables
 from gr4ad_jax.cli.options import Flat
-from gr4ad_jax.config import ConfigError
+from gr4ad_jax.config import ConfigError, override_all
 from gr4ad_jax.data.config import CompleteJourney, PrepareConfig
 from gr4ad_jax.gr4ad.config import Config, preset
 from gr4ad_jax.machine.memory import keep_freed_memory
@@ -80,8 +80,7 @@ def run_demo(
   data = workdir / "data"
   if not (data / "examples" / "examples.json").exists():
     _say("1/5 prepare: real household logs -> ads, users, events -> examples")
-    households = TINY_HOUSEHOLDS if size == "tiny" else None
-    source = CompleteJourney(households=households)
+    source = CompleteJourney(households=TINY_HOUSEHOLDS if size == "tiny" else None)
     counts = prepare_logs(source, PrepareConfig(data))
     tables.print_summary(counts, title="prepared")
   if not (data / "sids" / "config.json").exists():
@@ -148,11 +147,7 @@ def plan_steps(run: RunFile, seconds: float) -> RunFile:
   per_step = (time.monotonic() - compiled) / 20
   left = seconds - (time.monotonic() - begin) - (compiled - begin)
   num_steps = int(min(max(0.9 * left / per_step, MIN_STEPS), MAX_STEPS)) // 50 * 50
-  return dataclasses.replace(
-    run, config=dataclasses.replace(
-      run.config, train=dataclasses.replace(
-        config, num_steps=num_steps, eval_every=max(100, num_steps // 5 // 50 * 50),
-        checkpoint_every=max(100, num_steps // 5 // 50 * 50),
-      ),
-    ),
-  )
+  every = max(100, num_steps // 5 // 50 * 50)
+  return dataclasses.replace(run, config=override_all(run.config, {
+    "train.num_steps": num_steps, "train.eval_every": every, "train.checkpoint_every": every,
+  }))

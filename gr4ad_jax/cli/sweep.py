@@ -23,9 +23,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from gr4ad_jax.cli.sweep_config import Sweep
 from gr4ad_jax.config import ConfigError, differences
@@ -47,6 +47,12 @@ class Result:
   values: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
+class _Run(NamedTuple):
+  number: int
+  name: str  # of its folder in that of the sweep
+  settings: Mapping[str, str]
+
+
 def run_sweep(sweep: Sweep) -> list[Result]:
   """Runs what is not finished; SWEEP/results.json holds all results after every run.
 
@@ -59,22 +65,18 @@ def run_sweep(sweep: Sweep) -> list[Result]:
   sweep.workdir.mkdir(parents=True, exist_ok=True)
   if sweep.trials:
     return _search(sweep)
-  points = [(run_name(settings), settings) for settings in sweep.varied.points()]
-  for name, settings in points:
-    _check_folder(sweep, name, settings)
-  results: dict[str, Result] = {}
+  points = sweep.varied.points()
+  runs = [_Run(number, run_name(point), point) for number, point in enumerate(points)]
+  for run in runs:
+    _check_folder(sweep, run)
+  results: dict[int, Result] = {}
   # Left in the other order: processes are told to stop before the pool waits for them.
   with concurrent.futures.ThreadPoolExecutor(sweep.jobs) as pool, _Processes() as processes:
-    futures = [
-      pool.submit(_run_one, sweep, name, settings, number, processes)
-      for number, (name, settings) in enumerate(points)
-    ]
-    done = concurrent.futures.as_completed(futures)
-    for future in track(done, "runs", len(points)):
-      result = future.result()
-      results[result.name] = result
-      _write(sweep, [results[name] for name, _ in points if name in results])
-  return [results[name] for name, _ in points]
+    numbers = {pool.submit(_run_one, sweep, run, processes): run.number for run in runs}
+    for future in track(concurrent.futures.as_completed(numbers), "runs", len(runs)):
+      results[numbers[future]] = future.result()
+      _write(sweep, results)
+  return _in_order(results)
 
 
 def _search(sweep: Sweep) -> list[Result]:
@@ -93,45 +95,44 @@ def _search(sweep: Sweep) -> list[Result]:
   # A search that goes on draws anew, not what it has drawn at first.
   seed = sweep.config_of({}).train.seed + len(study.trials)
   study.sampler = optuna.samplers.TPESampler(seed=seed)
-  choices = [[tuple(point.items()) for point in axis] for axis in sweep.varied.axes]
-
-  def settings_of(trial) -> dict[str, str]:
-    settings = {}
-    for number, axis in enumerate(choices):
-      labels = [" ".join(f"{path}={value}" for path, value in point) for point in axis]
-      chosen = trial.suggest_categorical(f"axis {number}", labels)
-      settings |= dict(axis[labels.index(chosen)])
-    for path, bounds in sweep.varied.ranges.items():
-      whole = isinstance(bounds.low, int) and isinstance(bounds.high, int)
-      suggest = trial.suggest_int if whole else trial.suggest_float
-      settings[path] = str(suggest(path, bounds.low, bounds.high, log=bounds.log))
-    return settings
-
   results: dict[int, Result] = {}
-  # Trials that were interrupted keep their proposal, and their run goes on.
-  running = [t.number for t in study.trials if t.state == optuna.trial.TrialState.RUNNING]
+  waiting = []  # trials that were interrupted keep their proposal, and their run goes on
   for trial in study.trials:
     if trial.state.is_finished():
-      settings = dict(trial.user_attrs["settings"])
-      results[trial.number] = _result(sweep, f"trial-{trial.number:04d}", settings)
+      results[trial.number] = _result(sweep, _run_of(trial))
+    elif trial.state == optuna.trial.TrialState.RUNNING:
+      waiting.append(_run_of(trial))
   with _Processes() as processes:
-    for _ in track(range(sweep.trials - len(results)), "trials", sweep.trials - len(results)):
-      if running:
-        number = running.pop(0)
-        settings = dict(study.trials[number].user_attrs["settings"])
-      else:
-        trial = study.ask()
-        number, settings = trial.number, settings_of(trial)
-        sweep.config_of(settings)
-        trial.set_user_attr("settings", settings)
-      result = _run_one(sweep, f"trial-{number:04d}", settings, number, processes)
-      results[number] = result
+    for _ in track(range(sweep.trials - len(results)), "trials"):
+      run = waiting.pop(0) if waiting else _proposed(sweep, study.ask())
+      result = _run_one(sweep, run, processes)
+      results[run.number] = result
       if result.status == "finished" and math.isfinite(result.loss):
-        study.tell(number, result.loss)
+        study.tell(run.number, result.loss)
       else:
-        study.tell(number, state=optuna.trial.TrialState.FAIL)
-      _write(sweep, [results[n] for n in sorted(results)])
-  return [results[n] for n in sorted(results)]
+        study.tell(run.number, state=optuna.trial.TrialState.FAIL)
+      _write(sweep, results)
+  return _in_order(results)
+
+
+def _proposed(sweep: Sweep, trial) -> _Run:
+  """What Optuna draws: a group of settings of each axis, and a number of each range."""
+  settings = {}
+  for number, axis in enumerate(sweep.varied.axes):
+    labels = [" ".join(f"{path}={value}" for path, value in group.items()) for group in axis]
+    chosen = trial.suggest_categorical(f"axis {number}", labels)
+    settings |= axis[labels.index(chosen)]
+  for path, bounds in sweep.varied.ranges.items():
+    whole = isinstance(bounds.low, int) and isinstance(bounds.high, int)
+    suggest = trial.suggest_int if whole else trial.suggest_float
+    settings[path] = str(suggest(path, bounds.low, bounds.high, log=bounds.log))
+  sweep.config_of(settings)  # what cannot work is told before the trial keeps it
+  trial.set_user_attr("settings", settings)
+  return _run_of(trial)
+
+
+def _run_of(trial) -> _Run:
+  return _Run(trial.number, f"trial-{trial.number:04d}", dict(trial.user_attrs["settings"]))
 
 
 class _Processes:
@@ -181,46 +182,39 @@ def run_name(settings: Mapping[str, str]) -> str:
   return ",".join(f"{path}={value.replace(',', ' ')}" for path, value in settings.items()) or "run"
 
 
-def _run_file(sweep: Sweep, settings: Mapping[str, str]) -> RunFile:
-  sids = sweep.sids or sweep.data / "sids"
-  return RunFile(
-    storage.absolute(sweep.data), storage.absolute(sids), sweep.config_of(settings)
-  )
-
-
-def _check_folder(sweep: Sweep, name: str, settings: Mapping[str, str]) -> None:
-  folder = sweep.workdir / name
+def _check_folder(sweep: Sweep, run: _Run) -> None:
+  folder = sweep.workdir / run.name
   if not (folder / "run.json").exists():
     return
   there = read_run(folder)
-  wanted = dataclasses.replace(_run_file(sweep, settings), fingerprint=there.fingerprint)
+  wanted = RunFile(
+    storage.absolute(sweep.data), storage.absolute(sweep.sids_folder),
+    sweep.config_of(run.settings), fingerprint=there.fingerprint,
+  )
   if differing := differences(there, wanted):
     raise ConfigError(f"{folder}: the run there has other settings ({', '.join(differing)})")
 
 
-def _run_one(
-  sweep: Sweep, name: str, settings: Mapping[str, str], number: int, processes: _Processes
-) -> Result:
-  folder = sweep.workdir / name
-  result = _result(sweep, name, settings)
+def _run_one(sweep: Sweep, run: _Run, processes: _Processes) -> Result:
+  folder = sweep.workdir / run.name
+  result = _result(sweep, run)
   if result.status == "finished":
     return result
   folder.mkdir(parents=True, exist_ok=True)
   command = [
-    *(part.format(name=name, number=number) for part in shlex.split(sweep.launch)),
+    *(part.format(name=run.name, number=run.number) for part in shlex.split(sweep.launch)),
     # On this machine with this Python; elsewhere with what the launch has installed.
     *(["gr4ad"] if sweep.launch else [sys.executable, "-m", "gr4ad_jax"]),
-    "train", "--data", str(sweep.data), "--sids", str(sweep.sids or sweep.data / "sids"),
-    "--workdir", str(folder),
+    "train", "--data", str(sweep.data), "--sids", str(sweep.sids_folder), "--workdir", str(folder),
     "--preset", sweep.preset, "--resume",
   ]  # fmt: skip
-  for path, value in {**sweep.shared, **settings}.items():
+  for path, value in {**sweep.shared, **run.settings}.items():
     command += _option(path, value)
   code = processes.run(command, folder / "output.log")
-  result = _result(sweep, name, settings)
+  result = _result(sweep, run)
   if result.status != "finished":
     lines = (folder / "output.log").read_text(errors="replace").strip().splitlines()
-    console.print(f"{name}: exit code {code}: {lines[-1] if lines else 'no output'}")
+    console.print(f"{run.name}: exit code {code}: {lines[-1] if lines else 'no output'}")
   return result
 
 
@@ -232,25 +226,25 @@ def _option(path: str, value: str) -> list[str]:
   return [f"--{path}", *value.split(",")]
 
 
-def _result(sweep: Sweep, name: str, settings: Mapping[str, str]) -> Result:
+def _result(sweep: Sweep, run: _Run) -> Result:
   """What the folder of a run holds."""
-  folder, steps = sweep.workdir / name, sweep.config_of(settings).train.num_steps
+  folder, steps = sweep.workdir / run.name, sweep.config_of(run.settings).train.num_steps
   if not (folder / "checkpoints" / str(steps)).is_dir():
-    return Result(name, settings, "failed")
+    return Result(run.name, run.settings, "failed")
   rows = {row["kind"]: row for row in read_log(folder) if row["step"] == steps}
-  validation = {k: v for k, v in rows.get("validation", {}).items() if k not in ("step", "kind")}
-  speed = {
-    k: v for k, v in rows.get("train", {}).items() if k in ("examples_per_second", "mfu")
-  }
-  return Result(
-    name, settings, "finished", validation.get("loss", math.nan), validation | speed
-  )
+  values = {k: v for k, v in rows.get("validation", {}).items() if k not in ("step", "kind")}
+  loss = values.get("loss", math.nan)
+  trained = rows.get("train", {})
+  values |= {k: trained[k] for k in ("examples_per_second", "mfu") if k in trained}
+  return Result(run.name, run.settings, "finished", loss, values)
 
 
-def _write(sweep: Sweep, results: Sequence[Result]) -> None:
-  write_json(sweep.workdir / "results.json", [_plain(result) for result in results])
+def _in_order(results: Mapping[int, Result]) -> list[Result]:
+  return [results[number] for number in sorted(results)]
 
 
-def _plain(result: Result) -> dict[str, Any]:
-  loss = result.loss if math.isfinite(result.loss) else None
-  return dataclasses.asdict(result) | {"loss": loss}
+def _write(sweep: Sweep, results: Mapping[int, Result]) -> None:
+  rows = [dataclasses.asdict(result) for result in _in_order(results)]
+  for row in rows:  # JSON knows no NaN
+    row["loss"] = row["loss"] if math.isfinite(row["loss"]) else None
+  write_json(sweep.workdir / "results.json", rows)

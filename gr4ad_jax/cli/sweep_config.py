@@ -116,6 +116,11 @@ class Sweep:
     for settings in self.varied.points():
       self.config_of(settings)  # an unknown setting is told before anything runs
 
+  @property
+  def sids_folder(self) -> Place:
+    """Where the semantic IDs are."""
+    return self.sids or self.data / "sids"
+
   @functools.cached_property
   def varied(self) -> Grid:
     """What varies."""

@@ -31,22 +31,16 @@ def address(page: Place) -> str:
 
 def print_summary(summary: dict[str, int], *, title: str) -> None:
   """A table of counts; cleaning rules that touched nothing are summed up in one row."""
-  table = Table(title=title, title_justify="left", show_header=False)
-  table.add_column(overflow="fold")
-  table.add_column(justify="right")
-  for name, count in summary.items():
-    if count:
-      table.add_row(name, f"{count:,}")
-  zero = sum(not count for count in summary.values())
-  if zero:
-    table.add_row("cleaning rules that touched no row", f"{zero:,}")
-  console.print(table)
+  rows = {name: count for name, count in summary.items() if count}
+  if zero := len(summary) - len(rows):
+    rows["cleaning rules that touched no row"] = zero
+  print_numbers(rows, title=title)
 
 
 def print_numbers(numbers: Mapping[str, float | str], *, title: str) -> None:
   """Names and numbers as a table."""
   table = Table(title=title, title_justify="left", show_header=False)
-  table.add_column()
+  table.add_column(overflow="fold")
   table.add_column(justify="right")
   for name, value in numbers.items():
     if not isinstance(value, str):
