@@ -43,7 +43,7 @@ class Serve:
   """A day of traffic on a running server: latency, errors, beams and cache hits over time."""
 
   url: str = "http://localhost:8000"
-  """Of the server; GR4AD_API_KEY holds its key where it has one."""
+  """Address of the server; GR4AD_API_KEY holds its key where it has one."""
   out: Path = Path("runs/load")
   """Folder for load.json and load.png."""
   load: Flat[LoadConfig] = LoadConfig()

@@ -63,9 +63,9 @@ class LoadConfig:
   day_s: float = 120.0
   """Seconds that the day takes: off-peak, rise, peak, burst, peak, fall, off-peak."""
   off_peak_share: float = 0.1
-  """Of the peak's rate, at night; a third of Complete Journey's hours lies below a tenth."""
+  """Share of the peak's rate at night; a third of Complete Journey's hours lies below a tenth."""
   burst_share: float = 1.0
-  """Of the peak's rate, for a twentieth of the day; 1 = no burst."""
+  """Share of the peak's rate for a twentieth of the day; 1 = no burst."""
   users: int = 2_000
   """Distinct users, who ask again in proportion to 1 / rank ** skew."""
   skew: float = 0.6
@@ -73,11 +73,11 @@ class LoadConfig:
   k: int = 10
   """Ads asked for."""
   event_share: float = 0.1
-  """Of the answers that are followed by a click on one of the ads."""
+  """Share of the answers that are followed by a click on one of the ads."""
   timeout_s: float = 5.0
   """A request without an answer by then is an error."""
   seed: int = 0
-  """Of arrivals and users."""
+  """Seed of arrivals and users."""
 
   def __post_init__(self):
     for name in ("peak_qps", "day_s", "off_peak_share", "burst_share", "users", "k", "timeout_s"):

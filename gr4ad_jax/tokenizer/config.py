@@ -39,20 +39,18 @@ class TokenizerConfig:
   embeddings."""
 
   def __post_init__(self):
-    if self.encoder not in ENCODERS:
-      raise ValueError(f"encoder: {self.encoder!r} is none of {', '.join(ENCODERS)}")
-    if self.quantizer not in METHODS:
-      raise ValueError(f"quantizer: {self.quantizer!r} is none of {', '.join(METHODS)}")
+    named = [
+      ("encoder", self.encoder, ENCODERS), ("quantizer", self.quantizer, METHODS),
+      ("last_level", self.last_level, get_args(LastLevel)),
+      *(("hash_columns", name, HASH_COLUMNS) for name in self.hash_columns),
+    ]  # fmt: skip
+    for field, value, known in named:
+      if value not in known:
+        raise ValueError(f"{field}: {value!r} is none of {', '.join(known)}")
     if len(self.codebook_sizes) == 1 or any(size < 1 for size in self.codebook_sizes):
       raise ValueError(
         f"codebook_sizes: {self.codebook_sizes}, expected two or more sizes >= 1, or ()"
       )
-    if self.last_level not in get_args(LastLevel):
-      kinds = ", ".join(get_args(LastLevel))
-      raise ValueError(f"last_level: {self.last_level!r} is none of {kinds}")
-    for name in self.hash_columns:
-      if name not in HASH_COLUMNS:
-        raise ValueError(f"hash_columns: {name!r} is none of {', '.join(HASH_COLUMNS)}")
     if self.last_level == "hash" and not self.hash_columns:
       raise ValueError("hash_columns: empty; name a column, or take last_level 'quantised'")
     if not 0 <= self.seed < 2**31:
