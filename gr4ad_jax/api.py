@@ -26,7 +26,7 @@ from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.search.export import export_run
 from gr4ad_jax.search.opened import Opened
 from gr4ad_jax.search.recommend import recommend_for_user
-from gr4ad_jax.tokenizer.semantic_id import TokenizerConfig
+from gr4ad_jax.tokenizer.config import TokenizerConfig
 from gr4ad_jax.tokenizer.stage import tokenize as tokenize_stage
 
 __all__ = [
