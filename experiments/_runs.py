@@ -17,7 +17,7 @@ from gr4ad_jax.catalog.legal_prefixes import PrefixTree, build_prefix_tree
 from gr4ad_jax.config import override_all
 from gr4ad_jax.data import prepare
 from gr4ad_jax.data.config import CompleteJourney, PrepareConfig
-from gr4ad_jax.data.examples import read_split
+from gr4ad_jax.data.examples import open_examples, read_split
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.evaluation.evaluate import search_split
 from gr4ad_jax.evaluation.ranking import ranking_metrics
@@ -37,6 +37,7 @@ from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.opened import Opened
 from gr4ad_jax.tokenizer.config import TokenizerConfig
 from gr4ad_jax.tokenizer.stage import tokenize
+from gr4ad_jax.training.config import TrainConfig
 from gr4ad_jax.training.metric_log import read_log
 
 STEPS = {"cpu": 500, "full": 1_500}
@@ -68,7 +69,7 @@ def trained_metrics(folder: Path, data: Path, sids: Path, config: Config) -> dic
   if file.exists():
     return json.loads(file.read_text())
   console.print(f"train: {folder.name}")
-  train_run(RunFile(str(data.resolve()), str(sids.resolve()), config), folder, resume=True)
+  train_run(run_of(data, sids, config), folder, resume=True)
   opened = open_run(folder)
   metrics = score(opened, group_requests(read_split(opened.examples, "test")), opened.search)
   metrics |= {"validation_sid_loss": _last_validation(folder)["sid_loss"]}
@@ -89,6 +90,24 @@ def score(
     )
     metrics |= {prefix + name: float(value) for name, value in values.items()}
   return metrics
+
+
+def run_of(data: Path, sids: Path, config: Config) -> RunFile:
+  """What run.json will say, wherever the experiment is run from."""
+  return RunFile(str(data.resolve()), str(sids.resolve()), config)
+
+
+def of_steps(train: TrainConfig, steps: int, **changes: Any) -> TrainConfig:
+  """A training of so many steps, validated at the end and kept twice."""
+  return dataclasses.replace(
+    train, num_steps=steps, eval_every=steps, checkpoint_every=max(1, steps // 2), **changes
+  )
+
+
+def of_epochs(train: TrainConfig, epochs: float, data: Path) -> TrainConfig:
+  """A training that sees each example of `data` so many times."""
+  examples = open_examples(data / "examples").counts["train"]["examples"]
+  return of_steps(train, max(1, math.ceil(epochs * examples / train.batch_size)))
 
 
 def demo_config(size: str, overrides: Mapping[str, str]) -> Config:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 
 from gr4ad_jax.config import ConfigT, override_all
+
+SHARED_DATA = str(Path(__file__).resolve().parents[2] / "shared" / "data")
+"""Benchmark files beside the checkout."""
 
 
 def with_overrides(settings: ConfigT, overrides: Mapping[str, str]) -> ConfigT:

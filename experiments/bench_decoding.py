@@ -30,7 +30,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments._settings import with_overrides
+from experiments._settings import SHARED_DATA, with_overrides
 from gr4ad_jax.catalog.legal_prefixes import LegalPrefixes, PrefixTree, build_prefix_tree
 from gr4ad_jax.cli.bench_config import DecodeConfig
 from gr4ad_jax.cli.bench_decode import random_sids, run_bench, time_in_turns
@@ -58,7 +58,7 @@ NAMES = {"lazy": "lazyar", "autoregressive": "ar", "multi_token": "mtp"}
 class Settings:
   """What --set may change."""
 
-  data: str = str(Path(__file__).resolve().parents[2] / "shared" / "data")
+  data: str = SHARED_DATA
   """Folder that holds amazon_beauty; without it the SIDs are random."""
   repeats: int = 15
   """Timed calls of each decoder."""

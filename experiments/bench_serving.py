@@ -46,15 +46,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments._figures import plain
 from experiments._market import prepared_market
-from experiments._runs import tokenized
+from experiments._runs import run_of, tokenized
 from experiments._serving import Server, running_server
 from gr4ad_jax.cli import bench_serve
 from gr4ad_jax.cli.bench_config import LoadConfig
 from gr4ad_jax.cli.bench_serve import Sample
 from gr4ad_jax.config import ConfigError, override_all
 from gr4ad_jax.gr4ad.config import ModelConfig, preset
-from gr4ad_jax.gr4ad.run import RunFile, train_run
+from gr4ad_jax.gr4ad.run import train_run
 from gr4ad_jax.machine.progress import console, track
 from gr4ad_jax.market.world import MarketConfig
 from gr4ad_jax.search.config import SearchConfig
@@ -160,9 +161,7 @@ def _trained(workdir: Path, options: Options) -> Path:
     search=SearchConfig(widths=options.settings.widths, value_exponent=1.0),
   )
   trained = workdir / "run"
-  train_run(
-    RunFile(str(data.resolve()), str(sids.resolve()), config), trained, resume=True
-  )
+  train_run(run_of(data, sids, config), trained, resume=True)
   return trained
 
 
@@ -431,7 +430,5 @@ def plots(results: Mapping[str, float]) -> dict[str, Figure]:
   left.set(xlabel="requests / s", ylabel="p99, ms", ylim=(0, None))
   right.plot(rates, [results[f"rate_{qps:g}_factor"] for qps in rates], "o-", color="C1")
   right.set(xlabel="requests / s", ylabel="beams, multiple of base", ylim=(0, None))
-  for axis in (left, right):
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(alpha=0.3)
+  plain(left, right)
   return {"rates": figure}

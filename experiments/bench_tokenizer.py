@@ -35,7 +35,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments._settings import with_overrides
+from experiments._figures import plain
+from experiments._settings import SHARED_DATA, with_overrides
 from gr4ad_jax.catalog.live_index import IndexChange, LiveAdIndex
 from gr4ad_jax.data.amazon import read_amazon
 from gr4ad_jax.embedding.text_encoder import encode_texts
@@ -58,7 +59,7 @@ NEW_ADS = 1_000
 class Settings:
   """What --set may change."""
 
-  data: str = str(Path(__file__).resolve().parents[2] / "shared" / "data")
+  data: str = SHARED_DATA
   """Folder that holds amazon_beauty; without it there is no `real/`."""
   max_rows: int = 1_000_000
   """Largest number of embeddings, and ads of the index."""
@@ -343,7 +344,6 @@ def plots(results: Mapping[str, float]) -> dict[str, Figure]:
     ax.set_xlim(left=0)
     ax.set_ylim(bottom=0)
     ax.set_xlabel("embeddings")
-    ax.grid(alpha=0.3)
-    ax.spines[["top", "right"]].set_visible(False)
+    plain(ax)
   return {"scale": figure}
 

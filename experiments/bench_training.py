@@ -32,7 +32,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments._runs import prepared_journey, tokenized
+from experiments._runs import prepared_journey, run_of, tokenized
 from experiments._settings import with_overrides
 from gr4ad_jax.cli.bench_decode import time_in_turns
 from gr4ad_jax.config import override_all
@@ -41,7 +41,7 @@ from gr4ad_jax.gr4ad.batch import Batch, Context, Vocabulary, random_context, ra
 from gr4ad_jax.gr4ad.build import build_decoder
 from gr4ad_jax.gr4ad.config import Config, preset
 from gr4ad_jax.gr4ad.cost import num_params, train_flops
-from gr4ad_jax.gr4ad.run import RunFile, example_flops, open_inputs
+from gr4ad_jax.gr4ad.run import example_flops, open_inputs
 from gr4ad_jax.gr4ad.vsl_task import vsl_task
 from gr4ad_jax.machine.memory import keep_freed_memory
 from gr4ad_jax.machine.peaks import matmul
@@ -195,7 +195,7 @@ def _input(workdir: Path, settings: Settings) -> dict[str, float]:
   config = override_all(
     preset("small"), {"train.batch_size": settings.input_batch_size, "train.data_parallel": 1}
   )
-  inputs = open_inputs(RunFile(str(data), str(sids), config))
+  inputs = open_inputs(run_of(data, sids, config))
   batches = train_batches(
     inputs.examples.sources["train"], inputs.make_batch, batch_size=settings.input_batch_size,
     seed=0,

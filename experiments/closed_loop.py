@@ -22,7 +22,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-import math
 import subprocess
 import sys
 import time
@@ -34,12 +33,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from experiments._figures import change, plain, revenue_by_day
 from experiments._market import prepared_first_days
+from experiments._runs import of_epochs, run_of
 from experiments._serving import Server, running_server
 from gr4ad_jax.config import ConfigError, override_all
 from gr4ad_jax.data.records import Action
 from gr4ad_jax.gr4ad.config import Config, ModelConfig
-from gr4ad_jax.gr4ad.run import RunFile, open_inputs, train_run
+from gr4ad_jax.gr4ad.run import train_run
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.market.log import simulate_hours
 from gr4ad_jax.market.policy import Shown, build_shelves
@@ -131,14 +132,8 @@ def _trained(market: Market, workdir: Path, options: Options) -> Path:
   settings = options.settings
   data = prepared_first_days(market, workdir / "data", settings.first_days)
   config = Config(model=options.model, train=options.train, search=options.search)
-  first = RunFile(str(data.resolve()), str((data / "sids").resolve()), config)
-  samples = open_inputs(first).examples.counts["train"]["examples"]
-  steps = max(1, math.ceil(settings.epochs * samples / options.train.batch_size))
-  train = dataclasses.replace(
-    options.train, num_steps=steps, eval_every=steps, checkpoint_every=max(1, steps // 2)
-  )
-  run_file = dataclasses.replace(first, config=dataclasses.replace(config, train=train))
-  train_run(run_file, workdir / "run", resume=True)
+  config = dataclasses.replace(config, train=of_epochs(options.train, settings.epochs, data))
+  train_run(run_of(data, data / "sids", config), workdir / "run", resume=True)
   return workdir / "run"
 
 
@@ -303,10 +298,8 @@ def table(results: Mapping[str, float]) -> str:
   ]
   lines += ["", "| online over frozen | difference (95% over users) |", "|---|---:|"]
   for name in ("all", "first_third", "last_third"):
-    mean, low, high = (
-      results[f"online_over_frozen/{name}{part}"] for part in ("", "_low", "_high")
-    )
-    lines.append(f"| {name.replace('_', ' ')} | {mean:+.1%} ({low:+.1%} to {high:+.1%}) |")
+    found = (results[f"online_over_frozen/{name}{part}"] for part in ("", "_low", "_high"))
+    lines.append(f"| {name.replace('_', ' ')} | {change(*found)} |")
   return "\n".join(lines)
 
 
@@ -314,15 +307,7 @@ def plots(results: Mapping[str, float]) -> dict[str, Figure]:
   """Revenue over the days."""
   figure = Figure(figsize=(7.0, 3.6), layout="constrained")
   ax = figure.subplots()
+  plain(ax)
   for arm, colour in (("frozen", "#b0553a"), ("online", "#2f6f9f")):
-    days = sorted(int(n.split("_")[-1]) for n in results if n.startswith(f"{arm}/day_"))
-    ax.plot(days, [results[f"{arm}/day_{d}"] for d in days], "o-", color=colour, label=arm,
-            markersize=4)
-  ax.set_xlabel("day of the market")
-  ax.locator_params(axis="x", integer=True)
-  ax.set_ylim(bottom=0)
-  ax.set_title("Expected revenue of the first four ads, currency a request", loc="left")
-  ax.spines[["top", "right"]].set_visible(False)
-  ax.grid(alpha=0.3)
-  ax.legend(frameon=False)
+    revenue_by_day(ax, results, arm, "o-", color=colour, markersize=4)
   return {"closed_loop": figure}

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from experiments._figures import plain
 from gr4ad_jax.cli import demo
 from gr4ad_jax.config import override, override_all
 from gr4ad_jax.gr4ad.config import preset
@@ -104,8 +105,7 @@ def plots(results: Mapping[str, float]) -> dict[str, Figure]:
           ax.hlines(row + shift, estimate.low, estimate.high, colors=colour)
     ax.set_title(title, loc="left")
     ax.set_xlim(left=0)
-    ax.grid(axis="x", alpha=0.3)
-    ax.spines[["top", "right"]].set_visible(False)
+    plain(ax, grid="x")
   axes[0].set_yticks(range(len(labels)), labels)
   axes[0].invert_yaxis()
   figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2,

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments._figures import plain
 from experiments._runs import (
   demo_config,
   paired_interval,
@@ -133,7 +134,6 @@ def plots(results: Mapping[str, float]) -> dict[str, Figure]:
   ax.set_xlabel("requests/s")
   ax.set_title("Recall@50 of each seed", loc="left")
   ax.set_xlim(left=0)
-  ax.grid(alpha=0.3)
-  ax.spines[["top", "right"]].set_visible(False)
+  plain(ax)
   ax.legend(frameon=False, fontsize=8)
   return {"fig3": figure}

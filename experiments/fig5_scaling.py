@@ -31,8 +31,9 @@ import numpy as np
 import scipy.optimize
 from matplotlib.figure import Figure
 
+from experiments._figures import plain
 from experiments._market import MarketTest, open_market_test, prepared_market, recommend_all
-from experiments._runs import tokenized
+from experiments._runs import run_of, tokenized
 from gr4ad_jax.cli.sweep import run_name, run_sweep
 from gr4ad_jax.cli.sweep_config import Sweep
 from gr4ad_jax.config import override_all
@@ -40,7 +41,7 @@ from gr4ad_jax.data.examples import read_split
 from gr4ad_jax.gr4ad.build import build_decoder
 from gr4ad_jax.gr4ad.config import Config, LossConfig, ModelConfig, preset
 from gr4ad_jax.gr4ad.cost import num_params, num_table_params
-from gr4ad_jax.gr4ad.run import Inputs, RunFile, example_flops, open_inputs, open_run
+from gr4ad_jax.gr4ad.run import Inputs, example_flops, open_inputs, open_run
 from gr4ad_jax.machine.memory import keep_freed_memory
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.machine.storage import write_json
@@ -202,7 +203,7 @@ def _judged(
   beams: dict[str, float] = {}
   for point in sweep.varied.points():
     config = sweep.config_of(point)
-    run_file = RunFile(str(sweep.data.resolve()), str(sweep.sids.resolve()), config)
+    run_file = run_of(sweep.data, sweep.sids, config)
     if inputs is None:
       inputs = open_inputs(run_file)
       examples = read_split(inputs.examples, "test")
@@ -380,10 +381,9 @@ def plots(results: Mapping[str, float]) -> dict[str, Figure]:
                color="#2f5f8f")
   beam_ax.set_title("Revenue of a request, largest model", loc="left")
   beam_ax.set_xlabel("beams")
+  plain(loss_ax, flops_ax, revenue_ax, beam_ax)
   for ax in (loss_ax, flops_ax, revenue_ax, beam_ax):
     ax.set_xscale("log")
-    ax.grid(alpha=0.3)
-    ax.spines[["top", "right"]].set_visible(False)
   for ax in (revenue_ax, beam_ax):
     ax.set_ylim(0, 1.1 * ax.get_ylim()[1])  # the values lie close together, far above 0
   widths = [int(row["width"]) for row in beams]

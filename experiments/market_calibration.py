@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments._figures import plain
 from gr4ad_jax.config import override_all
 from gr4ad_jax.data.completejourney import read_completejourney
 from gr4ad_jax.data.engagements import engaged_with_ad
@@ -152,9 +153,7 @@ def plots(results: Mapping[str, float]) -> dict[str, Figure]:
   _bars(ecpm, {"shown": "ecpm_shown", "random ads": "ecpm_of_random_ads"}, results,
         "eCPM (market), log scale")
   ecpm.set_xscale("log")
-  for ax in (ads, users, visits, ctr, cvr, ecpm):
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(alpha=0.3)
+  plain(ads, users, visits, ctr, cvr, ecpm)
   return {"market_calibration": figure}
 
 

@@ -16,7 +16,6 @@ online -2.9% (-4.3 to -1.5). Run time on two CPU cores: 15 minutes.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments._figures import change, plain, revenue_by_day
 from experiments._market import (
   evenly,
   prepared_first_days,
@@ -31,6 +31,7 @@ from experiments._market import (
   requests_of,
   trained_reward,
 )
+from experiments._runs import of_epochs, of_steps, run_of
 from gr4ad_jax.config import ConfigError, override_all
 from gr4ad_jax.data.impressions import read_impressions
 from gr4ad_jax.data.records import DAY_S, Logs
@@ -46,7 +47,7 @@ from gr4ad_jax.gr4ad.config import (
   PreferenceConfig,
 )
 from gr4ad_jax.gr4ad.online import learn_online
-from gr4ad_jax.gr4ad.run import RunFile, open_inputs, open_run, train_run
+from gr4ad_jax.gr4ad.run import open_run, train_run
 from gr4ad_jax.machine.memory import keep_freed_memory
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.market.log import write_market
@@ -135,25 +136,18 @@ def _prepared(market: Market, workdir: Path, days: int) -> Path:
 def _from_scratch(data: Path, folder: Path, reward: Path, options: Options) -> Path:
   """VSL, then UVR on lists of its own."""
   settings = options.settings
-  plain = Config(
+  config = Config(
     model=options.model, train=options.train, search=options.search, preference=options.preference
   )
-  first = RunFile(str(data.resolve()), str((data / "sids").resolve()), plain)
-  samples = open_inputs(first).examples.counts["train"]["examples"]
-  steps = math.ceil(settings.epochs * samples / options.train.batch_size)
-
-  def stage(count: int, **changes) -> Config:
-    train = dataclasses.replace(options.train, num_steps=count, eval_every=count,
-                                checkpoint_every=max(1, count // 2), **changes)
-    return dataclasses.replace(plain, train=train)
-
-  console.print(f"{folder.name}: {samples:,} samples, {steps:,} + {settings.second_steps} steps")
-  first = dataclasses.replace(first, config=stage(steps))
+  train = of_epochs(options.train, settings.epochs, data)
+  console.print(f"{folder.name}: {train.num_steps:,} + {settings.second_steps} steps")
+  first = run_of(data, data / "sids", dataclasses.replace(config, train=train))
   train_run(first, folder / "vsl", resume=True)
   if not (folder / "lists" / "lists.json").exists():
     write_candidates(folder / "vsl", reward, folder / "lists", config=options.candidates)
+  train = of_steps(options.train, settings.second_steps, learning_rate=1e-3, seed=100)
   second = dataclasses.replace(
-    first, config=stage(settings.second_steps, learning_rate=1e-3, seed=100),
+    first, config=dataclasses.replace(config, train=train),
     start=str((folder / "vsl").resolve()), lists=str((folder / "lists").resolve()),
   )
   train_run(second, folder / "uvr", resume=True)
@@ -237,8 +231,8 @@ def table(results: Mapping[str, float]) -> str:
     lines.append(f"| {day} | " + " | ".join("" if x is None else f"{x:.4f}" for x in cells) + " |")
   lines += ["", "| revenue on the days that all three answered | difference (95%) |", "|---|---:|"]
   for pair in ("online_over_retrained", "frozen_over_retrained", "online_over_frozen"):
-    mean, low, high = (results[f"{pair}/{part}"] for part in ("mean", "ci_low", "ci_high"))
-    lines.append(f"| {pair.replace('_', ' ')} | {mean:+.1%} ({low:+.1%} to {high:+.1%}) |")
+    found = (results[f"{pair}/{part}"] for part in ("mean", "ci_low", "ci_high"))
+    lines.append(f"| {pair.replace('_', ' ')} | {change(*found)} |")
   return "\n".join(lines)
 
 
@@ -246,16 +240,8 @@ def plots(results: Mapping[str, float]) -> dict[str, Figure]:
   """Revenue of the three systems over the days."""
   figure = Figure(figsize=(7.0, 3.6), layout="constrained")
   ax = figure.subplots()
+  plain(ax)
   styles = {"frozen": ("#b0553a", "o-"), "online": ("#2f6f9f", "o-"), "retrained": ("#333", "D")}
   for system, (colour, style) in styles.items():
-    days = sorted(int(n.split("_")[-1]) for n in results if n.startswith(f"{system}/day_"))
-    ax.plot(days, [results[f"{system}/day_{d}"] for d in days], style, color=colour, label=system,
-            markersize=5)
-  ax.set_xlabel("day of the market")
-  ax.locator_params(axis="x", integer=True)
-  ax.set_ylim(bottom=0)
-  ax.set_title("Expected revenue of the first four ads, currency a request", loc="left")
-  ax.spines[["top", "right"]].set_visible(False)
-  ax.grid(alpha=0.3)
-  ax.legend(frameon=False)
+    revenue_by_day(ax, results, system, style, color=colour, markersize=5)
   return {"online_drift": figure}

@@ -30,6 +30,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments._figures import change, plain
 from experiments._market import (
   HANDED,
   K,
@@ -41,7 +42,7 @@ from experiments._market import (
   reward_run,
   trained_reward,
 )
-from experiments._runs import paired_interval, tokenized
+from experiments._runs import of_steps, paired_interval, run_of, tokenized
 from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
 from gr4ad_jax.cli.bench_decode import time_in_turns
 from gr4ad_jax.config import override_all
@@ -250,9 +251,7 @@ def _trained(
   """The second stage of a row; rows that differ in beams alone share it."""
   row = ROWS[name]
   first = f"{row.decoder}-{row.sids}-{'vsl' if row.values else 'plain'}"
-  first_run = RunFile(
-    str(data.resolve()), str(sids[row.sids].resolve()), _config(row, options, seed, stage=1)
-  )
+  first_run = run_of(data, sids[row.sids], _config(row, options, seed, stage=1))
   train_run(first_run, folder / first, resume=True)
   lists = ""
   if row.method != "none":
@@ -273,10 +272,7 @@ def _config(row: Row, options: Options, seed: int, *, stage: int) -> Config:
   settings = options.settings
   steps = settings.first_steps if stage == 1 else settings.second_steps
   rate = options.train.learning_rate if stage == 1 else settings.second_learning_rate
-  train = dataclasses.replace(
-    options.train, num_steps=steps, learning_rate=rate, seed=seed + 100 * (stage - 1),
-    eval_every=steps, checkpoint_every=max(1, steps // 2),
-  )
+  train = of_steps(options.train, steps, learning_rate=rate, seed=seed + 100 * (stage - 1))
   return Config(
     model=dataclasses.replace(options.model, decoder=row.decoder),
     loss=VALUE_LOSS if row.values else PLAIN_LOSS,
@@ -301,9 +297,7 @@ def _speed(
   for name in names:
     row = ROWS[name]
     first = f"{row.decoder}-{row.sids}-{'vsl' if row.values else 'plain'}"
-    run_file = RunFile(
-      str(data.resolve()), str(sids[row.sids].resolve()), _config(row, options, 0, stage=1)
-    )
+    run_file = run_of(data, sids[row.sids], _config(row, options, 0, stage=1))
     inputs = open_inputs(run_file)
     decoder, params, _ = load_params(run_file, folder / first, inputs.vocabulary)
     tree = build_prefix_tree(inputs.index.sids_SL)
@@ -335,17 +329,16 @@ def table(results: Mapping[str, float]) -> str:
     "|---|---:|---:|---:|---:|---:|---:|---:|",
   ]
 
-  def change(name: str, digits: int = 1) -> str:
+  def lift(name: str, digits: int = 1) -> str:
     if name not in results:
       return "-"
-    mean, low, high = (results[name + end] for end in ("", "_ci_low", "_ci_high"))
-    return f"{mean:+.{digits}%} ({low:+.{digits}%} to {high:+.{digits}%})"
+    return change(*(results[name + end] for end in ("", "_ci_low", "_ci_high")), digits)
 
   for name, row in ROWS.items():
     if f"{name}/recall@{K}" not in results:
       continue
     lifts = ["-", "-"] if name == "dlrm" else [
-      change(f"{name}/revenue_lift"), change(f"{name}/revenue_lift@{K}")
+      lift(f"{name}/revenue_lift"), lift(f"{name}/revenue_lift@{K}")
     ]
     speed = results.get(f"{name}/qps_ratio")
     lines.append(
@@ -361,7 +354,7 @@ def table(results: Mapping[str, float]) -> str:
     key = f"{better}_over_{worse}/revenue_lift"
     if key in results:
       lines.append(
-        f"| {better} over {worse} | {change(key, 2)} | {change(f'{key}@{K}', 2)} |"
+        f"| {better} over {worse} | {lift(key, 2)} | {lift(f'{key}@{K}', 2)} |"
       )
   if {f"{name}/recall@{K}" for name in ("vsl", "rspo", "uvr")} <= set(results):
     lines += ["", *(check(results) or [f"RSPO and UVR keep 99% of vsl's recall@{K}."])]
@@ -392,8 +385,7 @@ def plots(results: Mapping[str, float]) -> dict[str, Figure]:
   ax.set_yticks(places, [ROWS[name].label for name in names])
   ax.set_title("Revenue over the DLRM cascade, % (bars: 95% interval over seeds)", loc="left")
   ax.axvline(0, color="black", lw=0.8)
-  ax.spines[["top", "right"]].set_visible(False)
-  ax.grid(axis="x", alpha=0.3)
+  plain(ax, grid="x")
   ax.legend(frameon=False)
   return {"table1": figure}
 

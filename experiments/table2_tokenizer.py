@@ -40,6 +40,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from experiments._figures import plain
+from experiments._settings import SHARED_DATA
 from gr4ad_jax.config import override_all
 from gr4ad_jax.data import completejourney
 from gr4ad_jax.data.amazon import UNKNOWN_BRAND, read_amazon
@@ -88,7 +90,7 @@ GPR_ROWS = {
 class Settings:
   """What --set may change."""
 
-  data: str = str(Path(__file__).resolve().parents[2] / "shared" / "data")
+  data: str = SHARED_DATA
   """Folder that holds amazon_beauty and amazon_industrial."""
   seeds: int = 3
   datasets: tuple[str, ...] = ("journey", "beauty", "industrial")
@@ -325,8 +327,7 @@ def plots(results: Mapping[str, float]) -> dict[str, Figure]:
     ax.set_yticks(range(len(rows)), rows.values())
     ax.invert_yaxis()
     ax.set_title(title, loc="left")
-    ax.grid(axis="x", alpha=0.3)
-    ax.spines[["top", "right"]].set_visible(False)
+    plain(ax, grid="x")
   figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3,
                 frameon=False)
   return {"table2": figure}

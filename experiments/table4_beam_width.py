@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments._figures import plain
 from experiments._runs import open_trained
 from experiments._settings import with_overrides
 from gr4ad_jax.cli.bench_decode import time_in_turns
@@ -107,6 +108,5 @@ def plots(results: Mapping[str, float]) -> dict[str, Figure]:
   ax.set_xlabel("requests/s")
   ax.set_title("Value recall@50 of beam schedules", loc="left")
   ax.margins(0.15)
-  ax.grid(alpha=0.3)
-  ax.spines[["top", "right"]].set_visible(False)
+  plain(ax)
   return {"table4": figure}

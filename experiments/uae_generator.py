@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments._figures import plain
 from experiments._runs import (
   demo_config,
   paired_interval,
@@ -97,7 +98,6 @@ def plots(results: Mapping[str, float]) -> dict[str, Figure]:
   ax.set_yticks(range(len(METRICS)), METRICS)
   ax.invert_yaxis()
   ax.set_xlim(left=0)
-  ax.grid(axis="x", alpha=0.3)
-  ax.spines[["top", "right"]].set_visible(False)
+  plain(ax, grid="x")
   ax.legend(frameon=False)
   return {"uae_generator": figure}
