@@ -100,7 +100,8 @@ def apply_mlp(params: Params, name: str, x_BD: jax.Array) -> jax.Array:
   """The MLP `name` with GELU between its layers."""
   layers = sum(key.startswith(f"{name}_kernel_") for key in params)
   for i in range(layers):
-    x_BD = x_BD @ params[f"{name}_kernel_{i}"] + params[f"{name}_bias_{i}"]
+    x_BD = x_BD @ params[f"{name}_kernel_{i}"]
+    x_BD += jnp.broadcast_to(params[f"{name}_bias_{i}"], x_BD.shape)
     if i < layers - 1:
       x_BD = jax.nn.gelu(x_BD)
   return x_BD
@@ -108,14 +109,14 @@ def apply_mlp(params: Params, name: str, x_BD: jax.Array) -> jax.Array:
 
 def in_units(arrays: Params, x_BD: jax.Array) -> jax.Array:
   """Rows as the encoder reads them: from `center`, in units of `scale`."""
-  return (x_BD - arrays["center"]) / arrays["scale"]
+  return (x_BD - arrays["center"][None]) / arrays["scale"]
 
 
 def decoded(arrays: Params, latent_BW: jax.Array) -> jax.Array:
   """The rows that the decoder makes of latents."""
   with jax.default_matmul_precision("float32"):  # the same rows on every kind of device
     x_BD = apply_mlp(arrays, "decoder", latent_BW)
-  return x_BD * arrays["scale"] + arrays["center"]
+  return x_BD * arrays["scale"] + jnp.broadcast_to(arrays["center"], x_BD.shape)
 
 
 def learning_rate(config: TrainingConfig, first_step: int = 0) -> optax.Schedule:

@@ -76,7 +76,7 @@ def fit(
     h_BD = autoencoder.in_units(constants, x_BD)
     z_BC = quantize(autoencoder.apply_mlp(params, "encoder", h_BD), values_C)
     kept_B = _kept_groups(key, len(x_BD), len(values), config.prefix_dropout)
-    z_BC = jnp.where(group_C < kept_B[:, None], z_BC, 0.0)
+    z_BC = jnp.where(group_C[None] < kept_B[:, None], z_BC, 0.0)
     error_BD = h_BD - autoencoder.apply_mlp(params, "decoder", z_BC)
     return jnp.square(error_BD).sum(-1).mean(), ()
 
@@ -162,12 +162,13 @@ def quantize(latent_BC: jax.Array, values_C: np.ndarray) -> jax.Array:
 
 def scalar_index(latent_BC: jax.Array, values_C: np.ndarray) -> jax.Array:
   """The number of the grid point that each coordinate is rounded to, 0 to n - 1."""
-  return jnp.round((jnp.tanh(latent_BC) + 1) / 2 * (values_C - 1)).astype(jnp.int32)
+  steps_BC = jnp.broadcast_to(values_C - 1, latent_BC.shape)
+  return jnp.round((jnp.tanh(latent_BC) + 1) / 2 * steps_BC).astype(jnp.int32)
 
 
 def grid_point(index_BC: jax.Array, values_C: np.ndarray) -> jax.Array:
   """The grid point of each number, from -1 to 1."""
-  return 2 * index_BC / (values_C - 1) - 1
+  return 2 * index_BC / jnp.broadcast_to(values_C - 1, index_BC.shape) - 1
 
 
 def _kept_groups(key, rows, levels, dropout):
@@ -184,7 +185,8 @@ def _codes(arrays, x_KBD, *, sizes, mesh):
   def codes(arrays, x_BD):
     latent_BC = autoencoder.apply_mlp(arrays, "encoder", autoencoder.in_units(arrays, x_BD))
     groups = jnp.split(scalar_index(latent_BC, np.concatenate(values)), starts, axis=-1)
-    return jnp.stack([(g * _radix(v)).sum(-1) for g, v in zip(groups, values, strict=True)], -1)
+    pairs = zip(groups, values, strict=True)
+    return jnp.stack([(index_BC * _radix(v)[None]).sum(-1) for index_BC, v in pairs], axis=-1)
 
   with jax.default_matmul_precision("float32"):  # the same codes on every kind of device
     return map_groups(codes, arrays, x_KBD, mesh)
@@ -196,7 +198,8 @@ def _decoded(arrays, code_KBL, *, sizes):
   for level, size in enumerate(sizes):
     values = scalar_values(size)
     if level < code_KBL.shape[-1]:
-      index_KBC = code_KBL[..., level, None] // _radix(values) % np.array(values)
+      code_KB1 = code_KBL[..., level, None]
+      index_KBC = code_KB1 // _radix(values)[None, None] % np.array(values)[None, None]
       groups.append(grid_point(index_KBC, np.array(values)))
     else:
       groups.append(jnp.zeros((*code_KBL.shape[:-1], len(values))))

@@ -56,7 +56,7 @@ def squared_distance(point_ND: jax.Array, centroid_VD: jax.Array) -> jax.Array:
   """[N, V] up to the point's own norm, which does not change its ranking of centroids."""
   with jax.default_matmul_precision("float32"):  # the same codes on every kind of device
     dot_NV = jnp.einsum("ND,VD->NV", point_ND, centroid_VD)
-  return jnp.square(centroid_VD).sum(-1) - 2 * dot_NV
+  return jnp.square(centroid_VD).sum(-1)[None] - 2 * dot_NV
 
 
 class Sums(NamedTuple):

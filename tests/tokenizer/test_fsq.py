@@ -92,7 +92,7 @@ def test_grid_points_round_to_themselves(n):
 
 def test_the_gradient_passes_the_rounding():
   values, latent = np.array([4, 5, 8]), jnp.array([[0.3, -0.7, 1.1]])
-  gradient = jax.grad(lambda x: (jnp.array([1.0, 2.0, 3.0]) * fsq.quantize(x, values)).sum())
+  gradient = jax.grad(lambda x: (jnp.array([[1.0, 2.0, 3.0]]) * fsq.quantize(x, values)).sum())
   expected = np.array([1.0, 2.0, 3.0]) * (1 - np.tanh(np.asarray(latent)) ** 2)
   np.testing.assert_allclose(gradient(latent), expected, rtol=1e-5)
 
