@@ -34,7 +34,8 @@ class AutoregressiveDecoder(DecoderParts):
     encoded, source = self.read(context)
     dtype, token_BCLD = encoded.token_BSD.dtype, self.target_tokens(target_BCL)
     bos_BC1D = jnp.broadcast_to(self.bos_D.astype(dtype), (*token_BCLD[:, :, :1].shape,))
-    h_BCPD = jnp.concatenate([bos_BC1D, token_BCLD], axis=2) + self.positions_PD.astype(dtype)
+    position_11PD = self.positions_PD.astype(dtype)[None, None]
+    h_BCPD = jnp.concatenate([bos_BC1D, token_BCLD], axis=2) + position_11PD
     for layer in self.layers:
       kv = layer.keys_values(encoded.token_BSD)
       h_BCPD, _ = layer(h_BCPD, kv, encoded.mask_BS, deterministic=deterministic)
@@ -47,7 +48,7 @@ class AutoregressiveDecoder(DecoderParts):
     positions_PD = self.positions_PD.astype(dtype)
     start_BPD = jnp.broadcast_to(positions_PD, (num_rows, *positions_PD.shape))
     shared, state = self.begin_search(self.layers, start_BPD, encoded, source)
-    first_B1D = start_BPD[:, :1] + self.bos_D.astype(dtype)
+    first_B1D = start_BPD[:, :1] + self.bos_D.astype(dtype)[None, None]
     return shared, *self.decode_position(self.layers, shared, state, first_B1D, 0)
 
   def step(

@@ -45,7 +45,7 @@ class ContextProcessor(nn.Module):
       features_BFD += embed_ids(context.user_id_B[:, None])
     if vocabulary.feature_sizes:
       offsets_F = jnp.cumsum(jnp.array((0, *vocabulary.feature_sizes[:-1])))
-      index_BF = context.feature_BF + offsets_F
+      index_BF = context.feature_BF + offsets_F[None]
       value_BFD = table("features", sum(vocabulary.feature_sizes), index_BF)
       features_BFD = jnp.concatenate([features_BFD, value_BFD], axis=1)
     features_BFD = Linear(width, name="feature_projection")(features_BFD)

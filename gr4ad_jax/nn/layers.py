@@ -77,7 +77,7 @@ class Norm(nn.Module):
     if self.kind == "layer":
       y = y - jnp.mean(y, axis=-1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + 1e-6)
-    return (y * scale_D).astype(x.dtype)
+    return (y * jnp.broadcast_to(scale_D, y.shape)).astype(x.dtype)
 
 
 class CrossAttention(nn.Module):

@@ -56,7 +56,7 @@ class RewardModel(nn.Module):
     content_VD = table("content", vocabulary.content_field_sizes[0])
     offsets_F = jnp.cumsum(jnp.array((0, *vocabulary.feature_sizes)))[:-1]
     feature_VD = table("features", max(1, sum(vocabulary.feature_sizes)))
-    feature_BFD = feature_VD[batch.feature_BF + offsets_F]
+    feature_BFD = feature_VD[batch.feature_BF + offsets_F[None]]
 
     def of_ads(field: jax.Array) -> list[jax.Array]:
       return [table_VD[field[..., x]] for x, table_VD in enumerate(ad_tables)]

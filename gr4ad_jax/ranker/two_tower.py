@@ -53,7 +53,7 @@ class TwoTower(nn.Module):
   def user(self, rows: RewardBatch) -> jax.Array:
     """Requests -> [B, D]."""
     offsets_F = jnp.cumsum(jnp.array((0, *self.vocabulary.feature_sizes)))[:-1]
-    feature_BFD = self.features[rows.feature_BF + offsets_F]
+    feature_BFD = self.features[rows.feature_BF + offsets_F[None]]
     ad_BTD = sum(self.ad_tables[i][rows.ad_BTX[..., i]] for i in range(3))
     organic = rows.organic_BOX
     organic_BOD = self.contents[organic[..., 0]] + self.ad_tables[2][organic[..., 1]]
@@ -82,10 +82,10 @@ def match_loss(
   """Sum and count: log loss of clicked ads among all ads shown in the batch, logQ-corrected."""
   shown_N = batch.where_BC.reshape(-1)
   score_BN = _SCALE * user_BD @ ad_BCD.reshape(-1, ad_BCD.shape[-1]).T
-  score_BN = score_BN - batch.log_share_BC.reshape(-1)
+  score_BN = score_BN - batch.log_share_BC.reshape(1, -1)
   logp_BN = jax.nn.log_softmax(jnp.where(shown_N, score_BN, NEG_INF), axis=-1)
   num_rows, width = batch.where_BC.shape
-  own_BC = jnp.arange(num_rows)[:, None] * width + jnp.arange(width)
+  own_BC = jnp.arange(num_rows)[:, None] * width + jnp.arange(width)[None]
   picked_BC = jnp.take_along_axis(logp_BN, own_BC, axis=1)
   clicked_BC = batch.where_BC & batch.click_BC
   total = -jnp.sum(jnp.where(clicked_BC, picked_BC, 0.0))

@@ -289,7 +289,7 @@ def _select(
   prefixes, allowed, sampling, top_k = rules
   start_N, code_N = prefixes.start_LN[level], prefixes.code_LN[level]
   first_BW, last_BW = start_N[carry.node_BW], start_N[carry.node_BW + 1]
-  child_BWM = first_BW[..., None] + jnp.arange(branching)
+  child_BWM = first_BW[..., None] + jnp.arange(branching)[None, None]
   legal_BWM = child_BWM < last_BW[..., None]
   # A dead beam has no legal extension: its node is any node.
   legal_BWM &= carry.score_BW[..., None] > NEG_INF / 2
