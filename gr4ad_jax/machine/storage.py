@@ -22,7 +22,6 @@ writes it, from all hosts at once.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import hashlib
 import json
@@ -30,46 +29,14 @@ import os
 import re
 import shutil
 import tempfile
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gr4ad_jax.machine import atomic
-from gr4ad_jax.machine.progress import track
+from gr4ad_jax.machine import atomic, bucket
+from gr4ad_jax.machine.bucket import DRIVERS, StorageError, Url
 
-# Scheme -> the driver that fsspec needs, and the extra that installs it.
-_DRIVERS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
-_CHECKPOINTS = "checkpoints/"
-_PROBE = ".gr4ad-"  # names of files that tell whether a folder can be written
-_AT_ONCE = 8  # files
-_LARGE = 64 << 20  # bytes from which progress is told
 _ROUNDS = 20  # a folder that changes more often while it is fetched is given up
-
-
-class StorageError(OSError):
-  """A place that cannot be read or written; the message names it and what to do."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Url:
-  """A folder or file in a bucket."""
-
-  scheme: str
-  path: str
-  """BUCKET/FOLDER/..."""
-
-  def __str__(self) -> str:
-    return f"{self.scheme}://{self.path}"
-
-  def __truediv__(self, name: str) -> Url:
-    return Url(self.scheme, f"{self.path}/{name}")
-
-  @property
-  def name(self) -> str:
-    """The last part."""
-    return self.path.rpartition("/")[2]
 
 
 Place = Path | Url
@@ -84,13 +51,13 @@ def place(text: str) -> Place:
   scheme, colon, rest = text.partition(":")
   if not colon or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
     return Path(text)
-  if scheme in _DRIVERS:
+  if scheme in DRIVERS:
     parts = [part for part in rest.split("/") if part]
     if not rest.startswith("//") or not parts or {".", ".."} & set(parts):
       raise StorageError(f"{text}: write {scheme}://BUCKET/FOLDER")
     return Url(scheme, "/".join(parts))
   if rest.startswith("//"):
-    known = " and ".join(f"{name}://" for name in _DRIVERS)
+    known = " and ".join(f"{name}://" for name in DRIVERS)
     raise StorageError(f"{text}: {scheme}:// is not supported; {known} are, and local paths")
   return Path(text)
 
@@ -118,8 +85,7 @@ def exists(place: Place) -> bool:
   """Whether a file or folder is there."""
   if isinstance(place, Path):
     return place.exists()
-  with _telling(place, "read"):
-    return _filesystem(place).exists(place.path)
+  return bucket.exists(place)
 
 
 def require_free(place: Place) -> None:
@@ -132,17 +98,15 @@ def read_text(place: Place) -> str:
   """A small file."""
   if isinstance(place, Path):
     return place.read_text()
-  with _telling(place, "read"):
-    return _filesystem(place).cat_file(place.path).decode()
+  return bucket.read(place).decode()
 
 
 def write_text(place: Place, text: str) -> None:
   """Writes a small file in one piece; the folder of a local one is made."""
   if isinstance(place, Path):
     atomic.write_text(place, text)
-    return
-  with _telling(place, "written"):
-    _filesystem(place).pipe_file(place.path, text.encode())
+  else:
+    bucket.write(place, text.encode())
 
 
 def write_json(place: Place, values: Any) -> None:
@@ -162,16 +126,6 @@ def fetch(place: Place) -> Path:
     return place
   with _mirrored(place) as path:
     return path
-
-
-def move(old: Url, new: Url) -> None:
-  """Moves a folder within its bucket; where it is killed in between, all of the old one is left."""
-  with _telling(old, "moved"):
-    files = [f"{old.path}/{name}" for name in _listing(old)]
-    copies = [new.path + file.removeprefix(old.path) for file in files]
-    filesystem = _filesystem(old)
-    _each(lambda pair: filesystem.cp_file(*pair), list(zip(files, copies, strict=True)), "", 0)
-    _each(filesystem.rm_file, files, "", 0)
 
 
 class Copy:
@@ -203,29 +157,21 @@ class Copy:
       self._upload([name], here)
 
   def _upload(self, names: Sequence[str], signatures: dict[str, Any]) -> None:
-    def put(name: str) -> None:
-      _filesystem(self.place).put_file(str(self.path / name), f"{self.place.path}/{name}")
-
+    num_bytes = sum(signatures[name][0] for name in names)
     with self._writing():
-      num_bytes = sum(signatures[name][0] for name in names)
-      _each(put, names, f"write {self.place}, files", num_bytes)
+      bucket.upload(self.path, names, self.place, num_bytes)
     self._known |= {name: signatures[name] for name in names}
 
   def _remove(self, names: Sequence[str]) -> None:
-    def remove(name: str) -> None:
-      with contextlib.suppress(FileNotFoundError):
-        _filesystem(self.place).rm_file(f"{self.place.path}/{name}")
-
     with self._writing():
-      _each(remove, names, "", 0)
+      bucket.remove(self.place, names)
     for name in names:
       del self._known[name]
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
     try:
-      with _telling(self.place, "written"):
-        yield
+      yield
     except StorageError as error:
       self.kept = True
       _shown.pop(str(self.path), None)
@@ -241,11 +187,8 @@ def new_folder(place: Place) -> Iterator[Copy]:
   """
   with _staged(place) as copy:
     if isinstance(place, Url):
-      copy._known = dict.fromkeys(_listing(place))
-      with _telling(place, "written"):
-        probe = f"{place.path}/{_PROBE}{uuid.uuid4().hex}"
-        _filesystem(place).pipe_file(probe, b"")
-        _filesystem(place).rm_file(probe)
+      copy._known = dict.fromkeys(bucket.listing(place))
+      bucket.require_writable(place)
     yield copy
     copy.push()
 
@@ -314,14 +257,14 @@ def _mirrored(url: Url) -> Iterator[Path]:
   """The copy in the cache, up to date; no other process of this machine changes it meanwhile."""
   home = _cache() / hashlib.blake2b(str(url).encode(), digest_size=8).hexdigest()
   home.mkdir(parents=True, exist_ok=True)
-  path, arriving = home / url.name, home / "arriving"
+  path = home / url.name
   with open(home / "lock", "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     manifest = home / "manifest.json"
     versions = json.loads(manifest.read_text())["versions"] if manifest.exists() else {}
     try:
       for _ in range(_ROUNDS):
-        there = _listing(url)
+        there = bucket.listing(url)
         for name in versions.keys() - there.keys():
           (path / name).unlink(missing_ok=True)
           del versions[name]
@@ -331,97 +274,16 @@ def _mirrored(url: Url) -> Iterator[Path]:
         ]
         if not missing:
           break
-        _download(url, missing, there, path, arriving=arriving, versions=versions)
+        bucket.download(
+          url, missing, path, sum(there[name][0] for name in missing),
+          arrived=lambda name, there=there: versions.update({name: there[name][1]}),
+        )
       else:
         raise StorageError(f"{url}: changes all the time; fetch it when its writer is done")
     finally:
-      shutil.rmtree(arriving, ignore_errors=True)
       write_json(manifest, {"url": str(url), "versions": versions})
     _shown[str(path)] = str(url)
     yield path
-
-
-def _download(
-  url: Url, names: Sequence[str], there: dict[str, tuple[int, str]], path: Path, *,
-  arriving: Path, versions: dict[str, str],
-) -> None:
-  """Under other names first: a file of the copy is the old one or the new one."""
-  shutil.rmtree(arriving, ignore_errors=True)
-  arriving.mkdir()
-
-  def get(number: int) -> None:
-    name = names[number]
-    temporary = arriving / str(number)
-    with contextlib.suppress(FileNotFoundError):  # gone since it was listed
-      _filesystem(url).get_file(f"{url.path}/{name}".rstrip("/"), str(temporary))
-      (path / name).parent.mkdir(parents=True, exist_ok=True)
-      temporary.replace(path / name)
-      versions[name] = there[name][1]
-
-  with _telling(url, "read"):
-    num_bytes = sum(there[name][0] for name in names)
-    _each(get, range(len(names)), f"fetch {url}, files", num_bytes)
-
-
-def _listing(url: Url) -> dict[str, tuple[int, str]]:
-  """File -> (bytes, version), without checkpoints/; {"": ...} where the URL is a file."""
-  with _telling(url, "read"):
-    found = _filesystem(url).find(url.path, detail=True)
-  files = {}
-  for key, info in found.items():
-    name = key.removeprefix(url.path).removeprefix("/")
-    folder = key.endswith("/") or info.get("type") == "directory"
-    probe = name.rpartition("/")[2].startswith(_PROBE)
-    if not (folder or probe or name.startswith(_CHECKPOINTS)):
-      stamps = (info.get(at) for at in ("generation", "ETag", "etag", "LastModified", "mtime"))
-      files[name] = (info["size"], str(next((stamp for stamp in stamps if stamp), "")))
-  return files
-
-
-def require_driver(url: Url) -> None:
-  """Raises StorageError where what reads such URLs is not installed."""
-  _filesystem(url)
-
-
-def _filesystem(url: Url) -> Any:
-  import fsspec
-  import fsspec.config
-
-  driver, extra = _DRIVERS[url.scheme]
-  # Others write into the same folders, so that a listing is never to be kept.
-  fsspec.config.conf.setdefault(url.scheme, {})["use_listings_cache"] = False
-  try:
-    return fsspec.filesystem(url.scheme)
-  except ImportError:
-    raise StorageError(f"{url}: needs {driver}; pip install 'gr4ad_jax[{extra}]'") from None
-
-
-@contextlib.contextmanager
-def _telling(url: Url, done: str) -> Iterator[None]:
-  """Whatever a driver raises, as one that names the place."""
-  try:
-    yield
-  except StorageError:
-    raise
-  except Exception as error:
-    reason = str(error) or type(error).__name__
-    if isinstance(error, FileNotFoundError):
-      reason = f"there is no such bucket or file: {reason}"
-    raise StorageError(f"{url}: cannot be {done}; {reason}") from error
-
-
-def _each(do: Callable, items: Sequence, description: str, num_bytes: int) -> None:
-  """Some at once; the first error stops what has not begun."""
-  if not items:
-    return
-  with ThreadPoolExecutor(_AT_ONCE) as pool:
-    done = as_completed([pool.submit(do, item) for item in items])
-    try:
-      for future in track(done, description, len(items)) if num_bytes >= _LARGE else done:
-        future.result()
-    except BaseException:
-      pool.shutdown(cancel_futures=True)
-      raise
 
 
 def _is_marker(name: str) -> bool:

@@ -14,7 +14,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from gr4ad_jax.config import ConfigError
-from gr4ad_jax.machine import distributed, storage
+from gr4ad_jax.machine import bucket, distributed, storage
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.training.train_step import TrainState
@@ -51,7 +51,7 @@ class Checkpoints:
     if isinstance(folder, Path):
       self._folder = self._place
     elif folder.scheme == "gs":
-      storage.require_driver(folder)
+      bucket.require_driver(folder)
       self._folder = epath.Path(str(folder))
     elif jax.process_count() > 1:
       raise ConfigError(
@@ -172,7 +172,7 @@ class Checkpoints:
     if isinstance(self._folder, Path):
       (self._folder / step).rename(self._folder / aside)
     else:
-      storage.move(self._place / step, self._place / aside)
+      bucket.move(self._place / step, self._place / aside)
 
   def restore(self, abstract: TrainState, step: int) -> tuple[TrainState, Any]:
     """State (laid out as `abstract`) and data-iterator state of a step."""
