@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import (
-  BarColumn,
-  MofNCompleteColumn,
-  Progress,
-  ProgressColumn,
-  Task,
-  TextColumn,
-  TimeElapsedColumn,
-  TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 ItemT = TypeVar("ItemT")
@@ -30,18 +21,6 @@ _SECONDS_BETWEEN_LINES = 10.0
 def be_quiet() -> None:
   """This process says nothing of its progress any more: another one does."""
   console.quiet = True
-
-
-class _RateColumn(ProgressColumn):
-  """Items per second since the bar started."""
-
-  def render(self, task: Task) -> Text:
-    speed = task.finished_speed or task.speed
-    return Text("" if speed is None else f"{_format_rate(speed)}/s", style="cyan")
-
-
-def _format_rate(rate: float) -> str:
-  return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def track(
@@ -65,45 +44,48 @@ def track(
     total = len(items) * step + completed
   if console.quiet:
     yield from items
-  elif sys.stderr.isatty():
-    yield from _track_bar(items, description, total, step, completed)
-  else:
-    yield from _track_lines(items, description, total, step, completed)
-
-
-def _track_bar(items, description, total, step, completed):
-  columns = (
-    TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _RateColumn(),
-    TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(),
-  )
-  with Progress(*columns, console=console) as progress:
-    task = progress.add_task(description, total=total, completed=completed)
+    return
+  is_bar = sys.stderr.isatty()
+  columns = TextColumn("{task.description}"), BarColumn(), _Numbers()
+  # Rates are of the last 1,000 items, however long they take.
+  with Progress(
+    *columns, console=console, disable=not is_bar, speed_estimate_period=math.inf
+  ) as progress:
+    # Where no bar is drawn, `progress` only counts, and a line now and then says how far it is.
+    name = progress.add_task(description, total=total, completed=completed)
+    (task,) = progress.tasks
+    said_s = 0.0
     for item in items:
       yield item
-      progress.advance(task, step)
+      progress.advance(name, step)
+      if not is_bar and task.elapsed - said_s >= _SECONDS_BETWEEN_LINES:
+        said_s = task.elapsed
+        _say(task)
+    if not is_bar:
+      _say(task)
 
 
-def _track_lines(items, description, total, step, completed):
-  """The same for logs and pipes: a line now and then instead of a moving bar."""
-  start = last = time.monotonic()
-  done = 0
-  for item in items:
-    yield item
-    done = min(done + step, total - completed) if total is not None else done + step
-    now = time.monotonic()
-    if now - last >= _SECONDS_BETWEEN_LINES:
-      last = now
-      print(_line(description, done, completed, total, now - start), file=sys.stderr, flush=True)
-  seconds = time.monotonic() - start
-  print(_line(description, done, completed, total, seconds), file=sys.stderr, flush=True)
+class _Numbers(ProgressColumn):
+  """The same numbers beside a bar as in a line."""
+
+  def render(self, task: Task) -> Text:
+    return Text(_numbers(task))
 
 
-def _line(description: str, done: int, completed: int, total: int | None, seconds: float) -> str:
-  rate = done / max(seconds, 1e-9)
-  line = f"{description}: {done + completed:,}"
-  if total is not None:
-    line += f"/{total:,}"
-  line += f" {_format_rate(rate)}/s {seconds:.0f} s"
-  if total is not None and rate > 0 and done + completed < total:
-    line += f" ETA {(total - done - completed) / rate:.0f} s"
-  return line
+def _say(task: Task) -> None:
+  print(f"{task.description}: {_numbers(task)}", file=sys.stderr, flush=True)
+
+
+def _numbers(task: Task) -> str:
+  """How far, how fast, how long already and how long still."""
+  if task.total is None:
+    text = f"{task.completed:,.0f}"
+  else:  # the last batch may be smaller than the others
+    text = f"{min(task.completed, task.total):,.0f}/{task.total:,.0f}"
+  speed = task.finished_speed or task.speed
+  if speed:
+    text += f" {speed:,.0f}/s" if speed >= 100 else f" {speed:.3g}/s"
+  text += f" {task.elapsed:.0f} s"
+  if task.time_remaining:
+    text += f" ETA {task.time_remaining:.0f} s"
+  return text
