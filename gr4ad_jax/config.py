@@ -1,4 +1,4 @@
-"""Every setting of a run as frozen dataclasses, named presets, checks, and a JSON round trip."""
+"""What reads, changes, checks and stores settings; each room has its own as frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -25,27 +25,28 @@ def require(ok: bool, field: str, value: Any, rule: str) -> None:
 
 
 def nearest(name: str, options: typing.Iterable[str]) -> str:
+  """A hint for a name that is not among `options`: the closest one, or all of them."""
   options = list(options)
   close = difflib.get_close_matches(name, options, n=1, cutoff=0.4)
   return f"did you mean {close[0]!r}?" if close else f"one of {', '.join(options)}"
 
 
 def override(config: ConfigT, path: str, value: Any) -> ConfigT:
-  """A copy of `config` with the field at a dotted `path` replaced.
-
-  Args:
-    config: any nested frozen dataclass.
-    path: for example "model.width".
-    value: a value, or its text as typed on a command line.
-
-  Raises:
-    ConfigError: no such path (the nearest valid one is named), or a value of the wrong type.
-  """
+  """A copy of `config` with the field at one dotted path replaced, as `override_all`."""
   return override_all(config, {path: value})
 
 
 def override_all(config: ConfigT, overrides: Mapping[str, Any]) -> ConfigT:
-  """A copy of `config` with every path of `overrides` replaced at once; as `override`."""
+  """A copy of `config` with fields replaced, all at once: rules between them see the new values.
+
+  Args:
+    config: any nested frozen dataclass.
+    overrides: dotted path, such as "model.width" -> a value, or its text as typed on a command
+      line.
+
+  Raises:
+    ConfigError: no such path (the nearest valid one is named), or a value of the wrong type.
+  """
   valid = [path for path, _ in _leaves(config)]
   changes: dict[str, Any] = {}
   for path, value in overrides.items():
@@ -56,17 +57,7 @@ def override_all(config: ConfigT, overrides: Mapping[str, Any]) -> ConfigT:
     for part in parts:
       inner = inner.setdefault(part, {})
     inner[name] = value
-  return _replaced(config, changes, "")
-
-
-def _replaced(config: ConfigT, changes: dict[str, Any], prefix: str) -> ConfigT:
-  hints = typing.get_type_hints(type(config))
-  return dataclasses.replace(config, **{
-    name: _replaced(getattr(config, name), value, f"{prefix}{name}.")
-    if isinstance(value, dict)
-    else _parse(hints[name], value, prefix + name)
-    for name, value in changes.items()
-  })
+  return from_dict(type(config), changes, base=config)
 
 
 def _leaves(config: Any, prefix: str = "") -> list[tuple[str, Any]]:
@@ -99,9 +90,9 @@ def _parse(hint: Any, value: Any, path: str) -> Any:
       if len(kinds) != len(parts):
         raise ValueError
       return tuple(_parse(k, p, path) for k, p in zip(kinds, parts, strict=True))
-    if hint is bool:
+    if hint is bool:  # bool("false") is True
       return {"true": True, "false": False, "1": True, "0": False}[str(value).lower()]
-    if hint is int and isinstance(value, float):
+    if hint is int and isinstance(value, float):  # int(6.5) is 6
       raise ValueError
     return hint(value)
   except (ValueError, KeyError, TypeError):
@@ -121,8 +112,16 @@ def to_json(config: Any) -> str:
   return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
-def from_dict(kind: type[ConfigT], values: dict[str, Any], prefix: str = "") -> ConfigT:
-  """A dataclass of type `kind` from plain JSON values; missing fields take their defaults.
+def from_dict(
+  kind: type[ConfigT], values: dict[str, Any], prefix: str = "", *, base: ConfigT | None = None
+) -> ConfigT:
+  """A dataclass of type `kind` from plain JSON values.
+
+  Args:
+    kind: its fields are dataclasses or values.
+    values: name -> value; missing ones are those of `base`, or the defaults.
+    prefix: stands before the names in errors.
+    base: a config of this type.
 
   Raises:
     ConfigError: an unknown field, or a value of the wrong type.
@@ -133,10 +132,11 @@ def from_dict(kind: type[ConfigT], values: dict[str, Any], prefix: str = "") -> 
     if name not in hints:
       raise ConfigError(f"unknown setting {prefix + name!r}; {nearest(name, hints)}")
     if dataclasses.is_dataclass(hints[name]):
-      fields[name] = from_dict(hints[name], value, f"{prefix}{name}.")
+      inner = None if base is None else getattr(base, name)
+      fields[name] = from_dict(hints[name], value, f"{prefix}{name}.", base=inner)
     else:
       fields[name] = _parse(hints[name], value, prefix + name)
-  return kind(**fields)
+  return kind(**fields) if base is None else dataclasses.replace(base, **fields)
 
 
 def read_json(kind: type[ConfigT], path: Path) -> ConfigT:

@@ -1,7 +1,7 @@
 """Several processes as one: who joins whom, and what only one of them does.
 
     GR4AD_DISTRIBUTED=auto               a Cloud TPU slice, SLURM, Open MPI: JAX finds the others
-    GR4AD_DISTRIBUTED=HOST:PORT,2,0      the first of two processes; HOST:PORT is that one's address
+    GR4AD_DISTRIBUTED=HOST:PORT,2,0      the first of two processes, which listens at HOST:PORT
 
 `launch_tpu.sh` sets it. Unset, a process stands alone.
 """
@@ -56,7 +56,7 @@ def wait_for_all(name: str) -> None:
 
 
 def share_of(number: int, unit: int) -> range:
-  """Positions of this process's part of so many rows, in whole units of work.
+  """The positions of this process's part of `number` rows, in whole units of work.
 
   All parts are equally long, so that `gather` can join them: the last may reach beyond the rows.
   """
@@ -69,11 +69,11 @@ def gather(part: Any, number: int) -> Any:
   """The rows of all processes in their order, on every process.
 
   Args:
-    part: tree of arrays, the rows of this process's `share_of` the rows.
-    number: rows in all.
+    part: tree of arrays, this process's `share_of` the rows.
+    number: rows in all; those beyond, which fill the last part, are left out.
   """
   if jax.process_count() == 1:
-    return jax.tree.map(lambda x: x[:number], part)
+    return jax.tree.map(lambda x: x[:number], part)  # without a copy to the host
   joined = multihost_utils.process_allgather(part, tiled=True)
   return jax.tree.map(lambda x: np.asarray(x)[:number], joined)
 

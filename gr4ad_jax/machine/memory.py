@@ -6,7 +6,7 @@ import ctypes
 import mmap
 import os
 
-# Of glibc's <malloc.h>.
+# Numbers of options in glibc's <malloc.h>.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 _KEPT_BYTES = 2**30  # of freed memory at the heap's end
 _STEP_BYTES = 2**26  # by which the heap grows
@@ -34,10 +34,10 @@ def keep_freed_memory() -> bool:
     mallopt = libc.mallopt
   except (AttributeError, OSError, TypeError):
     return False
-  options = (
+  options = (  # one heap, which takes every size, keeps what is freed and grows by large steps
     (_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _KEPT_BYTES), (_M_TOP_PAD, _STEP_BYTES)
   )
-  kept = all([mallopt(option, value) for option, value in options])
+  kept = all([mallopt(option, value) for option, value in options])  # mallopt gives 0 if it cannot
   if kept:
     _ask_for_huge_pages(libc)
   return kept

@@ -1,8 +1,7 @@
 """What accelerators can do: peak rates and memory, known from data sheets or measured.
 
-Figures are of one device as JAX counts them (a TPU chip, a GPU): dense bfloat16 FLOP/s, bytes of
-memory, bytes/s of memory. Sources: Google Cloud's pages on TPU v4, v5e, v5p and v6e; NVIDIA's data
-sheets (SXM forms of A100, H100 and H200; without sparsity).
+A device is what JAX counts as one: a TPU chip, a GPU. Sources: Google Cloud's pages on TPU v4, v5e,
+v5p and v6e; NVIDIA's data sheets (SXM forms of A100, H100 and H200; without sparsity).
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ import jax.numpy as jnp
 
 from gr4ad_jax.config import ConfigError
 
-MATMUL_SHAPE = (2048, 1024, 1024)  # large enough that overheads do not count
+_MATMUL_SHAPE = (2048, 1024, 1024)  # large enough that overheads do not count
 
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-  """One device.
+  """What one device can do.
 
   Attributes:
-    flops_per_s: peak of matrix products.
-    memory_bytes: of its own.
-    bytes_per_s: between it and its memory; inf where it is not known.
+    flops_per_s: peak of dense bfloat16 matrix products.
+    memory_bytes: its own memory.
+    bytes_per_s: between it and its memory; inf where that is not known.
   """
 
   flops_per_s: float
@@ -57,7 +56,7 @@ _KINDS = (
 
 
 def parse_devices(text: str) -> tuple[Device, int]:
-  """Kind and number of devices of "v5e-16", "h100-8", "cpu".
+  """The kind and the number of devices that "v5e-16", "h100-8" or "cpu" stands for.
 
   A slice of v4 or v5p is named after its cores, two a chip: v5p-8 has four chips.
 
@@ -78,13 +77,11 @@ def parse_devices(text: str) -> tuple[Device, int]:
 
 
 def peak_flops(devices: Sequence[jax.Device], dtype: str) -> float:
-  """FLOP/s that these devices reach together at best; for CPUs as measured now.
-
-  NaN for an accelerator that is not in DEVICES.
+  """FLOP/s that these devices reach together at best; NaN where an accelerator is not known.
 
   Args:
-    devices: of all processes.
-    dtype: of the matrix product, where it is measured.
+    devices: all of one kind, those of other processes too.
+    dtype: type of the matrix product that is measured now where the devices are CPUs.
   """
   if devices[0].platform == "cpu":  # simulated devices share the cores of their host
     return measured_rate(dtype) * len({device.process_index for device in devices})
@@ -96,7 +93,7 @@ def peak_flops(devices: Sequence[jax.Device], dtype: str) -> float:
 
 def matmul(dtype: str) -> tuple[Callable[[], jax.Array], int]:
   """A large matrix product on the default device, and its FLOPs."""
-  rows, inner, columns = MATMUL_SHAPE
+  rows, inner, columns = _MATMUL_SHAPE
   left, right = jnp.ones((rows, inner), dtype), jnp.ones((inner, columns), dtype)
   multiply = jax.jit(jnp.matmul)
   return lambda: multiply(left, right), 2 * rows * inner * columns

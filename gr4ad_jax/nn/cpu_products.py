@@ -3,6 +3,9 @@
 The values are those of `jnp.einsum` and `jnp.matmul`, on every device. JAX's own gradients are
 right too, but on CPU they copy large arrays or fall back on a slow library, which costs a seventh
 of a training step and more.
+
+Dimension key: `N` rows, `I` numbers of one that go in, `O` numbers that come out (in several axes
+`OPQ`); `R`, `K`, `S` rows, inner numbers and columns of small matrices.
 """
 
 from __future__ import annotations
@@ -15,14 +18,18 @@ from gr4ad_jax.machine.sharding import TENSOR, is_split
 
 @jax.custom_vjp
 def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """x W over the last axis of x: [..., A] and [A, ...] give [..., ...].
+  """x W over the last axis of x: [..., I] and [I, O...] give [..., O...].
 
   JAX would give W's gradient transposed and copy both the gradient of y, which is large, and the
   result. XLA's CPU compiler transposes a W of several output axes before it multiplies by it, so
   they become one here where no mesh splits them.
   """
-  axes = "bcd"[: kernel.ndim - 1]  # one einsum, whose weight quantisation can recognise
-  return jnp.einsum(f"...a,a{axes}->...{axes}", x, kernel)
+  out = _output_axes(kernel)
+  return jnp.einsum(f"...I,I{out}->...{out}", x, kernel)  # quantisation recognises its weight
+
+
+def _output_axes(kernel: jax.Array) -> str:
+  return "OPQ"[: kernel.ndim - 1]
 
 
 def _project_forward(x, kernel):
@@ -31,14 +38,13 @@ def _project_forward(x, kernel):
 
 def _project_backward(kept, y_bar):
   x, kernel = kept
-  x_NA, kernel_AB = x.reshape(-1, x.shape[-1]), kernel
-  axes = "bcd"[: kernel.ndim - 1]
-  if not is_split(TENSOR):
-    axes, kernel_AB = "b", kernel.reshape(kernel.shape[0], -1)
-  y_bar_NB = y_bar.reshape(len(x_NA), *kernel_AB.shape[1:])
-  x_bar_NA = jnp.einsum(f"n{axes},a{axes}->na", y_bar_NB, kernel_AB)
-  kernel_bar_AB = jnp.einsum(f"na,n{axes}->a{axes}", x_NA, y_bar_NB)
-  return x_bar_NA.reshape(x.shape), kernel_bar_AB.reshape(kernel.shape)
+  x_NI = x.reshape(-1, x.shape[-1])
+  kernel_IO = kernel if is_split(TENSOR) else kernel.reshape(kernel.shape[0], -1)
+  y_bar_NO = y_bar.reshape(len(x_NI), *kernel_IO.shape[1:])
+  out = _output_axes(kernel_IO)
+  x_bar_NI = jnp.einsum(f"N{out},I{out}->NI", y_bar_NO, kernel_IO)
+  kernel_bar_IO = jnp.einsum(f"NI,N{out}->I{out}", x_NI, y_bar_NO)
+  return x_bar_NI.reshape(x.shape), kernel_bar_IO.reshape(kernel.shape)
 
 
 project.defvjp(_project_forward, _project_backward)
