@@ -20,7 +20,7 @@ from gr4ad_jax.gr4ad.decoder import DecoderParts, TargetLogProbs
 from gr4ad_jax.nn.layers import DecoderLayer, KeyValue, Linear, Norm
 
 
-class SharedByModules(NamedTuple):
+class SharedByMultiToken(NamedTuple):
   """What all beams of a request share; computed once per request."""
 
   kv: tuple[tuple[KeyValue, ...], ...]  # one per layer of each module
@@ -96,10 +96,10 @@ class MultiTokenDecoder(DecoderParts):
       )
     return self.target_log_probs(self.final_norm(jnp.stack(states, axis=2)), target_BCL, source)
 
-  def start(self, context: Context) -> tuple[SharedByModules, MultiTokenState, jax.Array]:
+  def start(self, context: Context) -> tuple[SharedByMultiToken, MultiTokenState, jax.Array]:
     """The first level; see `LazyDecoder.start`."""
     encoded, source = self.read(context)
-    shared = SharedByModules(
+    shared = SharedByMultiToken(
       tuple(module.keys_values(encoded.token_BSD) for module in self.modules),
       encoded.mask_BS, source,
     )
@@ -109,7 +109,7 @@ class MultiTokenDecoder(DecoderParts):
 
   def step(
     self,
-    shared: SharedByModules,
+    shared: SharedByMultiToken,
     state: MultiTokenState,
     code_BW: jax.Array,
     level: int | jax.Array,
@@ -143,7 +143,7 @@ class MultiTokenDecoder(DecoderParts):
     return h_B11D[:, :, 0]
 
   def _log_probs(
-    self, shared: SharedByModules, state: MultiTokenState, level: int | jax.Array
+    self, shared: SharedByMultiToken, state: MultiTokenState, level: int | jax.Array
   ) -> jax.Array:
     h_BWD = self.final_norm(state.hidden_BWD)
     return self.output.log_probs(h_BWD, level, shared.copy_source, state.match_BWS)
