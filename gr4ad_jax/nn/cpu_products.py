@@ -1,11 +1,10 @@
-"""Matrix products with gradients written so that XLA's CPU compiler runs them as they stand.
+"""A matrix product with a gradient written so that XLA's CPU compiler runs it as it stands.
 
-The values are those of `jnp.einsum` and `jnp.matmul`, on every device. JAX's own gradients are
-right too, but on CPU they copy large arrays or fall back on a slow library, which costs a seventh
-of a training step and more.
+The values are those of `jnp.einsum`, on every device. JAX's own gradient is right too, but on CPU
+it copies large arrays, which costs a seventh of a training step.
 
 Dimension key: `N` rows, `I` numbers of one that go in, `O` numbers that come out (in several axes
-`OPQ`); `R`, `K`, `S` rows, inner numbers and columns of small matrices.
+`OPQ`).
 """
 
 from __future__ import annotations
@@ -48,43 +47,3 @@ def _project_backward(kept, y_bar):
 
 
 project.defvjp(_project_forward, _project_backward)
-
-
-@jax.custom_vjp
-def matmul(left_RK: jax.Array, right_KS: jax.Array) -> jax.Array:
-  """Products of many small matrices, in float32; leading axes are the same in both.
-
-  JAX would give the gradient of `right` as a sum over R with R first in both factors. XLA's CPU
-  compiler has no fast product of that form for small matrices: it calls another library once for
-  each of them, and that library allocates at each call. Here `left` is transposed before.
-
-  Args:
-    left_RK: [..., R, K]; computed with in the type of `right_KS`.
-    right_KS: [..., K, S].
-  """
-  return jnp.matmul(
-    left_RK.astype(right_KS.dtype), right_KS, preferred_element_type=jnp.float32
-  )
-
-
-def _matmul_forward(left_RK, right_KS):
-  return matmul(left_RK, right_KS), (left_RK, right_KS)
-
-
-def _matmul_backward(kept, bar_RS):
-  left_RK, right_KS = kept
-  bar_RS = bar_RS.astype(right_KS.dtype)
-  left_bar_RK = jnp.einsum(
-    "...RS,...KS->...RK", bar_RS, right_KS, preferred_element_type=left_RK.dtype
-  )
-  left_KR = jax.lax.platform_dependent(
-    left_RK.astype(right_KS.dtype), cpu=_transposed_copy, default=lambda x: x.mT
-  )
-  return left_bar_RK, jnp.einsum("...KR,...RS->...KS", left_KR, bar_RS)
-
-
-def _transposed_copy(x: jax.Array) -> jax.Array:
-  return jax.lax.optimization_barrier(x.mT)  # else it is folded into the product that follows
-
-
-matmul.defvjp(_matmul_forward, _matmul_backward)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gr4ad_jax.nn.cpu_products import matmul, project
+from gr4ad_jax.nn.cpu_products import project
 
 
 def integers(shape, dtype="float32"):
@@ -28,13 +28,4 @@ def test_project_is_a_product_over_the_last_axis(rows, out):
   assert_same(
     project, lambda x, kernel: jnp.tensordot(x, kernel, axes=1),
     integers((*rows, 7)), integers((7, *out)),
-  )
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_matmul_is_a_product_in_float32(dtype):
-  """Also of float32 weights with bfloat16 values; each gradient has the type of its factor."""
-  assert_same(
-    matmul, lambda left, right: jnp.matmul(left, right.astype(jnp.float32)),
-    integers((2, 3, 5, 4)), integers((2, 3, 4, 6), dtype),
   )
