@@ -162,9 +162,8 @@ def move_ads(
   count_S += np.bincount(sid_N, minlength=len(count_S))
   used_S = count_S > 0
   keys_S, count_S = keys_S[used_S], count_S[used_S]
-  sids_SL = np.empty((len(keys_S), len(codebook_sizes)), np.int32)
-  for level, codes_S in enumerate(np.unravel_index(keys_S, tuple(codebook_sizes))):
-    sids_SL[:, level] = codes_S
+  codes = np.unravel_index(keys_S, tuple(codebook_sizes))
+  sids_SL = np.stack(codes, axis=-1, dtype=np.int32, casting="unsafe")
   sid_of_ad_A = np.full(len(priority_A), -1, np.int32)
   sid_of_ad_A[ads_A] = np.repeat(np.arange(len(keys_S), dtype=np.int32), count_S)
   return AdIndex(sids_SL, np.concatenate([[0], np.cumsum(count_S)]), ads_A, sid_of_ad_A)

@@ -130,15 +130,10 @@ class LiveCatalog:
     encode: Callable[[AdTable], np.ndarray],
     spare: float,
   ):
-    """Starts with the ads of a run.
+    """Starts with the ads, SIDs and contexts of a run; ads on one SID keep the index's order.
 
-    Args:
-      ads: of the log.
-      sids: their codes, and what the quantizer has learned.
-      index: of the run; where an SID holds several ads their order stays.
-      contexts: of the run.
-      encode: embeds ads as the tokenizer's encoder did.
-      spare: room for new SIDs, as a share of those there, at least MIN_SPARE_SIDS.
+    `encode` embeds ads as the tokenizer's encoder did. `spare` is the room for new SIDs, as a share
+    of those there, at least MIN_SPARE_SIDS.
     """
     self._sids = sids
     self._encode, self._lock = encode, threading.Lock()

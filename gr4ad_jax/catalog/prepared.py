@@ -64,7 +64,10 @@ def open_prepared(data: str, sids: str, *, fingerprint: str = "") -> Prepared:
   found = _fingerprint(examples_folder / "examples.json", coded)
   if fingerprint and fingerprint != found:
     raise ConfigError(f"{data}, {sids}: changed since the run was trained on them; train again")
-  index = build_ad_index(coded.codes_AL, training_engagements(logs, examples).astype(np.float64))
+  # Ads of one SID come by their clicks and conversions in training requests.
+  rows = engaged_with_ad(logs.events) & training_events(logs, examples)
+  engagements_A = np.bincount(logs.events.ad[rows], minlength=len(logs.ads.ad_id))
+  index = build_ad_index(coded.codes_AL, engagements_A)
   return Prepared(logs, examples, coded, index, found)
 
 
@@ -73,10 +76,3 @@ def _fingerprint(examples: Path, sids: semantic_id.SemanticIds) -> str:
   for codes in (sids.codes_AL, sids.content_codes_OL):
     digest.update(np.ascontiguousarray(codes).tobytes())
   return digest.hexdigest()
-
-
-def training_engagements(logs: Logs, examples: ExampleSet) -> np.ndarray:
-  """int64 [A] clicks and conversions of every ad in the training requests."""
-  events = logs.events
-  rows = engaged_with_ad(events) & training_events(logs, examples)
-  return np.bincount(events.ad[rows], minlength=len(logs.ads.ad_id))

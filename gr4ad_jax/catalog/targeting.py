@@ -12,6 +12,7 @@ import pandas as pd
 from gr4ad_jax.catalog.ad_index import AdIndex
 from gr4ad_jax.catalog.subsets import pack_subsets
 from gr4ad_jax.config import ConfigError
+from gr4ad_jax.data.pipeline import with_rows
 from gr4ad_jax.data.records import AdTable
 
 MOST_COMPARED = 500  # values that a mistyped one is compared with
@@ -65,18 +66,12 @@ class Targeting:
     """The same with other values in some rows; rows past the end must follow without a gap."""
     other = Targeting.__new__(Targeting)
     other._columns = {}
-    num_rows = max(len(self), int(row_N.max()) + 1 if len(row_N) else 0)
     for name, (number_of, number_A) in self._columns.items():
       number_of = dict(number_of)
-      new_A = np.zeros(num_rows, np.int32)
-      new_A[: len(number_A)] = number_A
       values = getattr(ads, name).tolist()
-      new_A[row_N] = [number_of.setdefault(value, len(number_of)) for value in values]
-      other._columns[name] = _Column(number_of, new_A)
+      new_N = np.array([number_of.setdefault(value, len(number_of)) for value in values])
+      other._columns[name] = _Column(number_of, with_rows(number_A, row_N, new_N))
     return other
-
-  def __len__(self) -> int:
-    return len(self._columns["category"].number_A)
 
   def matches(self, condition: str) -> np.ndarray:
     """bool [A]: the ads that meet one "COLUMN=VALUE"; a category holds those below it, too.

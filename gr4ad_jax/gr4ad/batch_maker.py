@@ -68,12 +68,7 @@ class BatchMaker:
   def context(
     self, examples: Sequence[Example], *, user_ids: Sequence[str] | None = None
   ) -> Context:
-    """What the model reads of the requests, padded to the history limits.
-
-    Args:
-      examples: one a request.
-      user_ids: of users that the log may not know; None = those of the log.
-    """
+    """What the model reads of the requests, padded to the history limits; see `ContextMaker`."""
     user_id_B = None
     if self.user_hash_U is not None:
       user_id_B = (

@@ -177,12 +177,7 @@ def beam_search(
 
 
 def search_function(
-  start: Callable[..., Any],
-  step: Callable[..., Any],
-  tree: PrefixTree,
-  widths: tuple[int, ...],
-  *,
-  top_k: TopK | None = None,
+  start: Callable[..., Any], step: Callable[..., Any], tree: PrefixTree, widths: tuple[int, ...]
 ) -> Callable[..., Beams]:
   """`beam_search` as a function of arrays alone; arguments and result as `compile_search`."""
 
@@ -193,7 +188,7 @@ def search_function(
     return beam_search(
       context, prefixes, tree=tree, widths=widths, bin_value_V=bin_value_V,
       allowed=None if word_TU is None else combine(word_TU, subset_BN),
-      sampling=sampling, top_k=top_k,
+      sampling=sampling,
       start=lambda c: start(params, c),
       step=lambda shared, state, code, level: step(params, shared, state, code, level),
     )
@@ -202,12 +197,7 @@ def search_function(
 
 
 def compile_search(
-  start: Callable[..., Any],
-  step: Callable[..., Any],
-  tree: PrefixTree,
-  widths: tuple[int, ...],
-  *,
-  top_k: TopK | None = None,
+  start: Callable[..., Any], step: Callable[..., Any], tree: PrefixTree, widths: tuple[int, ...]
 ) -> Callable[..., Beams]:
   """One program for every set of SIDs that `refill` puts into `tree`.
 
@@ -216,13 +206,12 @@ def compile_search(
     step: (params, shared, state, code_BW, level) -> as StepFn.
     tree: the prefixes that will be searched.
     widths: beams after each level.
-    top_k: None = `platform_top_k`.
 
   Returns:
     (params, context, prefixes, bin_value_V, word_TU, subset_BN, sampling) -> Beams. Those after
     prefixes may be None or left out: value step, subsets of `subsets.py`, sampling.
   """
-  search = search_function(start, step, tree, widths, top_k=top_k)
+  search = search_function(start, step, tree, widths)
   return jax.jit(search, compiler_options=compiler_options())
 
 

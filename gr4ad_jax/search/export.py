@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import jax.export
 import numpy as np
 
 from gr4ad_jax.catalog.ad_index import AdIndex
-from gr4ad_jax.catalog.legal_prefixes import PrefixTree, build_prefix_tree
+from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
 from gr4ad_jax.data.example_records import to_example
 from gr4ad_jax.machine import atomic, storage
 from gr4ad_jax.machine.storage import Place
@@ -42,18 +42,10 @@ def write_artifact(
   sample: Any,
   about: dict[str, Any],
 ) -> None:
-  """Exports the search with a symbolic batch size.
+  """Exports the search with a symbolic batch size into a folder, which appears whole or not at all.
 
-  Args:
-    folder: a new folder; it appears whole or not at all.
-    generator: the model.
-    params: its parameters.
-    index: SIDs and their ads.
-    ad_id_A: id of each ad.
-    config: widths and ranking.
-    bin_means: mean value of each bucket.
-    sample: the context of a request, whose shapes are those of all requests.
-    about: of the run, written into the manifest.
+  `sample` is the context of a request, whose shapes are those of all requests; `bin_means` holds
+  the mean value of each bucket, and `about` says in the manifest what was exported.
 
   Raises:
     ValueError: the folder is there already.
@@ -66,9 +58,17 @@ def write_artifact(
     jax.tree.map(np.asarray, (convert(params), tree.arrays, np.asarray(bin_means, np.float32)))
   )
   arrays = named_arrays(sample)
-  search = searched(generator, tree, config.widths, structure, jax.tree.structure(sample))
+  search = search_function(generator.start, generator.step, tree, config.widths)
+
+  def call(fixed: list[jax.Array], context: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """What is exported: arrays without structure -> beams by name."""
+    params, prefixes, bin_means = jax.tree.unflatten(structure, fixed)
+    whole = jax.tree.unflatten(jax.tree.structure(sample), [context[name] for name in arrays])
+    beams = search(params, whole, prefixes, bin_means)
+    return {name: x for name, x in beams._asdict().items() if x is not None}
+
   (batch,) = jax.export.symbolic_shape("batch")
-  program = jax.export.export(jax.jit(search), platforms=PLATFORMS)(
+  program = jax.export.export(jax.jit(call), platforms=PLATFORMS)(
     [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in fixed],
     {name: jax.ShapeDtypeStruct((batch, *x.shape[1:]), np.int32) for name, x in arrays.items()},
   )
@@ -115,23 +115,3 @@ def export_run(opened: Opened, out: Place) -> int:
              "currency": opened.logs.currency, "config": dataclasses.asdict(opened.config)},
     )
     return sum(file.stat().st_size for file in copy.path.iterdir())
-
-
-def searched(
-  generator: Generator, tree: PrefixTree, widths: tuple[int, ...], fixed_tree: Any,
-  context_tree: Any,
-) -> Callable[[list[jax.Array], dict[str, jax.Array]], dict[str, jax.Array]]:
-  """The function that is exported: (flat arrays, context by name) -> beams by name.
-
-  A context's names come in the order of its leaves.
-  """
-  search = search_function(generator.start, generator.step, tree, widths)
-
-  def call(fixed: list[jax.Array], context: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    params, prefixes, bin_means = jax.tree.unflatten(fixed_tree, fixed)
-    whole = jax.tree.unflatten(context_tree, [context[name] for name in names])
-    beams = search(params, whole, prefixes, bin_means)
-    return {name: x for name, x in beams._asdict().items() if x is not None}
-
-  names = list(named_arrays(jax.tree.unflatten(context_tree, range(context_tree.num_leaves))))
-  return call

@@ -35,13 +35,9 @@ class UserAds(NamedTuple):
 def recommend_for_user(
   opened: Opened, user_id: str, k: int, *, where: Sequence[str] = ()
 ) -> UserAds:
-  """The k best ads for a request right after the user's last event.
+  """The k best ads for a request right after the last event of a user of the logs.
 
-  Args:
-    opened: a trained run.
-    user_id: of the logs.
-    k: ads wanted.
-    where: "COLUMN=VALUE" of the ads table; only ads that meet all of them are searched.
+  `where` holds "COLUMN=VALUE" of the ads table; only ads that meet all of them are searched.
 
   Raises:
     ConfigError: unknown user, k below 1, or a condition that no ad can meet.

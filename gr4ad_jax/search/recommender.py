@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,13 +86,7 @@ class Recommender:
   def __call__(
     self, context: Any, k: int, *, allowed: Sequence[Allowed] | None = None
   ) -> Recommendations:
-    """The k best ads of each request; any number of rows up to the batch size.
-
-    Args:
-      context: of R requests.
-      k: ads wanted.
-      allowed: what each request may get, from `allow`; None = any ad.
-    """
+    """The k best ads of each request of a context; arguments as `search`."""
     beams = self.search(context, allowed=allowed)
     return self.rank(beams, context, k, config=self._config, allowed=allowed)
 
@@ -108,7 +102,7 @@ class Recommender:
 
     Args:
       context: of R requests.
-      allowed: as `__call__`.
+      allowed: what each request may get, from `allow`; None = any ad.
       sampling: draws instead.
       widths: beams after each level of this call, None = those of the config. Every schedule is
         compiled when it is first used, and kept.
@@ -133,15 +127,7 @@ class Recommender:
     config: SearchConfig,
     allowed: Sequence[Allowed] | None = None,
   ) -> Recommendations:
-    """The k best ads among found SIDs; see `rank_ads`.
-
-    Args:
-      beams: from `search`.
-      context: of the same requests.
-      k: ads wanted.
-      config: gamma and bonus (other fields are not read).
-      allowed: as for the search; of the ads on an SID only those are returned.
-    """
+    """The k best ads among SIDs that `search` found for the same requests; see `rank_ads`."""
     met_RTL = self._searcher.generator.met_codes(context)
     return rank_ads(self._index, beams, met_RTL, k, config=config, allowed=allowed)
 
@@ -184,9 +170,7 @@ def rank_ads(
   if allowed is None:
     ad_RK = expand(index, sid_RW, k)
   else:
-    ad_RK = _expand_kept(index, sid_RW, k, lambda ad_RK: np.stack([
-      row.keep_A[ad_K] for row, ad_K in zip(allowed, ad_RK, strict=True)
-    ]))
+    ad_RK = _expand_allowed(index, sid_RW, k, allowed)
   # The beam that each ad came from: the one that holds its SID.
   same_RKW = index.sid_of_ad_A[ad_RK][..., None] == sid_RW[:, None, :]
   beam_RK = np.argmax(same_RKW, axis=-1)
@@ -204,13 +188,14 @@ def rank_ads(
   )
 
 
-def _expand_kept(
-  index: AdIndex, sid_RW: np.ndarray, k: int, keep: Callable[[np.ndarray], np.ndarray]
+def _expand_allowed(
+  index: AdIndex, sid_RW: np.ndarray, k: int, allowed: Sequence[Allowed]
 ) -> np.ndarray:
   """Expands as `expand` does, keeping the ads that their request may get."""
   count_RW = np.where(sid_RW >= 0, np.diff(index.ads_start)[sid_RW], 0)
   every_RK = expand(index, sid_RW, max(1, int(count_RW.sum(axis=1).max())))
-  keep_RK = (every_RK >= 0) & keep(every_RK)
+  keep_RK = np.stack([row.keep_A[ad_K] for row, ad_K in zip(allowed, every_RK, strict=True)])
+  keep_RK &= every_RK >= 0
   first_RK = np.argsort(~keep_RK, axis=1, kind="stable")[:, :k]
   ads_RK = np.where(
     np.take_along_axis(keep_RK, first_RK, 1), np.take_along_axis(every_RK, first_RK, 1), -1
