@@ -60,19 +60,17 @@ def serve(options: Flat[Serve]) -> None:
 
 
 def _artifact_app(options: Serve):
-  from gr4ad_jax.machine.progress import track
   from gr4ad_jax.serving.artifact_server import ArtifactEngine, build_artifact_app
 
   # The beam widths of an artifact are part of its program.
   config = dataclasses.replace(options.serving, beam_factors=(1.0,))
   engine = ArtifactEngine(storage.fetch(options.artifact), config)
-  engine.warm(track)
+  engine.warm()
   return build_artifact_app(engine, api_key=os.environ.get("GR4AD_API_KEY"))
 
 
 def _run_app(options: Serve):
   from gr4ad_jax.api import open_run
-  from gr4ad_jax.machine.progress import track
   from gr4ad_jax.serving.server import build_app
   from gr4ad_jax.serving.service import Service
 
@@ -86,7 +84,7 @@ def _run_app(options: Serve):
   service = Service(
     open_run(options.workdir), config=options.serving, store=store,
     segments=options.segments or store / "segments", published=options.published,
-    redis=options.redis, clock=options.clock, progress=track,
+    redis=options.redis, clock=options.clock,
   )
   if service.log_age_days > 30:
     tables.console.print(

@@ -8,8 +8,7 @@ server of a run.
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.pipeline import repeat_last
+from gr4ad_jax.machine.progress import track
 from gr4ad_jax.search.artifact import Artifact
 from gr4ad_jax.serving.batcher import Batcher
 from gr4ad_jax.serving.border import make_app
 from gr4ad_jax.serving.config import ServingConfig
-from gr4ad_jax.serving.engine import seconds_of, slower_together
+from gr4ad_jax.serving.engine import timed
 from gr4ad_jax.serving.metrics import HttpMetrics
 
 Array = int | list[int] | list[list[int]]
@@ -74,17 +74,16 @@ class ArtifactEngine:
     self.call_s: dict[tuple[float, int], float] = {}
     self.together = 1.0
 
-  def warm(self, progress: Callable | None = None) -> None:
+  def warm(self) -> None:
     """Compiles and times every batch size."""
-    sizes = self.config.batch_sizes
-    for size in progress(sizes, "compile and time searches", len(sizes)) if progress else sizes:
-      queries = [ContextQuery(self._sample, 10)] * size
-      self(queries, factor=1.0)
-      self.call_s[1.0, size] = seconds_of(functools.partial(self, queries, factor=1.0))
-    self.together = slower_together(
-      functools.partial(self, queries, factor=1.0), self.call_s[1.0, size],
-      at_once=self.config.calls_at_once,
-    )
+    programs = [(1.0, size) for size in self.config.batch_sizes]
+
+    def call(factor: float, size: int) -> None:
+      self([ContextQuery(self._sample, 10)] * size, factor=factor)
+
+    for program in track(programs, "compile searches"):
+      call(*program)
+    self.call_s, self.together = timed(call, programs, self.config)
 
   def query(self, request: ContextRequest) -> ContextQuery:
     """A request, checked against the manifest.
@@ -120,12 +119,7 @@ class ArtifactEngine:
 
 
 def build_artifact_app(engine: ArtifactEngine, *, api_key: str | None = None) -> FastAPI:
-  """The ASGI application of a warm engine.
-
-  Args:
-    engine: warm.
-    api_key: see `border.make_app`.
-  """
+  """The ASGI application of a warm engine; for the key see `border.make_app`."""
   batcher, api = Batcher(engine), APIRouter(prefix="/v1")
 
   @contextlib.asynccontextmanager

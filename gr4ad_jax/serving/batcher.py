@@ -97,7 +97,8 @@ class Batcher:
       raise GoingDown("going down")
     if len(self._queue) >= self._room:
       raise Overloaded(
-        f"{len(self._queue)} requests are waiting", retry_after_s=self._drain_s()
+        f"{len(self._queue)} requests are waiting",
+        retry_after_s=max(1, math.ceil(len(self._queue) / self.beams.capacity)),
       )
     self.rate.add(now_s)
     waiting = _Waiting(query, factor, now_s, asyncio.get_running_loop().create_future())
@@ -115,10 +116,6 @@ class Batcher:
     """Requests that may wait: as many as base widths answer well before their deadline."""
     in_time = ROOM_SHARE * self._config.deadline_ms / 1000 * self.beams.capacity
     return min(self._config.max_queue, max(self._config.batch_sizes[-1], int(in_time)))
-
-  def _drain_s(self) -> int:
-    """Seconds, at least 1, after which the queue will have gone down."""
-    return max(1, math.ceil(len(self._queue) / self.beams.capacity))
 
   async def _run(self) -> None:
     largest = self._config.batch_sizes[-1]

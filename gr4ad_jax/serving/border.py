@@ -23,6 +23,7 @@ from gr4ad_jax.serving.metrics import HttpMetrics
 from gr4ad_jax.version import __version__
 
 MOST_CONNECTIONS = 2_000  # more get 503
+DRAIN_S = 10.0  # that connections may take to end
 MOST_FAULTS = 10  # that a 422 names
 
 
@@ -70,17 +71,11 @@ def make_app(
   return app
 
 
-def serve(app: FastAPI, *, host: str, port: int, drain_s: float = 10.0) -> None:
-  """Answers until SIGTERM or SIGINT; then takes nothing new and ends what was begun.
-
-  Args:
-    app: of `make_app`.
-    host, port: where to listen.
-    drain_s: how long connections may take to end.
-  """
+def serve(app: FastAPI, *, host: str, port: int) -> None:
+  """Answers until SIGTERM or SIGINT; then takes nothing new and ends what was begun."""
   config = uvicorn.Config(
     app, host=host, port=port, log_level="warning", access_log=False, server_header=False,
-    timeout_graceful_shutdown=drain_s, timeout_keep_alive=30, limit_concurrency=MOST_CONNECTIONS,
+    timeout_graceful_shutdown=DRAIN_S, timeout_keep_alive=30, limit_concurrency=MOST_CONNECTIONS,
   )
   uvicorn.Server(config).run()
 

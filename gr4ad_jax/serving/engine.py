@@ -20,6 +20,7 @@ import numpy as np
 from gr4ad_jax.catalog.catalog import Catalog, LiveCatalog
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.data.trending import Trending
+from gr4ad_jax.machine.progress import track
 from gr4ad_jax.search.beam_schedule import scaled_widths
 from gr4ad_jax.search.beam_search import Beams, compile_search
 from gr4ad_jax.search.config import SearchConfig
@@ -27,6 +28,8 @@ from gr4ad_jax.search.generator import Generator
 from gr4ad_jax.search.recommender import Recommendations, rank_ads
 from gr4ad_jax.search.searcher import Searcher
 from gr4ad_jax.serving.config import ServingConfig
+
+REPEATS = 5  # timed calls of a program
 
 
 class Query(NamedTuple):
@@ -83,16 +86,9 @@ class Engine:
     bin_means: Sequence[float],
     config: ServingConfig,
   ):
-    """Lays out the parameters; `warm` compiles.
+    """Lays out the parameters of a `step`; `warm` compiles.
 
-    Args:
-      generator: the model.
-      params: its parameters.
-      step: of the parameters.
-      catalog: what can be recommended.
-      search: base widths, precision and ranking.
-      bin_means: mean value of each bucket.
-      config: batch sizes and beam factors.
+    `search` gives base widths, precision and ranking, `bin_means` the mean value of each bucket.
     """
     self.catalog, self.config, self._search = catalog, config, search
     self.searcher = Searcher(
@@ -132,16 +128,8 @@ class Engine:
       raise ValueError("parameters: of another model; shapes or types differ")
     self._parameters = _Parameters(on_device, step)
 
-  def warm(
-    self, example: Example, *, progress: Callable | None = None, repeats: int = 5
-  ) -> None:
-    """Compiles and times every program, with and without conditions.
-
-    Args:
-      example: any request.
-      progress: like gr4ad_jax.machine.progress.track.
-      repeats: timed calls of each; their median counts.
-    """
+  def warm(self, example: Example) -> None:
+    """Compiles every program, with and without conditions, and times it with any request."""
     programs = [
       (factor, size) for size in self.config.batch_sizes for factor in self.config.beam_factors
     ]
@@ -149,22 +137,12 @@ class Engine:
     def call(factor: float, size: int, *, conditions: bool = False) -> None:
       self([Query(example, "", 10, ())] * size, factor=factor, conditions=conditions)
 
-    for program in progress(programs, "compile searches", len(programs)) if progress else programs:
+    for program in track(programs, "compile searches"):
       for conditions in (True, False):
         call(*program, conditions=conditions)
-    # By turns, so that a machine that is slower for a while is so for all of them.
-    seconds = [
-      [seconds_of(functools.partial(call, *program)) for program in programs]
-      for _ in range(repeats)
-    ]
-    self.call_s = dict(zip(programs, np.median(seconds, axis=0).tolist(), strict=True))
-    size = self.config.batch_sizes[-1]
-    self.together = slower_together(
-      functools.partial(call, 1.0, size), self.call_s[1.0, size],
-      at_once=self.config.calls_at_once,
-    )
+    self.call_s, self.together = timed(call, programs, self.config)
 
-  def parts_s(self, example: Example, *, repeats: int = 5) -> dict[str, float]:
+  def parts_s(self, example: Example) -> dict[str, float]:
     """Seconds of the parts of one request's search at base widths, each as a program of its own.
 
     context: histories to context tokens; trunk: what beams share, and the first level; levels: the
@@ -194,8 +172,9 @@ class Engine:
       ),
       "top_k": lambda: select(logp_LV, None, catalog.prefixes),
     }
+    # The first call compiles, and is never the fastest.
     seconds = {
-      name: _fastest_s(lambda program=program: jax.block_until_ready(program()), repeats)
+      name: min(_seconds_of(program) for _ in range(1 + REPEATS))
       for name, program in programs.items()
     }
     levels = seconds["levels"] - seconds["trunk"] - seconds["top_k"]
@@ -207,12 +186,9 @@ class Engine:
   def __call__(
     self, queries: Sequence[Query], *, factor: float, conditions: bool | None = None
   ) -> list[Answer]:
-    """Answers up to the largest batch size of requests.
+    """Answers up to the largest batch size of requests by the schedule of a factor.
 
-    Args:
-      queries: requests; their conditions are met by some ad of the catalogue each.
-      factor: of the schedule.
-      conditions: search with the program for conditions; None = where a query has some.
+    `conditions` chooses the program for conditions; None = where a query has some.
 
     Raises:
       ConfigError: a condition that no ad meets.
@@ -258,35 +234,35 @@ class Engine:
     )
 
 
-def seconds_of(call: Callable[[], Any]) -> float:
-  """Seconds that one call takes."""
+def _seconds_of(call: Callable[[], Any]) -> float:
   began = time.perf_counter()
-  call()
+  jax.block_until_ready(call())
   return time.perf_counter() - began
 
 
-def _fastest_s(call: Callable[[], Any], repeats: int) -> float:
-  """Seconds of the fastest of so many calls, after one that compiles."""
-  call()
-  return min(seconds_of(call) for _ in range(repeats))
-
-
-def slower_together(
-  call: Callable[[], Any], alone_s: float, *, at_once: int, repeats: int = 4
-) -> float:
-  """How many times as long a call takes where so many run side by side: 1 to `at_once`.
+def timed(
+  call: Callable[[float, int], Any], programs: Sequence[tuple[float, int]], config: ServingConfig
+) -> tuple[dict[tuple[float, int], float], float]:
+  """Median seconds of compiled programs, and how many times as long one takes beside others.
 
   Args:
-    call: compiled already.
-    alone_s: seconds that it takes alone.
-    at_once: threads that call.
-    repeats: calls of each.
+    call: runs the program of (factor, batch size).
+    programs: all of them.
+    config: `calls_at_once` run side by side, which takes each 1 to so many times as long.
   """
+  # By turns, so that a machine that is slower for a while is so for all of them.
+  seconds = [
+    [_seconds_of(functools.partial(call, *program)) for program in programs]
+    for _ in range(REPEATS)
+  ]
+  call_s = dict(zip(programs, np.median(seconds, axis=0).tolist(), strict=True))
+  at_once, largest = config.calls_at_once, (1.0, config.batch_sizes[-1])
   if at_once == 1:
-    return 1.0
+    return call_s, 1.0
+  rounds = 4
   with concurrent.futures.ThreadPoolExecutor(at_once) as threads:
     begin = time.perf_counter()
-    for done in [threads.submit(call) for _ in range(at_once * repeats)]:
+    for done in [threads.submit(call, *largest) for _ in range(at_once * rounds)]:
       done.result()
-    seconds = (time.perf_counter() - begin) / repeats
-  return min(max(seconds / alone_s, 1.0), float(at_once))
+    together_s = (time.perf_counter() - begin) / rounds
+  return call_s, min(max(together_s / call_s[largest], 1.0), float(at_once))

@@ -146,12 +146,10 @@ class Journal:
     rows = self._connection.execute("select ad_id, fields, live from ads order by rowid")
     return [(ad, fields and json.loads(fields), bool(live)) for ad, fields, live in rows]
 
-  def forget(self, *, before_s: float, up_to: int) -> int:
-    """Removes older events among the first `up_to`; returns how many."""
+  def forget(self, *, before_s: float, up_to: int) -> None:
+    """Removes older events among the first `up_to`."""
     with self._write_lock, self._connection as connection:
-      return connection.execute(
-        "delete from events where time_s < ? and seq <= ?", (before_s, up_to)
-      ).rowcount
+      connection.execute("delete from events where time_s < ? and seq <= ?", (before_s, up_to))
 
   def close(self) -> None:
     """Closes the file."""

@@ -36,7 +36,10 @@ class Segments:
     with self._lock:  # at a server's end, an earlier call may still be at it
       while export_segment(self.journal, self.folder, feature_names=self.feature_names):
         pass
-      prune(self.journal, self.folder, now_s=self.clock.now_s, keep_days=self.config.keep_days)
+      self.journal.forget(
+        before_s=self.clock.now_s - self.config.keep_days * DAY_S,
+        up_to=exported(self.journal, self.folder),
+      )
 
   async def write_later(self) -> None:
     """Waits for events to gather and writes them; a job to be done again and again."""
@@ -89,8 +92,3 @@ def exported(journal: Journal, folder: Path) -> int:
   files = folder.glob(f"events-*-{journal.id}-*-*.parquet")
   there = (int(file.stem.rpartition("-")[2]) for file in files)
   return max(journal.position("exported"), *there, 0)
-
-
-def prune(journal: Journal, folder: Path, *, now_s: float, keep_days: float) -> int:
-  """Removes old events that a segment holds; returns how many."""
-  return journal.forget(before_s=now_s - keep_days * DAY_S, up_to=exported(journal, folder))

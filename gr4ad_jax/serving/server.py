@@ -32,12 +32,7 @@ Words = Annotated[str, Query(max_length=256)]
 
 
 def build_app(service: Service, *, api_key: str | None = None) -> FastAPI:
-  """The ASGI application.
-
-  Args:
-    service: made, not started.
-    api_key: see `border.make_app`.
-  """
+  """The ASGI application of a service that is not started; for the key see `border.make_app`."""
   app = make_app(
     service.running, _api(service), config=service.config, metrics=service.metrics.http,
     api_key=api_key, title="gr4ad_jax",

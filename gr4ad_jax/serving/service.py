@@ -55,7 +55,6 @@ class Service:
     published: Path | None = None,
     redis: str | None = None,
     clock: ClockKind = "real",
-    progress: Callable | None = None,
   ):
     """Opens a trained run and warms its searches.
 
@@ -68,7 +67,6 @@ class Service:
       redis: URL of a Redis for histories and answers; None = this server's own.
       clock: "log" begins right after the log's last event, for logs of the past; "replay" stands
         there and moves with the times of accepted events.
-      progress: like gr4ad_jax.machine.progress.track.
 
     Raises:
       ConfigError, ValueError: a part that cannot be used.
@@ -109,7 +107,7 @@ class Service:
     reads_trending = opened.examples.trending is not None
     trends = Trends(LiveTrending(logs) if reads_trending else None, self.engine, self.clock)
     trends.restore(self.journal, self.catalog.now)
-    self.parts_ms = self._warm(progress)
+    self.parts_ms = self._warm()
 
     self.batcher = Batcher(self.engine)
     self.metrics.watch(engine=self.engine, batcher=self.batcher, catalog=self.catalog)
@@ -127,13 +125,13 @@ class Service:
       config,
     )
 
-  def _warm(self, progress: Callable | None) -> dict[str, float]:
+  def _warm(self) -> dict[str, float]:
     """Compiles and times everything; returns milliseconds of the parts of a search."""
     someone = self.users.profile(
       str(self.users.ids[0]), None, self.catalog.now, now_s=self.clock.now_s, features={},
       history=None,
     ).example
-    self.engine.warm(someone, progress=progress)
+    self.engine.warm(someone)
     return {name: 1000 * value for name, value in self.engine.parts_s(someone).items()}
 
   @contextlib.asynccontextmanager
