@@ -135,6 +135,17 @@ class Page(HTMLParser):
     assert not self._open, f"unclosed {self._open}"
     self.text = " ".join("".join(self.chunks).split())
 
+  def assert_refers_to_itself(self, first):
+    """No tag loads or runs anything, and links lead to sections, such as the `first`."""
+    assert not {"script", "link", "img", "iframe", "object", "embed", "base"} & {
+      name for name, _ in self.tags
+    }
+    ids = {"#" + a["id"] for _, a in self.tags if "id" in a}
+    for name, attributes in self.tags:
+      assert not {"src", "srcset", "data", "xlink:href", "action"} & set(attributes), name
+      assert attributes.get("href", first) in ids
+      assert not any(key.startswith("on") for key in attributes)
+
   def handle_starttag(self, tag, attrs):
     self.tags.append((tag, dict(attrs)))
     self.chunks.append(" ")

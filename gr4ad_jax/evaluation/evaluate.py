@@ -19,6 +19,7 @@ import numpy as np
 
 from gr4ad_jax.catalog.catalog import ContextMaker
 from gr4ad_jax.data.examples import read_split
+from gr4ad_jax.data.pipeline import pad
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.evaluation.baseline_tuning import tune_baselines
@@ -177,10 +178,8 @@ def _baseline_lists(
   lists = rank_all(Question(history, requests, **common), settings)
   if opened.examples.trending is not None:
     trending = opened.examples.trending
-    ranked_RK = np.full((len(requests.user_R), DEPTH), -1, np.int32)
-    best_RN = trending.ad_DN[trending.rows(requests.time_s_R)][:, :DEPTH]
-    ranked_RK[:, : best_RN.shape[1]] = best_RN
-    lists["trending"] = ranked_RK
+    best_RN = trending.ad_DN[trending.rows(requests.time_s_R)]
+    lists["trending"] = pad(list(best_RN[:, :DEPTH]), DEPTH)
   return settings, lists
 
 

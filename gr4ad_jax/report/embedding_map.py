@@ -96,12 +96,10 @@ def code_centres(point_N2: np.ndarray, code_N: np.ndarray) -> tuple[np.ndarray, 
   groups = np.split(np.argsort(of_N, kind="stable"), count_C.cumsum()[:-1])
   centre_C2 = np.stack([np.median(point_N2[rows], axis=0) for rows in groups])
   colour_C = np.zeros(len(count_C), int)
-  nearest_K = np.empty(NUM_COLOURS)
   for c in np.argsort(-count_C, kind="stable"):
     distance_C = np.square(centre_C2 - centre_C2[c]).sum(-1)
-    for k in range(NUM_COLOURS):
-      nearest_K[k] = distance_C[colour_C == k + 1].min(initial=np.inf)
-    colour_C[c] = nearest_K.argmax() + 1
+    nearest_K = [distance_C[colour_C == k + 1].min(initial=np.inf) for k in range(NUM_COLOURS)]
+    colour_C[c] = np.argmax(nearest_K) + 1
   return centre_C2[of_N], colour_C[of_N]
 
 

@@ -40,8 +40,7 @@ def headline(lines: Sequence[HealthLine]) -> tuple[str, str]:
 
 def value_of(line: HealthLine) -> str:
   """The number in its unit."""
-  text = {"share": percent, "count": integer, "number": number}[line.unit]
-  return text(line.value)
+  return {"share": percent, "count": integer, "number": number}[line.unit](line.value)
 
 
 def _place(line: HealthLine) -> str:

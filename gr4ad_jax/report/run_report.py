@@ -54,7 +54,6 @@ def write_report(workdir: Path) -> Path:
   Raises:
     ConfigError: no such folder, no metrics.json, or a file that does not hold JSON.
   """
-  workdir = Path(workdir)
   files = _read(workdir)
   about, metrics, step = files.about or {}, files.metrics, files.metrics.get("checkpoint_step")
   system = (files.run or {}).get("system", "gr4ad").upper()  # older folders do not name it
@@ -71,7 +70,7 @@ def write_report(workdir: Path) -> Path:
     interval_figures=sections.interval_figures(metrics, prefixes),
     meanings=[words for name, words in sections.MEANINGS.items() if name in metrics],
     step=step, losses=sections.loss_curves(files.log, step),
-    optimisation=sections.optimisation_curves(files.log, step),
+    optimisation=sections.curves(files.log, sections.OPTIMISATION, step),
     training_verdict=sections.training_verdict(files.log, step) if files.log else "",
     health_headline=health_lines.with_options(health_lines.headline(lines)[0]) if lines else "",
     health_groups=health_lines.groups(lines), settings=_settings(files),
@@ -92,12 +91,16 @@ def _read(workdir: Path) -> _RunFiles:
   for name, value in metrics.items():
     if isinstance(value, bool) or not isinstance(value, int | float):
       raise ConfigError(f"{workdir / 'metrics.json'}: {name} is {value!r}, must be a number")
+  health = _read_json(workdir / "sid_health.json", dict)
+  if health is not None and not {"lines", "metrics"} <= health.keys():
+    path = workdir / "sid_health.json"
+    raise ConfigError(f"{path}: has no lines and metrics; run `gr4ad evaluate` again")
   return _RunFiles(
     workdir=workdir,
     metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
     run=_read_json(workdir / "run.json", dict),
     log=read_log(workdir),
-    health=_read_health(workdir / "sid_health.json"),
+    health=health,
     about=_read_json(workdir / "about.json", dict),
     samples=_read_json(workdir / "samples.json", list),
   )
@@ -114,13 +117,6 @@ def _read_json(path: Path, kind: type) -> Any:
   if not isinstance(content, kind):
     raise ConfigError(f"{path}: holds a {type(content).__name__}, must be a {kind.__name__}")
   return content
-
-
-def _read_health(path: Path) -> dict[str, Any] | None:
-  health = _read_json(path, dict)
-  if health is not None and not {"lines", "metrics"} <= health.keys():
-    raise ConfigError(f"{path}: has no lines and metrics; run `gr4ad evaluate` again")
-  return health
 
 
 def _tiles(metrics: Mapping[str, float], about: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -55,7 +55,7 @@ _CURVES = {
   "mtp_loss": ("Auxiliary loss", "the same, by the layers without tokens"),
   "grad_norm": ("Gradient norm", ""),
 }
-_OPTIMISATION = ("grad_norm", "learning_rate", "examples_per_second")
+OPTIMISATION = ("grad_norm", "learning_rate", "examples_per_second")
 
 
 class Cell(NamedTuple):
@@ -155,15 +155,10 @@ def loss_curves(log: Sequence[Mapping[str, Any]], step: float | None) -> list[Fi
     step: the step that was evaluated, marked in the plots.
   """
   logged = [*_CURVES, *(name for row in log for name in row)]
-  return _curves(log, dict.fromkeys(name for name in logged if name.endswith("loss")), step)
+  return curves(log, dict.fromkeys(name for name in logged if name.endswith("loss")), step)
 
 
-def optimisation_curves(log: Sequence[Mapping[str, Any]], step: float | None) -> list[Figure]:
-  """Plots of how training went; arguments as `loss_curves`."""
-  return _curves(log, _OPTIMISATION, step)
-
-
-def _curves(
+def curves(
   log: Sequence[Mapping[str, Any]], names: Iterable[str], step: float | None
 ) -> list[Figure]:
   """A plot of each of these numbers, but for those that are absent or 0 throughout."""

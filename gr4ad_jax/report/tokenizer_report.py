@@ -137,14 +137,12 @@ def _code_figures(found: Findings) -> list[Figure]:
 
 def _levels(found: Findings) -> list[tuple[str, str, str, str]]:
   """Level, its prefixes, and the next codes after the prefixes before it: mean and most."""
-  rows = []
-  for level in range(1, len(found.codebook_sizes) + 1):
-    prefixes, mean, most = (
-      found.metrics[f"level{level}/{name}"]
-      for name in ("prefixes", "children_mean", "children_max")
-    )
-    rows.append((f"Level {level}", integer(prefixes), number(mean), integer(most)))
-  return rows
+  metrics, num_levels = found.metrics, len(found.codebook_sizes)
+  return [
+    (f"Level {level}", integer(metrics[f"level{level}/prefixes"]),
+     number(metrics[f"level{level}/children_mean"]), integer(metrics[f"level{level}/children_max"]))
+    for level in range(1, num_levels + 1)
+  ]
 
 
 def _tree_figures(codes_AL: np.ndarray) -> list[Figure]:

@@ -118,7 +118,8 @@ def verdict(comparisons: Sequence[Comparison], *, system: str) -> tuple[str, str
   scopes = [scope for scope in SCOPES if any(c.scope == scope for c in comparisons)]
   measures = [m.replace("_", " ") for m in METRICS if any(c.metric == m for c in comparisons)]
   outcomes = {c.outcome for c in comparisons}
-  if outcomes == {Outcome.ABOVE}:
+  won = outcomes == {Outcome.ABOVE}
+  if won:
     names = list(dict.fromkeys(baseline_label(c.baseline) for c in comparisons))
     sentence = (
       f"{system} is clearly above every baseline ({listing(names)}) in {listing(measures)}, "
@@ -130,9 +131,7 @@ def verdict(comparisons: Sequence[Comparison], *, system: str) -> tuple[str, str
   missing = [words for scope, words in SCOPES.items() if scope not in scopes]
   if missing:
     sentence += f" Nothing was measured {listing(missing)}."
-  if outcomes == {Outcome.ABOVE}:
-    return sentence, "good"
-  return sentence, "fair" if max(outcomes) > 0 else "poor"
+  return sentence, "good" if won else "fair" if max(outcomes) > 0 else "poor"
 
 
 def _standing(comparisons: Sequence[Comparison], scope: str) -> str:
