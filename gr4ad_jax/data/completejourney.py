@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gr4ad_jax.data.records import DAY_S, Logs
+from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.tables import build_logs
 from gr4ad_jax.data.validation import LogError, RowChecks
 from gr4ad_jax.machine.progress import track
@@ -31,11 +31,7 @@ TEST_WEEK = 50  # weeks 50-53 test
 MAX_QUANTITY = 100  # more is fuel or a weight, and says nothing about the price of a unit
 BATCH_ROWS = 1 << 20
 
-# Timestamps are UTC, but weeks and days follow the stores' clock: US Eastern, an hour ahead from
-# March to November.
-_CLOCK_FORWARD_S = int(np.datetime64("2017-03-12T07:00:00", "s").astype(np.int64))
-_CLOCK_BACK_S = int(np.datetime64("2017-11-05T06:00:00", "s").astype(np.int64))
-_WEEK_2_LOCAL_S = int(np.datetime64("2017-01-02T00:00:00", "s").astype(np.int64))  # a Monday
+_STORE_ZONE = "America/New_York"  # timestamps are UTC, but weeks and days follow the stores' clock
 
 _WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _HOUR_BANDS = ("night", "morning", "midday", "afternoon", "evening", "late")
@@ -71,26 +67,18 @@ CAVEATS = (
 
 
 def week_start_s(week: int) -> int:
-  """First second of a week: midnight before Monday at the stores. Week 1 has one day, a Sunday.
+  """Unix seconds at which a week begins: midnight before Monday at the stores.
 
   Args:
-    week: 1 to 54 (54 = the end of the data).
-
-  Returns:
-    Unix seconds, UTC.
+    week: 1 to 54; week 1 has one day, a Sunday, and 54 is the end of the data.
 
   Raises:
     ValueError: the week is outside the data.
   """
   if not 1 <= week <= NUM_WEEKS + 1:
     raise ValueError(f"week {week}: must be 1 to {NUM_WEEKS + 1}")
-  local_s = _WEEK_2_LOCAL_S + (week - 2) * 7 * DAY_S
-  return int(local_s + _behind_utc_s(local_s + 5 * 3600))
-
-
-def _behind_utc_s(time_s: int | np.ndarray) -> np.ndarray:
-  summer = (time_s >= _CLOCK_FORWARD_S) & (time_s < _CLOCK_BACK_S)
-  return np.where(summer, 4 * 3600, 5 * 3600)
+  week_2 = pd.Timestamp("2017-01-02", tz=_STORE_ZONE)
+  return int((week_2 + pd.DateOffset(weeks=week - 2)).timestamp())
 
 
 def read_completejourney(
@@ -313,6 +301,7 @@ def _descriptions(products: pd.DataFrame) -> dict[str, np.ndarray]:
 def _events(lines: pd.DataFrame, time_s_E: np.ndarray, *, is_ad_E: np.ndarray) -> pd.DataFrame:
   """Every line as an event, of an ad or of a content."""
   product_E = lines["product_id"].to_numpy()
+  local_E = pd.to_datetime(time_s_E, unit="s", utc=True).tz_convert(_STORE_ZONE)
   return pd.DataFrame({
     "user_id": lines["household_id"],
     "time": time_s_E,
@@ -322,21 +311,12 @@ def _events(lines: pd.DataFrame, time_s_E: np.ndarray, *, is_ad_E: np.ndarray) -
     "action": pd.Categorical.from_codes(np.zeros(len(lines), np.int8), ["conversion"]),
     "value": lines["sales_value"],
     "feature_store": lines["store_id"],
-    **_clock_features(time_s_E),
+    "feature_weekday": pd.Categorical.from_codes(local_E.day_of_week, list(_WEEKDAYS)),
+    "feature_hour_band": hour_band(local_E.hour),
   })
 
 
-def _clock_features(time_s_E: np.ndarray) -> dict[str, pd.Categorical]:
-  """Weekday and part of the day at the stores."""
-  local_E = time_s_E - _behind_utc_s(time_s_E)
-  weekday_E = (local_E // DAY_S + 3) % 7  # 1970-01-01 was a Thursday
-  return {
-    "feature_weekday": pd.Categorical.from_codes(weekday_E, list(_WEEKDAYS)),
-    "feature_hour_band": hour_band(local_E),
-  }
-
-
-def hour_band(time_s: np.ndarray) -> pd.Categorical:
-  """Part of the day, night to late, of seconds on the clock that counts."""
-  band = np.searchsorted(_HOUR_BAND_STARTS, time_s % DAY_S // 3600, side="right") - 1
+def hour_band(hour: np.ndarray) -> pd.Categorical:
+  """Part of the day, night to late, of hours 0 to 23."""
+  band = np.searchsorted(_HOUR_BAND_STARTS, hour, side="right") - 1
   return pd.Categorical.from_codes(band, list(_HOUR_BANDS))

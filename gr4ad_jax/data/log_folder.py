@@ -33,7 +33,8 @@ FORMAT = 1  # of the stored folder
 PART_EVENTS = 1 << 18  # more only where one user has more
 # Columns that stored logs may lack, being younger than the format, and what they then hold.
 LATER_COLUMNS = {
-  "ad_type": DEFAULT_AD_TYPE, "account_id": "", "campaign_id": "", "bid": np.float32(np.nan)
+  "ad_type": np.array(DEFAULT_AD_TYPE, object), "account_id": np.array("", object),
+  "campaign_id": np.array("", object), "bid": np.float32(np.nan),
 }
 Table = TypeVar("Table", AdTable, ContentTable, UserTable, EventTable)
 TABLES = {"ads": AdTable, "contents": ContentTable, "users": UserTable, "events": EventTable}
@@ -43,15 +44,7 @@ NO_EVENTS = EventTable(
 
 
 def write_logs(logs: Logs, folder: Path) -> None:
-  """Writes ads, contents, users, events (.parquet) and log.json.
-
-  Args:
-    logs: what to write.
-    folder: appears, or is replaced, only when all files are complete.
-
-  Raises:
-    LogError: the folder exists and holds something other than logs.
-  """
+  """Writes ads, contents, users, events (.parquet) and log.json; the folder as `write_parts`."""
   events, user_E = logs.events, logs.events.user
   bounds = part_bounds(np.bincount(user_E, minlength=len(logs.users.user_id)))
   rows = np.searchsorted(user_E, bounds)
@@ -75,16 +68,8 @@ def write_parts(logs: Logs, parts: Iterable[EventTable], folder: Path) -> None:
   with atomic.new_folder(folder) as fresh:
     for name in ("ads", "contents", "users"):
       pq.write_table(_to_arrow(getattr(logs, name)), fresh / f"{name}.parquet", compression="zstd")
-    writer = None
-    try:
-      for part in parts:
-        table = _to_arrow(part)
-        if writer is None:
-          writer = pq.ParquetWriter(fresh / "events.parquet", table.schema, compression="zstd")
-        writer.write_table(table, row_group_size=max(1, table.num_rows))
-    finally:
-      if writer is not None:
-        writer.close()
+    # A part is one row group, however many rows it has.
+    write_tables(fresh / "events.parquet", map(_to_arrow, parts), most_rows=1 << 40)
     about = {
       "format": FORMAT,
       "source": logs.source,
@@ -94,6 +79,26 @@ def write_parts(logs: Logs, parts: Iterable[EventTable], folder: Path) -> None:
       "rows": {name: pq.read_metadata(fresh / f"{name}.parquet").num_rows for name in TABLES},
     }
     (fresh / "log.json").write_text(json.dumps(about, indent=2) + "\n")
+
+
+def write_tables(file: Path, tables: Iterable[pa.Table], *, most_rows: int | None = None) -> int:
+  """Writes tables one after another, in row groups of their own; returns the rows of all.
+
+  Args:
+    file: to write.
+    tables: at least one.
+    most_rows: of a row group; None = a million.
+  """
+  writer, rows = None, 0
+  try:
+    for table in tables:
+      writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
+      writer.write_table(table, most_rows)
+      rows += table.num_rows
+  finally:
+    if writer:
+      writer.close()
+  return rows
 
 
 def check_replaceable(folder: Path) -> None:
@@ -120,13 +125,7 @@ def part_bounds(count_U: np.ndarray, size: int | None = None) -> np.ndarray:
 
 
 def read_logs(folder: Path) -> Logs:
-  """Reads what write_logs wrote.
-
-  Args:
-    folder: the folder given to write_logs.
-
-  Returns:
-    The same logs; logs of an earlier version get the defaults of the columns they lack.
+  """Reads what write_logs wrote; columns that an earlier version did not have get defaults.
 
   Raises:
     LogError: the folder holds no logs, is incomplete, or is of another format version.
@@ -200,27 +199,23 @@ class LogParts:
 
 def _read(folder: Path, names: Iterable[str]) -> Logs:
   folder = Path(folder)
-  about_file = folder / "log.json"
+  file = folder / "log.json"
+  read = {"events": NO_EVENTS}
   try:
-    about = json.loads(about_file.read_text())
+    about = json.loads(file.read_text())
     if about["format"] != FORMAT:
-      raise LogError(f"{about_file}: format {about['format']}: must be {FORMAT}, prepare again")
+      raise LogError(f"{file}: format {about['format']}: must be {FORMAT}, prepare again")
     notes = {key: about[key] for key in ("source", "currency", "cleaning")}
     caveats, rows = tuple(about["caveats"]), about["rows"]
-  except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-    reason = type(error).__name__
-    raise LogError(f"{about_file}: not readable ({reason}): must be written by prepare") from None
-  read = {"events": NO_EVENTS}
-  for name in names:
-    file = folder / f"{name}.parquet"
-    try:
+    for name in names:
+      file = folder / f"{name}.parquet"
       table = pq.ParquetFile(file).read()
       read[name] = _from_arrow(table, TABLES[name])
-    except (OSError, pa.ArrowException, KeyError) as error:
-      reason = type(error).__name__
-      raise LogError(f"{file}: not readable ({reason}): must be written by prepare") from None
-    if table.num_rows != rows[name]:
-      raise LogError(f"{file}: {table.num_rows} rows: log.json says {rows[name]}, prepare again")
+      if table.num_rows != rows[name]:
+        raise LogError(f"{file}: {table.num_rows} rows: log.json says {rows[name]}, prepare again")
+  except (OSError, json.JSONDecodeError, pa.ArrowException, KeyError, TypeError) as error:
+    reason = type(error).__name__
+    raise LogError(f"{file}: not readable ({reason}): must be written by prepare") from None
   return Logs(**read, caveats=caveats, **notes)
 
 
@@ -252,16 +247,14 @@ def _from_arrow(table: pa.Table, record: type[Table]) -> Table:
     elif field.name == "embedding_AD" and "embedding_AD" not in table.column_names:
       fields["embedding_AD"] = None
     elif field.name in LATER_COLUMNS and field.name not in table.column_names:
-      default = LATER_COLUMNS[field.name]
-      kind = object if isinstance(default, str) else np.float32
-      fields[field.name] = np.full(table.num_rows, default, kind)
+      fields[field.name] = np.repeat(LATER_COLUMNS[field.name], table.num_rows)
     else:
       fields[field.name] = _numpy(table[field.name])
   return record(**fields)
 
 
 def _numpy(column: pa.ChunkedArray) -> np.ndarray:
-  column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+  column = column.combine_chunks()
   if pa.types.is_fixed_size_list(column.type):
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
   if pa.types.is_dictionary(column.type):  # one shared str object per distinct value

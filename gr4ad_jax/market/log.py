@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gr4ad_jax.config import ConfigError, require
 from gr4ad_jax.data.completejourney import hour_band
+from gr4ad_jax.data.log_folder import write_tables
 from gr4ad_jax.data.records import DAY_S, Action, Logs
 from gr4ad_jax.data.tables import build_logs
 from gr4ad_jax.machine import atomic
@@ -53,6 +53,11 @@ CAVEATS = (
 _REQUESTS_PER_SESSION, _SECONDS_BETWEEN = 1.6, 180
 _SCENE_SHARES = (0.6, 0.25, 0.15)
 _HOURS = np.array([2, 1, 1, 1, 1, 2, 3, 5, 6, 6, 6, 7, 9, 8, 6, 6, 6, 7, 9, 11, 12, 11, 8, 4.0])
+_ROW = np.dtype([
+  ("user", "i4"), ("time", "i8"), ("ad", "i8"), ("content", "i8"), ("request", "i8"),
+  ("action", "i1"), ("value", "f4"), ("ecpm", "f4"), ("scene", "i1"),
+])
+_NOTHING = np.array((0, 0, -1, -1, -1, 0, 0, np.nan, 0), _ROW)
 _WEEKDAYS = np.array([0.95, 0.95, 1.0, 1.0, 1.05, 1.1, 0.95])
 
 
@@ -82,15 +87,8 @@ def arrivals(market: Market, day: int) -> Requests:
 def simulate_day(
   market: Market, day: int, policy: Policy, *, shelves: Shelves
 ) -> pd.DataFrame:
-  """One day of events, as the events table of the schema (docs/own_logs.md).
-
-  Args:
-    market: with its truth.
-    day: 0 = the first.
-    policy: what answers the requests.
-    shelves: of the market.
-  """
-  parts = list(simulate_hours(market, day, policy, shelves=shelves)) or [_frame(_empty())]
+  """One day of events (0 = the first), as the events table of the schema (docs/own_logs.md)."""
+  parts = list(simulate_hours(market, day, policy, shelves=shelves)) or [_frame(np.zeros(0, _ROW))]
   whole = pd.concat(parts, ignore_index=True)
   return whole.sort_values("time", kind="stable", ignore_index=True)
 
@@ -110,19 +108,17 @@ def simulate_hours(
   for block in hour_blocks(hour_R):
     part = Requests(*(x[block] for x in requests))
     shown = policy(part, spent_V < market.budget_V, rng)
-    both = (
+    rows = np.concatenate([
       _impressions(market, part, shown, block, day, spent_V, rng),
       _organic(market, part, day, shelves.contents, rng),
-    )
-    columns = {name: np.concatenate([p[name] for p in both]) for name in both[0]}
-    order_E = np.argsort(columns["time"], kind="stable")
-    yield _frame({name: column[order_E] for name, column in columns.items()})
+    ])
+    yield _frame(rows[np.argsort(rows["time"], kind="stable")])
 
 
 def _impressions(
   market: Market, requests: Requests, shown: Shown, block: np.ndarray, day: int,
   spent_V: np.ndarray, rng: np.random.Generator,
-) -> dict[str, np.ndarray]:
+) -> np.ndarray:
   """Draws clicks and conversions, and adds what they cost to `spent_V`."""
   real_RK = shown.ad_RK >= 0
   rates = truth(market, requests, shown.ad_RK)
@@ -133,22 +129,18 @@ def _impressions(
   ad_E = shown.ad_RK[row_E, place_E]
   value_E = np.where(conversion_RK[row_E, place_E], market.bid_A[ad_E], 0)
   np.add.at(spent_V, market.advertiser_A[ad_E], value_E)
-  return {
-    "user": requests.user_R[row_E],
-    "time": requests.time_s_R[row_E],
-    "ad": ad_E.astype(np.int64),
-    "content": np.full(len(ad_E), -1, np.int64),
-    "request": day * 1_000_000_000 + block[row_E].astype(np.int64),
-    "action": action_RK[row_E, place_E].astype(np.int8),
-    "value": value_E.astype(np.float32),
-    "ecpm": shown.ecpm_RK[row_E, place_E].astype(np.float32),
-    "scene": requests.scene_R[row_E],
-  }
+  rows = np.full(len(ad_E), _NOTHING)
+  rows["user"], rows["time"] = requests.user_R[row_E], requests.time_s_R[row_E]
+  rows["scene"], rows["ad"] = requests.scene_R[row_E], ad_E
+  rows["request"] = day * 1_000_000_000 + block[row_E].astype(np.int64)
+  rows["action"], rows["value"] = action_RK[row_E, place_E], value_E
+  rows["ecpm"] = shown.ecpm_RK[row_E, place_E]
+  return rows
 
 
 def _organic(
   market: Market, requests: Requests, day: int, shelf: Shelf, rng: np.random.Generator
-) -> dict[str, np.ndarray]:
+) -> np.ndarray:
   """What users did of themselves in the minutes before their requests."""
   mean = market.config.organic_per_request if len(shelf.order_I) else 0
   count_R = rng.poisson(mean, len(requests.user_R))
@@ -159,38 +151,26 @@ def _organic(
   content_E = draw_items(shelf, category_E1[:, 0], rng)
   time_s_E = np.maximum(time_s_E - rng.integers(1, 120, len(time_s_E)), START_S + day * DAY_S)
   bought_E = rng.random(len(row_E)) < 0.2
-  return {
-    "user": user_E,
-    "time": time_s_E,
-    "ad": np.full(len(row_E), -1, np.int64),
-    "content": content_E.astype(np.int64),
-    "request": np.full(len(row_E), -1, np.int64),
-    "action": np.where(bought_E, Action.CONVERSION, Action.CLICK).astype(np.int8),
-    "value": np.zeros(len(row_E), np.float32),
-    "ecpm": np.full(len(row_E), np.nan, np.float32),
-    "scene": requests.scene_R[row_E],
-  }
+  rows = np.full(len(row_E), _NOTHING)
+  rows["user"], rows["time"], rows["content"] = user_E, time_s_E, content_E
+  rows["scene"] = requests.scene_R[row_E]
+  rows["action"] = np.where(bought_E, Action.CONVERSION, Action.CLICK)
+  return rows
 
 
-def _empty() -> dict[str, np.ndarray]:
-  kinds = {"user": "i4", "time": "i8", "ad": "i8", "content": "i8", "request": "i8",
-           "action": "i1", "value": "f4", "ecpm": "f4", "scene": "i1"}
-  return {name: np.zeros(0, kind) for name, kind in kinds.items()}
-
-
-def _frame(columns: dict[str, np.ndarray]) -> pd.DataFrame:
-  is_ad_E = columns["ad"] >= 0
+def _frame(rows: np.ndarray) -> pd.DataFrame:
+  is_ad_E = rows["ad"] >= 0
   return pd.DataFrame({
-    "user_id": columns["user"],
-    "time": columns["time"],
-    "ad_id": _nullable(columns["ad"], is_ad_E),
-    "content_id": _nullable(columns["content"], ~is_ad_E),
-    "request_id": _nullable(columns["request"], is_ad_E),
-    "action": columns["action"],
-    "value": columns["value"],
-    "ecpm": columns["ecpm"],
-    "feature_scene": pd.Categorical.from_codes(columns["scene"], list(SCENES)),
-    "feature_hour_band": hour_band(columns["time"]),
+    "user_id": rows["user"],
+    "time": rows["time"],
+    "ad_id": _nullable(rows["ad"], is_ad_E),
+    "content_id": _nullable(rows["content"], ~is_ad_E),
+    "request_id": _nullable(rows["request"], is_ad_E),
+    "action": rows["action"],
+    "value": rows["value"],
+    "ecpm": rows["ecpm"],
+    "feature_scene": pd.Categorical.from_codes(rows["scene"], list(SCENES)),
+    "feature_hour_band": hour_band(rows["time"] // 3600 % 24),
   })
 
 
@@ -299,11 +279,4 @@ def write_market(market: Market, out: Path, *, stream_days: int = 0) -> dict[str
 
 
 def _write(path: Path, frames: Iterable[pd.DataFrame]) -> int:
-  writer, rows = None, 0
-  for frame in frames:
-    table = pa.Table.from_pandas(frame, preserve_index=False)
-    writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
-    writer.write_table(table)
-    rows += len(frame)
-  writer.close()
-  return rows
+  return write_tables(path, (pa.Table.from_pandas(f, preserve_index=False) for f in frames))

@@ -17,7 +17,7 @@ from gr4ad_jax.data.engagements import product_engagements
 from gr4ad_jax.data.records import DAY_S, Logs
 from gr4ad_jax.market.log import arrivals
 from gr4ad_jax.market.policy import Cascade, build_shelves
-from gr4ad_jax.market.world import START_S, Market, MarketConfig, Requests, Truth, truth
+from gr4ad_jax.market.world import START_S, Market, MarketConfig, Requests, truth
 
 TASTE_DIMS = 8
 _SAMPLE = 6_000  # requests that intercepts and budgets are set by
@@ -68,13 +68,16 @@ def fit_market(config: MarketConfig, logs: Logs, rng: np.random.Generator) -> Ma
     )
   counts_HA, buyers_A = counts_HP[:, kept_A], buyers_P[kept_A]
   taste_HD, taste_AD = _tastes(counts_HA, rng)
-  household_U = _followed(rng, config.num_users, counts_HP.sum(axis=1).A1 > 0)
+  # Users are like one household after another, in a random order.
+  households = rng.permutation(np.flatnonzero(counts_HP.sum(axis=1).A1 > 0))
+  household_U = np.resize(households, config.num_users)
   noise_UD = rng.standard_normal((config.num_users, TASTE_DIMS)) * taste_HD.std(axis=0)
   others_UX = rng.choice(np.unique(household_U), size=(config.num_users, 2))
   log_price_A = np.log(logs.ads.price[kept_A].astype(np.float64))
   price_z_A = _standard(log_price_A)
   spread_H = counts_HA @ price_z_A / np.maximum(counts_HA.sum(axis=1).A1, 1)
-  visits_H = _visits(logs)
+  visitor_R = np.unique(np.stack([logs.events.user, logs.events.request]), axis=1)[0]
+  visits_H = np.bincount(visitor_R, minlength=len(logs.users.user_id)).clip(1)
   category_G, category_A = np.unique(logs.ads.category[kept_A], return_inverse=True)
   advertiser_V, advertiser_A = np.unique(logs.ads.advertiser_id[kept_A], return_inverse=True)
   content = _fitted_contents(config, logs, kept_A, category_G, category_A, rng)
@@ -113,18 +116,6 @@ def _tastes(counts_HA: sp.csr_matrix, rng: np.random.Generator) -> tuple[np.ndar
                         for x in (taste_HD, taste_AD))
   scale = (taste_HD @ taste_AD.T).std() ** -0.5
   return taste_HD * scale, taste_AD * scale
-
-
-def _followed(rng: np.random.Generator, num_users: int, active_H: np.ndarray) -> np.ndarray:
-  """The household that each user is like: every one in turn, in a random order."""
-  order = rng.permutation(np.flatnonzero(active_H))
-  return order[np.arange(num_users) % len(order)]
-
-
-def _visits(logs: Logs) -> np.ndarray:
-  """float64 [H], requests of every household, at least 1."""
-  pairs = np.unique(np.stack([logs.events.user, logs.events.request]), axis=1)
-  return np.bincount(pairs[0], minlength=len(logs.users.user_id)).clip(1).astype(np.float64)
 
 
 def _fitted_contents(
@@ -265,12 +256,13 @@ def _calibrated(market: Market, rng: np.random.Generator) -> Market:
       conversion_intercept=market.conversion_intercept
       + _shift(rates.conversion[there], config.conversion_rate, weight=rates.click[there]),
     )
-  spent_V = _spend(market, shown_RK, truth(market, requests, shown_RK)) * per_day / len(shown_RK)
+  advertiser_N = market.advertiser_A[np.maximum(shown_RK, 0)].ravel()
+  earned_N = truth(market, requests, shown_RK).ecpm.ravel() / 1000
+  spent_V = np.bincount(advertiser_N, earned_N, len(market.budget_V)) * per_day / len(shown_RK)
   floor = np.quantile(spent_V[spent_V > 0], 0.2)  # of those that the sample hardly met
   size_V = np.exp(0.7 * rng.standard_normal(len(spent_V)))
-  return dataclasses.replace(
-    market, budget_V=config.budget * np.maximum(spent_V, floor) * size_V
-  )
+  budget_V = config.budget * np.maximum(spent_V, floor) * size_V
+  return dataclasses.replace(market, budget_V=budget_V)
 
 
 def _sample(market: Market) -> tuple[Requests, float]:
@@ -296,11 +288,6 @@ def _shift(rate: np.ndarray, wanted: float, weight: np.ndarray | None = None) ->
     mean = np.average(1 / (1 + np.exp(-logit - middle)), weights=weight)
     low, high = (middle, high) if mean < wanted else (low, middle)
   return (low + high) / 2
-
-
-def _spend(market: Market, shown_RK: np.ndarray, rates: Truth) -> np.ndarray:
-  advertiser = market.advertiser_A[np.maximum(shown_RK, 0)].ravel()
-  return np.bincount(advertiser, rates.ecpm.ravel() / 1000, minlength=len(market.budget_V))
 
 
 def _delivery(market: Market) -> np.ndarray:
