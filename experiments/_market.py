@@ -20,7 +20,7 @@ from gr4ad_jax.data.sequences import Example, ExampleMaker, FeatureVocabulary
 from gr4ad_jax.data.splits import time_split
 from gr4ad_jax.evaluation.ranking import EvalRequests, ranking_metrics
 from gr4ad_jax.evaluation.requests import eval_requests, group_requests
-from gr4ad_jax.machine.progress import console, track
+from gr4ad_jax.machine.progress import console
 from gr4ad_jax.machine.storage import write_json
 from gr4ad_jax.market.log import market_logs
 from gr4ad_jax.market.world import (
@@ -116,7 +116,7 @@ def open_market_test(
 ) -> MarketTest:
   """Evenly spread requests of a split."""
   logs, examples = read_logs(data / "logs"), open_examples(data / "examples")
-  rows = read_impressions(ExampleMaker(logs, examples.config), split, progress=track)
+  rows = read_impressions(ExampleMaker(logs, examples.config), split)
   contexts = evenly(sorted(rows.contexts, key=lambda c: c.time_s), num_revenue)
   requests = requests_of(contexts, examples.features)
   groups = evenly(group_requests(read_split(examples, split)), num_recall)

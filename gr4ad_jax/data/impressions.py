@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ from gr4ad_jax.data.records import Action
 from gr4ad_jax.data.sequences import Example, ExampleMaker
 from gr4ad_jax.data.splits import SPLITS
 from gr4ad_jax.data.validation import LogError
+from gr4ad_jax.machine.progress import track
 
 MAX_SHOWN = 8  # ads of a row; a request that showed more gives several rows
 
@@ -24,28 +24,16 @@ class Impressions(NamedTuple):
   action_RC: np.ndarray  # int8, deepest Action of each, -1 = padding
 
 
-def read_impressions(
-  maker: ExampleMaker,
-  split: str,
-  *,
-  progress: Callable[[Iterable, str, int], Iterable] | None = None,
-) -> Impressions:
-  """The impressions of a split.
-
-  Args:
-    maker: of the logs.
-    split: a name of SPLITS.
-    progress: like gr4ad_jax.machine.progress.track.
+def read_impressions(maker: ExampleMaker, split: str) -> Impressions:
+  """The impressions of a split, a name of SPLITS.
 
   Raises:
     LogError: no ad was shown without being clicked, so that clicks cannot be told from views.
   """
   users = range(len(maker.logs.users.user_id))
-  if progress:
-    users = progress(users, f"impressions ({split}), users", len(users))
   contexts, shown, actions = [], [], []
   action_E, ad_E = maker.logs.events.action, maker.logs.events.ad
-  for user in users:
+  for user in track(users, f"impressions ({split}), users"):
     for context, rows in maker.impressions(user, SPLITS.index(split)):
       ad, inverse = np.unique(ad_E[rows], return_inverse=True)
       action = np.zeros(len(ad), np.int8)

@@ -178,7 +178,7 @@ def write_candidates(
   inputs, scorer = open_inputs(run), open_reward(reward)
   decoder, params, step = load_params(run, workdir, inputs.vocabulary)
   maker = ExampleMaker(inputs.logs, inputs.examples.config)
-  impressions = read_impressions(maker, "train", progress=track)
+  impressions = read_impressions(maker, "train")
   ecpm: list[np.ndarray] = []
 
   def watched() -> Iterator[CandidateList]:

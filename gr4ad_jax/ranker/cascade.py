@@ -10,12 +10,16 @@ import jax
 import numpy as np
 
 from gr4ad_jax import config as config_lib
-from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.machine import storage
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.ranker.data import RewardBatchMaker, full_batches
-from gr4ad_jax.ranker.reward import RewardRun, open_reward_data, train_on_impressions
+from gr4ad_jax.ranker.reward import (
+  RewardRun,
+  open_reward_data,
+  require_same,
+  train_on_impressions,
+)
 from gr4ad_jax.ranker.two_tower import TwoTower, nearest_ads, two_tower_task
 from gr4ad_jax.training.train_loop import read_params
 
@@ -51,12 +55,9 @@ def train_retrieval(run: RewardRun, workdir: Place) -> Retrieval:
     ConfigError: the folder holds one of other settings.
     LogError: the logs hold no impression without a click.
   """
-  settings = workdir / "retrieval.json"
-  if storage.exists(settings):
-    if config_lib.read_json(RewardRun, storage.fetch(settings)) != run:
-      raise ConfigError(f"{workdir}: the retrieval model there has other settings")
+  require_same(run, workdir, "retrieval")
   data = open_reward_data(run, "train", "validation")
-  storage.write_text(settings, config_lib.to_json(run))
+  storage.write_text(workdir / "retrieval.json", config_lib.to_json(run))
   make_batch = data.make_batch
   model = TwoTower(run.model, make_batch.vocabulary)
   # Validation only names the best checkpoint; one batch does.

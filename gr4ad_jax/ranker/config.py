@@ -10,7 +10,7 @@ from gr4ad_jax.training.config import TrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-  """Sizes of the reward model (learning/reward_model.py)."""
+  """Sizes of the reward model (ranker/reward_model.py)."""
 
   width: int = 16
   """Width of every embedding."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -68,10 +67,12 @@ class RewardBatchMaker:
     )
 
 
-def of_rows(make_batch: RewardBatchMaker, rows: Sequence[tuple]) -> RewardBatch:
-  """A batch of rows as `RewardSource` gives them."""
-  contexts, shown, action = zip(*rows, strict=True)
-  return make_batch(contexts, np.stack(shown), np.stack(action))
+def of_rows(
+  make_batch: RewardBatchMaker, impressions: Impressions, rows: Sequence[int]
+) -> RewardBatch:
+  """A batch of some rows of impressions."""
+  contexts = [impressions.contexts[row] for row in rows]
+  return make_batch(contexts, impressions.shown_RC[rows], impressions.action_RC[rows])
 
 
 def full_batches(
@@ -86,14 +87,7 @@ def full_batches(
 def reward_batch_maker(
   logs: Logs, config: RewardConfig, feature_sizes: tuple[int, ...], *, train_E: np.ndarray
 ) -> RewardBatchMaker:
-  """Fields of all ads and contents of the logs.
-
-  Args:
-    logs: the tables.
-    config: sizes.
-    feature_sizes: of the request's features.
-    train_E: bool, the events that may be learned from.
-  """
+  """Fields of all ads and contents of the logs; `train_E` bool, events that may be learned from."""
   ads, contents = logs.ads, logs.contents
   categories = np.unique(np.append(ads.category, contents.category).astype(str))
   price_A = np.nan_to_num(ads.price, nan=-1.0)
@@ -126,28 +120,10 @@ def _with_none(field_NX: np.ndarray) -> np.ndarray:
   return np.concatenate([np.zeros((1, field_NX.shape[1]), np.int32), field_NX]).astype(np.int32)
 
 
-class RewardSource(Sequence):
-  """Impressions as a random-access source of rows for `pipeline.row_batches`."""
-
-  def __init__(self, impressions: Impressions):
-    self._impressions = impressions
-
-  def __len__(self) -> int:
-    return len(self._impressions.contexts)
-
-  def __getitem__(self, row: SupportsIndex) -> tuple[Any, np.ndarray, np.ndarray]:
-    rows = self._impressions
-    return rows.contexts[row], rows.shown_RC[row], rows.action_RC[row]
-
-
 def bids_of(logs: Logs, train_E: np.ndarray) -> np.ndarray:
   """float32 [A], currency per conversion: the ad's bid, else what its conversions were worth.
 
-  An ad with neither takes the mean value of all conversions.
-
-  Args:
-    logs: with ads and events.
-    train_E: bool, the events that may be learned from.
+  An ad with neither takes the mean value of all conversions. Only events of `train_E` count.
   """
   events = logs.events
   rows = np.flatnonzero(train_E & (events.ad >= 0) & (events.action == Action.CONVERSION))

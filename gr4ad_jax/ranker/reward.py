@@ -24,14 +24,13 @@ from gr4ad_jax.data.log_folder import read_logs
 from gr4ad_jax.data.pipeline import repeat_last, train_batches
 from gr4ad_jax.data.records import Action
 from gr4ad_jax.data.sequences import Example, ExampleMaker
+from gr4ad_jax.data.splits import SPLITS
 from gr4ad_jax.machine import storage
-from gr4ad_jax.machine.progress import track
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.ranker.calibration import Platt, fit_platt, probability_metrics
 from gr4ad_jax.ranker.config import REWARD_TRAINING, RewardConfig
 from gr4ad_jax.ranker.data import (
   RewardBatchMaker,
-  RewardSource,
   bids_of,
   full_batches,
   of_rows,
@@ -126,12 +125,10 @@ def train_reward(run: RewardRun, workdir: Place, *, resume: bool = False) -> dic
     DivergedError: see `train_loop.train`.
   """
   settings = workdir / "reward.json"
-  if storage.exists(settings):
-    if not resume:
-      raise ConfigError(f"{workdir}: holds a reward model already; pass --resume or another folder")
-    if config_lib.read_json(RewardRun, storage.fetch(settings)) != run:
-      raise ConfigError(f"{workdir}: the reward model there has other settings")
-  data = open_reward_data(run, "train", "validation", "test")
+  if storage.exists(settings) and not resume:
+    raise ConfigError(f"{workdir}: holds a reward model already; pass --resume or another folder")
+  require_same(run, workdir, "reward")
+  data = open_reward_data(run, *SPLITS)
   storage.write_text(settings, config_lib.to_json(run))
   task = reward_task(RewardModel(run.model, data.make_batch.vocabulary))
   train_on_impressions(task, run.train, workdir, data)
@@ -144,6 +141,13 @@ def train_reward(run: RewardRun, workdir: Place, *, resume: bool = False) -> dic
     "test": metrics,
   })
   return metrics
+
+
+def require_same(run: RewardRun, workdir: Place, model: str) -> None:
+  """Raises ConfigError where a model has been begun in `workdir` with other settings."""
+  settings = workdir / f"{model}.json"
+  if storage.exists(settings) and config_lib.read_json(RewardRun, storage.fetch(settings)) != run:
+    raise ConfigError(f"{workdir}: the {model} model there has other settings")
 
 
 def open_reward(workdir: Place) -> RewardScorer:
@@ -194,7 +198,7 @@ def open_reward_data(run: RewardRun, *splits: str) -> RewardData:
   maker = ExampleMaker(logs, examples.config)
   return RewardData(
     make_batch, bids_of(logs, train_E),
-    {name: read_impressions(maker, name, progress=track) for name in splits},
+    {name: read_impressions(maker, name) for name in splits},
   )
 
 
@@ -207,21 +211,16 @@ def _scorer(run: RewardRun, workdir: Place, data: RewardData) -> RewardScorer:
 
 def train_on_impressions(task: Task, config: TrainConfig, folder: Place, data: RewardData) -> None:
   """Trains a task of `RewardBatch`es; validation is the first batches in a fixed random order."""
-  batch_of = functools.partial(of_rows, data.make_batch)
-  source = RewardSource(data.splits["validation"])
-  order = np.random.default_rng(0).permutation(len(source))
-  rows = min(config.batch_size, len(source))
-  count = max(1, min(config.eval_batches, len(source) // rows))
-  train(
-    task, config, folder=folder,
-    batches=train_batches(
-      RewardSource(data.splits["train"]), batch_of, batch_size=config.batch_size,
-      seed=config.seed, parse=lambda row: row,
-    ),
-    validation=[
-      batch_of([source[j] for j in order[i * rows : (i + 1) * rows]]) for i in range(count)
-    ],
+  learned, judged = data.splits["train"], data.splits["validation"]
+  batches = train_batches(
+    range(len(learned.contexts)), functools.partial(of_rows, data.make_batch, learned),
+    batch_size=config.batch_size, seed=config.seed, parse=int,
   )
+  order = np.random.default_rng(0).permutation(len(judged.contexts))
+  size = min(config.batch_size, len(order))
+  starts = range(0, size * max(1, min(config.eval_batches, len(order) // size)), size)
+  validation = [of_rows(data.make_batch, judged, order[at : at + size]) for at in starts]
+  train(task, config, batches=batches, folder=folder, validation=validation)
 
 
 def _calibrate(scorer: RewardScorer, impressions: Impressions) -> tuple[Platt, Platt]:

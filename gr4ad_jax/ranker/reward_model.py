@@ -72,7 +72,7 @@ class RewardModel(nn.Module):
       *candidate,
       _attend(query_BCD, ad_BTD, there_BT),
       _attend(query_BCD, organic_BOD, there_BO),
-      *(_spread(x_BD, query_BCD) for x_BD in (
+      *(jnp.broadcast_to(x_BD[:, None], query_BCD.shape) for x_BD in (
         masked_mean(ad_BTD, there_BT), masked_mean(organic_BOD, there_BO),
         *(feature_BFD[:, f] for f in range(feature_BFD.shape[1])),
       )),
@@ -102,10 +102,6 @@ def _attend(query_BCD: jax.Array, x_BND: jax.Array, there_BN: jax.Array) -> jax.
   none_BC1 = jnp.zeros((*query_BCD.shape[:2], 1))
   weight_BCN = jax.nn.softmax(jnp.concatenate([score_BCN, none_BC1], axis=-1), axis=-1)[..., :-1]
   return jnp.einsum("BCN,BND->BCD", weight_BCN, x_BND)
-
-
-def _spread(x_BD: jax.Array, like_BCD: jax.Array) -> jax.Array:
-  return jnp.broadcast_to(x_BD[:, None], like_BCD.shape)
 
 
 def reward_task(model: RewardModel) -> Task:
