@@ -10,7 +10,6 @@ import numpy as np
 from gr4ad_jax.data.list_records import CandidateList
 from gr4ad_jax.data.records import Action
 from gr4ad_jax.gr4ad.batch_maker import BatchMaker
-from gr4ad_jax.gr4ad.config import PreferenceConfig
 from gr4ad_jax.gr4ad.unified_task import ListBatch
 from gr4ad_jax.gr4ad.value import sample_weight, value_bucket
 from gr4ad_jax.learning.preference import Lists, RewardScale
@@ -56,20 +55,6 @@ class ListBatchMaker:
       make.context([row.context for row in rows]), code_BCL,
       Lists(reward_BC, ref_BCL, has_ref_BC, where_BC), bin_BC, weight_BC,
     )
-
-
-def list_batch_maker(
-  make_batch: BatchMaker, config: PreferenceConfig, scale: RewardScale | None, size: int
-) -> ListBatchMaker:
-  """The maker that the settings ask for.
-
-  Args:
-    make_batch: of the logged samples.
-    config: says whose smallest and largest eCPM the rewards lie between.
-    scale: over all lists.
-    size: candidates of a padded list.
-  """
-  return ListBatchMaker(make_batch, None if config.reward_range == "list" else scale, size)
 
 
 def _own_scale(ecpm_C: np.ndarray) -> RewardScale:

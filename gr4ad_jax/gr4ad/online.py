@@ -35,7 +35,7 @@ from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.segments import append_segment, segment_files
 from gr4ad_jax.gr4ad.candidates import make_lists, wide_recommender
 from gr4ad_jax.gr4ad.config import CandidateConfig, OnlineConfig, PreferenceConfig
-from gr4ad_jax.gr4ad.list_batches import list_batch_maker
+from gr4ad_jax.gr4ad.list_batches import ListBatchMaker
 from gr4ad_jax.gr4ad.run import Inputs, load_params, open_inputs, read_run
 from gr4ad_jax.gr4ad.segment_batches import Segment, judged_batches, open_segment, step_batches
 from gr4ad_jax.gr4ad.unified_task import unified_task
@@ -276,10 +276,8 @@ class _Learner:
 
   def _batches(self, segment: Segment) -> Iterator[Any]:
     config = self.run.config
-    make_lists = list_batch_maker(
-      segment.make_batch, config.preference, self.reward_scale,
-      max(self.candidates.size, MAX_SHOWN),
-    )
+    scale = None if config.preference.reward_range == "list" else self.reward_scale
+    make_lists = ListBatchMaker(segment.make_batch, scale, max(self.candidates.size, MAX_SHOWN))
     return step_batches(
       segment, make_lists if self.scorer else None, seed=self.config.seed,
       size=config.train.batch_size, passes=self.config.passes,

@@ -32,7 +32,7 @@ from gr4ad_jax.gr4ad.build import Decoder, build_decoder
 from gr4ad_jax.gr4ad.config import Config, ModelConfig
 from gr4ad_jax.gr4ad.cost import train_flops
 from gr4ad_jax.gr4ad.generator import generator_of
-from gr4ad_jax.gr4ad.list_batches import list_batch_maker
+from gr4ad_jax.gr4ad.list_batches import ListBatchMaker
 from gr4ad_jax.gr4ad.unified_task import UnifiedBatch, unified_task
 from gr4ad_jax.gr4ad.value import ValueScale, fit_value_scale
 from gr4ad_jax.gr4ad.vsl_task import vsl_task
@@ -200,9 +200,9 @@ def _list_dataset(run: RunFile, inputs: Inputs, host: int, hosts: int) -> grain.
   about = json.loads((folder / "lists.json").read_text())
   if about["fingerprint"] != inputs.fingerprint:
     raise ConfigError(f"{run.lists}: was made of other data or other SIDs")
-  make_batch = list_batch_maker(
-    inputs.make_batch, run.config.preference, RewardScale(*about["reward_scale"]), about["size"]
-  )
+  per_list = run.config.preference.reward_range == "list"
+  scale = None if per_list else RewardScale(*about["reward_scale"])
+  make_batch = ListBatchMaker(inputs.make_batch, scale, about["size"])
   return batch_dataset(
     records, make_batch, batch_size=run.config.preference.lists_per_step,
     seed=run.config.train.seed + 1, host=host, num_hosts=hosts, parse=to_list,
