@@ -7,6 +7,7 @@ width, which `RequestRules` sees in whole requests, and `Numbering` turns into a
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable
 
@@ -84,14 +85,7 @@ class Renumbered:
 
 
 class EventReader:
-  """Reads the parts of one events table in turn; memory grows with ids and feature values only.
-
-  Attributes:
-    counts: cleaning counts, added to.
-    num_rows: rows so far.
-    users, contents: ids so far.
-    features: request feature -> value -> number.
-  """
+  """Reads the parts of one events table in turn; memory grows with ids and feature values only."""
 
   def __init__(
     self, file: str, counts: dict[str, int], *, ads: AdTable, contents: ContentTable | None,
@@ -111,9 +105,9 @@ class EventReader:
     self.ads = Ids(ads.ad_id)
     self.contents = Ids(contents.content_id if contents else None)
     self.users = Ids(users.user_id if users else None)
-    self.features: dict[str, dict[str, int]] = {}
+    self.features: dict[str, dict[str, int]] = {}  # feature -> value -> number
     self.file, self.invalid_rows = file, invalid_rows
-    self._dropped: dict[str, int] = {}
+    self._dropped = collections.Counter()
     self._has_numbers: set[str] = set()
     self._unix_seconds: bool | None = None
     self._given = contents, users
@@ -166,8 +160,7 @@ class EventReader:
       self._request_ids(frame, rows, checks, is_organic_E)
     for column, name in enumerate(features):
       rows["features"][:, column] = self._feature_values(frame, name)
-    for rule, count in checks.dropped.items():
-      self._dropped[rule] = self._dropped.get(rule, 0) + count
+    self._dropped.update(checks.dropped)
     return rows[checks.alive_E]
 
   def keep(self, rows: np.ndarray) -> None:
@@ -187,7 +180,7 @@ class EventReader:
     """
     if self.invalid_rows == "error":
       rules.refuse(self.file, cell)
-    dropped = self._dropped | rules.dropped
+    dropped = {**self._dropped, **rules.dropped}
     self.counts |= {f"events: {rule}": count for rule, count in dropped.items()}
     users, contents = self.users.renumbered(), self.contents.renumbered()
     if not users.count_N.sum():
@@ -230,8 +223,7 @@ class EventReader:
   def _actions(self, series: pd.Series) -> np.ndarray:
     """Reads action names (any case) or numbers; -1 = missing or unknown."""
     codes_E, names_N = validation.factorize_ids(series, self.file)
-    known = {action.name.lower(): int(action) for action in Action}
-    known |= {str(int(action)): int(action) for action in Action}
+    known = {name: int(a) for a in Action for name in (a.name.lower(), str(int(a)))}
     return np.array([*(known.get(name.lower(), -1) for name in names_N), -1])[codes_E]
 
   def _money(
@@ -364,4 +356,3 @@ def whole_table(reader: EventReader, frame: pd.DataFrame) -> tuple[Numbering, Ev
   reader.keep(rows)
   numbering = reader.finish(rules, lambda row, column: frame[column].iloc[row])
   return numbering, numbering.events(rows)
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +12,8 @@ import numpy as np
 
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.example_records import to_example
-from gr4ad_jax.data.sequences import Example
+
+_training_example = functools.partial(to_example, split=0)
 
 
 def hash_ids(ids: np.ndarray) -> np.ndarray:
@@ -46,11 +48,6 @@ def look_up(table: np.ndarray, index: np.ndarray) -> np.ndarray:
   return np.where(padding.reshape(padding.shape + (1,) * (found.ndim - index.ndim)), -1, found)
 
 
-def training_example(record: dict) -> Example:
-  """A stored record of the training split."""
-  return to_example(record, 0)
-
-
 def train_batches(
   source: Any, make_batch: Callable[[Sequence[Any]], Any], *, read_threads: int = 2, **how: Any
 ) -> grain.DatasetIterator:
@@ -69,7 +66,7 @@ def batch_dataset(
   seed: int,
   host: int = 0,
   num_hosts: int = 1,
-  parse: Callable[[Any], Any] = training_example,
+  parse: Callable[[Any], Any] = _training_example,
 ) -> grain.MapDataset:
   """This host's share of every batch, by the number of the batch: dataset[n] is that of step n.
 
@@ -81,7 +78,7 @@ def batch_dataset(
     batch_size: rows over all hosts.
     seed: of the shuffle; each epoch has its own order.
     host, num_hosts: which rows of every batch this process reads.
-    parse: a record of the source -> a row.
+    parse: a record of the source -> a row, an `Example` unless said otherwise.
 
   Raises:
     ValueError: the batch does not divide over the hosts, or is larger than the split.

@@ -151,5 +151,3 @@ def _cut(
   for split, of in of_splits.items():
     counts |= {f"{split} {name}": count for name, count in of.items()}
   return counts | logs.cleaning
-
-

@@ -1,7 +1,7 @@
 """What an ad log is: ads, organic contents, users and events as plain numpy records."""
 
 import enum
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -117,8 +117,7 @@ class EventTable:
     """Some rows."""
     features = {name: column_E[rows] for name, column_E in self.features.items()}
     return EventTable(features=features, **{
-      field.name: getattr(self, field.name)[rows]
-      for field in fields(EventTable) if field.name != "features"
+      name: column_E[rows] for name, column_E in vars(self).items() if name != "features"
     })
 
 

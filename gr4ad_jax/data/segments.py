@@ -60,22 +60,19 @@ def append_segment(logs: Logs, file: Path, *, keep_days: float | None = None) ->
     )
     _, new = whole_table(reader, frame)
   except NoValidRows:  # a quiet hour, or one of new ads alone
-    no_requests = np.zeros(int(old.request.max()) + 1 if len(old.user) else 0, bool)
+    no_requests = np.zeros(old.request.max(initial=-1) + 1, bool)
     return Appended(logs, no_requests, _left_out(counts))
   if keep_days is not None:
-    recent_E = old.time_s >= int(new.time_s.max()) - keep_days * DAY_S
-    old = old.rows(recent_E)
-  first_new = int(old.request.max()) + 1 if len(old.user) else 0
+    old = old.rows(old.time_s >= int(new.time_s.max()) - keep_days * DAY_S)
+  first_new = int(old.request.max(initial=-1)) + 1
+  new = dataclasses.replace(new, request=new.request + first_new)
   features = {
     name: np.concatenate([column_E, new.features.get(name, np.full(len(new.user), "", object))])
     for name, column_E in old.features.items()
   }
   joined = EventTable(features=features, **{
-    field.name: np.concatenate([
-      getattr(old, field.name),
-      getattr(new, field.name) + (first_new if field.name == "request" else 0),
-    ])
-    for field in dataclasses.fields(EventTable) if field.name != "features"
+    name: np.concatenate([column_E, getattr(new, name)])
+    for name, column_E in vars(old).items() if name != "features"
   })
   joined = joined.rows(np.lexsort((joined.time_s, joined.user)))
   request_E, kept = pd.factorize(joined.request)

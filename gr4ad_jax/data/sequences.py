@@ -216,12 +216,10 @@ class ExampleMaker:
   def latest_context(self, user: int) -> Example:
     """The context that a request after the last event of `user` would have; no targets."""
     events, rows = self.logs.events, self._rows(user)
-    if rows.start == rows.stop:
-      now_s, feature_row = int(events.time_s.max()) + 1, None
-    else:
-      now_s, feature_row = int(events.time_s[rows.stop - 1]) + 1, rows.stop - 1
+    last = rows.stop - 1 if rows.start < rows.stop else None
+    now_s = int(events.time_s.max() if last is None else events.time_s[last]) + 1
     return self.past(user).before(
-      now_s, config=self.config, feature_F=self.feature(user, feature_row), user=user
+      now_s, config=self.config, feature_F=self.feature(user, last), user=user
     )
 
   def past(self, user: int) -> Past:
@@ -236,9 +234,8 @@ class ExampleMaker:
 
   def feature(self, user: int, row: int | None) -> np.ndarray:
     """int32 [F] of a request: the user's features, then those of event `row` (None = unknown)."""
-    request_F = np.zeros(self._request_feature_EF.shape[1], np.int32)
-    if row is not None:
-      request_F = self._request_feature_EF[row]
+    feature_EF = self._request_feature_EF
+    request_F = np.zeros(feature_EF.shape[1]) if row is None else feature_EF[row]
     return np.append(self._user_feature_UF[user], request_F).astype(np.int32)
 
   def _rows(self, user: int) -> slice:

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from gr4ad_jax.config import require
 from gr4ad_jax.data.engagements import engaged_with_ad
 from gr4ad_jax.data.records import DAY_S, EventTable, Logs
 from gr4ad_jax.data.validation import LogError
@@ -37,22 +38,17 @@ class SequenceConfig:
   """Targets per example; a larger request gives several examples."""
 
   def __post_init__(self):
+    def check(name: str, ok: bool, rule: str) -> None:
+      require(ok, f"sequences.{name}", getattr(self, name), rule)
+
     for name in ("max_ad_history", "max_organic_history", "max_targets"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"sequences.{name}={getattr(self, name)}: must be at least 1")
-    if self.num_trending < 0:
-      raise ValueError(f"sequences.num_trending={self.num_trending}: must not be negative")
-    if self.num_trending and self.split == "leave_one_out":
-      raise ValueError(
-        f"sequences.num_trending={self.num_trending}: must be 0 with leave_one_out, where the "
-        "held-out items of other users would count"
-      )
+      check(name, getattr(self, name) >= 1, "must be at least 1")
+    check("num_trending", self.num_trending >= 0, "must not be negative")
+    rule = "must be 0 with leave_one_out, where the held-out items of other users would count"
+    check("num_trending", not self.num_trending or self.split == "time", rule)
     starts = (self.train_start_s, self.validation_start_s, self.test_start_s)
-    if self.split == "time" and sorted(starts) != list(starts):
-      raise ValueError(
-        f"sequences.test_start_s={self.test_start_s}: needs train_start_s <= validation_start_s "
-        f"<= test_start_s, has {starts}"
-      )
+    rule = f"needs train_start_s <= validation_start_s <= test_start_s, has {starts}"
+    check("test_start_s", self.split != "time" or sorted(starts) == list(starts), rule)
 
 
 def time_split(logs: Logs, **days: float | None) -> SequenceConfig:
@@ -141,16 +137,7 @@ def split_requests(
 
 
 def require_requests(counts: np.ndarray, *, engaged: bool, source: str) -> None:
-  """Checks that there is something in every split.
-
-  Args:
-    counts: [3] requests with an engaged ad in each split.
-    engaged: some ad was clicked or converted.
-    source: of the log, for messages.
-
-  Raises:
-    LogError: no engaged ad event, or a split without requests.
-  """
+  """Raises LogError unless ads were engaged with, in some request of each split (counts [3])."""
   if not engaged:
     raise LogError(f"{source}: no ad was clicked or converted; there is nothing to learn")
   for name, count in zip(SPLITS, counts, strict=True):

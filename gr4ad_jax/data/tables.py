@@ -20,16 +20,13 @@ from gr4ad_jax.data.validation import InvalidRows, RowChecks
 
 
 def ad_table(frame: pd.DataFrame, file: str, counts: dict[str, int]) -> AdTable:
-  """Reads the ad catalogue.
+  """Reads the ad catalogue, rows in the given order.
 
   Args:
     frame: ad_id, advertiser_id, category, text; optional price, conversion_type, ad_type,
       account_id, campaign_id, bid, embedding.
     file: name for messages.
     counts: cleaning counts, added to.
-
-  Returns:
-    The table, rows in the given order.
 
   Raises:
     LogError: a rule is broken.
@@ -44,16 +41,13 @@ def ad_table(frame: pd.DataFrame, file: str, counts: dict[str, int]) -> AdTable:
   advertiser_A, advertisers = validation.factorize_ids(frame["advertiser_id"], file)
   checks = RowChecks(file, frame)
   checks.reject(advertiser_A < 0, "advertiser_id", "ids must not be missing")
-  price_A = np.full(len(frame), np.nan, np.float32)
+  price_A = bid_A = np.full(len(frame), np.nan, np.float32)
   if "price" in frame.columns:
     price_A = validation.money_column(frame, "price", file, checks, nullable=True)
     counts["ads: price missing, kept as unknown"] = int(np.isnan(price_A).sum())
-  bid_A = np.full(len(frame), np.nan, np.float32)
   if "bid" in frame.columns:
     bid_A = validation.money_column(frame, "bid", file, checks, nullable=True)
-  conversion_type_A = np.full(len(frame), "", object)
-  if "conversion_type" in frame.columns:
-    conversion_type_A = _names(frame, "conversion_type", file, "ads", counts)
+  conversion_type_A = _names(frame, "conversion_type", file, "ads", counts)
   embedding_AD = None
   if "embedding" in frame.columns:
     embedding_AD = validation.embedding_column(frame["embedding"], file)
@@ -113,12 +107,7 @@ class Known:
 def known_tables(
   frames: Mapping[str, pd.DataFrame | None], files: Mapping[str, str], counts: dict[str, int]
 ) -> Known:
-  """Reads what is there of "ads", "contents" and "users".
-
-  Args:
-    frames: name -> table; all but "ads" may be None or absent.
-    files: name -> name for messages.
-    counts: cleaning counts, added to.
+  """Reads "ads" and what is there of "contents" and "users"; adds cleaning counts.
 
   Raises:
     LogError: a rule is broken.
@@ -173,8 +162,7 @@ def build_logs(
     LogError: a rule is broken.
   """
   # Ten parameters: four tables, and what `Logs` says of them.
-  names = ("ads", "contents", "users", "events")
-  files = {name: name for name in names} | dict(files or {})
+  files = {name: name for name in ("ads", "contents", "users", "events")} | dict(files or {})
   counts = dict(cleaning or {})
   known = known_tables({"ads": ads, "contents": contents, "users": users}, files, counts)
   reader = EventReader(files["events"], counts, **vars(known), invalid_rows=invalid_rows)
@@ -186,7 +174,7 @@ def build_logs(
     events=event_table,
     source=source,
     currency=currency,
-    caveats=tuple(caveats),
+    caveats=caveats,
     cleaning=counts,
   )
 
@@ -202,6 +190,8 @@ def _unique_ids(frame: pd.DataFrame, column: str, file: str) -> np.ndarray:
 def _names(
   frame: pd.DataFrame, column: str, file: str, table: str, counts: dict[str, int]
 ) -> np.ndarray:
+  if column not in frame.columns:
+    return np.full(len(frame), "", object)
   read = validation.text_column if column == "text" else validation.category_column
   values_E = read(frame[column], file)
   counts[f"{table}: {column} missing, kept as unknown"] = int((values_E == "").sum())

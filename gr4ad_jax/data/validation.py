@@ -3,6 +3,7 @@
 E counts the rows of a table, whatever they are, and N the different names in a column.
 """
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Literal
 
@@ -24,18 +25,7 @@ class NoValidRows(LogError):
 
 
 def at_row(file: str, row: int, column: str, value: object, rule: str) -> LogError:
-  """The error for one cell.
-
-  Args:
-    file: name of the file or table the cell was read from.
-    row: data row, counted from 0 (a header line does not count).
-    column: column name.
-    value: the offending value.
-    rule: what a valid value is.
-
-  Returns:
-    A LogError whose message is one line.
-  """
+  """The error for one cell; data rows count from 0, `rule` says what a valid value is."""
   value = value.item() if isinstance(value, np.generic) else value
   shown = " ".join((str if isinstance(value, pd.Timestamp) else repr)(value).split())
   shown = shown if len(shown) <= 60 else shown[:57] + "..."
@@ -64,18 +54,13 @@ class RowChecks:
       raise ValueError(f"invalid_rows is {invalid_rows!r}: must be 'error' or 'drop'")
     self._first_row = first_row
     self.alive_E = np.ones(len(frame), bool)
-    self.dropped: dict[str, int] = {}
+    self.dropped = Counter()
     self._file = file
     self._frame = frame
     self._drop = invalid_rows == "drop"
 
   def reject(self, bad_E: np.ndarray, column: str, rule: str) -> None:
-    """Applies one rule.
-
-    Args:
-      bad_E: [E] bool, rows that break the rule.
-      column: column the rule is about.
-      rule: what a valid value is.
+    """Applies a rule about a column, which the rows of `bad_E` [E] break.
 
     Raises:
       LogError: a row breaks the rule and rows are not dropped.
@@ -88,8 +73,7 @@ class RowChecks:
         self._file, self._first_row + row, column, self._frame[column].iloc[row],
         rule + more_rows(count),
       )
-    key = f"dropped, {column}: {rule}"
-    self.dropped[key] = self.dropped.get(key, 0) + count
+    self.dropped[f"dropped, {column}: {rule}"] += count
     self.alive_E &= ~bad_E
 
 
@@ -224,30 +208,22 @@ def number_column(
     numbers_E = pd.to_numeric(series).to_numpy(dtype=np.float64, na_value=np.nan)
     return numbers_E, np.zeros(len(series), bool)
   cells_E = series.astype(object).to_numpy()
-  is_number_E = np.fromiter(map(_is_number, cells_E), bool, len(cells_E)) & ~empty_E
+  is_number_E = np.array([
+    isinstance(cell, (int, float, np.number)) and not isinstance(cell, bool) for cell in cells_E
+  ]) & ~empty_E
   wrong_E = ~is_number_E & ~empty_E
   if not is_number_E.any() and not has_numbers:
     raise _wrong_type(series, file, int(wrong_E.argmax()), "must be a number")
   return np.where(is_number_E, cells_E, np.nan).astype(np.float64), wrong_E
 
 
-def _is_number(value: object) -> bool:
-  return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-
-
 def money_column(
   frame: pd.DataFrame, column: str, file: str, checks: RowChecks, *, nullable: bool,
   has_numbers: bool = False,
 ) -> np.ndarray:
-  """A column of amounts >= 0 as float32; null is NaN where it is allowed.
+  """A column of amounts >= 0 as float32; NaN is null, where that is allowed.
 
-  Args:
-    frame: the table.
-    column: of it.
-    file: name for messages.
-    checks: of the table, which the rules are applied to.
-    nullable: null is allowed.
-    has_numbers: as `number_column`.
+  The rules go to `checks`; `has_numbers` is that of `number_column`.
 
   Raises:
     LogError: a rule is broken and rows are not dropped.
@@ -255,10 +231,9 @@ def money_column(
   amount_E, wrong_E = number_column(frame[column], file, has_numbers=has_numbers)
   with np.errstate(over="ignore"):
     amount_E = amount_E.astype(np.float32)
-  if nullable:
-    checks.reject(wrong_E | np.isinf(amount_E), column, "must be a finite number or null")
-  else:
-    checks.reject(wrong_E | ~np.isfinite(amount_E), column, "must be a finite number")
+  wrong_E |= np.isinf(amount_E) if nullable else ~np.isfinite(amount_E)
+  rule = "must be a finite number or null" if nullable else "must be a finite number"
+  checks.reject(wrong_E, column, rule)
   checks.reject(amount_E < 0, column, "must be >= 0")
   return amount_E
 
