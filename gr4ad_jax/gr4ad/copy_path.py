@@ -136,7 +136,7 @@ class CopyPath(nn.Module):
     score += jnp.expand_dims(source.bias_BS, tuple(range(1, score.ndim - 1)))
     some = jnp.any(match, axis=-1)
     attention = jax.nn.softmax(jnp.where(match, score, NEG_INF), axis=-1)
-    gate = jnp.broadcast_to(gate, (*h.shape[:-1], gate.shape[-1]))
+    gate = jnp.expand_dims(gate, tuple(range(h.ndim - gate.ndim)))
     logit = jnp.sum(h.astype(jnp.float32) * gate[..., :-1], axis=-1) + gate[..., -1]
     return CopyTerms(
       jnp.where(some[..., None], attention, 0.0),

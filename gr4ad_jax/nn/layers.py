@@ -77,7 +77,9 @@ class Norm(nn.Module):
     if self.kind == "layer":
       y = y - jnp.mean(y, axis=-1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + 1e-6)
-    return (y * jnp.broadcast_to(scale_D, y.shape)).astype(x.dtype)
+    # Not broadcast to all rows, which the backward pass would keep.
+    scale_1D = scale_D.reshape((1,) * (y.ndim - 1) + scale_D.shape)
+    return (y * scale_1D).astype(x.dtype)
 
 
 class CrossAttention(nn.Module):
