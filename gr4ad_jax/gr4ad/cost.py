@@ -1,7 +1,7 @@
 """Parameters and matrix-product FLOPs of a decoder, from its config alone.
 
 A product of [n, a] with [a, b] counts 2 n a b. Norms, softmax and other element-wise work are left
-out; compiled programs count a few percent more (tests/model/test_cost.py). The sums over cached
+out; compiled programs count a few percent more (tests/gr4ad/test_cost.py). The sums over cached
 positions of decoding are element-wise too, and the narrow projection of hashed ids is left out.
 """
 
@@ -87,17 +87,11 @@ def decode_flops(
   d, S, levels = config.width, context_tokens, vocabulary.num_levels
   per_layer = 2 * (_layer_weights(config) + 2 * S * d)  # of one token
   fuse = 2 * 3 * d * d
-  context = 2 * S * d * d
-  if config.copy_path:
-    context += 2 * S * d * d
-  layers_with_kv = config.num_layers
+  depth, layers_with_kv = config.num_layers - config.num_lazy_layers, config.num_layers
   if config.decoder == "multi_token":
-    layers_with_kv += (levels - 1 + with_value) * (config.num_layers - config.num_lazy_layers)
-  if config.kv_mode == "projected":
-    context += layers_with_kv * 2 * 2 * S * d * d
+    layers_with_kv += (levels - 1 + with_value) * depth
   # Tokens that each position decodes: one at level 1, then one a beam.
   tokens = [1, *widths[: levels - 1], *([widths[-1]] if with_value else [])]
-  depth = config.num_layers - config.num_lazy_layers
   match config.decoder:
     case "lazy":
       positions = levels + 1
@@ -119,15 +113,17 @@ def decode_flops(
     )
   if with_value:
     heads += 2 * tokens[-1] * d * vocabulary.num_ecpm_bins
-  return context + own + heads
+  return _context_flops(config, S, layers_with_kv) + own + heads
+
+
+def _context_flops(config: ModelConfig, tokens: int, layers_with_kv: int) -> int:
+  """Context tokens, once more for the copy path, and keys and values where layers project them."""
+  products = 1 + config.copy_path + (2 * layers_with_kv if config.kv_mode == "projected" else 0)
+  return 2 * tokens * config.width**2 * products
 
 
 def train_flops(
-  config: ModelConfig,
-  vocabulary: Vocabulary,
-  *,
-  context_tokens: int,
-  targets: int,
+  config: ModelConfig, vocabulary: Vocabulary, *, context_tokens: int, targets: int
 ) -> int:
   """FLOPs of one request's forward and backward pass under teacher forcing.
 
@@ -157,12 +153,8 @@ def train_flops(
     case "multi_token":
       layers_with_kv += levels * depth
       own = config.num_layers * alone + targets * levels * (depth * alone + 2 * 2 * d * d)
-  context = 2 * S * d * d
-  if config.kv_mode == "projected":
-    context += layers_with_kv * 2 * 2 * S * d * d
   heads = 2 * head_rows * d * sum(vocabulary.codebook_sizes)
   heads += 2 * targets * d * vocabulary.num_ecpm_bins
   if config.copy_path:
-    context += 2 * S * d * d
     heads += 2 * targets * levels * (d * d + S * d)
-  return 3 * (context + own + heads)
+  return 3 * (_context_flops(config, S, layers_with_kv) + own + heads)
