@@ -127,8 +127,7 @@ def _pick(
   first_ad_S = inputs.index.ads_A[inputs.index.ads_start[:-1]]
   for r in range(num_rows):
     found = np.flatnonzero(likely.sid_BW[r] >= 0)
-    rest = found[config.top :]
-    rest = rng.permutation(rest)[: config.rest]
+    rest = rng.permutation(found[config.top :])[: config.rest]
     picked = [(likely, np.append(found[: config.top], rest))]
     if sampled is not None:
       known = likely.sid_BW[r, picked[0][1]]

@@ -111,13 +111,10 @@ def reward_batch_maker(
   shown = logs.events.ad[train_E & (logs.events.ad >= 0)]
   shown_A = np.bincount(shown, minlength=len(ads.ad_id)) + 1.0
   return RewardBatchMaker(
-    config, _with_none(ad_AX), _with_none(content_OX), tuple(feature_sizes),
+    config, *(np.insert(x, 0, 0, axis=0).astype(np.int32) for x in (ad_AX, content_OX)),
+    tuple(feature_sizes),
     np.log(shown_A / shown_A.sum()).astype(np.float32),
   )
-
-
-def _with_none(field_NX: np.ndarray) -> np.ndarray:
-  return np.concatenate([np.zeros((1, field_NX.shape[1]), np.int32), field_NX]).astype(np.int32)
 
 
 def bids_of(logs: Logs, train_E: np.ndarray) -> np.ndarray:
