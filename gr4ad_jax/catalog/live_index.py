@@ -312,7 +312,7 @@ class LiveAdIndex:
     if not Path(path).is_file():
       raise ValueError(f"{path}: no such file; `LiveAdIndex.save` writes it")
     try:
-      with np.load(path) as file:
+      with Path(path).open("rb") as raw, np.load(raw) as file:  # NumPy leaves damaged ones open
         arrays = {name: file[name] for name in file.files}
       if str(arrays["fingerprint"]) != fingerprint:
         raise ValueError(f"fingerprint {str(arrays['fingerprint'])!r}, expected {fingerprint!r}")

@@ -119,7 +119,7 @@ def _read_parts(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Keys and vectors of each part; a damaged one is deleted, and what it held encoded again."""
   for file in sorted(folder.glob("*.npz")):
     try:
-      with np.load(file) as arrays:
+      with file.open("rb") as raw, np.load(raw) as arrays:  # NumPy leaves damaged ones open
         keys, vectors = arrays["keys"], arrays["vectors"]
     except FileNotFoundError:
       continue

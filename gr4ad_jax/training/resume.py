@@ -60,7 +60,7 @@ class ResumeFile:
   def load(self) -> dict[str, np.ndarray] | None:
     """The saved arrays; None where there are none for this key, or the file is damaged."""
     try:
-      with np.load(self._path) as arrays:
+      with self._path.open("rb") as raw, np.load(raw) as arrays:  # NumPy leaves damaged ones open
         if str(arrays[_FINGERPRINT]) != self._key:
           return None
         return {name: arrays[name] for name in arrays.files if name != _FINGERPRINT}
