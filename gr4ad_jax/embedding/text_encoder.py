@@ -102,11 +102,12 @@ class _Norm(nn.Module):
   @nn.compact
   def __call__(self, x_BTD):
     width = self.config.hidden_size
-    scale_D = self.param("scale", nn.initializers.ones, (width,))
-    bias_D = self.param("bias", nn.initializers.zeros, (width,))
+    scale_11D = self.param("scale", nn.initializers.ones, (width,))[None, None]
+    bias_11D = self.param("bias", nn.initializers.zeros, (width,))[None, None]
     centred_BTD = x_BTD - x_BTD.mean(-1, keepdims=True)
     variance_BT1 = jnp.square(centred_BTD).mean(-1, keepdims=True)
-    return centred_BTD * jax.lax.rsqrt(variance_BT1 + self.config.layer_norm_eps) * scale_D + bias_D
+    unit_BTD = centred_BTD * jax.lax.rsqrt(variance_BT1 + self.config.layer_norm_eps)
+    return unit_BTD * scale_11D + bias_11D
 
 
 class _BertLayer(nn.Module):
@@ -119,25 +120,26 @@ class _BertLayer(nn.Module):
     c = self.config
     D, M, H = c.hidden_size, c.intermediate_size, c.num_attention_heads
     K = D // H
-    init, zeros = nn.initializers.normal(0.02), nn.initializers.zeros
+    init = nn.initializers.normal(0.02)
+
+    def bias(name, *shape):
+      return self.param(f"{name}_bias", nn.initializers.zeros, shape)[None, None]
 
     def heads(name):
       kernel_DHK = self.param(f"{name}_kernel", init, (D, H, K))
-      return jnp.einsum("BTD,DHK->BTHK", x_BTD, kernel_DHK) + self.param(
-        f"{name}_bias", zeros, (H, K)
-      )
+      return jnp.einsum("BTD,DHK->BTHK", x_BTD, kernel_DHK) + bias(name, H, K)
 
     query_BTHK, key_BTHK, value_BTHK = heads("query"), heads("key"), heads("value")
     logits_BHTS = jnp.einsum("BTHK,BSHK->BHTS", query_BTHK, key_BTHK) / np.sqrt(K)
     attention_BHTS = jax.nn.softmax(jnp.where(mask_BT[:, None, None], logits_BHTS, NEG_INF))
     mixed_BTHK = jnp.einsum("BHTS,BSHK->BTHK", attention_BHTS, value_BTHK)
     out_BTD = jnp.einsum("BTHK,HKD->BTD", mixed_BTHK, self.param("out_kernel", init, (H, K, D)))
-    out_BTD += self.param("out_bias", zeros, (D,))
+    out_BTD += bias("out", D)
     x_BTD = _Norm(c, name="attention_norm")(x_BTD + out_BTD)
     up_BTM = jnp.einsum("BTD,DM->BTM", x_BTD, self.param("up_kernel", init, (D, M)))
-    up_BTM = jax.nn.gelu(up_BTM + self.param("up_bias", zeros, (M,)), approximate=False)
+    up_BTM = jax.nn.gelu(up_BTM + bias("up", M), approximate=False)
     down_BTD = jnp.einsum("BTM,MD->BTD", up_BTM, self.param("down_kernel", init, (M, D)))
-    down_BTD += self.param("down_bias", zeros, (D,))
+    down_BTD += bias("down", D)
     return _Norm(c, name="output_norm")(x_BTD + down_BTD), None
 
 
@@ -167,7 +169,8 @@ class TokenStates(nn.Module):
     token_table_VD = self.param("token_table", init, (c.vocab_size, D))
     position_TD = self.param("position_table", init, (c.max_position_embeddings, D))
     segment_D = self.param("segment", init, (D,))
-    x_BTD = token_table_VD[token_BT] + position_TD[: token_BT.shape[1]] + segment_D
+    x_BTD = token_table_VD[token_BT] + position_TD[None, : token_BT.shape[1]]
+    x_BTD += segment_D[None, None]
     return _layers(c, _Norm(c, name="embedding_norm")(x_BTD), mask_BT)
 
 

@@ -70,7 +70,7 @@ def attribute_loss(
   total_B = jnp.zeros(len(z_BD))
   for n, head in enumerate(heads):
     class_B = class_BN[:, n]
-    logp_BC = jax.nn.log_softmax(x_BD @ head["kernel"] + head["bias"])
+    logp_BC = jax.nn.log_softmax(x_BD @ head["kernel"] + head["bias"][None])
     loss_B = -jnp.take_along_axis(logp_BC, jnp.maximum(class_B, 0)[:, None], axis=1)[:, 0]
     total_B += jnp.where(class_B >= 0, loss_B, 0)
   return total_B / jnp.maximum((class_BN >= 0).sum(-1), 1)
