@@ -17,15 +17,24 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
-	@echo 'Variables: PYTHON=python3.12 picks the interpreter, FRESH=1 starts the demo over,'
-	@echo '           ARGS="..." goes to the command (demo: gr4ad demo, test: pytest).'
+	@echo 'Variables: PYTHON=python3.12 picks the interpreter, FRESH=1 starts the demo over, FAST=1 runs'
+	@echo '           the tests of the core, ARGS="..." goes to the command (demo: gr4ad demo, test: pytest).'
 
 demo: $(VENV)/.installed ## install, run the main job on the embedded dataset, write runs/demo/
 	$(BIN)/gr4ad demo $(if $(filter-out 0,$(FRESH)),--fresh) $(ARGS)
 
-test: $(VENV)/.installed-test ## install, run the tests
+# What `make test FAST=1` runs: 170 CPU seconds once .cache/jax holds the programs.
+CORE := tests/test_config.py tests/learning tests/nn tests/catalog \
+  $(addprefix tests/gr4ad/test_,decoders.py supervised.py unified_task.py) \
+  $(addprefix tests/search/test_,beam_search.py beam_schedule.py) \
+  $(addprefix tests/tokenizer/test_,fsq.py residual_kmeans.py feature_hash.py semantic_id.py) \
+  $(addprefix tests/data/test_,tables.py event_stream.py sequences.py cutting.py pipeline.py) \
+  'tests/training/test_train.py::test_a_stopped_run_resumes_to_the_same_bits[2-15]' \
+  tests/training/test_resume.py tests/evaluation/test_ranking.py tests/test_a_fourth_system.py
+
+test: $(VENV)/.installed-test ## install, run the tests; FAST=1: those of the core, two minutes
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
-	  --durations 10 $(ARGS)
+	  --durations 10 $(if $(filter-out 0,$(FAST)),$(CORE)) $(ARGS)
 
 check: $(VENV)/.installed-test ## install, check style, shell scripts, types and who imports whom
 	$(BIN)/ruff check .

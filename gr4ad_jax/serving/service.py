@@ -8,6 +8,7 @@ import dataclasses
 import fcntl
 import gc
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ class Service:
     last_s = int(logs.events.time_s.max())
     self.log_age_days = (time.time() - last_s) / DAY_S if clock == "real" else 0.0
     self._lock = _locked(store)
+    weakref.finalize(self, self._lock.close)  # where a part cannot be used, and it never runs
     self._link = RedisLink(redis) if redis else None
     self.journal = Journal(store / "journal.sqlite")
     # An earlier life may have gone further than the log.

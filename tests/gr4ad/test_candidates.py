@@ -1,7 +1,6 @@
 """Candidate lists of a trained run, on disk, in training and online; the DLRM cascade beside it."""
 
 import dataclasses
-import json
 import math
 import shutil
 
@@ -37,7 +36,7 @@ from gr4ad_jax.tokenizer.config import TokenizerConfig
 from gr4ad_jax.tokenizer.stage import tokenize
 from gr4ad_jax.training import train_loop
 from gr4ad_jax.training.checkpoint import Checkpoints
-from gr4ad_jax.training.metric_log import MetricLog
+from gr4ad_jax.training.metric_log import MetricLog, read_log
 from gr4ad_jax.training.published import latest, published_steps
 
 MARKET = MarketConfig(
@@ -198,7 +197,7 @@ def test_training_on_lists_starts_from_a_run_and_resumes_exactly(world, tmp_path
       train_run(run, tmp_path / "cut")
   again = train_run(run, tmp_path / "cut", resume=True)
   jax.tree.map(np.testing.assert_array_equal, whole.params, again.params)
-  rows = [json.loads(line) for line in (tmp_path / "whole" / "train_log.jsonl").open()]
+  rows = read_log(tmp_path / "whole")
   assert np.isfinite([row["list_loss"] for row in rows if row["kind"] == "train"]).all()
   assert "list_loss" not in next(row for row in rows if row["kind"] == "validation")
   read = read_run(tmp_path / "whole")
@@ -324,7 +323,7 @@ def test_new_users_join_and_rows_of_unknown_ads_are_left_out(world, tmp_path):
 def test_online_learning_survives_being_killed(world, segments, tmp_path):
   """Killed three times in a row, at different moments: the same bits at the end."""
   whole = online(world, segments, tmp_path / "whole")
-  rows = [json.loads(line) for line in (tmp_path / "whole" / "train_log.jsonl").open()]
+  rows = read_log(tmp_path / "whole")
   assert [row["segment"] for row in rows] == [0, 1, 2]
   assert all(row["examples"] > 0 and row["lists"] > 0 for row in rows)
   assert rows[-1]["step"] == sum(math.ceil(row["examples"] / 16) for row in rows)
@@ -366,7 +365,7 @@ def test_online_learning_without_a_reward_model_and_its_mistakes(world, segments
   shutil.copy(segments / "day-22.parquet", one / "b.parquet")
   (one / ".c.parquet").write_text("half written")
   state = online(world, one, tmp_path / "out", reward=None)
-  rows = [json.loads(line) for line in (tmp_path / "out" / "train_log.jsonl").open()]
+  rows = read_log(tmp_path / "out")
   assert [row["segment"] for row in rows] == [0, 1] and rows[-1]["step"] == int(state.step)
   assert rows[0]["lists"] == 0 and rows[0]["moved"] < rows[1]["moved"]
   with pytest.raises(ConfigError, match="other settings"):

@@ -303,6 +303,7 @@ def test_a_bucket_of_somebody_else_is_told_in_one_line(capsys, monkeypatch):
     assert "s3://bucket/run: cannot be read; " in line and "Forbidden" in line
   finally:
     server.shutdown()
+    server.server_close()
     s3fs.S3FileSystem.clear_instance_cache()
 
 

@@ -68,9 +68,10 @@ def test_metrics_against_a_library():
   p = rng.random(500).round(2)  # with ties
   label = rng.random(500) < p**2
   got = probability_metrics(p, label)
-  auc = metrax.AUCROC.from_model_output(
-    predictions=jnp.asarray(p), labels=jnp.asarray(label.astype(np.float32))
-  ).compute()
+  with jax.numpy_rank_promotion("allow"):
+    auc = metrax.AUCROC.from_model_output(
+      predictions=jnp.asarray(p), labels=jnp.asarray(label.astype(np.float32))
+    ).compute()
   assert got["auc"] == pytest.approx(float(auc), abs=1e-3)
   inside = np.clip(p, 1e-12, 1 - 1e-12)
   loss = -np.mean(np.where(label, np.log(inside), np.log1p(-inside)))
