@@ -82,7 +82,7 @@ class MeshProgram:
       return self.compiled(*args, *self.last)
 
   def lower(self, *args: Any) -> Any:
-    """As jax.jit's."""
+    """Lowers the program for arguments, as `jax.jit(...).lower` does."""
     with jax.set_mesh(self.mesh):
       return self.compiled.lower(*args, *self.last)
 

@@ -72,7 +72,7 @@ def _float32_product(equation: str, left: jax.Array, right: jax.Array) -> jax.Ar
 
 
 def _transposed(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-  """Of the last two axes; on CPU kept from being folded into the product that follows."""
+  """The last two axes swapped; on CPU kept from being folded into the product that follows."""
 
   def swap(*arrays):
     return tuple(x.swapaxes(-1, -2) for x in arrays)

@@ -66,7 +66,7 @@ class Histories:
   """Events of users; where servers share a Redis, `carry` takes the journal's events there."""
 
   def __init__(self, journal: Journal, limit: int, link: RedisLink | None = None):
-    """Of each user the last `limit` events are read."""
+    """The last `limit` events of each user are read."""
     self._journal, self._limit, self._link = journal, limit, link
     self._sent, self._wake = journal.position("redis"), asyncio.Event()
 
