@@ -83,7 +83,7 @@ class Settings:
   rate_s: float = 20.0
   """Seconds of each, at least."""
   rate_requests: int = 300
-  """Of each, at least: a percentile of few is their worst."""
+  """Requests of each, at least: a percentile of few is their worst."""
   day_s: float = 400.0
   overload_s: float = 15.0
   fuzz_requests: int = 10_000

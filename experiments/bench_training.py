@@ -62,7 +62,7 @@ class Settings:
   targets: int = 1
   batch_size: int = 64
   steps: int = 5
-  """Of a timed window."""
+  """Steps of a timed window."""
   repeats: int = 10
   """Timed windows."""
   peer_sessions: int = 150

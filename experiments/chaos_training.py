@@ -69,7 +69,7 @@ class Settings:
   """Enough to outlast the kills; each life does up to 20."""
   households: int = 150
   seed: int = 0
-  """Of the moments and their order."""
+  """Draws the moments and their order."""
 
 
 def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:

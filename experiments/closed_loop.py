@@ -63,11 +63,11 @@ class Settings:
   first_days: int = 14
   """Days that the model is trained on; the last two of them validate and test."""
   epochs: float = 1.6
-  """Of the training."""
+  """Length of the training."""
   publish_every: int = 5
   """Steps of the learner between publications."""
   learning_rate_share: float = 0.3
-  """Of the learner's rate in the run's peak."""
+  """The learner's rate over the run's peak."""
   segment_s: float = 5.0
   """Seconds between log segments."""
 

@@ -61,7 +61,7 @@ class Settings:
   widths: tuple[int, ...] = WIDTHS
   seeds: int = 2
   learning_rate: float = 3e-3
-  """Of width 64; others by 1 / sqrt(width)."""
+  """That of width 64; others by 1 / sqrt(width)."""
   beams: tuple[int, ...] = (4, 16, 64, 128)
   """Beams on every level, for the largest model; the others have search.widths."""
   revenue_requests: int = 2_000

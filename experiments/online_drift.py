@@ -74,9 +74,9 @@ class Settings:
   requests: int = 2_000
   """Requests of a day that are answered."""
   epochs: float = 1.6
-  """Of every training from scratch."""
+  """Length of every training from scratch."""
   second_steps: int = 200
-  """Of UVR after it."""
+  """Steps of UVR after it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -158,6 +158,23 @@ class Options:
   reward_steps: int = 600
 
 
+class Shared(NamedTuple):
+  """What all rows and seeds have in common."""
+
+  options: Options
+  data: Path
+  sids: Mapping[str, Path]
+  reward: Path  # folder of the final ranker
+  scorer: RewardScorer  # the same, opened
+  test: MarketTest
+
+  def first_run(self, row: Row, seed: int) -> tuple[str, RunFile]:
+    """The first stage of a row: its folder's name, and the run."""
+    config = _config(row, self.options, seed, stage=1)
+    name = f"{row.decoder}-{row.sids}-{'vsl' if row.values else 'plain'}"
+    return name, run_of(self.data, self.sids[row.sids], config)
+
+
 def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
   """ROW/revenue_lift, its interval, ROW/recall@50, ROW/ndcg_ecpm@50, ROW/qps_ratio, and more."""
   keep_freed_memory()
@@ -174,7 +191,6 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
   reward = trained_reward(
     workdir / "reward", data, steps=options.reward_steps, model=options.reward
   )
-  scorer = open_reward(reward)
   sids = {
     "ua_sid": tokenized(data, workdir / "sids" / "ua_sid", TokenizerConfig()),
     "rq_kmeans": tokenized(
@@ -182,16 +198,16 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
       TokenizerConfig(quantizer="kmeans", codebook_sizes=(40, 40, 40), last_level="quantised"),
     ),
   }
+  shared = Shared(options, data, sids, reward, open_reward(reward), test)
   found: dict[str, dict[str, list[float]]] = {
     name: {metric: [] for metric in METRICS} for name in settings.rows
   }
   for seed in range(settings.first_seed, settings.first_seed + settings.seeds):
     for name in settings.rows:
-      folder = workdir / f"seed{seed}"
-      metrics = _row_metrics(name, folder, data, sids, reward, scorer, test, options, seed)
+      metrics = _row_metrics(name, workdir / f"seed{seed}", shared, seed)
       for metric in METRICS:
         found[name][metric].append(metrics[metric])
-  return summary(found) | _speed(workdir / f"seed{settings.first_seed}", data, sids, options)
+  return summary(found) | _speed(workdir / f"seed{settings.first_seed}", shared)
 
 
 def summary(found: Mapping[str, Mapping[str, list[float]]]) -> dict[str, float]:
@@ -217,55 +233,49 @@ def summary(found: Mapping[str, Mapping[str, list[float]]]) -> dict[str, float]:
   return results
 
 
-def _row_metrics(
-  name: str, folder: Path, data: Path, sids: Mapping[str, Path], reward: Path,
-  scorer: RewardScorer, test: MarketTest, options: Options, seed: int,
-) -> dict[str, float]:
+def _row_metrics(name: str, folder: Path, shared: Shared, seed: int) -> dict[str, float]:
   """Trains and judges one row of one seed, or reads what an earlier call has found."""
+  options, test = shared.options, shared.test
   file = folder / f"{name}-{options.settings.split}.json"
   if file.exists():
     return json.loads(file.read_text())
   console.print(f"seed {seed}: {ROWS[name].label}")
   if name == "dlrm":
-    of_seed = reward_run(data, steps=options.reward_steps, model=options.reward, seed=seed)
+    of_seed = reward_run(shared.data, steps=options.reward_steps, model=options.reward, seed=seed)
     retrieval = train_retrieval(of_seed, folder / "two_tower")
     lists = [retrieval(contexts, K) for contexts in (test.contexts, test.held_out)]
   else:
-    run_file, run_folder = _trained(name, folder, data, sids, reward, options, seed)
-    opened, search = open_run(run_folder), _search(ROWS[name], options)
+    opened = open_run(_trained(ROWS[name], folder, shared, seed))
+    search = _search(ROWS[name], options)
     recommender = opened.recommender(search)
     lists = [
       recommend_all(recommender, opened.contexts, contexts, search)
       for contexts in (test.contexts, test.held_out)
     ]
-  metrics = list_metrics(test, scorer, *lists)
+  metrics = list_metrics(test, shared.scorer, *lists)
   folder.mkdir(parents=True, exist_ok=True)
   write_json(file, metrics)
   return metrics
 
 
-def _trained(
-  name: str, folder: Path, data: Path, sids: Mapping[str, Path], reward: Path, options: Options,
-  seed: int,
-) -> tuple[RunFile, Path]:
+def _trained(row: Row, folder: Path, shared: Shared, seed: int) -> Path:
   """The second stage of a row; rows that differ in beams alone share it."""
-  row = ROWS[name]
-  first = f"{row.decoder}-{row.sids}-{'vsl' if row.values else 'plain'}"
-  first_run = run_of(data, sids[row.sids], _config(row, options, seed, stage=1))
+  options = shared.options
+  first, first_run = shared.first_run(row, seed)
   train_run(first_run, folder / first, resume=True)
   lists = ""
   if row.method != "none":
     lists = folder / f"{first}-lists"
     if not (lists / "lists.json").exists():
       config = dataclasses.replace(options.candidates, seed=seed)
-      write_candidates(folder / first, reward, lists, config=config)
+      write_candidates(folder / first, shared.reward, lists, config=config)
   second = dataclasses.replace(
     first_run, config=_config(row, options, seed, stage=2), start=str((folder / first).resolve()),
     lists=str(lists and lists.resolve()),
   )
   place = folder / f"{first}-{row.method}"
   train_run(second, place, resume=True)
-  return second, place
+  return place
 
 
 def _config(row: Row, options: Options, seed: int, *, stage: int) -> Config:
@@ -288,16 +298,13 @@ def _search(row: Row, options: Options) -> SearchConfig:
   return SearchConfig(widths=row.widths, batch_size=64, value_exponent=gamma)
 
 
-def _speed(
-  folder: Path, data: Path, sids: Mapping[str, Path], options: Options
-) -> dict[str, float]:
+def _speed(folder: Path, shared: Shared) -> dict[str, float]:
   """ROW/qps_ratio: searches of 8 requests taking turns, against the AR row."""
-  names = [name for name in options.settings.rows if name != "dlrm"]
+  names = [name for name in shared.options.settings.rows if name != "dlrm"]
   calls = {}
   for name in names:
     row = ROWS[name]
-    first = f"{row.decoder}-{row.sids}-{'vsl' if row.values else 'plain'}"
-    run_file = run_of(data, sids[row.sids], _config(row, options, 0, stage=1))
+    first, run_file = shared.first_run(row, seed=0)
     inputs = open_inputs(run_file)
     decoder, params, _ = load_params(run_file, folder / first, inputs.vocabulary)
     tree = build_prefix_tree(inputs.index.sids_SL)
