@@ -44,11 +44,6 @@ def init_params(decoder: Decoder, key: jax.Array) -> Any:
   return jax.jit(decoder.init)(key, context, codes)["params"]
 
 
-def count_params(params: Any) -> int:
-  """Numbers in all parameters."""
-  return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
 def start_fn(decoder: Decoder):
   """(params, context) -> shared, one-beam state, log p(s_1 | X)."""
   return lambda params, context: decoder.apply({"params": params}, context, method="start")

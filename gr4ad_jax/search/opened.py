@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from gr4ad_jax.catalog.catalog import ContextMaker
@@ -15,6 +14,7 @@ from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.generator import Generator
 from gr4ad_jax.search.recommender import Recommender
+from gr4ad_jax.training.task import count_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Opened(Prepared):
   @property
   def num_params(self) -> int:
     """Numbers in all parameters."""
-    return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+    return count_params(self.params)
 
   def recommender(
     self, search: SearchConfig | None = None, *, with_value: bool = False

@@ -104,4 +104,5 @@ class Searcher:
     beams = self.program(widths)(
       params, padded, prefixes, self._bin_means, *subsets, sampling
     )
-    return jax.tree.map(lambda x: np.asarray(x)[: num_requests(context)], beams)
+    num_rows = num_requests(context)
+    return jax.tree.map(lambda x: np.asarray(x)[:num_rows], beams)

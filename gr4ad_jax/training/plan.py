@@ -21,7 +21,7 @@ from gr4ad_jax.machine import sharding
 from gr4ad_jax.machine.peaks import Device
 from gr4ad_jax.training.config import TrainConfig
 from gr4ad_jax.training.mesh import check_rows
-from gr4ad_jax.training.task import Task
+from gr4ad_jax.training.task import Task, count_params
 from gr4ad_jax.training.train_step import abstract_state
 
 
@@ -111,7 +111,7 @@ def plan_run(
     per_step / (device.flops_per_s * num_devices * mfu), moved / device.bytes_per_s
   )
   return Plan(
-    num_params=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+    num_params=count_params(state.params),
     mesh=tuple(mesh.shape.values()),
     flops_per_example=example_flops,
     flops_per_step=per_step,

@@ -27,3 +27,8 @@ class Task(NamedTuple):
   `TrainConfig.table_learning_rate` is set they learn by row-wise Adagrad."""
   best_by: str = "loss"
   """The metric whose smallest mean over validation names the best checkpoint."""
+
+
+def count_params(params: Any) -> int:
+  """Numbers in all parameters."""
+  return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -8,11 +8,12 @@ import pytest
 
 from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
 from gr4ad_jax.gr4ad.batch import Batch, Vocabulary
-from gr4ad_jax.gr4ad.build import build_decoder, count_params, init_params, start_fn, step_fn
+from gr4ad_jax.gr4ad.build import build_decoder, init_params, start_fn, step_fn
 from gr4ad_jax.gr4ad.config import LossConfig, ModelConfig
 from gr4ad_jax.gr4ad.cost import decode_flops, num_params, train_flops
 from gr4ad_jax.gr4ad.vsl_task import vsl_task
 from gr4ad_jax.search.beam_search import compile_search
+from gr4ad_jax.training.task import count_params
 from tests.support import VOCABULARY, random_context
 
 CONFIG = ModelConfig(width=64, num_heads=2, num_layers=4, num_lazy_layers=2)

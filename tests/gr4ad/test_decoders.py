@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.gr4ad.batch import Context
-from gr4ad_jax.gr4ad.build import build_decoder, count_params, init_params, start_fn, step_fn
+from gr4ad_jax.gr4ad.build import build_decoder, init_params, start_fn, step_fn
 from gr4ad_jax.gr4ad.config import ModelConfig, preset
 from gr4ad_jax.gr4ad.lazy_decoder import Fuse
+from gr4ad_jax.training.task import count_params
 from tests.support import VOCABULARY, random_codes, random_context, shaken_params
 
 SMALL = ModelConfig(width=16, num_heads=2, num_layers=3, num_lazy_layers=2)

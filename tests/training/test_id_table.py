@@ -10,7 +10,7 @@ import pytest
 
 from gr4ad_jax.data.pipeline import hash_ids
 from gr4ad_jax.gr4ad.batch import Batch
-from gr4ad_jax.gr4ad.build import build_decoder, count_params
+from gr4ad_jax.gr4ad.build import build_decoder
 from gr4ad_jax.gr4ad.config import Config, DataShape, LossConfig, ModelConfig
 from gr4ad_jax.gr4ad.cost import num_params, num_table_params
 from gr4ad_jax.gr4ad.layouts import SPARSE_TABLES
@@ -22,6 +22,7 @@ from gr4ad_jax.machine.peaks import DEVICES
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.training.config import TrainConfig
 from gr4ad_jax.training.optimizer import build_optimizer, scale_by_row_adagrad
+from gr4ad_jax.training.task import count_params
 from gr4ad_jax.training.train_step import compile_programs
 from tests.support import VOCABULARY, moved, random_codes, random_context
 
