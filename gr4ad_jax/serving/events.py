@@ -15,7 +15,7 @@ from gr4ad_jax.data.trending import LiveTrending
 from gr4ad_jax.serving.clock import Clock
 from gr4ad_jax.serving.engine import Engine
 from gr4ad_jax.serving.histories import Histories
-from gr4ad_jax.serving.journal import Event, Journal
+from gr4ad_jax.serving.journal import Event, Journal, Kept
 from gr4ad_jax.serving.messages import HistoryItem, UserEvent
 from gr4ad_jax.serving.metrics import Metrics
 
@@ -68,13 +68,15 @@ class Events:
   clock: Clock
   trends: Trends
   histories: Histories
+  feature_names: Sequence[str]  # of the log's requests
   metrics: Metrics
 
-  async def add(self, items: Sequence[UserEvent]) -> int:
-    """Keeps events, all or none; returns the number of the last one, which is on disk then.
+  async def add(self, items: Sequence[UserEvent]) -> Kept:
+    """Keeps events, all or none, each id of a user once; they are on disk then.
 
     Raises:
-      ConfigError: an ad that the index has never had, or a time in the future.
+      ConfigError: an ad that the index has never had, a time in the future, or a feature that
+        requests of the log do not have, which nothing could learn from.
     """
     catalog, now_s, ahead_s = self.catalog.now, int(self.clock.now_s), self.clock.most_ahead_s
     for at, item in enumerate(items):
@@ -84,18 +86,27 @@ class Events:
         )
       if item.ad_id is not None and catalog.snapshot.find(item.ad_id) < 0:
         raise ConfigError(f"events[{at}].ad_id={item.ad_id!r}: not in the index")
+      for name in item.features:
+        if name not in self.feature_names:
+          known = ", ".join(self.feature_names) or "it has none"
+          raise ConfigError(
+            f"events[{at}].features: {name!r} is no request feature of the log ({known}); leave it "
+            "out"
+          )
     events = [
       event_of(item, item.user_id, now_s)._replace(
         request_id=item.request_id, ecpm=item.ecpm, features=dict(item.features)
       )
       for item in items
     ]
-    last = await asyncio.to_thread(self.journal.add_events, events)
-    self.clock.reached(max(event.time_s for event in events))
-    self.trends.count(events, catalog)
-    self.histories.added()
-    self.metrics.events.inc(len(events))
-    return last
+    ids = [item.event_id for item in items]
+    kept = await asyncio.to_thread(self.journal.add_events, events, ids, now_s=now_s)
+    if kept.events:
+      self.clock.reached(max(event.time_s for event in kept.events))
+      self.trends.count(kept.events, catalog)
+      self.histories.added()
+      self.metrics.events.inc(len(kept.events))
+    return kept
 
 
 def event_of(item: HistoryItem, user_id: str, now_s: int) -> Event:

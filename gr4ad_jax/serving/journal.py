@@ -24,6 +24,8 @@ create table if not exists events(
   ecpm real, features text not null);
 create index if not exists events_of_user on events(user_id, seq);
 create index if not exists events_by_time on events(time_s);
+create table if not exists event_ids(user_id text not null, event_id text not null,
+  kept_s integer not null, primary key(user_id, event_id)) without rowid;
 create table if not exists ads(ad_id text primary key, fields text, live integer not null);
 create table if not exists about(id text not null);
 create table if not exists positions(name text primary key, seq integer not null);
@@ -42,6 +44,13 @@ class Event(NamedTuple):
   value: float  # currency
   ecpm: float | None  # currency
   features: dict[str, str]  # of the request
+
+
+class Kept(NamedTuple):
+  """What a call has added."""
+
+  events: list[Event]  # without those that were known by their ids
+  last_seq: int  # number of the last event ever kept
 
 
 class Journal:
@@ -79,16 +88,31 @@ class Journal:
       self._connections.append(connection)
     return self._local.connection
 
-  def add_events(self, events: Sequence[Event]) -> int:
-    """Keeps events, all or none; returns the number of the last one."""
-    # An event's fields are the columns, in their order.
-    rows = [event._replace(features=json.dumps(event.features)) for event in events]
+  def add_events(
+    self, events: Sequence[Event], ids: Sequence[str | None] = (), *, now_s: float = 0.0
+  ) -> Kept:
+    """Keeps events, all or none, but for those that are known by their ids.
+
+    Args:
+      events: what was done.
+      ids: a name of each event among those of its user, None = it has none; () = none has.
+      now_s: unix seconds; the ids are known until `forget` is called with a later time.
+    """
+    new = []
     with self._write_lock, self._connection as connection:
+      for event, name in zip(events, ids or [None] * len(events), strict=True):
+        if name is not None and not connection.execute(
+          "insert or ignore into event_ids values (?, ?, ?)", (event.user_id, name, int(now_s))
+        ).rowcount:
+          continue
+        new.append(event)
+      # An event's fields are the columns, in their order.
       connection.executemany(
         "insert into events(user_id, time_s, ad_id, content_id, action, request_id, value, ecpm,"
-        " features) values (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows,
+        " features) values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [event._replace(features=json.dumps(event.features)) for event in new],
       )
-      return self.last_seq
+      return Kept(new, self.last_seq)
 
   def of_user(self, user_id: str, limit: int) -> list[tuple[int, Event]]:
     """The user's last events with their numbers, oldest first; views of ads are no history."""
@@ -147,8 +171,9 @@ class Journal:
     return [(ad, fields and json.loads(fields), bool(live)) for ad, fields, live in rows]
 
   def forget(self, *, before_s: float, up_to: int) -> None:
-    """Removes older events among the first `up_to`."""
+    """Removes older events among the first `up_to`, and older ids of events."""
     with self._write_lock, self._connection as connection:
+      connection.execute("delete from event_ids where kept_s < ?", (before_s,))
       connection.execute("delete from events where time_s < ? and seq <= ?", (before_s, up_to))
 
   def close(self) -> None:

@@ -43,9 +43,14 @@ class UserEvent(HistoryItem):
   """One thing that a user did, to be remembered."""
 
   user_id: Id
+  event_id: Id | None = Field(
+    None, description="A name of your own among the user's events; sent again, it counts once."
+  )
   request_id: Id | None = Field(None, description="Of the request that showed the ad.")
   ecpm: Money | None = Field(None, description="The log's own estimate, currency.")
-  features: dict[Id, Word] = Field({}, description="Of the request.", max_length=64)
+  features: dict[Id, Word] = Field(
+    {}, description="Of the request, by the log's names; others are refused.", max_length=64
+  )
 
 
 class EventsRequest(_Message):
@@ -61,6 +66,10 @@ class EventsReply(_Message):
   """Events are on disk."""
 
   accepted: int
+  repeated: int = Field(description="Known already by their event_id, and not counted again.")
+  unknown_contents: int = Field(
+    description="Of contents that the log does not have: no model can use these."
+  )
   last_event: int = Field(description="Number of the last one.")
 
 

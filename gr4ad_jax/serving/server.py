@@ -60,9 +60,18 @@ def _api(service: Service) -> APIRouter:
 
   @api.post("/events", responses={422: _ERRORS[422]})
   async def add_events(request: EventsRequest) -> EventsReply:
-    """Keeps what users did: on disk when this answers, seen by the users' next requests."""
-    last = await service.events.add(request.events)
-    return EventsReply(accepted=len(request.events), last_event=last)
+    """Keeps what users did: on disk when this answers, seen by the users' next requests.
+
+    A call that is sent again with the same `event_id`s counts once.
+    """
+    kept = await service.events.add(request.events)
+    return EventsReply(
+      accepted=len(kept.events), repeated=len(request.events) - len(kept.events),
+      unknown_contents=sum(
+        not service.users.has_content(event.content_id) for event in kept.events if not event.ad_id
+      ),
+      last_event=kept.last_seq,
+    )
 
   @api.post("/ads", responses={422: _ERRORS[422], 503: {"description": "No room in the index."}})
   async def put_ads(request: AdsRequest) -> AdsReply:

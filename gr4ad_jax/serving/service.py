@@ -115,7 +115,8 @@ class Service:
     self.metrics.watch(engine=self.engine, batcher=self.batcher, catalog=self.catalog)
     self.histories = Histories(self.journal, config.max_history, self._link)
     self.events = Events(
-      self.journal, self.catalog, self.clock, trends, self.histories, self.metrics
+      self.journal, self.catalog, self.clock, trends, self.histories,
+      self.users.request_features, self.metrics,
     )
     self.segments = Segments(
       self.journal, segments, self.users.request_features, self.clock, config

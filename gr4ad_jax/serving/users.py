@@ -53,6 +53,10 @@ class Users:
     found = (user for user in self._row_of if user.startswith(query))
     return list(itertools.islice(found, limit))
 
+  def has_content(self, content_id: str) -> bool:
+    """Whether it is a content of the log, the only ones that a model knows."""
+    return content_id in self._content_row
+
   def profile(
     self,
     user_id: str | None,

@@ -312,7 +312,7 @@ def test_a_store_that_no_longer_fits_does_not_keep_the_server_down(served_run, t
 
 
 def test_a_full_disk_is_503_and_nothing_has_changed(client, service, monkeypatch):
-  def full(*args):
+  def full(*args, **options):
     raise sqlite3.OperationalError("database or disk is full")
 
   version = service.catalog.now.snapshot.version
