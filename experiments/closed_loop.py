@@ -11,7 +11,7 @@ server takes over what is published; the frozen one keeps its parameters. At the
 market waits until the learner has seen it.
 
 What the first four ads earn in expectation is computed from the market's truth, for both, request
-by request; intervals draw users again.
+by request, budgets left aside: they end only what is shown. Intervals draw users again.
 
 Expected (docs/serving.md): online_over_frozen/all +8.6% (95% +6.5 to +10.6), /first_third +4.5%,
 /last_third +9.8%. Run time on two CPU cores: 8 minutes.

@@ -6,8 +6,8 @@ A model is trained on the first days of a market (VSL, then UVR on candidate lis
 the log arrives day by day: one copy of the model stays as it is, one goes on with `gr4ad online`,
 and now and then a new one is trained from scratch on everything so far. All answer the requests of
 the *next* day, with the same histories; what their first four ads earn in expectation is computed
-from the market's truth, as in an A/B test of a small share of the traffic. The reward model is that
-of the first days throughout. An interrupted run goes on.
+from the market's truth, budgets left aside: an advertiser that the log has taken out of the day
+still counts. The reward model is that of the first days throughout. An interrupted run goes on.
 
 Expected (docs/value.md): over the model that is retrained, frozen -53.5% (95% -54.8 to -52.1),
 online -2.9% (-4.3 to -1.5). Run time on two CPU cores: 15 minutes.

@@ -27,7 +27,7 @@ from gr4ad_jax.data.example_records import example_features, to_example
 from gr4ad_jax.data.log_folder import LogParts
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.sequences import Example, FeatureVocabulary
-from gr4ad_jax.data.splits import SPLITS, SequenceConfig
+from gr4ad_jax.data.splits import SPLITS, SequenceConfig, split_requests
 from gr4ad_jax.data.trending import Trending, load_trending, save_trending, shares
 from gr4ad_jax.data.validation import LogError
 from gr4ad_jax.machine import atomic
@@ -165,10 +165,13 @@ def training_events(logs: Logs, examples: ExampleSet) -> np.ndarray:
     logs: the logs that the examples were cut from.
     examples: tell how they were split.
   """
-  events = logs.events
-  if examples.config.split == "time":
-    return events.time_s < examples.config.validation_start_s
-  held_out = np.zeros(int(events.request.max()) + 1, bool)  # each user's two last requests
-  for split in ("validation", "test"):
-    held_out[[e.request for e in read_split(examples, split)]] = True
-  return ~held_out[events.request]
+  events, config = logs.events, examples.config
+  if config.split == "time":
+    return events.time_s < config.validation_start_s
+  splits = split_requests(events, config)
+  # What a user did after that, promoted or not, tells of the targets as the requests would.
+  held_out_R = splits.split_R == SPLITS.index("validation")
+  held_s_U = np.full(len(logs.users.user_id), np.iinfo(np.int64).max)
+  validating_E = held_out_R[events.request]
+  np.minimum.at(held_s_U, events.user[validating_E], events.time_s[validating_E])
+  return (splits.split_R[events.request] == 0) & (events.time_s <= held_s_U[events.user])

@@ -110,7 +110,8 @@ def split_requests(
 ) -> RequestSplits:
   """Splits the requests of all events of some users; `split_R` if given is taken as it is.
 
-  Leave-one-out gives users with fewer than 3 requests to training.
+  Leave-one-out gives users with fewer than 3 requests to training. Of the others, requests without
+  an engaged ad that begin with the validating one, or later, are only history.
   """
   engaged_E = engaged_with_ad(events)
   first_s_R = np.full(int(events.request.max()) + 1, np.iinfo(np.int64).max)
@@ -128,8 +129,12 @@ def split_requests(
     last = np.flatnonzero(np.append(user[1:] != user[:-1], True)[: len(user)])
     length = np.diff(np.append(-1, last))
     split_R = np.zeros(len(first_s_R), np.int8)
-    split_R[ordered[last[length >= 3]]] = 2
-    split_R[ordered[last[length >= 3] - 1]] = 1
+    last = last[length >= 3]
+    held_s_U = np.full(int(events.user.max()) + 1, np.iinfo(np.int64).max)
+    held_s_U[user[last]] = first_s_R[ordered[last - 1]]
+    split_R[first_s_R >= held_s_U[user_R]] = -1
+    split_R[ordered] = 0  # of equal times the one that comes first in the order trains
+    split_R[ordered[last]], split_R[ordered[last - 1]] = 2, 1
   split = split_R[request]
   return RequestSplits(
     engaged_E, first_s_R, split_R, np.bincount(split[split >= 0], minlength=len(SPLITS))

@@ -4,6 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from gr4ad_jax.data.examples import open_examples, training_events
+from gr4ad_jax.data.prepare import write_prepared
 from gr4ad_jax.data.sequences import ExampleMaker, age_bucket, count_bucket
 from gr4ad_jax.data.splits import SequenceConfig, time_split
 from gr4ad_jax.data.tables import build_logs
@@ -116,6 +118,28 @@ def test_leave_one_out_holds_out_the_last_two_requests():
     (0, 0): [[0], [1]], (0, 1): [[2]], (0, 2): [[3]],
     (1, 0): [[0], [1]], (1, 1): [], (1, 2): [],  # too short to hold anything out
   }
+
+
+def test_what_follows_a_held_out_request_is_not_learned_from(tmp_path):
+  """The wide rule counts organic purchases of an ad's product, so that they give targets away."""
+  logs = logs_of([
+    ("u", 0 * HOUR, "a0", None, "r0", CONVERSION, 1.0),
+    ("u", 1 * HOUR, None, "c0", None, CONVERSION, 1.0),
+    ("u", 2 * HOUR, "a2", None, "r1", CONVERSION, 1.0),  # validates
+    ("u", 2 * HOUR, None, "c0", None, CONVERSION, 1.0),
+    ("u", 3 * HOUR, "a3", None, "r2", CONVERSION, 1.0),  # tests; c0 is the product of a3
+    ("u", 4 * HOUR, None, "c0", None, CONVERSION, 1.0),
+    ("u", 5 * HOUR, "a1", None, "r3", IMPRESSION, 0.0),
+    ("v", 0 * HOUR, "a0", None, "q0", CONVERSION, 1.0),
+    ("v", 1 * HOUR, "a3", None, "q1", CONVERSION, 1.0),
+    ("v", 9 * HOUR, None, "c0", None, CONVERSION, 1.0),  # nothing of v is held out
+  ])
+  config = SequenceConfig(split="leave_one_out", num_trending=0)
+  write_prepared(logs, tmp_path, config)
+  learned_E = training_events(logs, open_examples(tmp_path / "examples"))
+  assert learned_E.tolist() == [True] * 2 + [False] * 5 + [True] * 3
+  maker = ExampleMaker(logs, config)
+  assert [len(list(maker.impressions(0, split))) for split in range(3)] == [1, 1, 1]
 
 
 def test_unseen_request_features_are_unknown(tiny_logs):
