@@ -39,7 +39,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def running_server(run: Path, store: Path, *options: object, log: Path) -> Iterator[Server]:
+def running_server(
+  run: Path, store: Path, *options: object, log: Path, start_s: float = 600.0
+) -> Iterator[Server]:
   """Starts a server and waits until it is ready; kills it at the end.
 
   Args:
@@ -47,9 +49,11 @@ def running_server(run: Path, store: Path, *options: object, log: Path) -> Itera
     store: folder of its events and ads.
     options: of `gr4ad serve`.
     log: file for what it says.
+    start_s: seconds that it may take until it is ready.
 
   Raises:
     RuntimeError: it ended instead.
+    TimeoutError: it is not ready in time.
   """
   port = free_port()
   command = [sys.executable, "-m", "gr4ad_jax", "serve", "--workdir", run, "--store", store,
@@ -59,10 +63,13 @@ def running_server(run: Path, store: Path, *options: object, log: Path) -> Itera
       [str(part) for part in command], stdout=output, stderr=subprocess.STDOUT, env=os.environ
     )
   server = Server(process, f"http://127.0.0.1:{port}", log)
+  deadline = time.monotonic() + start_s
   try:
     while not _ready(server.url):
       if process.poll() is not None:
         raise RuntimeError(f"the server ended: {log.read_text()[-1000:]}")
+      if time.monotonic() > deadline:
+        raise TimeoutError(f"the server is not ready after {start_s:.0f} s; see {log}")
       time.sleep(0.2)
     yield server
   finally:
