@@ -69,8 +69,26 @@ def mean_of_lists(loss, where):
 
 
 def logged_sum():
+  """Sum of w (L_SID + .5 L_eCPM + .3 L_MTP) over the three logged targets, and 3, by hand."""
+  def logp(x):
+    return np.asarray(x) - np.log(np.exp(x).sum(-1, keepdims=True))
+
+  (one, two), bins = logp(PARAMS["table"]), logp(PARAMS["bins"])
+  total = 0.0
+  for weight, first, second, value in ((1, 1, 2, 0), (0.5, 0, 3, 2), (2, 2, 2, 1)):
+    mtp = 0.5 * two[second]  # of levels 2 to L
+    total -= weight * (one[first] + two[second] + 0.5 * bins[value] + 0.3 * mtp)
+  return total, 3.0
+
+
+def test_the_loss_of_logged_samples_is_their_weighted_sum_over_their_number():
+  """Eq. 15: the weights have mean 1 over training, so that they do not divide a batch."""
   metrics = vsl_task(DECODER, LOSS).loss(PARAMS, LOGGED, None)
-  return float(metrics["loss"][0]), float(metrics["loss"][1])
+  total, count = logged_sum()
+  assert (float(metrics["loss"][0]), float(metrics["loss"][1])) == (pytest.approx(total), count)
+  assert float(metrics["ecpm_loss"][1]) == 3
+  without = LOGGED._replace(ecpm_bin_BC=np.array([[0, -1], [1, -1]]))
+  assert float(vsl_task(DECODER, LOSS).loss(PARAMS, without, None)["ecpm_loss"][1]) == 2
 
 
 def test_none_and_validation_see_logged_samples_alone():
@@ -85,6 +103,8 @@ def test_none_and_validation_see_logged_samples_alone():
   ("rspo", lambda lp: preference.rspo_loss(lp, ROWS.lists, beta=0.7, delta=1.0)),
   ("s_dpo", lambda lp: preference.softmax_dpo_loss(lp, ROWS.lists, beta=0.7, delta=1.0)),
   ("grpo", lambda lp: preference.grpo_loss(lp, ROWS.lists, delta=1.0)),
+  # All losers are drawn, as there are fewer than four.
+  ("dpo", lambda lp: preference.dpo_loss(lp, ROWS.lists, jax.random.key(7), beta=0.7, delta=1.0)),
 ])
 def test_list_losses_join_with_one_weight(method, loss):
   total, count = logged_sum()
@@ -122,6 +142,71 @@ def test_uvr_by_its_equation(vsl_on):
     total / count + mean_of_lists(weights.rl_BC * rspo.loss, rspo.where), rel=1e-5
   )
   assert float(metrics["misalignment"][1]) == 5
+
+
+def weights_by_hand(logp_BC):
+  """(19) to (21) of the two lists, whose rewards are (4, 0, 1) and (2, 3): w_VSL, w_RL."""
+  vsl, rl = np.zeros((2, 3)), np.zeros((2, 3))
+  for b, (count, reward_ranks) in enumerate(((3, (1, 3, 2)), (2, (2, 1)))):
+    for c, reward_rank in enumerate(reward_ranks):
+      rank = 1 + sum(logp_BC[b, other] > logp_BC[b, c] for other in range(count))
+      apart = abs(rank - reward_rank) / (count - 1)
+      vsl[b, c] = 1.5 * (1 + float(ROWS.lists.reward_BC[b, c])) ** apart
+      rl[b, c] = 1.5 * 0.8 * (1 - apart)
+  return vsl, rl
+
+
+def test_uvr_follows_the_gradient_of_its_losses_with_the_weights_held():
+  """The weights say how much a candidate teaches; nothing is to be gained by changing them."""
+  task = unified_task(DECODER, LOSS, PreferenceConfig(
+    method="uvr", beta=0.7, base_weight=1.5, max_rl_weight=0.8
+  ))
+  logp = apply({"params": PARAMS}, None, CODES, deterministic=True, rngs=None).sid_BCL.sum(-1)
+  vsl_BC, rl_BC = weights_by_hand(np.asarray(logp))
+
+  def mean(params):
+    total, count = task.loss(params, UnifiedBatch(LOGGED, ROWS), None)["loss"]
+    return total / count
+
+  def expected(params):
+    logged = vsl_task(DECODER, LOSS).loss(params, LOGGED, None)["loss"][0]
+    out = apply({"params": params}, None, CODES, deterministic=True, rngs=None)
+    terms = vsl_loss(*out, ecpm_bin_BC=ROWS.ecpm_bin_BC, where_BC=ROWS.lists.where_BC, config=LOSS)
+    rows = preference.rspo_loss(out.sid_BCL, ROWS.lists, beta=0.7, delta=3.0)
+    # Anchors with a worse candidate: the first and third of one list, the second of the other.
+    preferred = (rl_BC * rows.loss).sum(-1) / np.array([2, 1])
+    engaged = (vsl_BC * ROWS.weight_BC * terms.total_BC).sum()
+    return (1.5 * logged + engaged) / (3 + 2) + preferred.mean()
+
+  (value, grad), (wanted, wanted_grad) = (
+    jax.value_and_grad(f)(PARAMS) for f in (mean, expected)
+  )
+  assert float(value) == pytest.approx(float(wanted), rel=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grad, wanted_grad)
+
+
+@pytest.mark.parametrize("delta", [0.2, 3.0])
+@pytest.mark.parametrize("method, loss", [
+  ("rspo", lambda lp, lists, delta: preference.rspo_loss(lp, lists, beta=0.7, delta=delta)),
+  ("s_dpo", lambda lp, lists, delta: preference.softmax_dpo_loss(lp, lists, beta=0.7, delta=delta)),
+  ("grpo", lambda lp, lists, delta: preference.grpo_loss(lp, lists, delta=delta)),
+])
+def test_references_and_their_gate_reach_the_loss(method, loss, delta):
+  """References that lie .4 below and .6 above what the model says, twice that over two levels."""
+  lp = apply({"params": PARAMS}, None, CODES, deterministic=True, rngs=None).sid_BCL
+  moved = np.float32([[0.4, -0.6, 0.4], [-0.6, 0.4, 9.0]])
+  lists = ROWS.lists._replace(
+    ref_logp_BCL=np.asarray(lp - moved[..., None]), has_ref_BC=np.ones((2, 3), bool)
+  )
+  config = PreferenceConfig(method=method, beta=0.7, weight=3.0, delta=delta)
+  batch = UnifiedBatch(LOGGED, ROWS._replace(lists=lists))
+  metrics = unified_task(DECODER, LOSS, config).loss(PARAMS, batch, None)
+  rows, (total, count) = loss(lp, lists, delta), logged_sum()
+  expected = total / count + 3.0 * mean_of_lists(rows.loss, rows.where)
+  assert float(metrics["loss"][0] / metrics["loss"][1]) == pytest.approx(expected, rel=1e-5)
+  # Of the five candidates that are none of padding.
+  assert float(metrics["moved"][0]) == pytest.approx(2 * (3 * 0.4 + 2 * 0.6), rel=1e-4)
+  assert float(metrics["moved"][1]) == 5
 
 
 @pytest.mark.parametrize("method", ["dpo", "s_dpo", "grpo", "rspo", "uvr"])

@@ -76,8 +76,35 @@ def test_a_close_reference_is_subtracted_and_a_far_or_missing_one_is_not():
   assert loss(ref=near) == pytest.approx(np.log2(1 + weight * np.exp(0.2 - 0.4)), rel=1e-5)
   plain = pytest.approx(np.log2(1 + weight * np.exp(-1.0)), rel=1e-5)
   assert loss(ref=far) == plain  # mean |log ratio| 1.5
+  assert loss(ref=[2.0, -2.0]) == plain  # as far, and less probable than it was: -3 and 0
   assert loss(ref=near, has_ref=[True, False]) == plain
   assert loss() == plain
+
+
+def test_a_reference_that_counts_decides_over_ranks_and_scores_by_hand():
+  # Log-ratios (-.6, .8, 0): all gates are open. By them c1 is first, c2 second, c0 third; by p
+  # alone it would be c0, c1, c2. Gains (3, 1, 0).
+  lp, ratio = np.array([-1.0, -2.0, -3.0]), np.array([-0.6, 0.8, 0.0])
+  ideal = 3 + 1 / np.log2(3)
+  near, far = 1 - 1 / np.log2(3), 1 / np.log2(3) - 1 / np.log2(4)
+  first = far * (3 - 1) / ideal * np.exp(0.8 + 0.6) + near * 3 / ideal * np.exp(0 + 0.6)
+  second = near * 1 / ideal * np.exp(0 - 0.8)
+  got = rspo_loss(tokens(lp), lists_of([2, 1, 0], ref=lp - ratio), beta=1.0, delta=1.0)
+  np.testing.assert_allclose(
+    got.loss, [[np.log2(1 + first), np.log2(1 + second), 0]], rtol=1e-5
+  )
+
+
+def test_an_anchor_sees_ranks_and_scores_by_its_own_gate_alone():
+  # Log-ratios (.1, .6, -9): the set of c0 has moved by .35, that of c2 by 3.2. So c0 compares
+  # ratios, and c2 compares p, by which the order is c0, c1, c2, although those two are close.
+  lp, ratio = np.array([-1.0, -2.0, -3.5]), np.array([0.1, 0.6, -9.0])
+  ideal = 3 + 1 / np.log2(3)  # v = (1, 0, 2), gains (1, 0, 3)
+  near, far = 1 - 1 / np.log2(3), 1 / np.log2(3) - 1 / np.log2(4)
+  first = near * 1 / ideal * np.exp(0.6 - 0.1)
+  third = far * (3 - 1) / ideal * np.exp(-1 + 3.5) + near * 3 / ideal * np.exp(-2 + 3.5)
+  got = rspo_loss(tokens(lp), lists_of([1, 0, 2], ref=lp - ratio), beta=1.0, delta=1.0)
+  np.testing.assert_allclose(got.loss, [[np.log2(1 + first), 0, np.log2(1 + third)]], rtol=1e-5)
 
 
 def test_each_anchor_has_a_gate_of_its_own():
@@ -103,6 +130,26 @@ def test_softmax_dpo_by_hand_on_three():
   assert float(got[0]) == pytest.approx(np.log1p(inner), rel=1e-5)
 
 
+def test_of_equally_good_candidates_the_one_that_the_model_likes_least_wins():
+  # c0 and c1 are best, c1 less probable: its lead over c2 is -3 + 2.
+  lp, lists = tokens([-1.0, -3.0, -2.0]), lists_of([2, 2, 0])
+  for name in ("s_dpo", "dpo"):
+    assert float(LOSSES[name](lp, lists).loss[0]) == pytest.approx(np.log1p(np.exp(1)), rel=1e-5)
+
+
+def test_the_gate_of_the_best_candidate_counts_for_all_it_is_compared_with():
+  # The winner has moved by 3, its set by 1.5: no reference counts, not even the loser's close one.
+  lp, lists = tokens([-1.0, -2.0]), lists_of([1, 0], ref=[-4.0, -2.0])
+  for name in ("s_dpo", "dpo"):
+    assert float(LOSSES[name](lp, lists).loss[0]) == pytest.approx(np.log1p(np.exp(-1)), rel=1e-5)
+
+
+def test_dpo_is_the_mean_over_the_losers_drawn():
+  lp, lists = tokens([-1.0, -2.0, -3.0, -4.0]), lists_of([3, 2, 1, 0])
+  expected = np.log1p(np.exp(-np.array([1.0, 2.0, 3.0]))).mean()
+  assert float(LOSSES["dpo"](lp, lists).loss[0]) == pytest.approx(expected, rel=1e-5)
+
+
 def test_dpo_draws_the_losers_it_was_asked_for():
   lp, lists = tokens([-1.0, -2.0, -3.0, -4.0]), lists_of([3, 2, 1, 0])
   margins = np.array([1.0, 2.0, 3.0])
@@ -122,6 +169,13 @@ def test_grpo_by_hand():
   kl = np.exp(ref - lp) - (ref - lp) - 1
   expected = [-np.exp(0.1) + 0.1 * kl[0], 0.8 + 0.1 * kl[1]]
   np.testing.assert_allclose(got, [expected], rtol=1e-4)
+
+
+def test_grpo_without_a_close_reference_has_no_divergence_term():
+  # Both have moved by 3: ratios e^3, advantages 1 and -1: min(20.1, 1.2) and min(-20.1, -1.2).
+  lists = lists_of([3, 1], ref=[-4.0, -5.0], levels=1)
+  got = preference.grpo_loss(tokens([-1.0, -2.0], 1), lists, delta=1.0, kl_weight=0.1).loss
+  np.testing.assert_allclose(got, [[-1.2, np.exp(3)]], rtol=1e-4)
 
 
 @hypothesis.given(
@@ -249,15 +303,6 @@ def test_unified_weights_of_a_list_of_one_and_of_ties():
     base_weight=1.0, max_rl_weight=1.0,
   )
   np.testing.assert_allclose(tied.misalignment_BC, [[0.5, 0.5]])
-
-
-def test_unified_weights_carry_no_gradient():
-  def total(lp):
-    got = unified_weights(lp, jnp.float32([[1, 2]]), jnp.ones((1, 2), bool), base_weight=1.0,
-                          max_rl_weight=1.0)
-    return (got.vsl_BC + got.rl_BC).sum()
-
-  assert not np.asarray(jax.grad(total)(jnp.float32([[-1, -2]]))).any()
 
 
 def test_ranks_by_brute_force():
