@@ -10,7 +10,9 @@ import pytest
 from gr4ad_jax.gr4ad.batch import Context
 from gr4ad_jax.gr4ad.build import build_decoder, init_params, start_fn, step_fn
 from gr4ad_jax.gr4ad.config import ModelConfig, preset
+from gr4ad_jax.gr4ad.copy_path import CopyBias
 from gr4ad_jax.gr4ad.lazy_decoder import Fuse
+from gr4ad_jax.gr4ad.tokens import TokenTables
 from gr4ad_jax.training.task import count_params
 from tests.support import VOCABULARY, random_codes, random_context, shaken_params
 
@@ -85,6 +87,63 @@ def test_lazy_trunk_has_no_gradient_from_tokens():
   grads = jax.jit(jax.grad(trunk_sum))(params)
   assert all(not np.any(g) for g in jax.tree.leaves(grads["tables"]))
   assert np.any(grads["lazy_layers_0"]["feed_forward"]["out"]["kernel"])
+
+
+def test_a_position_of_the_trunk_sees_those_before_it_and_none_after():
+  """Search and teacher forcing share the trunk, so that their agreement says nothing of it."""
+  decoder = build_decoder(SMALL, VOCABULARY)
+  params = shaken_params(decoder)
+  context = random_context(np.random.default_rng(9), 1)
+
+  def states(positions_PD):
+    shared, _, _ = start_fn(decoder)(params | {"positions": positions_PD}, context)
+    return jnp.sum(shared.start_BPD[0] ** 2, axis=-1)
+
+  slope_PPD = jax.jit(jax.jacrev(states))(params["positions"])
+  np.testing.assert_array_equal(np.any(slope_PPD != 0, axis=-1), np.tril(np.ones((4, 4), bool)))
+
+
+def test_an_input_token_is_the_square_root_of_the_width_times_a_row():
+  tables = TokenTables(SMALL, VOCABULARY)
+  params = tables.init(jax.random.key(0), jnp.zeros((1, 3), jnp.int32), method="embed_all")
+  rows = [np.asarray(params["params"][f"level_{level}"]) for level in range(3)]
+  got = tables.apply(params, jnp.array([4, -1]), 1, method="embed")
+  np.testing.assert_allclose(got, [4 * rows[1][4], np.zeros(16)], rtol=1e-6)  # 4 = 16 ** .5
+  whole = tables.apply(params, jnp.array([6, 0, 5]), method="embed_all")
+  np.testing.assert_allclose(whole, 4 * (rows[0][6] + rows[1][0] + rows[2][5]), rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def reader():
+  """Contexts of two requests -> log-probs, by a decoder that reads all fields; such a context."""
+  config = dataclasses.replace(SMALL, id_rows=64, id_width=8)
+  decoder, rng = build_decoder(config, VOCABULARY), np.random.default_rng(10)
+  context, codes = random_context(rng, 2), random_codes(rng, 1, 1)
+  context = context._replace(
+    user_id_B=np.array([3, 50], np.int32), ad_id_BT=rng.integers(0, 64, (2, 5)).astype(np.int32)
+  )
+  params, codes = shaken_params(decoder), np.repeat(codes, 2, axis=0)
+  return jax.jit(lambda context: decoder.apply({"params": params}, context, codes).sid_BCL), context
+
+
+def test_every_field_of_the_context_is_read_and_rows_never_mix(reader):
+  """A change to one field of the first request changes what it is shown, and no other request."""
+  forced, context = reader
+  base, sizes = np.asarray(forced(context)), np.array(VOCABULARY.codebook_sizes)
+  for name, value in context.present().items():
+    size = sizes if "code" in name else np.array((3, 4)) if name == "feature_BF" else 32
+    other = value.copy()
+    other[0] = (other[0] + 1) % size
+    new = np.asarray(forced(context._replace(**{name: other})))
+    assert np.abs(new[0] - base[0]).max() > 1e-3, name
+    np.testing.assert_allclose(new[1], base[1], atol=1e-6, err_msg=name)
+
+
+def test_the_same_number_of_two_features_is_not_the_same_value(reader):
+  forced, context = reader
+  alike = Context(**{name: np.repeat(x[:1], 2, axis=0) for name, x in context.present().items()})
+  sid_BCL = np.asarray(forced(alike._replace(feature_BF=np.array([[1, 2], [2, 1]], np.int32))))
+  assert np.abs(sid_BCL[0] - sid_BCL[1]).max() > 1e-3
 
 
 @pytest.mark.parametrize("traced", [False, True], ids=["static level", "traced level"])
@@ -193,6 +252,25 @@ def test_copy_path_mixture_by_hand():
     level_two(open_gate, 2), (1 - g) * level_two(closed, 2) + g * copied, atol=1e-6
   )
   np.testing.assert_allclose(level_two(open_gate, 5), level_two(closed, 5), atol=1e-7)
+
+
+def test_copying_starts_by_frequency_recency_and_share():
+  """exp(bias): the count, halved every 112 days; for a trending ad its share over .01."""
+  context = random_context(np.random.default_rng(12), 1)._replace(
+    ad_count_BT=np.array([[0, 2, 4, 4, -1]]), ad_age_BT=np.array([[0, 0, 0, 22, -1]]),
+    ad_trend_BT=np.array([[3, 9, 0, 0, -1]]), organic_count_BO=np.array([[6, 0, -1, -1]]),
+    organic_age_BO=np.array([[2, 22, -1, -1]]), trend_share_BN=np.array([[32, 20, -1]]),
+  )
+  vocabulary = dataclasses.replace(VOCABULARY, num_trend_buckets=33)
+  bias_BS, _ = CopyBias(vocabulary, 3).init_with_output(jax.random.key(0), context)
+  hours = 2**11 - 1  # bucket 22 of half octaves of 1 + hours, bucket 2 is an hour
+  old = 0.5 ** (hours / 24 / 112)
+  weights = [
+    1, 1, 1,  # the constant and two features
+    1, 2, 4, 4 * old, 1, 8 * 0.5 ** (1 / 24 / 112), old, 1, 1,
+    1 / 0.01, 2.0**-6 / 0.01, 1,  # buckets of 2 ** (half - 16)
+  ]
+  np.testing.assert_allclose(np.exp(bias_BS[0]), weights, rtol=1e-4)
 
 
 def test_fuse_by_hand():

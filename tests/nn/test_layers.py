@@ -23,6 +23,59 @@ def whole(layer, h_BCPD, context_BSD, mask_BS):
   return layer(h_BCPD, layer.keys_values(context_BSD), mask_BS)[0]
 
 
+def by_hand(params, h_PD, context_SD, config):
+  """One candidate of one request through the layer, as the papers write it, in numpy."""
+  heads, width = config.num_heads, config.width // config.num_heads
+
+  def norm(x_PD, n):
+    if config.norm == "layer":
+      x_PD = x_PD - x_PD.mean(-1, keepdims=True)
+    return x_PD / np.sqrt((x_PD**2).mean(-1, keepdims=True) + 1e-6) * params[f"norms_{n}"]["scale"]
+
+  def project(x, *path):
+    kernel = params[path[0]][path[1]]["kernel"]
+    return np.tensordot(x, kernel, axes=1)
+
+  def attention(query_PHK, key_SHK, value_SHK, seen):
+    mixed = np.zeros(query_PHK.shape)
+    for p, h in np.ndindex(*query_PHK.shape[:2]):
+      score_S = key_SHK[: seen(p), h] @ query_PHK[p, h] / np.sqrt(width)
+      weight_S = np.exp(score_S - score_S.max())
+      mixed[p, h] = weight_S / weight_S.sum() @ value_SHK[: seen(p), h]
+    return mixed.reshape(len(mixed), -1)
+
+  if config.kv_mode == "projected":
+    key_SHK, value_SHK = (project(context_SD, "cross", name) for name in ("key", "value"))
+  else:
+    key_SHK = value_SHK = context_SD.reshape(len(context_SD), heads, width)
+  query = project(norm(h_PD, 0), "cross", "query")
+  mixed = attention(query, key_SHK, value_SHK, lambda p: len(context_SD))
+  h_PD = h_PD + project(mixed, "cross", "out")
+  qkv = project(norm(h_PD, 1), "self_attention", "qkv")
+  mixed = attention(qkv[:, 0], qkv[:, 1], qkv[:, 2], lambda p: p + 1)
+  h_PD = h_PD + project(mixed, "self_attention", "out")
+  both = project(norm(h_PD, 2), "feed_forward", "in")
+  hidden = both[:, 0] / (1 + np.exp(-both[:, 0])) * both[:, 1]
+  return h_PD + project(hidden, "feed_forward", "out")
+
+
+@pytest.mark.parametrize("change", [{}, {"kv_mode": "projected", "norm": "layer"}])
+def test_a_layer_is_attention_and_swiglu_as_they_are_written(change):
+  config = dataclasses.replace(SMALL, **change)
+  h_BCPD, context_BSD, mask_BS = inputs()
+  params = DecoderLayer(config).init(
+    jax.random.key(0), h_BCPD, context_BSD, mask_BS, method=whole
+  )
+  rng = np.random.default_rng(1)  # scales of norms are 1 at first
+  params = jax.tree.map(lambda x: x + np.float32(0.3 * rng.standard_normal(x.shape)), params)
+  got = DecoderLayer(config).apply(params, h_BCPD, context_BSD, mask_BS, method=whole)
+  exact = jax.tree.map(lambda x: np.asarray(x, np.float64), params["params"])
+  for b, c in np.ndindex(B, C):
+    real_SD = np.asarray(context_BSD[b], np.float64)[np.asarray(mask_BS[b])]
+    expected = by_hand(exact, np.asarray(h_BCPD[b, c], np.float64), real_SD, config)
+    np.testing.assert_allclose(got[b, c], expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("change", [{}, {"kv_mode": "projected", "norm": "layer"}])
 def test_positions_one_at_a_time_give_what_all_at_once_give(change):
   layer = DecoderLayer(dataclasses.replace(SMALL, **change))
