@@ -8,7 +8,12 @@ import pytest
 
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data import array_records, log_folder
-from gr4ad_jax.data.examples import open_examples, prepare_examples, read_split
+from gr4ad_jax.data.examples import (
+  open_examples,
+  prepare_examples,
+  read_split,
+  training_events,
+)
 from gr4ad_jax.data.log_folder import LogParts, write_logs
 from gr4ad_jax.data.sequences import ExampleMaker
 from gr4ad_jax.data.splits import SPLITS, SequenceConfig, time_split
@@ -68,6 +73,9 @@ def test_parts_give_the_examples_of_the_whole_log(
   for split in SPLITS:
     for a, b in zip(whole.sources[split], parts.sources[split], strict=True):
       assert (a["request"], a["target_C"].tolist()) == (b["request"], b["target_C"].tolist())
+  assert_nothing_held_out_is_learned_from(tiny_logs, whole)
+  late = tiny_logs.events.time_s >= config.validation_start_s
+  assert not training_events(tiny_logs, whole)[late].any()  # of whatever request
   expected = build_trending(tiny_logs)
   np.testing.assert_array_equal(parts.trending.ad_DN, expected.ad_DN)
   np.testing.assert_array_equal(parts.trending.bucket_DN, expected.bucket_DN)
@@ -78,7 +86,22 @@ def test_parts_give_the_examples_of_the_whole_log(
 def test_parts_give_each_user_the_same_last_requests(tiny_logs, logs_in_parts, tmp_path):
   config = SequenceConfig(split="leave_one_out", num_trending=0)
   prepare_examples(LogParts(logs_in_parts), tmp_path / "examples", config)
-  assert_those_of(ExampleMaker(tiny_logs, config), open_examples(tmp_path / "examples"))
+  examples = open_examples(tmp_path / "examples")
+  assert_those_of(ExampleMaker(tiny_logs, config), examples)
+  assert_nothing_held_out_is_learned_from(tiny_logs, examples)
+
+
+def assert_nothing_held_out_is_learned_from(logs, examples):
+  """Of ad events those of training requests, all of them."""
+  learned, request = training_events(logs, examples), logs.events.request
+  on_ads = logs.events.ad >= 0
+  for split in SPLITS:
+    mine = np.isin(request, [e.request for e in read_split(examples, split)])
+    assert mine.any()
+    if split == "train":
+      assert learned[mine & on_ads].all()
+    else:
+      assert not learned[mine].any()
 
 
 def test_a_log_without_a_split_leaves_the_earlier_examples(tiny_logs, logs_in_parts, tmp_path):

@@ -51,6 +51,28 @@ def test_batches_hold_codes_and_padding(inputs):
         )
 
 
+def test_histories_carry_the_shares_of_their_ads_and_products(inputs):
+  """As known on the request's day; a content without an ad has none, padding is -1."""
+  examples, trending = read_split(inputs.examples, "test")[:20], inputs.examples.trending
+  context = inputs.make_batch(examples).context
+  product_O = inputs.logs.contents.ad
+  seen = []
+  for row, example in enumerate(examples):
+    day = int(trending.rows(np.array([example.time_s]))[0])
+    for got, ads in (
+      (context.ad_trend_BT[row], example.ad_T),
+      (context.organic_trend_BO[row], product_O[example.organic_O]),
+    ):
+      np.testing.assert_array_equal(got[: len(ads)], trending.bucket_of(day, ads))
+      assert (got[len(ads) :] == -1).all()
+    best = trending.ad_DN[day][trending.ad_DN[day] >= 0]
+    np.testing.assert_array_equal(
+      context.trend_code_BNL[row, : len(best)], inputs.sids.codes_AL[best]
+    )
+    seen += product_O[example.organic_O].tolist()
+  assert min(seen) == -1 and max(seen) > 0
+
+
 def test_hash_buckets_are_those_that_trained_models_know():
   ids = np.array(["a", "b", 7], object)
   assert hash_buckets(ids, 8192).tolist() == [3157, 8017, 2618]
@@ -147,6 +169,15 @@ def test_equal_quantiles_are_merged_and_ecpm_comes_first(inputs):
   )
   assert scale.uses_ecpm and scale.num_bins == 2
   assert value_bucket(scale, np.zeros(3), np.array([1, 4, np.nan])).tolist() == [0, 1, -1]
+
+
+def test_the_mean_that_user_weights_are_measured_by_is_that_of_logs(inputs):
+  past = np.zeros_like(inputs.examples.train_past_value_N)
+  past[: len(past) // 2] = np.e**2 - 1  # log1p = 2, for half of them
+  scale = fit_value_scale(
+    dataclasses.replace(inputs.examples, train_past_value_N=past), LossConfig()
+  )
+  assert scale.mean_log_past_value == pytest.approx(2 * (len(past) // 2) / len(past), rel=1e-4)
 
 
 def test_user_weight_by_hand(inputs):

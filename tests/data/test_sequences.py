@@ -1,13 +1,16 @@
 """Examples of one hand-written user, and both kinds of split."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from gr4ad_jax.data.examples import open_examples, training_events
 from gr4ad_jax.data.prepare import write_prepared
+from gr4ad_jax.data.records import DAY_S
 from gr4ad_jax.data.sequences import ExampleMaker, age_bucket, count_bucket
-from gr4ad_jax.data.splits import SequenceConfig, time_split
+from gr4ad_jax.data.splits import SequenceConfig, split_by_time, time_split
 from gr4ad_jax.data.tables import build_logs
 from gr4ad_jax.data.validation import LogError
 
@@ -142,7 +145,69 @@ def test_what_follows_a_held_out_request_is_not_learned_from(tmp_path):
   assert [len(list(maker.impressions(0, split))) for split in range(3)] == [1, 1, 1]
 
 
-def test_unseen_request_features_are_unknown(tiny_logs):
+def test_a_request_in_the_second_of_a_cut_belongs_to_what_begins_there():
+  times = [9, 10, 19, 20, 29, 30]
+  events = [("u", t, "a0", None, f"r{t}", CONVERSION, 1.0) for t in times]
+  config = SequenceConfig(
+    train_start_s=10, validation_start_s=20, test_start_s=30, num_trending=0
+  )
+  maker = ExampleMaker(logs_of(events), config)
+  assert [[e.time_s for e in maker.user_examples(0, split)] for split in range(3)] == [
+    [10, 19], [20, 29], [30]
+  ]
+
+
+def test_a_request_is_as_old_as_its_first_event():
+  rows = [("u", 3, "a0"), ("u", 7, "a1"), ("u", 12, "a2"), ("u", 22, "a3")]
+  events = [(*row, None, f"r{max(row[1], 7)}", CONVERSION, 1.0) for row in rows]  # 3 and 7 are one
+  config = SequenceConfig(validation_start_s=5, test_start_s=20, num_trending=0)
+  maker = ExampleMaker(logs_of(events), config)
+  assert [e.time_s for split in range(3) for e in maker.user_examples(0, split)] == [3, 12, 22]
+  (first,) = maker.user_examples(0, 0)
+  assert first.target_C.tolist() == [0, 1] and first.ad_T.tolist() == []
+
+
+def test_what_is_met_in_the_second_of_a_request_is_no_history():
+  events = [("u", t, None, "c0", f"q{t}", CLICK, 0.0) for t in (4, 5)]
+  events += [("u", t, "a0", None, f"r{t}", CONVERSION, 1.0) for t in (5, 9, 19)]
+  config = SequenceConfig(validation_start_s=8, test_start_s=18, num_trending=0)
+  maker = ExampleMaker(logs_of(events), config)
+  (first,), (second,) = (list(maker.user_examples(0, split)) for split in range(2))
+  assert first.organic_count_O.tolist() == [0]  # once, at 4
+  assert second.organic_count_O.tolist() == [2]  # twice
+
+
+def test_days_are_counted_back_from_the_end_of_the_last_second():
+  config = split_by_time(
+    0, 30 * DAY_S - 1, source="log", validation_days=3, test_days=2, train_days=10
+  )
+  days = (config.train_start_s, config.validation_start_s, config.test_start_s)
+  assert [day / DAY_S for day in days] == [15, 25, 28]
+
+
+def test_a_target_has_the_largest_ecpm_of_its_request(hand_logs):
+  events = hand_logs.events
+  ecpm = np.full(len(events.ad), np.nan, np.float32)
+  ecpm[(events.ad == 2) & (events.time_s == 5 * HOUR)] = [5, 3]
+  logs = dataclasses.replace(hand_logs, events=dataclasses.replace(events, ecpm=ecpm))
+  config = SequenceConfig(validation_start_s=4 * HOUR, test_start_s=8 * HOUR, num_trending=0)
+  (third,) = ExampleMaker(logs, config).user_examples(0, 1)
+  np.testing.assert_array_equal(third.ecpm_C, [5, np.nan])
+
+
+def test_values_that_only_held_out_requests_have_are_unknown(hand_logs):
+  events = hand_logs.events
+  late = np.where(events.time_s >= 4 * HOUR, "late", "early").astype(object)
+  logs = dataclasses.replace(hand_logs, events=dataclasses.replace(events, features={"at": late}))
+  config = SequenceConfig(validation_start_s=4 * HOUR, test_start_s=8 * HOUR, num_trending=0)
+  maker = ExampleMaker(logs, config)
+  assert maker.vocabulary.request == {"at": ["early"]}
+  assert [e.feature_F.tolist() for split in range(3) for e in maker.user_examples(0, split)] == [
+    [1], [1], [0], [0]
+  ]
+
+
+def test_features_are_those_of_users_then_of_requests(tiny_logs):
   config = time_split(tiny_logs, validation_days=10, test_days=10)
   maker = ExampleMaker(tiny_logs, config)
   assert maker.vocabulary.names == ("city", "scene")
