@@ -170,7 +170,7 @@ def test_a_full_disk_is_said_and_the_last_good_checkpoint_stays(finished, tmp_pa
     assert checkpoints.latest_step == 14
 
 
-def test_validation_loss_falls(finished):
+def test_training_loss_falls(finished):
   losses = [r["loss"] for r in read_log(finished[1]) if r["kind"] == "train"]
   assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:2])
 
