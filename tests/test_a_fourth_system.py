@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 
 from gr4ad_jax.catalog.prepared import open_prepared
 from gr4ad_jax.data.pipeline import look_up, pad, train_batches, validation_batches, with_rows
-from gr4ad_jax.evaluation.evaluate import evaluate
+from gr4ad_jax.evaluation import evaluate as evaluation
 from gr4ad_jax.machine.peaks import Device
 from gr4ad_jax.search.artifact import Artifact
 from gr4ad_jax.search.config import SearchConfig
@@ -143,8 +143,30 @@ def test_recommends_what_brute_force_finds(opened):
   assert [ad.ad_id for ad in found.ads] == best_ads(opened, "u7", 5)
 
 
-def test_is_evaluated_beside_the_baselines(opened):
-  metrics = evaluate(opened, bootstrap=20)
+def test_is_evaluated_beside_the_baselines(opened, monkeypatch):
+  asked, tune, rank = [], evaluation.tune_baselines, evaluation.rank_all
+
+  def watched(function):
+    def call(question, *args, **how):
+      asked.append(question)
+      return function(question, *args, **how)
+
+    return call
+
+  monkeypatch.setattr(evaluation, "tune_baselines", watched(tune))
+  monkeypatch.setattr(evaluation, "rank_all", watched(rank))
+  metrics = evaluation.evaluate(opened, bootstrap=20)
+  # Baselines are tuned on validation requests, judged on test requests, and count events over all
+  # users up to where training ends.
+  tuned, judged = (question.requests.time_s_R for question in asked)
+  cut = opened.examples.config
+  assert (tuned >= cut.validation_start_s).all() and (tuned < cut.test_start_s).all()
+  assert (judged >= cut.test_start_s).all()
+  assert {question.train_end_s for question in asked} == {cut.validation_start_s}
+  for name in ("popularity", "cooccurrence", "own_history"):
+    difference = metrics["recall@50"] - metrics[f"baseline/{name}/recall@50"]
+    assert metrics[f"difference/{name}/recall@50"] == pytest.approx(difference, abs=1e-9)
+    assert difference < 0  # lists of sixteen SIDs against all forty ads
   assert metrics["invalid_sid_rate"] == 0 and metrics["num_params"] == 3 * 9 * 8
   assert metrics["recall@10"] > 10 / 40  # better than any ten of the forty ads
   assert {"baseline/popularity/recall@10", "baseline/own_history/recall@10"} <= metrics.keys()

@@ -135,6 +135,26 @@ def test_an_advertiser_without_budget_is_never_shown(market):
   assert len(shown) and poor not in market.advertiser_A[shown]
 
 
+def test_an_advertiser_whose_budget_is_gone_leaves_for_the_rest_of_the_day(market):
+  """Any conversion costs more than this budget; it is looked at every hour, and new every day."""
+  poor = dataclasses.replace(market, budget_V=np.full(len(market.budget_V), 1e-6))
+  shelves = build_shelves(poor)
+  left = set()
+  for day in (4, 5):
+    events = simulate_day(poor, day, Cascade(poor, shelves), shelves=shelves)
+    events = events[events["ad_id"].notna()]
+    owner = market.advertiser_A[events["ad_id"].to_numpy().astype(int)]
+    hour = (events["time"].to_numpy() - START_S) // 3600
+    assert set(owner) >= left  # those who left the day before are back
+    left = set()
+    for advertiser in set(owner):
+      paid = hour[(owner == advertiser) & (events["action"].to_numpy() == 2)]
+      if len(paid) and (hour > paid.min()).any():
+        left.add(advertiser)
+        assert not ((owner == advertiser) & (hour > paid.min())).any()
+    assert left
+
+
 def test_nothing_earns_more_than_the_best_ads(market):
   requests = Requests(*(x[:200] for x in week(market)))
   best = expected_revenue(market, requests, best_ads(market, requests, 3)).revenue_R

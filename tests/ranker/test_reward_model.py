@@ -158,6 +158,29 @@ def test_loss_counts_conversions_of_clicked_ads_alone(logs, maker):
   assert float(metrics["loss"][1]) == (rows.shown_RC[:64] >= 0).sum()
 
 
+def test_the_towers_learn_from_their_own_loss_alone(logs, maker):
+  """Their match is a field of the ranker, whose losses must not bend it; nor the other way."""
+  make = batch_maker(logs, maker)
+  task = reward_task(RewardModel(make.config, make.vocabulary))
+  params = task.init(jax.random.key(0))
+  rows = read_impressions(maker, "test")
+  batch = make(rows.contexts[:64], rows.shown_RC[:64], rows.action_RC[:64])
+
+  def two(params):
+    metrics = task.loss(params, batch, None)
+    ranker = metrics["click_loss"][0] + metrics["conversion_loss"][0]
+    return jnp.stack([ranker, metrics["match_loss"][0]])
+
+  slopes = jax.jit(jax.jacrev(two))(params)
+  learns = {
+    name: [any(np.any(x[k]) for x in jax.tree.leaves(part)) for k in range(2)]
+    for name, part in slopes.items()
+  }
+  assert learns.pop("towers") == [False, True]
+  assert all(not by_match for _, by_match in learns.values())
+  assert learns["ad_0"][0] and learns["heads"][0]
+
+
 def test_a_trained_model_knows_the_market(market, maker, trained):
   folder, _, metrics = trained
   assert metrics["click/auc"] > 0.6
@@ -176,6 +199,28 @@ def test_a_trained_model_knows_the_market(market, maker, trained):
   np.testing.assert_allclose(
     found.ecpm_RC, 1000 * market.bid_A[ads] * found.click_RC * found.conversion_RC, rtol=1e-5
   )
+
+
+def test_rates_are_calibrated_on_validation_clicks_on_all_that_is_shown(maker, trained):
+  """And conversions on what was clicked; the metrics of the test split come after that."""
+  folder, _, metrics = trained
+  scorer = open_reward(folder)
+  rows = read_impressions(maker, "validation")
+  click_RC, conversion_RC = scorer.raw(rows.contexts, rows.shown_RC)
+  shown_RC, clicked_RC = rows.shown_RC >= 0, rows.action_RC >= 1
+  np.testing.assert_allclose(
+    scorer.click, fit_platt(click_RC[shown_RC], clicked_RC[shown_RC]), rtol=1e-3, atol=1e-4
+  )
+  converted = rows.action_RC[clicked_RC] == 2
+  np.testing.assert_allclose(
+    scorer.conversion, fit_platt(conversion_RC[clicked_RC], converted), rtol=1e-3, atol=1e-4
+  )
+  test = read_impressions(maker, "test")
+  there_RC, label_RC = test.shown_RC >= 0, test.action_RC >= 1
+  p_RC = scorer(test.contexts, test.shown_RC).click_RC
+  expected = probability_metrics(p_RC[there_RC], label_RC[there_RC])
+  for name, value in expected.items():
+    assert metrics[f"click/{name}"] == pytest.approx(value, rel=1e-4), name
 
 
 def test_ranking_orders_by_ecpm_and_keeps_padding_last(maker, trained):
@@ -209,6 +254,13 @@ def test_bids_fall_back_on_what_conversions_were_worth(tiny_logs):
   events = tiny_logs.events
   for ad in (0, 7):
     assert bids[ad] == pytest.approx(events.value[events.ad == ad].mean())
+  early = events.time_s < np.median(events.time_s)
+  mine = early & (events.ad == 7)
+  assert bids_of(tiny_logs, early)[7] == pytest.approx(events.value[mine].mean())
+  last = events.time_s <= events.time_s.min()  # of the other ads nothing is known then
+  some = last & (events.ad >= 0)
+  unknown = np.setdiff1d(np.arange(40), events.ad[some])
+  np.testing.assert_allclose(bids_of(tiny_logs, last)[unknown], events.value[some].mean())
   given = dataclasses.replace(tiny_logs.ads, bid=np.full(40, 2.5, np.float32))
   assert (bids_of(dataclasses.replace(tiny_logs, ads=given), learned) == 2.5).all()
 
