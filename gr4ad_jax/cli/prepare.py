@@ -24,13 +24,14 @@ def prepare(
   ],
   config: Flat[PrepareConfig],
 ) -> None:
-  """Logs -> validated tables and ArrayRecord examples."""
+  """Logs -> validated tables and ArrayRecord examples; with --check, what would become of them."""
   from gr4ad_jax.data.prepare import prepare_logs
 
   start = time.monotonic()
   summary = prepare_logs(source, config)
   seconds = time.monotonic() - start
-  tables.print_summary(summary, title=f"prepared {config.out} in {seconds:.0f} s")
+  done = "checked, nothing was written," if config.check else f"prepared {config.out}"
+  tables.print_summary(summary, title=f"{done} in {seconds:.0f} s")
 
 
 def market(*, out: Place, stream_days: int = 0, config: Flat[MarketConfig]) -> None:

@@ -22,7 +22,7 @@ class CompleteJourney:
 
 @dataclasses.dataclass(frozen=True)
 class Parquet:
-  """Your own logs as Parquet or CSV files; docs/own_logs.md lists the columns."""
+  """Your own logs as Parquet or CSV files, or folders of them; docs/own_logs.md has the columns."""
 
   ads: Place
   """ad_id, advertiser_id, category, text; optional ad_type, account_id, campaign_id, price,
@@ -45,6 +45,13 @@ class Parquet:
   """Days before those that are learned from (time split); default all. Earlier ones are history."""
   invalid_rows: Literal["error", "drop"] = "error"
   """Stop at the first invalid event, or drop and count invalid ones."""
+  map: tuple[str, ...] = ()
+  """Columns of other names, `OURS=YOURS`: `value=revenue time=ts feature_page=page`;
+  `ads.text=title` is of that table alone."""
+  ignore_columns: tuple[str, ...] = ()
+  """Columns to leave out: names, patterns such as 'utm_*', or `all` for every unknown one."""
+  actions: tuple[str, ...] = ()
+  """Other words for actions: `conversion=purchase,order impression=view`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +71,10 @@ Source = CompleteJourney | Parquet | Amazon
 class PrepareConfig:
   """Where prepared data goes, and how examples are cut."""
 
-  out: Place
+  out: Place | None = None
   """Folder to write; logs/ and examples/ appear below it."""
+  check: bool = False
+  """Read and check everything, count requests, write nothing."""
   max_ad_history: int = 96
   """Distinct ads of a user's history that a request shows."""
   max_organic_history: int = 96

@@ -51,12 +51,14 @@ class Survey(NamedTuple):
     vocabulary: feature values of users and of training requests.
     request_counts: [3] requests with an engaged ad in each split.
     ad_events: events with an ad.
+    valued_events: those with a value or eCPM above 0.
     engagements: clicks and conversions by day and ad.
   """
 
   vocabulary: FeatureVocabulary
   request_counts: np.ndarray
   ad_events: int
+  valued_events: int
   engagements: DailyEngagements
 
 
@@ -66,13 +68,14 @@ def survey(parts: LogParts, config: SequenceConfig, *, workers: int = 1) -> Surv
   Raises:
     LogError: no engaged ad event, or a split without requests.
   """
-  counts, ad_events = np.zeros(len(SPLITS), np.int64), 0
+  counts, ad_events, valued_events = np.zeros(len(SPLITS), np.int64), 0, 0
   request: dict[str, set[str]] = collections.defaultdict(set)
   by_day: list[DailyEngagements] = []
   surveyed = map_parts(functools.partial(_survey_part, parts, config), len(parts), workers)
   for part in track(surveyed, "requests and features, parts", len(parts)):
     counts += part.request_counts
     ad_events += part.ad_events
+    valued_events += part.valued_events
     for name, values in part.features.items():
       request[name] |= values
     by_day.append(part.engagements)
@@ -82,22 +85,25 @@ def survey(parts: LogParts, config: SequenceConfig, *, workers: int = 1) -> Surv
   of_days = add_days(by_day)
   require_requests(counts, engaged=len(of_days.day) > 0, source=parts.logs.source)
   vocabulary = feature_vocabulary(feature_values(parts.logs.users.features), request)
-  return Survey(vocabulary, counts, ad_events, of_days)
+  return Survey(vocabulary, counts, ad_events, valued_events, of_days)
 
 
 class _PartSurvey(NamedTuple):
   features: dict[str, set[str]]
   request_counts: np.ndarray
   ad_events: int
+  valued_events: int
   engagements: DailyEngagements
 
 
 def _survey_part(parts: LogParts, config: SequenceConfig, number: int) -> _PartSurvey:
   events = parts.read(number).logs.events
   splits = split_requests(events, config)
+  is_ad_E = events.ad >= 0
+  valued_E = is_ad_E & ((events.value > 0) | (events.ecpm > 0))
   return _PartSurvey(
-    training_feature_values(events, splits.split_R), splits.counts, int((events.ad >= 0).sum()),
-    daily_engagements(events),
+    training_feature_values(events, splits.split_R), splits.counts, int(is_ad_E.sum()),
+    int(valued_E.sum()), daily_engagements(events),
   )
 
 

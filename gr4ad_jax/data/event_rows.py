@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from gr4ad_jax.data import validation
+from gr4ad_jax.data import times, validation
+from gr4ad_jax.data.columns import require_table
 from gr4ad_jax.data.records import Action, AdTable, ContentTable, EventTable, UserTable
+from gr4ad_jax.data.times import Times
 from gr4ad_jax.data.validation import InvalidRows, RowChecks
 
 FEATURE_PREFIX = "feature_"
-_REQUIRED = ("user_id", "time", "ad_id", "action")
-_OPTIONAL = ("content_id", "request_id", "value", "ecpm")
+MOST_STRAYS = 5  # that are named
 _HASH_KEYS = ("request id, high", "request id, low ")  # 16 bytes each
 _NEVER = np.iinfo(np.int64).max
 
@@ -84,12 +86,34 @@ class Renumbered:
     return bool((np.diff(used) < 0).any())
 
 
+class EventReading(NamedTuple):
+  """What is known of an events table before its rows are read.
+
+  Attributes:
+    times: of the whole column; None = only what each part shows.
+    actions: the log's own words in lower case -> an Action.
+  """
+
+  times: Times | None = None
+  actions: Mapping[str, int] = {}
+
+
+class Stray(NamedTuple):
+  """A row whose time cannot be right."""
+
+  row: int  # of the file
+  cell: str
+  time_s: int
+  why: str
+
+
 class EventReader:
   """Reads the parts of one events table in turn; memory grows with ids and feature values only."""
 
   def __init__(
     self, file: str, counts: dict[str, int], *, ads: AdTable, contents: ContentTable | None,
     users: UserTable | None, invalid_rows: InvalidRows,
+    how: EventReading | None = None,
   ):
     """Begins before the first row.
 
@@ -99,7 +123,9 @@ class EventReader:
       ads: the catalogue.
       contents, users: the tables; None takes them from the events, with nothing known but ids.
       invalid_rows: what happens to a row that breaks a rule.
+      how: what is known of the table; None = times as each part shows them, none of them stray.
     """
+    # Eight parameters: the tables, and how the events are read.
     self.counts = counts
     self.num_rows = 0
     self.ads = Ids(ads.ad_id)
@@ -108,8 +134,9 @@ class EventReader:
     self.features: dict[str, dict[str, int]] = {}  # feature -> value -> number
     self.file, self.invalid_rows = file, invalid_rows
     self._dropped = collections.Counter()
+    self.strays: list[Stray] = []  # the first ones
+    self._how = how or EventReading()
     self._has_numbers: set[str] = set()
-    self._unix_seconds: bool | None = None
     self._given = contents, users
 
   def read(self, frame: pd.DataFrame) -> np.ndarray:
@@ -124,9 +151,7 @@ class EventReader:
       LogError: a rule is broken and rows are not dropped, or a column is not as it must be.
     """
     file = self.file
-    validation.require_columns(
-      frame, _REQUIRED, file, optional=_OPTIONAL, prefix=FEATURE_PREFIX
-    )
+    require_table(frame, "events", file)
     first_row = self.num_rows
     self.num_rows += len(frame)
     frame = frame.set_axis(pd.RangeIndex(first_row, self.num_rows))
@@ -144,8 +169,7 @@ class EventReader:
     rows["user"] = user_E = self.users.numbers(names)[user_E]
     if self.users.given:
       checks.reject(user_E < 0, "user_id", "must be a user_id of the users table")
-    rows["time_s"], unreadable_E = self._times(frame["time"])
-    checks.reject(unreadable_E, "time", "must be a timestamp or unix seconds, years 1970 to 5138")
+    self._times(frame, rows, checks)
     is_organic_E = self._items(frame, rows, checks)
     rows["action"] = action_E = self._actions(frame["action"])
     rule = "must be one of " + ", ".join(action.name.lower() for action in Action)
@@ -180,7 +204,7 @@ class EventReader:
     """
     if self.invalid_rows == "error":
       rules.refuse(self.file, cell)
-    dropped = {**self._dropped, **rules.dropped}
+    dropped = {**self._dropped, **rules.counts}
     self.counts |= {f"events: {rule}": count for rule, count in dropped.items()}
     users, contents = self.users.renumbered(), self.contents.renumbered()
     if not users.count_N.sum():
@@ -197,10 +221,19 @@ class EventReader:
       users, contents, user_table or UserTable(users.name_N, {}), content_table, values
     )
 
-  def _times(self, series: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    if self._unix_seconds is None and pd.api.types.infer_dtype(series, skipna=True) == "string":
-      self._unix_seconds = validation.in_unix_seconds(series)
-    return validation.time_column(series, self.file, unix_seconds=self._unix_seconds)
+  def _times(self, frame: pd.DataFrame, rows: np.ndarray, checks: RowChecks) -> None:
+    known = self._how.times
+    time_s_E, unreadable_E = times.time_column(
+      frame["time"], self.file, unit=known and known.unit
+    )
+    rows["time_s"] = time_s_E
+    for why, stray_E in (known.strays(time_s_E) if known else {}).items():
+      out_E = checks.leave_out(stray_E & ~unreadable_E, "time", why)
+      for at in np.flatnonzero(out_E)[: MOST_STRAYS - len(self.strays)].tolist():
+        cell = validation.shown(frame["time"].iloc[at])
+        self.strays.append(Stray(int(rows["row"][at]), cell, int(time_s_E[at]), why))
+    wrong_E = unreadable_E | (time_s_E < 0) | (time_s_E >= times.MAX_UNIX_SECONDS)
+    checks.reject(wrong_E, "time", "must be a timestamp or unix seconds, years 1970 to 5138")
 
   def _items(self, frame: pd.DataFrame, rows: np.ndarray, checks: RowChecks) -> np.ndarray:
     """Fills in ads and contents; returns which rows name a content."""
@@ -224,6 +257,7 @@ class EventReader:
     """Reads action names (any case) or numbers; -1 = missing or unknown."""
     codes_E, names_N = validation.factorize_ids(series, self.file)
     known = {name: int(a) for a in Action for name in (a.name.lower(), str(int(a)))}
+    known |= self._how.actions
     return np.array([*(known.get(name.lower(), -1) for name in names_N), -1])[codes_E]
 
   def _money(
@@ -259,20 +293,19 @@ class EventReader:
 
 
 class RequestRules:
-  """The rules within a request: one user, and time that does not run backwards.
+  """The rule within a request: it belongs to one user. Its rows may come in any order of time.
 
   Attributes:
-    dropped: rule -> rows dropped by it; the second rule sees only the rows that the first one left.
+    counts: rule -> rows; dropped ones, and those that an earlier row of the file comes after.
   """
 
-  _RULES = (
-    ("request_id", "a request must belong to one user"),
-    ("time", "must not run backwards within a request"),
-  )
+  _RULE = "a request must belong to one user"
+  _DROPPED = f"dropped, request_id: {_RULE}"
+  _SORTED = "time: before that of an earlier row of its request, sorted"
 
   def __init__(self):
-    self.dropped = {f"dropped, {column}: {rule}": 0 for column, rule in self._RULES}
-    self._first = [_NEVER] * len(self._RULES)
+    self.counts = {self._DROPPED: 0, self._SORTED: 0}
+    self._first = _NEVER
     self._num_requests = 0
 
   def apply(self, rows: np.ndarray) -> np.ndarray:
@@ -284,30 +317,24 @@ class RequestRules:
     group_E = np.cumsum(new_E) - 1
     rows["request"] = self._num_requests + group_E
     self._num_requests += int(new_E.sum())
-    rows = self._without(0, rows, rows["user"][new_E][group_E] != rows["user"])
+    broken_E = rows["user"][new_E][group_E] != rows["user"]
+    self.counts[self._DROPPED] += int(broken_E.sum())
+    self._first = min(self._first, int(rows["row"][broken_E].min(initial=_NEVER)))
+    rows = rows[~broken_E]
     latest_E = pd.Series(rows["time_s"]).groupby(rows["request"]).cummax().to_numpy()
-    return self._without(1, rows, latest_E > rows["time_s"])
+    self.counts[self._SORTED] += int((latest_E > rows["time_s"]).sum())
+    return rows
 
   def refuse(self, file: str, cell: Callable[[int, str], object]) -> None:
-    """Names the first row that broke a rule.
+    """Names the first row that broke the rule.
 
     Raises:
       LogError: a row did.
     """
-    for (column, rule), count, row in zip(
-      self._RULES, self.dropped.values(), self._first, strict=True
-    ):
-      if count:
-        raise validation.at_row(
-          file, row, column, cell(row, column), rule + validation.more_rows(count)
-        )
-
-  def _without(self, number: int, rows: np.ndarray, broken_E: np.ndarray) -> np.ndarray:
-    column, rule = self._RULES[number]
-    self.dropped[f"dropped, {column}: {rule}"] += int(broken_E.sum())
-    first = int(rows["row"][broken_E].min(initial=_NEVER))
-    self._first[number] = min(self._first[number], first)
-    return rows[~broken_E]
+    if count := self.counts[self._DROPPED]:
+      rule = self._RULE + validation.more_rows(count)
+      value = cell(self._first, "request_id")
+      raise validation.at_row(file, self._first, "request_id", value, rule)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,7 @@ from gr4ad_jax.data.records import (
   ContentTable,
   EventTable,
   Logs,
+  Naming,
   UserTable,
 )
 from gr4ad_jax.data.validation import LogError
@@ -76,6 +77,7 @@ def write_parts(logs: Logs, parts: Iterable[EventTable], folder: Path) -> None:
       "currency": logs.currency,
       "caveats": list(logs.caveats),
       "cleaning": logs.cleaning,
+      "naming": dataclasses.asdict(logs.naming),
       "rows": {name: pq.read_metadata(fresh / f"{name}.parquet").num_rows for name in TABLES},
     }
     (fresh / "log.json").write_text(json.dumps(about, indent=2) + "\n")
@@ -207,6 +209,7 @@ def _read(folder: Path, names: Iterable[str]) -> Logs:
       raise LogError(f"{file}: format {about['format']}: must be {FORMAT}, prepare again")
     notes = {key: about[key] for key in ("source", "currency", "cleaning")}
     caveats, rows = tuple(about["caveats"]), about["rows"]
+    naming = Naming(**{key: tuple(rules) for key, rules in about.get("naming", {}).items()})
     for name in names:
       file = folder / f"{name}.parquet"
       table = pq.ParquetFile(file).read()
@@ -216,7 +219,7 @@ def _read(folder: Path, names: Iterable[str]) -> Logs:
   except (OSError, json.JSONDecodeError, pa.ArrowException, KeyError, TypeError) as error:
     reason = type(error).__name__
     raise LogError(f"{file}: not readable ({reason}): must be written by prepare") from None
-  return Logs(**read, caveats=caveats, **notes)
+  return Logs(**read, caveats=caveats, naming=naming, **notes)
 
 
 def _to_arrow(table: AdTable | ContentTable | UserTable | EventTable) -> pa.Table:

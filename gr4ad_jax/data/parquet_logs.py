@@ -1,165 +1,132 @@
-"""The user's own logs: parquet or CSV files with the columns that `tables.build_logs` documents."""
+"""The user's own logs: files with the columns that `tables.build_logs` documents."""
+
+from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Iterator
+import datetime
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
-from pyarrow import csv
 
 from gr4ad_jax.data import tables
-from gr4ad_jax.data.event_rows import EventReader
+from gr4ad_jax.data.columns import action_words, check_naming, require_used
+from gr4ad_jax.data.config import Parquet
+from gr4ad_jax.data.event_rows import EventReader, EventReading, Stray
 from gr4ad_jax.data.event_stream import read_events
 from gr4ad_jax.data.log_folder import NO_EVENTS, check_replaceable, write_parts
-from gr4ad_jax.data.records import Logs
-from gr4ad_jax.data.validation import InvalidRows, LogError
-from gr4ad_jax.machine import atomic
+from gr4ad_jax.data.records import Logs, Naming
+from gr4ad_jax.data.table_files import TableFiles
+from gr4ad_jax.data.times import TimeSurvey
+from gr4ad_jax.data.validation import RowError, more_rows
+from gr4ad_jax.machine import atomic, storage
 from gr4ad_jax.machine.progress import track
 
 READ_ROWS = 1 << 19  # of the events, in memory at a time
-_CSV_NUMBERS = ("price", "value", "ecpm")
 
 
 def store_parquet_logs(
-  ads: Path,
-  events: Path,
-  folder: Path,
-  *,
-  users: Path | None = None,
-  contents: Path | None = None,
-  currency: str = "currency units",
-  invalid_rows: InvalidRows = "error",
-  read_rows: int = READ_ROWS,
-  part_events: int | None = None,
-) -> None:
+  source: Parquet, folder: Path, *, read_rows: int = READ_ROWS, part_events: int | None = None
+) -> list[str]:
   """Reads and validates logs from files and stores them as `log_folder.write_logs` does.
 
   Memory does not grow with the number of events. Temporary files beside `folder` take about 140
   bytes an event.
 
   Args:
-    ads: ad catalogue, .parquet, .csv or .csv.gz.
-    events: what users did.
+    source: where the files are, and how they are read.
     folder: appears, or is replaced, only when all files are complete.
-    users: categorical user features; None takes the users from the events.
-    contents: organic contents; None takes them from the events, with unknown text.
-    currency: unit of price, value and eCPM.
-    invalid_rows: "error" or "drop", for event rows.
     read_rows: events read at a time.
     part_events: events of a stored part; None = log_folder.PART_EVENTS.
 
+  Returns:
+    Lines to show: columns and rows that were left out.
+
   Raises:
     LogError: a file is not readable or breaks a rule, or `folder` holds something other than logs.
+    ConfigError: names of columns or actions that do not fit the files.
   """
-  # Nine parameters: four files, a folder, and how they are read.
   check_replaceable(folder)
-  paths = {"ads": ads, "events": events, "users": users, "contents": contents}
-  paths = {name: Path(path) for name, path in paths.items() if path is not None}
-  files = {name: str(path) for name, path in paths.items()}
-  frames = {name: read_table(path) for name, path in paths.items() if name != "events"}
-  counts: dict[str, int] = {}
-  known = tables.known_tables(frames, files, counts)
-  del frames
-  reader = EventReader(files["events"], counts, **vars(known), invalid_rows=invalid_rows)
-  with atomic.scratch_folder(folder) as scratch:
-    parts = table_parts(paths["events"], read_rows)
-    read = read_events(
-      track(parts, "events read", _num_rows(paths["events"]), step=read_rows), reader, scratch,
-      cell=lambda row, column: _cell(paths["events"], row, column), part_rows=part_events,
+  naming = Naming(source.map, source.ignore_columns, source.actions)
+  check_naming(naming)
+  places = {
+    "ads": source.ads, "contents": source.contents, "users": source.users, "events": source.events
+  }
+  files = {
+    name: TableFiles(storage.fetch(place), name, naming) for name, place in places.items() if place
+  }
+  require_used(
+    naming, [file.chosen for file in files.values()],
+    {column for file in files.values() for column in file.columns},
+  )
+  with _by_names_of_the_owner(files):
+    counts: dict[str, int] = {}
+    frames = {name: file.whole() for name, file in files.items() if name != "events"}
+    known = tables.known_tables(frames, {name: f.name for name, f in files.items()}, counts)
+    del frames
+    events = files["events"]
+    survey, frames = TimeSurvey(events.name), events.frames(read_rows, only=("time",))
+    for frame in track(frames, "times", events.num_rows, step=read_rows):
+      survey.add(frame["time"])
+    reader = EventReader(
+      events.name, counts, **vars(known), invalid_rows=source.invalid_rows,
+      how=EventReading(survey.finish(time.time()), action_words(naming)),
     )
-    logs = Logs(
-      ads=known.ads, contents=read.numbering.contents, users=read.numbering.users,
-      events=NO_EVENTS, source=f"files {paths['ads'].name}, {paths['events'].name}",
-      currency=currency, caveats=(), cleaning=counts,
-    )
-    write_parts(logs, read.parts(part_events), folder)
+    with atomic.scratch_folder(folder) as scratch:
+      read = read_events(
+        track(events.frames(read_rows), "events read", survey.num_rows, step=read_rows), reader,
+        scratch, cell=events.cell, part_rows=part_events,
+      )
+      logs = Logs(
+        ads=known.ads, contents=read.numbering.contents, users=read.numbering.users,
+        events=NO_EVENTS, source=f"files {Path(files['ads'].name).name}, {Path(events.name).name}",
+        currency=source.currency, caveats=(), cleaning=counts, naming=naming,
+      )
+      write_parts(logs, read.parts(part_events), folder)
+  left_out = sum(n for rule, n in counts.items() if rule.startswith("events: left out, time"))
+  return [*_columns_left_out(files), *_rows_left_out(events, reader.strays, left_out)]
 
 
-def _num_rows(path: Path) -> int | None:
-  """Rows of a file; None where only reading it would tell."""
-  with _readable(path):
-    return pq.read_metadata(path).num_rows if path.suffix == ".parquet" else None
-
-
-def _cell(path: Path, row: int, column: str) -> object:
-  for frame in table_parts(path, READ_ROWS):
-    if row < len(frame):
-      return frame[column].iloc[row]
-    row -= len(frame)
-  raise LogError(f"{path}: has changed while it was read")
-
-
-def read_table(path: Path) -> pd.DataFrame:
-  """A whole file.
+def read_table(path: Path, naming: Naming = Naming()) -> pd.DataFrame:  # noqa: B008
+  """A whole table of events.
 
   Raises:
-    LogError: it is not readable.
+    LogError: it is not readable, or a column is missing or unknown.
   """
-  with _readable(path):
-    if path.suffix == ".parquet":
-      # Integer ids with nulls stay integers: as floats, large ones would lose digits.
-      return pq.ParquetFile(path).read().to_pandas(integer_object_nulls=True)
-    return next(_csv_parts(path, math.inf))
-
-
-def table_parts(path: Path, num_rows: int) -> Iterator[pd.DataFrame]:
-  """The same with about `num_rows` rows in memory at a time; a part without rows if there is none.
-
-  Raises:
-    LogError: it is not readable.
-  """
-  with _readable(path):
-    if path.suffix != ".parquet":
-      yield from _csv_parts(path, num_rows)
-      return
-    file = pq.ParquetFile(path)
-    if not file.metadata.num_rows:
-      yield file.read().to_pandas(integer_object_nulls=True)
-    for batch in file.iter_batches(num_rows):
-      yield pa.Table.from_batches([batch]).to_pandas(integer_object_nulls=True)
+  return TableFiles(path, "events", naming).whole()
 
 
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-  if not path.is_file():
-    raise LogError(f"{path}: no such file: expected .parquet, .csv or .csv.gz")
-  if not path.name.endswith((".parquet", ".csv", ".csv.gz")):
-    raise LogError(f"{path}: suffix {path.suffix!r}: must be .parquet, .csv or .csv.gz")
+def _by_names_of_the_owner(files: Mapping[str, TableFiles]) -> Iterator[None]:
+  """Errors name the part of a folder, and the column as it is called there."""
   try:
     yield
-  except (OSError, pa.ArrowException) as error:
-    reason = " ".join(str(error).split())[:120]
-    raise LogError(f"{path}: not readable as {path.suffix[1:]}: {reason}") from None
+  except RowError as error:
+    for file in files.values():
+      if file.name == error.file:
+        raise file.as_written(error) from None
+    raise
 
 
-def _csv_parts(path: Path, num_rows: float) -> Iterator[pd.DataFrame]:
-  """Reads all cells as text, so that ids keep leading zeros and "NA" is a name; then numbers."""
-  parse = csv.ParseOptions(newlines_in_values=True)
-  names = csv.open_csv(path, parse_options=parse).schema.names
-  convert = csv.ConvertOptions(
-    column_types={name: pa.string() for name in names}, null_values=[""], strings_can_be_null=True
-  )
-  reader = csv.open_csv(path, parse_options=parse, convert_options=convert)
-  batches, rows, first = [], 0, True
-  for batch in reader:
-    batches.append(batch)
-    rows += batch.num_rows
-    if rows >= num_rows:
-      yield _csv_frame(pa.Table.from_batches(batches))
-      batches, rows, first = [], 0, False
-  if rows or first:
-    yield _csv_frame(pa.Table.from_batches(batches, reader.schema))
+def _columns_left_out(files: Mapping[str, TableFiles]) -> list[str]:
+  return [
+    f"{file.name}: columns left out: {', '.join(file.chosen.left_out)}"
+    for file in files.values() if file.chosen.left_out
+  ]
 
 
-def _csv_frame(table: pa.Table) -> pd.DataFrame:
-  frame = table.to_pandas()
-  for column in frame.columns.intersection(_CSV_NUMBERS):
-    numbers = pd.to_numeric(frame[column], errors="coerce")
-    unread = numbers.isna() & frame[column].notna()
-    if unread.any():  # cells that are no numbers stay text, for validation to name them
-      numbers = numbers.astype(object).where(~unread, frame[column].astype(object))
-    frame[column] = numbers
-  return frame
+def _rows_left_out(events: TableFiles, strays: list[Stray], count: int) -> list[str]:
+  lines = []
+  for stray in strays:
+    file, row = events.place(stray.row)
+    when = ""
+    if 0 <= stray.time_s < datetime.datetime.max.replace(tzinfo=datetime.UTC).timestamp():
+      when = f" ({datetime.datetime.fromtimestamp(stray.time_s, datetime.UTC):%Y-%m-%d %H:%M:%S})"
+    column = events.chosen.source["time"]
+    lines.append(
+      f"{file}: row {row}, column '{column}', value {stray.cell}{when}: left out, {stray.why}"
+    )
+  if lines:
+    lines[-1] += more_rows(count - len(lines) + 1)
+  return lines

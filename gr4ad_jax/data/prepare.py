@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import errno
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,12 +15,14 @@ import numpy as np
 from gr4ad_jax.config import ConfigError, require
 from gr4ad_jax.data import amazon, completejourney, parquet_logs
 from gr4ad_jax.data.config import Amazon, CompleteJourney, Parquet, PrepareConfig, Source
+from gr4ad_jax.data.cutting import Survey, survey
 from gr4ad_jax.data.examples import prepare_examples
 from gr4ad_jax.data.log_folder import LogParts, check_replaceable, write_logs
 from gr4ad_jax.data.records import Logs
-from gr4ad_jax.data.splits import SequenceConfig, split_by_time
+from gr4ad_jax.data.splits import SPLITS, SequenceConfig, split_by_time
 from gr4ad_jax.data.validation import LogError
 from gr4ad_jax.machine import atomic, storage
+from gr4ad_jax.machine.progress import console
 from gr4ad_jax.machine.storage import Place
 
 
@@ -33,22 +36,40 @@ def prepare_logs(source: Source, config: PrepareConfig) -> dict[str, int]:
     LogError: missing, invalid or too short logs, or the disk is full.
     ConfigError: settings that cannot work, or `config.out` holds data already.
   """
+  require(config.workers >= 1, "--workers", config.workers, "must be at least 1")
+  require(config.beam or not config.beam_options, "--beam-options", config.beam_options,
+          "needs --beam")
+  if config.check:
+    return _checked(source, config)
+  if config.out is None:
+    raise ConfigError("--out: must be given (or --check, which writes nothing)")
   if storage.exists(config.out / "examples" / "examples.json") and not config.overwrite:
     raise ConfigError(
       f"{config.out}: holds prepared data already; pass --overwrite or another --out"
     )
-  require(config.workers >= 1, "--workers", config.workers, "must be at least 1")
-  require(config.beam or not config.beam_options, "--beam-options", config.beam_options,
-          "needs --beam")
   with _prepared(config.out) as fresh:
     _store(source, fresh / "logs")
     parts = LogParts(fresh / "logs")
-    limits = ("max_ad_history", "max_organic_history", "max_targets", "num_trending")
-    chosen = {name: getattr(config, name) for name in limits if getattr(config, name) is not None}
     return _cut(
-      parts, fresh, dataclasses.replace(_split(source, parts), **chosen), workers=config.workers,
+      parts, fresh, _sequences(source, config, parts), workers=config.workers,
       beam_options=[f"--{option}" for option in config.beam_options] if config.beam else None,
     )
+
+
+def _checked(source: Source, config: PrepareConfig) -> dict[str, int]:
+  """Everything but the examples, in a temporary folder."""
+  with tempfile.TemporaryDirectory(prefix="gr4ad_check_") as folder:
+    _store(source, Path(folder) / "logs")
+    parts = LogParts(Path(folder) / "logs")
+    found = survey(parts, _sequences(source, config, parts), workers=config.workers)
+    of_splits = dict(zip(SPLITS, ({"requests": int(n)} for n in found.request_counts), strict=True))
+    return _summary(parts, found, of_splits)
+
+
+def _sequences(source: Source, config: PrepareConfig, parts: LogParts) -> SequenceConfig:
+  limits = ("max_ad_history", "max_organic_history", "max_targets", "num_trending")
+  chosen = {name: getattr(config, name) for name in limits if getattr(config, name) is not None}
+  return dataclasses.replace(_split(source, parts), **chosen)
 
 
 def _store(source: Source, folder: Path) -> None:
@@ -62,16 +83,16 @@ def _store(source: Source, folder: Path) -> None:
       )
       write_logs(logs, folder)
     case Parquet():
-      users, contents = (
-        place and storage.fetch(place) for place in (source.users, source.contents)
-      )
-      parquet_logs.store_parquet_logs(
-        storage.fetch(source.ads), storage.fetch(source.events), folder, users=users,
-        contents=contents, currency=source.currency, invalid_rows=source.invalid_rows,
-      )
+      for line in parquet_logs.store_parquet_logs(source, folder):
+        _say(line)
     case Amazon():
       logs = amazon.read_amazon(storage.fetch(source.folder), max_users=source.users)
       write_logs(logs, folder)
+
+
+def _say(line: str) -> None:
+  # Texts and ids of a log are never markup.
+  console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _split(source: Source, parts: LogParts) -> SequenceConfig:
@@ -139,7 +160,15 @@ def _cut(
   found, of_splits = prepare_examples(
     parts, fresh / "examples", config, workers=workers, beam_options=beam_options
   )
+  return _summary(parts, found, of_splits)
+
+
+def _summary(
+  parts: LogParts, found: Survey, of_splits: dict[str, dict[str, int]]
+) -> dict[str, int]:
   logs = parts.logs
+  if line := _worthless(logs, found):
+    _say(line)
   counts = {
     "users": len(logs.users.user_id),
     "ads": len(logs.ads.ad_id),
@@ -151,3 +180,21 @@ def _cut(
   for split, of in of_splits.items():
     counts |= {f"{split} {name}": count for name, count in of.items()}
   return counts | logs.cleaning
+
+
+def _worthless(logs: Logs, found: Survey) -> str | None:
+  """A line about ads that are worth nothing, or all the same nothing."""
+  bid_A = logs.ads.bid
+  if (bid_A == 0).any() and not (bid_A > 0).any():
+    return (
+      f"{logs.source}: no value signal in the bids: every bid is 0, so that all ads have the same "
+      "eCPM of 0 and candidate lists teach nothing; without the column, ads take what their "
+      "conversions were worth"
+    )
+  if not found.valued_events and not (bid_A > 0).any():
+    return (
+      f"{logs.source}: no value signal: no ad event has a value or eCPM above 0, and no ad a bid; "
+      "what is learned is what users click, not what it is worth (value buckets, reward and "
+      "candidate lists teach nothing)"
+    )
+  return None

@@ -122,6 +122,22 @@ class EventTable:
 
 
 @dataclass(frozen=True)
+class Naming:
+  """What a log calls columns and actions; segments of it are read in the same way.
+
+  Attributes:
+    map: `OURS=YOURS` or `TABLE.OURS=YOURS`, columns by other names.
+    ignore_columns: names, patterns such as `utm_*`, or `all` for every unknown one; `TABLE.NAME`
+      is of that table alone.
+    actions: `ACTION=WORD,WORD`, other words for an action.
+  """
+
+  map: tuple[str, ...] = ()
+  ignore_columns: tuple[str, ...] = ()
+  actions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Logs:
   """One data set.
 
@@ -131,6 +147,7 @@ class Logs:
     currency: unit of price, value and eCPM.
     caveats: what a reader of results must know about the data.
     cleaning: rule -> rows it touched; every rule that was applied is here, zero counts too.
+    naming: how its files were read.
   """
 
   ads: AdTable
@@ -141,3 +158,4 @@ class Logs:
   currency: str
   caveats: tuple[str, ...]
   cleaning: dict[str, int]
+  naming: Naming = Naming()

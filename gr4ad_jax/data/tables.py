@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from gr4ad_jax.data import validation
+from gr4ad_jax.data.columns import require_table
 from gr4ad_jax.data.event_rows import EventReader, Ids, whole_table
 from gr4ad_jax.data.records import (
   AD_TYPES,
@@ -31,12 +32,7 @@ def ad_table(frame: pd.DataFrame, file: str, counts: dict[str, int]) -> AdTable:
   Raises:
     LogError: a rule is broken.
   """
-  optional = (
-    "price", "conversion_type", "ad_type", "account_id", "campaign_id", "bid", "embedding"
-  )
-  validation.require_columns(
-    frame, ("ad_id", "advertiser_id", "category", "text"), file, optional=optional
-  )
+  require_table(frame, "ads", file)
   ad_id = _unique_ids(frame, "ad_id", file)
   advertiser_A, advertisers = validation.factorize_ids(frame["advertiser_id"], file)
   checks = RowChecks(file, frame)
@@ -70,7 +66,7 @@ def _content_table(
   frame: pd.DataFrame, file: str, counts: dict[str, int], *, ads: AdTable
 ) -> ContentTable:
   """Reads organic contents: content_id, category, text; optional ad_id (null = not promoted)."""
-  validation.require_columns(frame, ("content_id", "category", "text"), file, optional=("ad_id",))
+  require_table(frame, "contents", file)
   ad_O = np.full(len(frame), -1)
   if "ad_id" in frame.columns:
     given_O, names = validation.factorize_ids(frame["ad_id"], file)
@@ -87,7 +83,7 @@ def _content_table(
 
 def _user_table(frame: pd.DataFrame, file: str, counts: dict[str, int]) -> UserTable:
   """Reads users: user_id and categorical columns."""
-  validation.require_columns(frame, ("user_id",), file, prefix="")
+  require_table(frame, "users", file)
   columns = [str(column) for column in frame.columns if column != "user_id"]
   return UserTable(
     user_id=_unique_ids(frame, "user_id", file),

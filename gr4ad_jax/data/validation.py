@@ -3,6 +3,8 @@
 E counts the rows of a table, whatever they are, and N the different names in a column.
 """
 
+import decimal
+import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import Literal
@@ -12,8 +14,10 @@ import pandas as pd
 
 InvalidRows = Literal["error", "drop"]
 
-MAX_UNIX_SECONDS = 100_000_000_000  # year 5138; larger numbers are milliseconds or microseconds
 MAX_EXACT_FLOAT = 2.0**53  # floats above it no longer hold every integer
+# Integer ids that went through a float, as pandas and Spark write them: 102.0, 1.02E8, 1e+16.
+_FLOAT_ID = re.compile(r"-?(?:0|[1-9]\d*)\.0+|-?[1-9](?:\.\d+[eE]\+?|[eE]\+)\d+")
+_IDS = "must be an integer or a string (a float above 2^53 has lost digits)"
 
 
 class LogError(ValueError):
@@ -24,12 +28,28 @@ class NoValidRows(LogError):
   """Every row breaks a rule."""
 
 
-def at_row(file: str, row: int, column: str, value: object, rule: str) -> LogError:
+class RowError(LogError):
+  """Bad input at one row and column."""
+
+  def __init__(
+    self, file: str, row: int, column: str, value_and_rule: str, *, read_as: str = ""
+  ):
+    also = f" (read as '{read_as}')" if read_as else ""
+    super().__init__(f"{file}: row {row}, column '{column}'{also}, {value_and_rule}")
+    self.file, self.row, self.column, self.value_and_rule = file, row, column, value_and_rule
+
+
+def at_row(file: str, row: int, column: str, value: object, rule: str) -> RowError:
   """The error for one cell; data rows count from 0, `rule` says what a valid value is."""
+  return RowError(file, row, column, f"value {shown(value)}: {rule}")
+
+
+def shown(value: object) -> str:
+  """A cell in a message, on one line."""
   value = value.item() if isinstance(value, np.generic) else value
-  shown = " ".join((str if isinstance(value, pd.Timestamp) else repr)(value).split())
-  shown = shown if len(shown) <= 60 else shown[:57] + "..."
-  return LogError(f"{file}: row {row}, column '{column}', value {shown}: {rule}")
+  plain = isinstance(value, (pd.Timestamp, decimal.Decimal))
+  words = " ".join((str if plain else repr)(value).split())
+  return words if len(words) <= 60 else words[:57] + "..."
 
 
 def more_rows(count: int) -> str:
@@ -58,6 +78,13 @@ class RowChecks:
     self._file = file
     self._frame = frame
     self._drop = invalid_rows == "drop"
+
+  def leave_out(self, bad_E: np.ndarray, column: str, why: str) -> np.ndarray:
+    """Drops the rows of `bad_E` [E], which break no rule, and counts them; bool [E], which now."""
+    bad_E = bad_E & self.alive_E
+    self.dropped[f"left out, {column}: {why}"] += int(bad_E.sum())
+    self.alive_E &= ~bad_E
+    return bad_E
 
   def reject(self, bad_E: np.ndarray, column: str, rule: str) -> None:
     """Applies a rule about a column, which the rows of `bad_E` [E] break.
@@ -114,7 +141,8 @@ def require_columns(
     raise LogError(f"{file}: the table is empty: at least one row is required")
 
 
-def _wrong_type(series: pd.Series, file: str, row: int, rule: str) -> LogError:
+def wrong_type(series: pd.Series, file: str, row: int, rule: str) -> LogError:
+  """The error for a whole column, shown at one place in it."""
   rule = f"{rule} (the column's dtype is {series.dtype})"
   return at_row(file, int(series.index[row]), str(series.name), series.iloc[row], rule)
 
@@ -122,8 +150,12 @@ def _wrong_type(series: pd.Series, file: str, row: int, rule: str) -> LogError:
 def _id_text(value: object) -> str | None:
   """An id as a string; None where it is neither a string nor an exact integer."""
   if isinstance(value, str):
-    return value
+    if not _FLOAT_ID.fullmatch(value) or not float(value).is_integer():
+      return value
+    value = float(value)
   if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+    return str(int(value))
+  if isinstance(value, decimal.Decimal) and value == value.to_integral_value():
     return str(int(value))
   if isinstance(value, (float, np.floating)) and float(value).is_integer():
     return str(int(value)) if abs(value) <= MAX_EXACT_FLOAT else None
@@ -134,7 +166,7 @@ def factorize_ids(series: pd.Series, file: str) -> tuple[np.ndarray, np.ndarray]
   """Turns a column of ids (integers or strings) into numbers and names.
 
   Args:
-    series: [E] ids; null and "" are missing; 7, 7.0 and "7" are the same id.
+    series: [E] ids; null and "" are missing; 7, 7.0, "7" and "7.0" are the same id.
     file: name for messages.
 
   Returns:
@@ -143,15 +175,14 @@ def factorize_ids(series: pd.Series, file: str) -> tuple[np.ndarray, np.ndarray]
   Raises:
     LogError: a value is neither an integer nor a string.
   """
-  rule = "must be an integer or a string"
   try:
     codes_E, unique_N = pd.factorize(series, use_na_sentinel=True)
   except TypeError:  # lists and the like cannot be hashed
     row = next(row for row, value in enumerate(series) if not isinstance(value, Hashable))
-    raise _wrong_type(series, file, row, rule) from None
+    raise wrong_type(series, file, row, _IDS) from None
   names = [_id_text(value) for value in np.asarray(unique_N, dtype=object)]
   if None in names:
-    raise _wrong_type(series, file, int((codes_E == names.index(None)).argmax()), rule)
+    raise wrong_type(series, file, int((codes_E == names.index(None)).argmax()), _IDS)
   name_codes_N, names_N = pd.factorize(np.array([n or None for n in names], dtype=object))
   lookup = np.append(name_codes_N, -1)  # the sentinel -1 of codes_E reads the last entry
   return lookup[codes_E], np.asarray(names_N, dtype=object)
@@ -179,7 +210,7 @@ def text_column(series: pd.Series, file: str) -> np.ndarray:
   values_E[series.isna().to_numpy()] = ""
   wrong_E = np.fromiter((not isinstance(v, str) for v in values_E), bool, len(values_E))
   if wrong_E.any():
-    raise _wrong_type(series, file, int(wrong_E.argmax()), "must be a string")
+    raise wrong_type(series, file, int(wrong_E.argmax()), "must be a string")
   return values_E
 
 
@@ -213,7 +244,7 @@ def number_column(
   ]) & ~empty_E
   wrong_E = ~is_number_E & ~empty_E
   if not is_number_E.any() and not has_numbers:
-    raise _wrong_type(series, file, int(wrong_E.argmax()), "must be a number")
+    raise wrong_type(series, file, int(wrong_E.argmax()), "must be a number")
   return np.where(is_number_E, cells_E, np.nan).astype(np.float64), wrong_E
 
 
@@ -236,56 +267,6 @@ def money_column(
   checks.reject(wrong_E, column, rule)
   checks.reject(amount_E < 0, column, "must be >= 0")
   return amount_E
-
-
-def in_unix_seconds(series: pd.Series) -> bool:
-  """Whether at least half of a column's times are numbers."""
-  numbers = pd.to_numeric(series.astype(object), errors="coerce")
-  return 2 * int(numbers.notna().sum()) >= int(series.notna().sum())
-
-
-def time_column(
-  series: pd.Series, file: str, *, unix_seconds: bool | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-  """Reads timestamps (without a zone: UTC), ISO 8601 strings or unix seconds.
-
-  Args:
-    series: [E] times.
-    file: name for messages.
-    unix_seconds: what text holds, numbers or ISO 8601; None = what most of it is.
-
-  Returns:
-    time_s_E [E] int64 unix seconds (0 where unreadable) and unreadable_E [E] bool.
-
-  Raises:
-    LogError: the whole column is of another type.
-  """
-  rule = "must be a timestamp or unix seconds"
-  given = series
-  if isinstance(series.dtype, pd.CategoricalDtype) or pd.api.types.is_string_dtype(series.dtype):
-    series = series.astype(object)
-  if series.dtype == object:
-    try:
-      if in_unix_seconds(series) if unix_seconds is None else unix_seconds:
-        series = pd.to_numeric(series, errors="coerce")
-      else:
-        series = pd.to_datetime(series, errors="coerce", utc=True, format="ISO8601")
-    except (TypeError, ValueError):
-      raise _wrong_type(given, file, 0, rule) from None
-  if pd.api.types.is_datetime64_any_dtype(series.dtype):
-    if isinstance(series.dtype, pd.DatetimeTZDtype):
-      series = series.dt.tz_convert("UTC").dt.tz_localize(None)
-    time_E = series.to_numpy().astype("datetime64[s]")
-    unreadable_E = np.isnat(time_E)
-    seconds_E = np.where(unreadable_E, 0, time_E.astype(np.int64))
-  elif pd.api.types.is_numeric_dtype(series.dtype) and not pd.api.types.is_bool_dtype(series.dtype):
-    numbers_E = series.to_numpy(dtype=np.float64, na_value=np.nan)
-    unreadable_E = ~np.isfinite(numbers_E)
-    numbers_E = np.where(unreadable_E, 0, numbers_E).clip(-1, MAX_UNIX_SECONDS)
-    seconds_E = np.floor(numbers_E).astype(np.int64)
-  else:
-    raise _wrong_type(given, file, 0, rule)
-  return seconds_E, unreadable_E | (seconds_E < 0) | (seconds_E >= MAX_UNIX_SECONDS)
 
 
 def embedding_column(series: pd.Series, file: str) -> np.ndarray:
@@ -312,7 +293,7 @@ def embedding_column(series: pd.Series, file: str) -> np.ndarray:
   try:
     embedding_AD = np.stack([np.asarray(c, dtype=np.float32) for c in cells])
   except (TypeError, ValueError):
-    raise _wrong_type(series, file, 0, "embeddings must be lists of numbers") from None
+    raise wrong_type(series, file, 0, "embeddings must be lists of numbers") from None
   bad_A = ~np.isfinite(embedding_AD).all(axis=1)
   if bad_A.any():
     row = int(bad_A.argmax())

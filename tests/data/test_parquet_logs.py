@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from gr4ad_jax.data.config import Parquet
 from gr4ad_jax.data.log_folder import read_logs
 from gr4ad_jax.data.parquet_logs import store_parquet_logs
 from gr4ad_jax.data.validation import LogError
@@ -71,10 +72,7 @@ def parquet_files(folder):
 def read(paths, **options):
   """What is stored of the files."""
   stored = paths["ads"].parent / "stored"
-  store_parquet_logs(
-    paths["ads"], paths["events"], stored, users=paths.get("users"),
-    contents=paths.get("contents"), **options,
-  )
+  store_parquet_logs(Parquet(**paths, **options), stored)
   return read_logs(stored)
 
 
@@ -157,7 +155,7 @@ def test_bad_cells_can_be_dropped_and_counted(tmp_path, csv_files):
     ("events.csv", "user_id,time\n1,2\n", "events.csv: column 'ad_id' is missing"),
     ("events.csv", "user_id,user_id,time,ad_id,action\n1,1,2,007,0\n", "occurs twice"),
     ("events.parquet", "no parquet", "events.parquet: not readable as parquet"),
-    ("events.json", "{}", "events.json: suffix '.json': must be .parquet, .csv or .csv.gz"),
+    ("events.json", "{}", "events.json: suffix '.json': must be .parquet, .csv, "),
   ],
 )
 def test_an_unreadable_file_is_refused_in_one_line(tmp_path, csv_files, name, text, message):

@@ -208,7 +208,6 @@ BAD_EVENTS = {
   "ecpm negative": (3, "ecpm", -1, "must be >= 0"),
   "no request": (0, "request_id", None, "an ad event must have a request_id"),
   "two users": (1, "request_id", "r3", "a request must belong to one user"),
-  "backwards": (3, "time", 9, "must not run backwards within a request"),
 }
 
 
@@ -347,13 +346,17 @@ def test_an_invalid_table_is_refused_in_one_line(tables, message):
   assert "\n" not in str(error.value)
 
 
-def test_the_time_rule_holds_in_the_order_of_the_file_not_of_the_clock():
+def test_rows_of_a_request_may_come_in_any_order_of_time():
   table = pd.DataFrame({
-    "user_id": 1, "time": [5, 9, 7], "ad_id": "a", "request_id": ["x", "y", "x"], "action": 0
+    "user_id": 1, "time": [9, 3, 6, 5], "ad_id": ["a", "b", "c", "a"], "action": 0,
+    "request_id": ["x", "y", "x", "x"],
   })
-  assert build(events=table).events.time_s.tolist() == [5, 7, 9]
-  with pytest.raises(LogError, match="row 2, column 'time', value 5: must not run backwards"):
-    build(events=table.assign(time=[6, 9, 5]))
+  logs = build(events=table)
+  assert logs.events.time_s.tolist() == [3, 5, 6, 9]
+  assert logs.events.ad.tolist() == [1, 0, 2, 0]
+  assert logs.events.request.tolist() == [0, 1, 1, 1]
+  rule = "events: time: before that of an earlier row of its request, sorted"
+  assert logs.cleaning[rule] == 2
 
 
 def test_given_embeddings_are_kept():
