@@ -10,7 +10,7 @@ from collections.abc import Callable
 import tyro
 
 from gr4ad_jax.cli import bench, demo, learn, prepare, serve, train, use
-from gr4ad_jax.cli.options import registry
+from gr4ad_jax.cli.options import joined, registry
 from gr4ad_jax.gr4ad.config import PRESETS
 from gr4ad_jax.machine import storage
 
@@ -69,7 +69,7 @@ def _run(argv: list[str]) -> None:
     COMMANDS[argv[0]](options)
     return
   tyro.extras.subcommand_cli_from_dict(
-    COMMANDS, args=argv, prog="gr4ad", description=__doc__, registry=registry,
+    COMMANDS, args=joined(argv), prog="gr4ad", description=__doc__, registry=registry,
     # An option of `prepare` may also stand after the source, as people type it.
     config=(tyro.conf.CascadeSubcommandArgs,),
   )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Literal, TypeVar, get_args
@@ -16,6 +17,8 @@ RecordT = TypeVar("RecordT")
 Flat = Annotated[RecordT, tyro.conf.arg(name="")]
 """A record whose fields are options without its own name before them."""
 Preset = Literal[tuple(PRESETS)]  # type: ignore[valid-type]
+# Options that take words, and may stand several times: the parser alone would keep the last.
+LISTS = ("--map", "--ignore-columns", "--actions", "--beam-options")
 registry = tyro.constructors.ConstructorRegistry()
 
 
@@ -35,3 +38,23 @@ def _places(
     is_instance=lambda value: isinstance(value, kinds),
     str_from_instance=lambda value: [str(value)],
   )
+
+
+def joined(argv: Sequence[str]) -> list[str]:
+  """A command line in which the words of every `--map` (and other LISTS) follow the first one."""
+  into: list[str] = []
+  parts, lists = [into], {}
+  for word in argv:
+    name, equals, value = word.partition("=")
+    name = name.replace("_", "-")
+    if name in LISTS:
+      if name not in lists:
+        parts.append(lists.setdefault(name, [name]))
+      into = lists[name]
+      into += [value] if equals else []
+    elif word.startswith("--"):
+      into = [word]
+      parts.append(into)
+    else:
+      into.append(word)
+  return [word for part in parts for word in part]

@@ -92,16 +92,18 @@ class Chosen(NamedTuple):
   Attributes:
     source: our name -> the column's name in the file.
     left_out: columns of the file that are not read.
+    unknown: columns that are neither.
     rules: those of the `Naming` that found a column.
   """
 
   source: dict[str, str]
   left_out: tuple[str, ...]
+  unknown: tuple[str, ...]
   rules: frozenset[str]
 
 
 def choose(
-  table: str, present: Sequence[str], naming: Naming, file: str, *, unasked: Collection[str] = ()
+  table: str, present: Sequence[str], naming: Naming, *, unasked: Collection[str] = ()
 ) -> Chosen:
   """Chooses the columns of a table.
 
@@ -109,13 +111,10 @@ def choose(
     table: a name of SCHEMAS.
     present: columns of the file.
     naming: how they are called there.
-    file: name for messages.
     unasked: those of `present` that nobody wrote as a column (keys of folders, an index of pandas):
       left out where the table does not know them.
 
   Raises:
-    LogError: a column is missing, doubled or unknown (a misspelt optional column must not pass
-      for an absent one).
     ConfigError: two rules give the same column.
   """
   schema, source, used = SCHEMAS[table], {}, set()
@@ -143,8 +142,35 @@ def choose(
       unknown.append(name)
     else:
       left_out.append(name)
-  _require(schema, source, present, unknown, file)
-  return Chosen(source, tuple(left_out), frozenset(used))
+  return Chosen(source, tuple(left_out), tuple(unknown), frozenset(used))
+
+
+def require_columns_of(table: str, chosen: Chosen, present: Sequence[str], file: str) -> None:
+  """Checks what was chosen of the columns of a file.
+
+  Raises:
+    LogError: a column is missing, doubled or unknown (a misspelt optional column must not pass
+      for an absent one).
+  """
+  schema, unknown = SCHEMAS[table], chosen.unknown
+  for column in schema.required:
+    if column not in chosen.source:
+      have = ", ".join(present) or "none"
+      raise LogError(
+        f"{file}: column '{column}' is missing: required; columns present: {have}; "
+        f"--map {column}=NAME reads one of them as it"
+      )
+  for column in chosen.source.values():
+    if list(present).count(column) > 1:
+      raise LogError(f"{file}: column '{column}' occurs twice: column names must be unique")
+  if unknown:
+    several = ", ".join(map(repr, unknown))
+    subject = f"columns {several} are" if len(unknown) > 1 else f"column {several} is"
+    further = f"; further columns begin with '{schema.prefix}'" if schema.prefix else ""
+    raise LogError(
+      f"{file}: {subject} unknown: must be {', '.join(schema.named)}{further}; --map OURS=YOURS "
+      f"reads a column of another name, --ignore-columns {unknown[0]} (or {ALL}) leaves it out"
+    )
 
 
 def require_table(frame: pd.DataFrame, table: str, file: str) -> None:
@@ -171,30 +197,6 @@ def require_used(naming: Naming, chosen: Iterable[Chosen], columns: Collection[s
       if rule not in used and rule != ALL:
         name = _map_rule(rule)[2] if option == "--map" else rule
         raise ConfigError(f"{option} {rule}: no table has such a column{_nearest(name, columns)}")
-
-
-def _require(
-  schema: Schema, source: dict[str, str], present: Sequence[str], unknown: list[str], file: str
-) -> None:
-  for column in schema.required:
-    if column not in source:
-      have = ", ".join(present) or "none"
-      raise LogError(
-        f"{file}: column '{column}' is missing: required; columns present: {have}; "
-        f"--map {column}=NAME reads one of them as it"
-      )
-  for column in source.values():
-    if list(present).count(column) > 1:
-      raise LogError(f"{file}: column '{column}' occurs twice: column names must be unique")
-  if unknown:
-    several = f"columns {', '.join(map(repr, unknown))} are" if len(unknown) > 1 else (
-      f"column {unknown[0]!r} is"
-    )
-    further = f"; further columns begin with '{schema.prefix}'" if schema.prefix else ""
-    raise LogError(
-      f"{file}: {several} unknown: must be {', '.join(schema.named)}{further}; --map OURS=YOURS "
-      f"reads a column of another name, --ignore-columns {unknown[0]} (or {ALL}) leaves it out"
-    )
 
 
 def _map_rule(rule: str) -> tuple[str, str, str]:

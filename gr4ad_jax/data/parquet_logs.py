@@ -18,7 +18,7 @@ from gr4ad_jax.data.event_stream import read_events
 from gr4ad_jax.data.log_folder import NO_EVENTS, check_replaceable, write_parts
 from gr4ad_jax.data.records import Logs, Naming
 from gr4ad_jax.data.table_files import TableFiles
-from gr4ad_jax.data.times import TimeSurvey
+from gr4ad_jax.data.times import MAX_UNIX_SECONDS, TimeSurvey
 from gr4ad_jax.data.validation import RowError, more_rows
 from gr4ad_jax.machine import atomic, storage
 from gr4ad_jax.machine.progress import track
@@ -60,6 +60,8 @@ def store_parquet_logs(
     naming, [file.chosen for file in files.values()],
     {column for file in files.values() for column in file.columns},
   )
+  for file in files.values():
+    file.check_columns()
   with _by_names_of_the_owner(files):
     counts: dict[str, int] = {}
     frames = {name: file.whole() for name, file in files.items() if name != "events"}
@@ -94,7 +96,9 @@ def read_table(path: Path, naming: Naming = Naming()) -> pd.DataFrame:  # noqa: 
   Raises:
     LogError: it is not readable, or a column is missing or unknown.
   """
-  return TableFiles(path, "events", naming).whole()
+  file = TableFiles(path, "events", naming)
+  file.check_columns()
+  return file.whole()
 
 
 @contextlib.contextmanager
@@ -121,7 +125,7 @@ def _rows_left_out(events: TableFiles, strays: list[Stray], count: int) -> list[
   for stray in strays:
     file, row = events.place(stray.row)
     when = ""
-    if 0 <= stray.time_s < datetime.datetime.max.replace(tzinfo=datetime.UTC).timestamp():
+    if 0 <= stray.time_s < MAX_UNIX_SECONDS:
       when = f" ({datetime.datetime.fromtimestamp(stray.time_s, datetime.UTC):%Y-%m-%d %H:%M:%S})"
     column = events.chosen.source["time"]
     lines.append(

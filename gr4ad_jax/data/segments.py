@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from gr4ad_jax.data.event_rows import EventReader, whole_table
+from gr4ad_jax.data.columns import action_words
+from gr4ad_jax.data.event_rows import EventReader, EventReading, whole_table
 from gr4ad_jax.data.parquet_logs import read_table
 from gr4ad_jax.data.records import DAY_S, EventTable, Logs, UserTable
 from gr4ad_jax.data.validation import NoValidRows, factorize_ids, require_columns
@@ -49,14 +50,15 @@ def append_segment(logs: Logs, file: Path, *, keep_days: float | None = None) ->
   Raises:
     LogError: the file is not readable or lacks a column.
   """
-  frame = read_table(file)
+  frame = read_table(file, logs.naming)
   require_columns(frame, ("user_id",), str(file), prefix="")
   users = _with_users(logs.users, frame["user_id"], str(file))
   counts: dict[str, int] = {}
   old = logs.events
   try:
     reader = EventReader(
-      str(file), counts, ads=logs.ads, contents=logs.contents, users=users, invalid_rows="drop"
+      str(file), counts, ads=logs.ads, contents=logs.contents, users=users, invalid_rows="drop",
+      how=EventReading(actions=action_words(logs.naming)),
     )
     _, new = whole_table(reader, frame)
   except NoValidRows:  # a quiet hour, or one of new ads alone

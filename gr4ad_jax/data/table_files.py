@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import csv
 
-from gr4ad_jax.data.columns import SCHEMAS, choose
+from gr4ad_jax.data.columns import SCHEMAS, choose, require_columns_of
 from gr4ad_jax.data.records import Naming
 from gr4ad_jax.data.validation import LogError, RowError
 
@@ -49,21 +49,25 @@ class TableFiles:
     """Looks at the columns of all files.
 
     Raises:
-      LogError: a file is not readable, a column is missing or unknown.
-      ConfigError: `naming` does not fit.
+      LogError: a file is not readable.
+      ConfigError: two rules of `naming` give the same column.
     """
-    self.name = str(path)
+    self.name, self._table = str(path), table
     self._parts = [_opened(*part) for part in _find(path)]
     names = [name for part in self._parts for name in part.columns]
     twice = {name for part in self._parts for name in part.columns if part.columns.count(name) > 1}
     unasked = {name for part in self._parts for name in (*part.keys, *part.index)}
     self.columns = [*dict.fromkeys((*names, *unasked)), *twice]
-    self.chosen = choose(table, self.columns, naming, self.name, unasked=unasked)
+    self.chosen = choose(table, self.columns, naming, unasked=unasked)
+    self._first_rows: list[int] = []  # of the parts, as far as they have been read
+
+  def check_columns(self) -> None:
+    """Raises LogError where a column is missing, doubled or unknown."""
+    require_columns_of(self._table, self.chosen, self.columns, self.name)
     for part in self._parts:
-      for ours in SCHEMAS[table].required:
+      for ours in SCHEMAS[self._table].required:
         if (theirs := self.chosen.source[ours]) not in (*part.columns, *part.keys):
           raise LogError(f"{part.path}: column '{theirs}' is missing, which other parts have")
-    self._first_rows: list[int] = []  # of the parts, as far as they have been read
 
   @property
   def num_rows(self) -> int | None:

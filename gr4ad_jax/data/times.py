@@ -42,15 +42,20 @@ class Times(NamedTuple):
   """What a survey of a whole column says of it.
 
   Attributes:
-    unit: of its numbers.
+    unit: of its numbers; None = that of most in each part.
     first_s, last_s: unix seconds; rows before and behind them are stray.
     now_s: the present.
   """
 
-  unit: str
+  unit: str | None
   first_s: int
   last_s: int
   now_s: float
+
+  @classmethod
+  def until(cls, now_s: float) -> Times:
+    """Nothing is known but the present."""
+    return cls(None, 0, MAX_UNIX_SECONDS, now_s)
 
   def strays(self, time_s_E: np.ndarray) -> dict[str, np.ndarray]:
     """Why rows are left out -> bool [E], which ones."""
