@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from rich.text import Text
+
 from gr4ad_jax.cli import tables
 from gr4ad_jax.cli.options import Flat
 from gr4ad_jax.config import ConfigError, override_all
@@ -86,7 +88,7 @@ def run_demo(
   if not (data / "sids" / "config.json").exists():
     _say("2/5 tokenize: ads -> semantic IDs")
     made = tokenize(data, data / "sids", TokenizerConfig())
-    tables.print_health(made.sids.codebook_sizes, made.health, title="semantic IDs")
+    tables.print_health(made.lines, title="semantic IDs", reasons=False)
   if (workdir / "run.json").exists():
     run = read_run(workdir)
   else:
@@ -111,7 +113,7 @@ def run_demo(
 
 
 def _say(text: str) -> None:
-  console.rule(f"[bold]{text}", align="left")
+  console.rule(Text(text, style="bold"), align="left")
 
 
 def plan_steps(run: RunFile, seconds: float) -> RunFile:

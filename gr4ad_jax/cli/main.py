@@ -12,7 +12,7 @@ import tyro
 from gr4ad_jax.cli import bench, demo, learn, prepare, serve, train, use
 from gr4ad_jax.cli.options import joined, registry
 from gr4ad_jax.gr4ad.config import PRESETS
-from gr4ad_jax.machine import storage
+from gr4ad_jax.machine import storage, terminal
 
 # Each is a function whose parameters are the command's options, and whose docstring is its help.
 # It imports what it computes with when it is called, for JAX alone takes a second.
@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
   Exits 0 on success, 2 on bad input (one line), 1 where training diverged or could not be saved,
   143 where it was asked to stop (SIGTERM) and has saved.
   """
+  terminal.never_fail()
   try:
     _run(sys.argv[1:] if argv is None else argv)
   except (ValueError, OSError) as error:
@@ -98,7 +99,7 @@ def _preset_of(argv: list[str]) -> str | None:
 
 
 def _one_line(text: object) -> str:
-  return " ".join(storage.as_named(str(text)).split())
+  return terminal.one_line(storage.as_named(str(text)))
 
 
 if __name__ == "__main__":

@@ -60,26 +60,23 @@ def tokenize(
   report: bool = False,
   config: Flat[TokenizerConfig],
 ) -> None:
-  """Ads -> semantic IDs, with a health table.
+  """Ads -> semantic IDs, judged line by line.
 
   Args:
     data: Folder that `prepare` wrote.
     out: Folder to write; default DATA/sids.
     embeddings: Your own embeddings, .npy [num_ads, D] in the order of the ads table (with
       --encoder given); default the embedding column of the ads.
-    report: Judge the semantic IDs line by line, and draw OUT/report.html.
+    report: Give the reasons of what is fine, too, and draw OUT/report.html.
   """
   from gr4ad_jax.tokenizer.stage import tokenize
 
   out = out or data / "sids"
   made = tokenize(data, out, config, embeddings=embeddings)
-  title = f"semantic IDs in {out}"
+  tables.print_health(made.lines, title=f"semantic IDs in {out}", reasons=report)
   if report:
     from gr4ad_jax.report.tokenizer_report import findings, write_tokenizer_report
 
     with storage.working_copy(out) as copy:
       write_tokenizer_report(copy.path, findings(made))
-    tables.console.print(tables.health_table(made.lines, title=title))
     tables.console.print(f"report: {tables.address(out / 'report.html')}")
-  else:
-    tables.print_health(made.sids.codebook_sizes, made.health, title=title)

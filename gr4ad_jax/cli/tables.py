@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
+from rich.console import Group
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from gr4ad_jax.machine.storage import Place
+from gr4ad_jax.machine.terminal import Terminal, plain
 
 if TYPE_CHECKING:  # what is large is imported by the table that needs it
   from gr4ad_jax.cli.sweep import Result
@@ -21,12 +22,18 @@ if TYPE_CHECKING:  # what is large is imported by the table that needs it
   from gr4ad_jax.tokenizer.health_line import HealthLine
   from gr4ad_jax.training.plan import Plan
 
-console = Console()
+console = Terminal()
 
 
 def address(page: Place) -> str:
   """What a browser opens."""
   return page.resolve().as_uri() if isinstance(page, Path) else str(page)
+
+
+def show(table: Table, *, title: str) -> None:
+  """A table below its title; in a file or pipe nothing of it is cut or folded."""
+  console.print(title)
+  console.show(table)
 
 
 def print_summary(summary: dict[str, int], *, title: str) -> None:
@@ -39,24 +46,24 @@ def print_summary(summary: dict[str, int], *, title: str) -> None:
 
 def print_numbers(numbers: Mapping[str, float | str], *, title: str) -> None:
   """Names and numbers as a table."""
-  table = Table(title=title, title_justify="left", show_header=False)
+  table = Table(show_header=False)
   table.add_column(overflow="fold")
-  table.add_column(justify="right")
+  table.add_column(justify="right", overflow="fold")
   for name, value in numbers.items():
     if not isinstance(value, str):
       value = f"{value:,.0f}" if float(value).is_integer() else f"{value:.4g}"
     table.add_row(name, value)
-  console.print(table)
+  show(table, title=title)
 
 
 def print_sweep(results: Sequence[Result], *, title: str) -> None:
   """Runs by their loss, failed ones last."""
-  table = Table(title=title, title_justify="left")
+  table = Table()
   paths = list(dict.fromkeys(path for result in results for path in result.settings))
   for path in paths:
     table.add_column(path.replace(".", ".\n"), justify="right", overflow="fold")
   for column in ("loss", "SID loss", "examples/s"):
-    table.add_column(column, justify="right")
+    table.add_column(column, justify="right", overflow="fold")
   for result in sorted(results, key=lambda r: (r.status != "finished", r.loss)):
     cells = [result.settings.get(path, "") for path in paths]
     if result.status == "finished":
@@ -66,7 +73,7 @@ def print_sweep(results: Sequence[Result], *, title: str) -> None:
     else:
       cells += ["failed", "", ""]
     table.add_row(*cells)
-  console.print(table)
+  show(table, title=title)
 
 
 def print_plan(plan: Plan, *, title: str) -> None:
@@ -102,15 +109,10 @@ def print_plan(plan: Plan, *, title: str) -> None:
     )
 
 
-def print_health(sizes: tuple[int, ...], health: dict[str, float], *, title: str) -> None:
-  """Tokenizer health as a table."""
-  print_numbers({"codebook sizes": " x ".join(map(str, sizes))} | health, title=title)
-
-
 _COLOURS = {"fine": "green", "look": "yellow", "will hurt": "red"}
 
 
-def health_table(lines: Sequence[HealthLine], *, title: str, reasons: bool = True) -> Group:
+def print_health(lines: Sequence[HealthLine], *, title: str, reasons: bool = True) -> None:
   """The tokenizer's verdicts for a terminal of 80 columns or more.
 
   Args:
@@ -120,39 +122,36 @@ def health_table(lines: Sequence[HealthLine], *, title: str, reasons: bool = Tru
   """
   from gr4ad_jax.report.health_lines import headline, value_of
 
-  parts = [Text(title, style="bold")]
+  parts = []
   for name, group in groupby(lines, key=lambda line: line.group):
     grid = Table.grid(padding=(0, 2, 0, 0), expand=False)
     grid.add_column(width=9)
     grid.add_column(width=8, justify="right")
     grid.add_column(overflow="fold", max_width=76)
     for line in group:
-      words = Text(line.label)
+      words = Text(plain(line.label))
       if reasons or line.verdict != "fine":
-        words.append(f"\n{line.reason}", style="dim")
+        words.append(f"\n{plain(line.reason)}", style="dim")
       grid.add_row(Text(line.verdict, style=_COLOURS[line.verdict]), value_of(line), words)
-    parts += [Text(f"\n{name}", style="bold"), Padding(grid, (0, 0, 0, 1))]
+    parts += [Text(f"\n{plain(name)}", style="bold"), Padding(grid, (0, 0, 0, 1))]
   sentence, verdict = headline(lines)
-  parts += [Text(), Text(sentence, style=_COLOURS[verdict])]
-  return Group(*parts)
+  parts += [Text(), Text(plain(sentence), style=_COLOURS[verdict])]
+  console.print(title, style="bold")
+  console.print(Group(*parts), soft_wrap=False)
 
 
 def print_ads(ads: Sequence[RankedAd], currency: str) -> None:
   """What `recommend_for_user` found."""
-  table = Table(expand=True)
-  value = f"exp. value\n({currency})"
-  for name in ("#", "ad", "adver-\ntiser", "text", "SID", "log-\nprob", value):
-    words = name in ("ad", "text")
-    table.add_column(
-      name, justify="left" if words else "right", no_wrap=True, overflow="ellipsis",
-      ratio=1 if name == "text" else None,
-    )
+  table = Table()
+  for name in ("#", "ad", "advertiser", "text", "SID", "log p", f"exp. value\n({currency})"):
+    words = name in ("ad", "advertiser", "text")
+    table.add_column(name, justify="left" if words else "right", overflow="fold")
   for rank, ad in enumerate(ads, start=1):
     table.add_row(
       str(rank), ad.ad_id, ad.advertiser_id, ad.text, "-".join(map(str, ad.sid)),
       f"{ad.logp:.2f}", f"{ad.expected_value:.2f}",
     )
-  console.print(table)
+  console.show(table)
 
 
 COLUMNS = ("recall@10", "recall@50", "ndcg@50", "value_recall@50", "new/recall@50",
@@ -163,8 +162,8 @@ def print_metrics(metrics: dict[str, float], *, system: str, title: str) -> None
   """A system beside the baselines."""
   from gr4ad_jax.report.verdict import methods
 
-  table = Table(title=title, title_justify="left")
-  table.add_column("")
+  table = Table()
+  table.add_column("", overflow="fold")
   for column in COLUMNS:
     header = column.replace("_", "\n").replace("/", "\n").replace("@", "\n@")
     table.add_column(header, justify="right")
@@ -177,7 +176,7 @@ def print_metrics(metrics: dict[str, float], *, system: str, title: str) -> None
       interval = "" if low is None or high is None else f"\n{low:.3f}\n{high:.3f}"
       cells.append("-" if value is None else f"{value:.3f}{interval}")
     table.add_row(name, *cells)
-  console.print(table)
+  show(table, title=title)
   console.print(
     f"invalid SIDs {metrics['invalid_sid_rate']:.2%}, "
     f"decoding {metrics['decode_requests_per_second']:.0f} requests/s, "
@@ -187,7 +186,7 @@ def print_metrics(metrics: dict[str, float], *, system: str, title: str) -> None
 
 def print_load(summary: Mapping[str, Mapping[str, float]], *, title: str) -> None:
   """What a server did in each part of a day of traffic."""
-  table = Table(title=title, title_justify="left")
+  table = Table()
   table.add_column("part")
   names = {
     "requests": "sent", "qps": "QPS", "p50_ms": "p50 ms", "p99_ms": "p99 ms", "errors": "errors",
@@ -197,7 +196,7 @@ def print_load(summary: Mapping[str, Mapping[str, float]], *, title: str) -> Non
     table.add_column(name, justify="right", no_wrap=True)
   for part, numbers in summary.items():
     table.add_row(part, *(_load_cell(name, numbers[name]) for name in names))
-  console.print(table)
+  show(table, title=title)
 
 
 def _load_cell(name: str, value: float) -> str:
@@ -216,11 +215,7 @@ def _load_cell(name: str, value: float) -> str:
 def print_decode_bench(result: dict) -> None:
   """Speed of decoders; the ratio compares requests/s with the first one of the same grid cell."""
   rate = result["matmul_flops_per_s"] / 1e9
-  table = Table(
-    title=f"{result['device']}, {result['compute_dtype']}; a matrix product runs at "
-    f"{rate:,.0f} GFLOP/s",
-    title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0),
-  )
+  table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0))
   table.add_column("decoder", no_wrap=True)
   headers = ("batch x\nbeams", "ms: p50,\np90, p99", "req/s", "ratio", "FLOP\nshare",
              "comp.\ns", "MB")
@@ -236,7 +231,8 @@ def print_decode_bench(result: dict) -> None:
       f"{row['requests_per_s']:.1f}", f"{row['requests_per_s'] / base:.2f}",
       f"{row['flop_share']:.0%}", f"{row['compile_s']:.1f}", f"{row['memory_mb']:.0f}",
     )
-  console.print(table)
+  device = f"{result['device']}, {result['compute_dtype']}"
+  show(table, title=f"{device}; a matrix product runs at {rate:,.0f} GFLOP/s")
 
 
 def _three_digits(value: float) -> str:

@@ -7,14 +7,15 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task
 from rich.text import Text
+
+from gr4ad_jax.machine.terminal import Terminal, plain
 
 ItemT = TypeVar("ItemT")
 
 # Progress goes to stderr, so that a command's result on stdout can be piped.
-console = Console(stderr=True)
+console = Terminal(stderr=True)
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -46,7 +47,7 @@ def track(
     yield from items
     return
   is_bar = sys.stderr.isatty()
-  columns = TextColumn("{task.description}"), BarColumn(), _Numbers()
+  columns = _Description(), BarColumn(), _Numbers()
   # Rates are of the last 1,000 items, however long they take.
   with Progress(
     *columns, console=console, disable=not is_bar, speed_estimate_period=math.inf
@@ -65,6 +66,13 @@ def track(
       _say(task)
 
 
+class _Description(ProgressColumn):
+  """What goes on; rich's own column would read it as markup."""
+
+  def render(self, task: Task) -> Text:
+    return Text(plain(task.description))
+
+
 class _Numbers(ProgressColumn):
   """The same numbers beside a bar as in a line."""
 
@@ -73,7 +81,7 @@ class _Numbers(ProgressColumn):
 
 
 def _say(task: Task) -> None:
-  print(f"{task.description}: {_numbers(task)}", file=sys.stderr, flush=True)
+  print(f"{plain(task.description)}: {_numbers(task)}", file=sys.stderr, flush=True)
 
 
 def _numbers(task: Task) -> str:

@@ -6,6 +6,7 @@ import pytest
 
 from gr4ad_jax.machine import progress
 from gr4ad_jax.machine.progress import track
+from gr4ad_jax.machine.terminal import Terminal
 
 
 @pytest.fixture
@@ -42,13 +43,14 @@ def test_on_a_terminal_there_is_a_bar(monkeypatch):
   terminal = io.StringIO()
   terminal.isatty = lambda: True
   monkeypatch.setattr("sys.stderr", terminal)
-  monkeypatch.setattr(progress, "console", progress.Console(file=terminal, width=100))
+  monkeypatch.setattr(progress, "console", Terminal(stderr=True))
+  monkeypatch.setenv("COLUMNS", "100")
   list(track(range(1500), "steps"))
   assert re.search(r"steps .*━.* 1,500/1,500 \S+/s 0 s", terminal.getvalue())
 
 
 def test_a_process_that_is_to_be_quiet_says_nothing(every_line, monkeypatch, capsys):
-  monkeypatch.setattr(progress, "console", progress.Console(stderr=True))
+  monkeypatch.setattr(progress, "console", Terminal(stderr=True))
   progress.be_quiet()
   assert list(track(range(3), "steps")) == [0, 1, 2]
   assert capsys.readouterr().err == ""

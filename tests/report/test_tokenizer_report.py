@@ -1,13 +1,12 @@
 """The tokenizer's report: a table that fits a terminal, a page that is safe and complete."""
 
-import io
 import re
 
 import numpy as np
 import pytest
-from rich.console import Console
 
-from gr4ad_jax.cli.tables import health_table
+from gr4ad_jax.cli import tables
+from gr4ad_jax.machine.terminal import Terminal
 from gr4ad_jax.report.embedding_map import NUM_COLOURS, code_centres, two_dimensions
 from gr4ad_jax.report.health_lines import headline
 from gr4ad_jax.report.plots import bar_plot, map_plot, rank_plot
@@ -95,18 +94,18 @@ def test_groups_beyond_the_palette_and_unknown_ones_share_a_colour(tmp_path, mea
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_table_fits_the_terminal(measured, width):
-  console = Console(width=width, file=io.StringIO())
-  console.print(health_table(measured["lines"], title="Health"))
-  printed = console.file.getvalue()
+def test_table_fits_the_terminal(measured, width, monkeypatch, capsys):
+  monkeypatch.setenv("COLUMNS", str(width))
+  monkeypatch.setattr(tables, "console", Terminal())
+  tables.print_health(measured["lines"], title="Health")
+  printed = capsys.readouterr().out
   assert max(map(len, printed.splitlines())) <= width
   words = " ".join(printed.split())
   for line in measured["lines"]:
     assert f"{line.label} {line.reason}" in words  # folded at spaces only
     assert re.search(rf"{line.verdict} +\S+ +{re.escape(line.label)}", printed)
-  console = Console(width=width, file=io.StringIO())
-  console.print(health_table(measured["lines"], title="Health", reasons=False))
-  short = " ".join(console.file.getvalue().split())
+  tables.print_health(measured["lines"], title="Health", reasons=False)
+  short = " ".join(capsys.readouterr().out.split())
   for line in measured["lines"]:
     assert (f"{line.label} {line.reason}" in short) == (line.verdict != "fine")
 
