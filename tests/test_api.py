@@ -25,7 +25,7 @@ def files(tmp_path_factory):
   events = pd.DataFrame([
     (f"u{user}", 1_600_000_000 + 86400 * day + user, f"ad{user % 3 + 3 * rng.integers(8)}", 2.5)
     for user in range(30) for day in range(40)
-  ], columns=["user_id", "time", "ad_id", "value"]).assign(action="conversion")
+  ], columns=["user_id", "time", "ad_id", "value"]).assign(action="conversion", ecpm=3500.0)
   ads.to_parquet(folder / "ads.parquet")
   events.to_parquet(folder / "events.parquet")
   return folder
@@ -48,6 +48,8 @@ def test_from_two_files_to_ranked_ads(files, tmp_path):
   ads = gr.recommend(again, "u7", k=5)
   assert list(ads.columns) == ["ad_id", "advertiser_id", "text", "sid", "logp", "expected_value"]
   assert ads.logp.is_monotonic_decreasing and len(ads) == 5
+  assert again.value_of == "impression"
+  np.testing.assert_allclose(ads.expected_value, 3.5, rtol=1e-5)  # currency, of one impression
   assert (ads.advertiser_id == "brand1").mean() >= 0.6  # the only brand that u7 ever buys
   only = gr.recommend(again, "u7", k=24, where=["advertiser_id=brand2"])
   assert set(only.advertiser_id) == {"brand2"} and len(only) == 8

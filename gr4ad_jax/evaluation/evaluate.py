@@ -189,7 +189,8 @@ def _about(
   logs = opened.logs
   return {
     "model": opened.model,
-    "source": logs.source, "currency": logs.currency, "caveats": list(logs.caveats),
+    "source": logs.source, "currency": logs.currency, "value_of": opened.value_of,
+    "caveats": list(logs.caveats),
     "cleaning": logs.cleaning, "counts": opened.examples.counts,
     "num_users": len(logs.users.user_id), "num_ads": len(logs.ads.ad_id),
     "num_advertisers": len(advertisers), "num_events": len(logs.events.user),

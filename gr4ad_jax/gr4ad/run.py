@@ -242,6 +242,7 @@ def open_run(workdir: Place) -> Opened:
     generator=generator_of(decoder), params=distributed.local(params), step=step,
     read_params=lambda: load_params(run, workdir, inputs.vocabulary)[1:],
     mesh=search_mesh(run.config.train, run.config.search.batch_size),
+    value_of="impression" if inputs.scale.uses_ecpm else "engagement",
   )
 
 

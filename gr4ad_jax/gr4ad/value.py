@@ -1,6 +1,9 @@
 """What a logged engagement is worth: eCPM buckets and sample weights of VSL.
 
 Where a log has no eCPM at all, the logged value (currency) of the engagement takes its place.
+Buckets are cut in the log's own numbers. What a bucket is worth to a search, and with it every
+expected value that anybody is shown, is currency: of showing the ad once, which is eCPM / 1000, or
+of one engagement.
 
 Source: GR4AD, arXiv 2602.22732, 3.3. The number of buckets and the weights' bounds are ours.
 """
@@ -16,14 +19,18 @@ from gr4ad_jax.data.records import Action
 from gr4ad_jax.gr4ad.config import LossConfig
 
 
+IMPRESSIONS_OF_ECPM = 1000
+
+
 @dataclasses.dataclass(frozen=True)
 class ValueScale:
   """Fixed numbers, from training data only, that turn value into buckets and weights.
 
   Attributes:
     uses_ecpm: whether buckets hold logged eCPM (else the logged value).
-    bin_edges: ascending inner edges; bucket = number of edges <= x.
-    bin_means: mean of the training samples of each bucket, in the same unit.
+    bin_edges: ascending inner edges, in units of what the buckets hold; bucket = number of
+      edges <= x.
+    bin_means: mean of the training samples of each bucket, currency: eCPM / 1000, or value.
     mean_log_past_value: training mean of log1p(user's trailing revenue).
     mean_weight: training mean of w_user * w_behavior, by which weights are divided.
   """
@@ -51,8 +58,9 @@ def fit_value_scale(examples: ExampleSet, config: LossConfig) -> ValueScale:
   bucket_N = np.searchsorted(edges, value_N.astype(np.float32), side="right")
   sums = np.bincount(bucket_N, weights=value_N, minlength=len(edges) + 1)
   counts = np.bincount(bucket_N, minlength=len(edges) + 1)
+  mean_V = sums / np.maximum(counts, 1) / (IMPRESSIONS_OF_ECPM if uses_ecpm else 1)
   scale = ValueScale(
-    uses_ecpm, tuple(edges.tolist()), tuple((sums / np.maximum(counts, 1)).tolist()),
+    uses_ecpm, tuple(edges.tolist()), tuple(mean_V.tolist()),
     float(np.log1p(examples.train_past_value_N).mean()), 1.0,
   )
   weight_N = sample_weight(

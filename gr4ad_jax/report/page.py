@@ -73,8 +73,11 @@ def signed(value: float, spec: str = ".2f") -> str:
 
 
 def amount(value: float | None, currency: str) -> str:
-  """Money: USD 3.42."""
-  return f"{currency} {value:,.2f}".strip() if _known(value) else MISSING
+  """Money: USD 3.42; below one, three digits of it: USD 0.00342."""
+  if not _known(value):
+    return MISSING
+  text = f"{value:,.2f}" if abs(value) >= 1 or value == 0 else number(value)
+  return f"{currency} {text}".strip()
 
 
 def duration(seconds: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from jax.sharding import Mesh
 
@@ -29,7 +29,9 @@ class Opened(Prepared):
     config: every setting of the run, a nested dataclass.
     search: the part of it that searches.
     contexts: histories -> what the model reads.
-    bin_means: mean value of each value bucket.
+    bin_means: mean value of each value bucket, currency.
+    value_of: what expected values are of: one "impression" of the ad (the log has eCPM), or one
+      "engagement" with it.
     generator: the model.
     read_params: () -> float32 parameters that the folder holds now, and their step.
     params, step: of the moment of opening.
@@ -49,6 +51,7 @@ class Opened(Prepared):
   params: Any
   step: int
   mesh: Mesh | None = None
+  value_of: Literal["impression", "engagement"] = "engagement"
 
   @property
   def num_params(self) -> int:

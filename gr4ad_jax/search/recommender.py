@@ -27,7 +27,7 @@ class Recommendations(NamedTuple):
   ad_RK: np.ndarray  # int32 ad index
   code_RKL: np.ndarray  # int32, the SID generated for the ad
   logp_RK: np.ndarray  # float32, log p(SID | X)
-  expected_value_RK: np.ndarray  # float32, currency (or eCPM); NaN where it was not asked for
+  expected_value_RK: np.ndarray  # float32, currency; NaN where it was not asked for
   level_logp_RKL: np.ndarray  # float32, log p(s_l | s_<l, X) of the ad's SID
 
 
@@ -52,7 +52,7 @@ class Recommender:
       params: its parameters.
       index: SIDs and their ads; ads of one SID come in the index's order.
       config: widths, batch size, precision, and gamma of the value re-ranking.
-      bin_means: mean value of each bucket.
+      bin_means: mean value of each bucket, currency.
       with_value: compute expected values even where gamma is 0 (one more decoding step).
       mesh: devices of this host that share the parameters and the requests of a call; None = the
         default device alone.

@@ -47,7 +47,9 @@ class UserEvent(HistoryItem):
     None, description="A name of your own among the user's events; sent again, it counts once."
   )
   request_id: Id | None = Field(None, description="Of the request that showed the ad.")
-  ecpm: Money | None = Field(None, description="The log's own estimate, currency.")
+  ecpm: Money | None = Field(
+    None, description="The log's own estimate, currency for 1,000 impressions."
+  )
   features: dict[Id, Word] = Field(
     {}, description="Of the request, by the log's names; others are refused.", max_length=64
   )
@@ -106,7 +108,10 @@ class RecommendedAd(_Message):
   sid: list[int] = Field(description="The codes that were generated.")
   probability: float = Field(description="p(SID | context).")
   level_probability: list[float] = Field(description="Of each code, given the ones before.")
-  expected_value: float = Field(description="Currency, in the unit of the log's eCPM.")
+  expected_value: float = Field(
+    description="Currency, of showing the ad once where the log has eCPM (eCPM / 1000), else of one "
+    "engagement with it."
+  )
 
 
 class Schedule(_Message):

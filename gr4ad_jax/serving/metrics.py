@@ -66,7 +66,8 @@ class Metrics:
     )
     self._served = counter("gr4ad_served_total", "Searched requests, by beam factor", "factor")
     self._value = counter(
-      "gr4ad_returned_value_total", "Expected value of the ads returned, by beam factor", "factor"
+      "gr4ad_returned_value_total", "Expected value of the ads returned, currency, by beam factor",
+      "factor",
     )
     self.cache = counter(  # hit, joined (another one computed it), or miss
       "gr4ad_cache_total", "Requests that the result cache could have answered", "result"

@@ -168,6 +168,7 @@ def test_equal_quantiles_are_merged_and_ecpm_comes_first(inputs):
     dataclasses.replace(examples, train_ecpm_N=ecpm_N), LossConfig(num_ecpm_bins=2)
   )
   assert scale.uses_ecpm and scale.num_bins == 2
+  assert scale.bin_means == pytest.approx((1.5 / 1000, 3.5 / 1000))  # currency an impression
   assert value_bucket(scale, np.zeros(3), np.array([1, 4, np.nan])).tolist() == [0, 1, -1]
 
 

@@ -105,6 +105,7 @@ def test_numbers_are_rounded_for_people():
   assert [compact(v) for v in (98304, 2431616, 1.2e9)] == ["98,304", "2.43M", "1.20B"]
   assert integer(1234567.0) == "1,234,567"
   assert (amount(1234.5, "USD"), amount(2, "")) == ("USD 1,234.50", "2.00")
+  assert (amount(0.0034218, "USD"), amount(0, "USD")) == ("USD 0.00342", "USD 0.00")
   assert [duration(s) for s in (90, 3600 * 5, 86_400, 86_400 * 31, 86_400 * 182)] == [
     "2 min", "5 h", "1 day", "31 days", "26 weeks",
   ]  # fmt: skip
