@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import tyro
 
-from gr4ad_jax.cli import bench, demo, learn, prepare, serve, train, use
+from gr4ad_jax.cli import bench, demo, learn, prepare, recommend, serve, train, use
 from gr4ad_jax.cli.options import joined, registry
 from gr4ad_jax.gr4ad.config import PRESETS
 from gr4ad_jax.machine import storage, terminal
@@ -27,7 +27,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
   "candidates": learn.candidates,
   "online": learn.online,
   "evaluate": use.evaluate,
-  "recommend": use.recommend,
+  "recommend": recommend.recommend,
   "serve": serve.serve,
   "report": use.report,
   "export": use.export,

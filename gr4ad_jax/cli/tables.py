@@ -18,7 +18,6 @@ from gr4ad_jax.machine.terminal import Terminal, plain
 
 if TYPE_CHECKING:  # what is large is imported by the table that needs it
   from gr4ad_jax.cli.sweep import Result
-  from gr4ad_jax.search.recommend import RankedAd
   from gr4ad_jax.tokenizer.health_line import HealthLine
   from gr4ad_jax.training.plan import Plan
 
@@ -140,20 +139,6 @@ def print_health(lines: Sequence[HealthLine], *, title: str, reasons: bool = Tru
   console.print(Group(*parts), soft_wrap=False)
 
 
-def print_ads(ads: Sequence[RankedAd], currency: str) -> None:
-  """What `recommend_for_user` found."""
-  table = Table()
-  for name in ("#", "ad", "advertiser", "text", "SID", "log p", f"exp. value\n({currency})"):
-    words = name in ("ad", "advertiser", "text")
-    table.add_column(name, justify="left" if words else "right", overflow="fold")
-  for rank, ad in enumerate(ads, start=1):
-    table.add_row(
-      str(rank), ad.ad_id, ad.advertiser_id, ad.text, "-".join(map(str, ad.sid)),
-      f"{ad.logp:.2f}", f"{ad.expected_value:.2f}",
-    )
-  console.show(table)
-
-
 COLUMNS = ("recall@10", "recall@50", "ndcg@50", "value_recall@50", "new/recall@50",
            "new/value_recall@50")
 
@@ -209,7 +194,7 @@ def _load_cell(name: str, value: float) -> str:
       return f"{100 * value:.0f} %"
     case "factor":
       return f"{value:.2f} x"
-  return _three_digits(value)
+  return three_digits(value)
 
 
 def print_decode_bench(result: dict) -> None:
@@ -227,7 +212,7 @@ def print_decode_bench(result: dict) -> None:
     base = first.setdefault(cell, row["requests_per_s"])
     table.add_row(
       row["decoder"], f"{row['batch']} x {'-'.join(map(str, row['widths']))}",
-      " ".join(_three_digits(row[name]) for name in ("p50_ms", "p90_ms", "p99_ms")),
+      " ".join(three_digits(row[name]) for name in ("p50_ms", "p90_ms", "p99_ms")),
       f"{row['requests_per_s']:.1f}", f"{row['requests_per_s'] / base:.2f}",
       f"{row['flop_share']:.0%}", f"{row['compile_s']:.1f}", f"{row['memory_mb']:.0f}",
     )
@@ -235,5 +220,6 @@ def print_decode_bench(result: dict) -> None:
   show(table, title=f"{device}; a matrix product runs at {rate:,.0f} GFLOP/s")
 
 
-def _three_digits(value: float) -> str:
+def three_digits(value: float) -> str:
+  """As many as matter, and all of a large number."""
   return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

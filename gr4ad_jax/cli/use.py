@@ -1,10 +1,8 @@
-"""`gr4ad evaluate`, `gr4ad recommend`, `gr4ad report` and `gr4ad export`."""
+"""`gr4ad evaluate`, `gr4ad report` and `gr4ad export`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from gr4ad_jax.cli import tables
 from gr4ad_jax.machine import storage
@@ -28,30 +26,6 @@ def evaluate(*, workdir: Place, split: Literal["validation", "test"] = "test") -
   if distributed.is_first():
     title = f"{split} split, written to {workdir}/metrics.json"
     tables.print_metrics(metrics, system=run.system.upper(), title=title)
-
-
-def recommend(
-  *,
-  workdir: Place,
-  user: str,
-  k: Annotated[int, tyro.conf.arg(aliases=["-k"])] = 10,
-  where: tuple[str, ...] = (),
-) -> None:
-  """Ads for one user, as if a request came right after their last event.
-
-  Args:
-    workdir: Folder of a trained run.
-    user: A user id of the logs.
-    k: Ads to show.
-    where: Search only ads that meet all of these, as COLUMN=VALUE of the ads table; a category
-      takes in those below it.
-  """
-  from gr4ad_jax.api import open_run
-  from gr4ad_jax.search.recommend import recommend_for_user
-
-  found = recommend_for_user(open_run(workdir), user, k, where=where)
-  tables.console.print(f"user {user}: {found.about}")
-  tables.print_ads(found.ads, found.currency)
 
 
 def report(*, workdir: Place) -> None:

@@ -18,7 +18,6 @@ from gr4ad_jax.data.examples import ExampleSet
 from gr4ad_jax.data.records import Action
 from gr4ad_jax.gr4ad.config import LossConfig
 
-
 IMPRESSIONS_OF_ECPM = 1000
 
 

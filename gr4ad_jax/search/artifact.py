@@ -70,11 +70,11 @@ def score_beams(
   if value_exponent:
     score_RW = score_RW + value_exponent * np.log(np.maximum(beams["expected_value_BW"], 1e-6))
   if new_ad_bonus:
-    score_RW = score_RW + new_ad_bonus * ~_in_history(beams["code_BWL"], history_RTL)
+    score_RW = score_RW + new_ad_bonus * ~in_history(beams["code_BWL"], history_RTL)
   return np.where(beams["sid_BW"] >= 0, score_RW, NEG_INF)
 
 
-def _in_history(code_RWL: np.ndarray, met_RTL: np.ndarray) -> np.ndarray:
+def in_history(code_RWL: np.ndarray, met_RTL: np.ndarray) -> np.ndarray:
   """bool [R, W]: the SID is one of the request's history."""
   sizes = 1 + np.maximum(code_RWL.max(axis=(0, 1)), met_RTL.max(axis=(0, 1))).astype(np.int64)
   weight_L = np.append(np.cumprod(sizes[:0:-1])[::-1], 1)

@@ -14,7 +14,7 @@ from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
 from gr4ad_jax.catalog.targeting import Allowed, allow
 from gr4ad_jax.machine import sharding
 from gr4ad_jax.nn import NEG_INF
-from gr4ad_jax.search.artifact import score_beams
+from gr4ad_jax.search.artifact import in_history, score_beams
 from gr4ad_jax.search.beam_search import Beams, Sampling
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.generator import Generator, num_requests
@@ -22,13 +22,15 @@ from gr4ad_jax.search.searcher import Searcher
 
 
 class Recommendations(NamedTuple):
-  """Ranked ads of R requests, best first; -1 (NEG_INF, NaN) where there are fewer."""
+  """Ranked ads of R requests, best first; -1 (NEG_INF, NaN, False) where there are fewer."""
 
   ad_RK: np.ndarray  # int32 ad index
   code_RKL: np.ndarray  # int32, the SID generated for the ad
   logp_RK: np.ndarray  # float32, log p(SID | X)
   expected_value_RK: np.ndarray  # float32, currency; NaN where it was not asked for
   level_logp_RKL: np.ndarray  # float32, log p(s_l | s_<l, X) of the ad's SID
+  score_RK: np.ndarray  # float32, what ads are ranked by
+  new_RK: np.ndarray  # bool, the SID is not in the history that the model reads
 
 
 class Recommender:
@@ -185,6 +187,8 @@ def rank_ads(
     np.where(empty_RK, NEG_INF, of_beam(beams.logp_BW)),
     np.where(empty_RK, np.nan, of_beam(value_RW)),
     np.where(empty_RK[..., None], NEG_INF, of_beam(beams.level_logp_BWL)),
+    np.where(empty_RK, NEG_INF, of_beam(score_RW)).astype(np.float32),
+    ~empty_RK & of_beam(~in_history(beams.code_BWL, met_RTL)),
   )
 
 

@@ -109,8 +109,8 @@ class RecommendedAd(_Message):
   probability: float = Field(description="p(SID | context).")
   level_probability: list[float] = Field(description="Of each code, given the ones before.")
   expected_value: float = Field(
-    description="Currency, of showing the ad once where the log has eCPM (eCPM / 1000), else of one "
-    "engagement with it."
+    description="Currency, of showing the ad once where the log has eCPM (eCPM / 1000), else of "
+    "one engagement with it."
   )
 
 
