@@ -21,7 +21,7 @@ from gr4ad_jax.version import __version__ as __version__
 
 __all__ = [
   "PRESETS", "Amazon", "CompleteJourney", "Opened", "Parquet", "evaluate", "export", "open_run",
-  "prepare", "recommend", "tokenize", "train",
+  "prepare", "recommend", "recommend_many", "tokenize", "train",
 ]
 
 if TYPE_CHECKING:

@@ -25,13 +25,13 @@ from gr4ad_jax.machine import storage
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.search.export import export_run
 from gr4ad_jax.search.opened import Opened
-from gr4ad_jax.search.recommend import recommend_for_user
+from gr4ad_jax.search.recommend import RankedAd, UserSearch, recommend_for_user
 from gr4ad_jax.tokenizer.config import TokenizerConfig
 from gr4ad_jax.tokenizer.stage import tokenize as tokenize_stage
 
 __all__ = [
   "PRESETS", "Amazon", "CompleteJourney", "Opened", "Parquet", "evaluate", "export", "open_run",
-  "prepare", "recommend", "tokenize", "train",
+  "prepare", "recommend", "recommend_many", "tokenize", "train",
 ]
 
 
@@ -98,8 +98,12 @@ def train(
   return open_run(workdir)
 
 
-def open_run(workdir: str | Place) -> Opened:
+def open_run(workdir: str | Place, *, data: str | Place | None = None) -> Opened:
   """Opens a trained run of any system, with its data and parameters.
+
+  Args:
+    workdir: folder of the run.
+    data: where its data lie now, if they have moved.
 
   Raises:
     ConfigError: no trained run, one of an unknown system, or its data have changed.
@@ -110,7 +114,7 @@ def open_run(workdir: str | Place) -> Opened:
   system = json.loads(storage.fetch(workdir / "run.json").read_text()).get("system", "gr4ad")
   match system:
     case "gr4ad":
-      return open_gr4ad(workdir)
+      return open_gr4ad(workdir, data=None if data is None else storage.place(str(data)))
   raise ConfigError(f"{workdir}: a run of the system {system!r}, which this version does not know")
 
 
@@ -139,12 +143,31 @@ def recommend(
     where: conditions that every ad meets, as "COLUMN=VALUE" of the ads table.
 
   Returns:
-    A row an ad, best first: ad_id, advertiser_id, text, sid, logp, expected_value.
+    A row an ad, best first: ad_id, advertiser_id, text, sid, logp, expected_value (currency, of one
+    `run.value_of`), score (what ads are ranked by), new (not in the user's history).
 
   Raises:
     ConfigError: an unknown user, or a condition that no ad meets.
   """
-  return pd.DataFrame(recommend_for_user(run, user_id, k, where=where).ads)
+  found = recommend_for_user(run, user_id, k, where=where)
+  return pd.DataFrame(found.ads, columns=RankedAd._fields)
+
+
+def recommend_many(
+  run: Opened, user_ids: Sequence[str] | None = None, *, k: int = 10, where: Sequence[str] = ()
+) -> pd.DataFrame:
+  """As `recommend`, for many users in batches; None = all of the logs.
+
+  Returns:
+    As `recommend`, with the columns user_id and rank (1 = best) before; a user for whom fewer than
+    k are found has fewer rows.
+  """
+  search = UserSearch(run, k, where=where)
+  users = search.users(user_ids)
+  return pd.DataFrame(
+    (row for batch in search.batches(users) for found in batch for row in found.rows()),
+    columns=("user_id", "rank", *RankedAd._fields),
+  )
 
 
 def export(run: Opened, out: str | Path) -> int:

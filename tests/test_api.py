@@ -46,13 +46,21 @@ def test_from_two_files_to_ranked_ads(files, tmp_path):
   assert run.step in (30, 60)
   again = gr.open_run(tmp_path / "run")
   ads = gr.recommend(again, "u7", k=5)
-  assert list(ads.columns) == ["ad_id", "advertiser_id", "text", "sid", "logp", "expected_value"]
+  columns = ["ad_id", "advertiser_id", "text", "sid", "logp", "expected_value", "score", "new"]
+  assert list(ads.columns) == columns
   assert ads.logp.is_monotonic_decreasing and len(ads) == 5
   assert again.value_of == "impression"
   np.testing.assert_allclose(ads.expected_value, 3.5, rtol=1e-5)  # currency, of one impression
   assert (ads.advertiser_id == "brand1").mean() >= 0.6  # the only brand that u7 ever buys
   only = gr.recommend(again, "u7", k=24, where=["advertiser_id=brand2"])
   assert set(only.advertiser_id) == {"brand2"} and len(only) == 8
+  assert only.new.all() and not ads[ads.advertiser_id == "brand1"].new.all()
+  every = gr.recommend_many(again, k=5)
+  assert every.groupby("user_id").size().to_dict() == {f"u{i}": 5 for i in range(30)}
+  assert every[every.user_id == "u7"].ad_id.tolist() == ads.ad_id.tolist()
+  assert gr.recommend_many(again, ["u7", "u3", "u7"], k=1).user_id.tolist() == ["u7", "u3"]
+  with pytest.raises(ValueError, match="user 'nobody' and 1 more: not in"):
+    gr.recommend_many(again, ["u7", "nobody", "none"])
   assert gr.export(again, tmp_path / "artifact") > 0
   with pytest.raises(ValueError, match=r"settings|setting 'train.steps'"):
     gr.train(tmp_path / "data", tmp_path / "run2", settings={"train.steps": 5})

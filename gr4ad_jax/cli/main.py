@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
   """Entry point.
 
   Exits 0 on success, 2 on bad input (one line), 1 where training diverged or could not be saved,
-  143 where it was asked to stop (SIGTERM) and has saved.
+  143 or 130 where it was asked to stop (SIGTERM, Ctrl-C) and has saved.
   """
   terminal.never_fail()
   try:
@@ -54,8 +54,8 @@ def main(argv: list[str] | None = None) -> None:
     sys.exit(2)
   except RuntimeError as error:
     # By name: importing the classes would import JAX for every command.
-    codes = {"DivergedError": 1, "CheckpointError": 1, "PreemptedError": 143}
-    code = codes.get(type(error).__name__)
+    codes = {"DivergedError": 1, "CheckpointError": 1}
+    code = codes.get(type(error).__name__) or getattr(error, "exit_code", None)
     if os.environ.get("GR4AD_DEBUG") or code is None:
       raise
     print(f"gr4ad: training stopped: {_one_line(error)}", file=sys.stderr)

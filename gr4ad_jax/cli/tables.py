@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -27,6 +28,11 @@ console = Terminal()
 def address(page: Place) -> str:
   """What a browser opens."""
   return page.resolve().as_uri() if isinstance(page, Path) else str(page)
+
+
+def print_next(*words: object) -> None:
+  """The command to type next."""
+  console.print(f"next: gr4ad {shlex.join(map(str, words))}")
 
 
 def show(table: Table, *, title: str) -> None:
@@ -80,11 +86,7 @@ def print_plan(plan: Plan, *, title: str) -> None:
   def size(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e7 else f"{num_bytes / 1e6:,.2f} MB"
 
-  def duration(seconds: float) -> str:
-    for unit, length in (("h", 3600), ("min", 60), ("s", 1)):
-      if seconds >= 2 * length:
-        return f"{seconds / length:,.1f} {unit}"
-    return f"{1e3 * seconds:,.1f} ms"
+  from gr4ad_jax.training.pace import in_words
 
   print_numbers({
     "parameters": f"{plan.num_params:,}",
@@ -97,9 +99,9 @@ def print_plan(plan: Plan, *, title: str) -> None:
     "per device: activations, at most": size(plan.activations_bytes),
     "per device: all of it": size(plan.needed_bytes),
     "memory of a device": size(plan.memory_bytes),
-    f"step, at {plan.mfu:.0%} of the peak or as memory allows": duration(plan.step_s),
+    f"step, at {plan.mfu:.0%} of the peak or as memory allows": in_words(plan.step_s),
     "examples/s": f"{plan.examples_per_s:,.0f}",
-    "all steps": duration(plan.run_s),
+    "all steps": in_words(plan.run_s),
   }, title=title)
   if not plan.fits:
     console.print(

@@ -10,6 +10,7 @@ import tyro
 from gr4ad_jax.cli import tables
 from gr4ad_jax.cli.options import Flat, Preset
 from gr4ad_jax.cli.sweep_config import Sweep
+from gr4ad_jax.config import ConfigError
 from gr4ad_jax.gr4ad.config import PRESETS, Config, DataShape, ModelConfig
 from gr4ad_jax.machine import storage
 from gr4ad_jax.machine.memory import keep_freed_memory
@@ -64,6 +65,7 @@ def train(options: Flat[Train]) -> None:
   )
   if distributed.is_first():
     tables.console.print(f"trained {int(state.step):,} steps in {options.workdir}")
+    tables.print_next("evaluate", "--workdir", options.workdir)
 
 
 def sweep(options: Flat[Sweep]) -> None:
@@ -87,7 +89,11 @@ class Plan:
   """Named settings; the options below change single ones."""
   mfu: float = 0.4
   """Share of the peak that the run is assumed to reach."""
-  data: Flat[DataShape] = DataShape()
+  data: Place | None = None
+  """Folder that `prepare` and `tokenize` wrote, whose sizes count; default: the sizes below."""
+  sids: Place | None = None
+  """Folder that `tokenize` wrote; default DATA/sids."""
+  shape: Flat[DataShape] = DataShape()
   model: ModelConfig = ModelConfig()
   train: TrainConfig = TrainConfig()
 
@@ -100,10 +106,16 @@ def plan_defaults(preset: str) -> Plan:
 
 def plan(options: Flat[Plan]) -> None:
   """Parameters, FLOPs, memory per device and time of a training run, before it costs anything."""
-  from gr4ad_jax.gr4ad.plan import plan_run
+  from gr4ad_jax.gr4ad.plan import plan_run, plan_run_on
   from gr4ad_jax.machine.peaks import parse_devices
 
   device, count = parse_devices(options.devices)
   config = Config(model=options.model, train=options.train)
-  planned = plan_run(config, options.data, device, count, mfu=options.mfu)
+  if options.data is None:
+    planned = plan_run(config, options.shape, device, count, mfu=options.mfu)
+  elif options.shape != DataShape():
+    raise ConfigError("plan: --data has sizes of its own; leave out those on the command line")
+  else:
+    sids = options.sids or options.data / "sids"
+    planned = plan_run_on(options.data, sids, config, device, count, mfu=options.mfu)
   tables.print_plan(planned, title=f"{options.preset} on {options.devices}")

@@ -9,23 +9,30 @@ from gr4ad_jax.machine import storage
 from gr4ad_jax.machine.storage import Place
 
 
-def evaluate(*, workdir: Place, split: Literal["validation", "test"] = "test") -> None:
+def evaluate(
+  *,
+  workdir: Place,
+  split: Literal["validation", "test"] = "test",
+  data: Place | None = None,
+) -> None:
   """Searches a split and compares with simple baselines; writes WORKDIR/metrics.json.
 
   Args:
     workdir: Folder of a trained run.
     split: Requests to evaluate.
+    data: Where the run's data lie now, if they have moved.
   """
   from gr4ad_jax.api import open_run
   from gr4ad_jax.evaluation.evaluate import evaluate
   from gr4ad_jax.machine import distributed
 
   distributed.join()
-  run = open_run(workdir)
+  run = open_run(workdir, data=data)
   metrics = evaluate(run, split=split)
   if distributed.is_first():
     title = f"{split} split, written to {workdir}/metrics.json"
     tables.print_metrics(metrics, system=run.system.upper(), title=title)
+    tables.print_next("report", "--workdir", workdir)
 
 
 def report(*, workdir: Place) -> None:
@@ -41,15 +48,16 @@ def report(*, workdir: Place) -> None:
   tables.console.print(f"report: {tables.address(workdir / 'report.html')}")
 
 
-def export(*, workdir: Place, out: Place) -> None:
+def export(*, workdir: Place, out: Place, data: Place | None = None) -> None:
   """A trained run -> a folder that answers with jax and numpy alone, on CPU, CUDA and TPU.
 
   Args:
     workdir: Folder of a trained run.
     out: New folder to write.
+    data: Where the run's data lie now, if they have moved.
   """
   from gr4ad_jax.api import open_run
   from gr4ad_jax.search.export import export_run
 
-  num_bytes = export_run(open_run(workdir), out)
+  num_bytes = export_run(open_run(workdir, data=data), out)
   tables.console.print(f"{out}: {num_bytes / 1e6:.1f} MB; try `python {out}/reader.py`")

@@ -29,7 +29,7 @@ from gr4ad_jax.data.pipeline import (
 from gr4ad_jax.gr4ad.batch import Vocabulary
 from gr4ad_jax.gr4ad.batch_maker import NUM_ORGANIC_BUCKETS, BatchMaker
 from gr4ad_jax.gr4ad.build import Decoder, build_decoder
-from gr4ad_jax.gr4ad.config import Config, ModelConfig
+from gr4ad_jax.gr4ad.config import PRESETS, Config, ModelConfig
 from gr4ad_jax.gr4ad.cost import train_flops
 from gr4ad_jax.gr4ad.generator import generator_of
 from gr4ad_jax.gr4ad.list_batches import ListBatchMaker
@@ -39,10 +39,12 @@ from gr4ad_jax.gr4ad.vsl_task import vsl_task
 from gr4ad_jax.learning.preference import RewardScale
 from gr4ad_jax.machine import distributed, sharding, storage
 from gr4ad_jax.machine.peaks import peak_flops
+from gr4ad_jax.machine.progress import console
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.search.config import check_widths
 from gr4ad_jax.search.opened import Opened
 from gr4ad_jax.training.mesh import check_rows, search_mesh, training_mesh
+from gr4ad_jax.training.pace import Pace
 from gr4ad_jax.training.profiling import Speed
 from gr4ad_jax.training.train_loop import read_params, train
 from gr4ad_jax.training.train_step import TrainState
@@ -133,11 +135,13 @@ def train_run(
   taken = storage.exists(workdir / "run.json")
   distributed.wait_for_all("looked for run.json")  # before the first process writes it
   if taken and not resume:
-    raise ConfigError(f"{workdir}: holds a run already; pass --resume or another --workdir")
+    raise ConfigError(
+      f"{workdir}: holds a run already; pass --resume to go on with it, or another --workdir"
+    )
   inputs = open_inputs(run)
   run = dataclasses.replace(run, fingerprint=inputs.fingerprint)
-  if taken and (differing := config_lib.differences(read_run(workdir), run)):
-    raise ConfigError(f"{workdir}: the run there has other settings ({', '.join(differing)})")
+  if taken:
+    _require_same(read_run(workdir), run, workdir)
   check_widths(run.config.search.widths, inputs.vocabulary.num_levels)
   config = run.config.train
   hosts, host = jax.process_count(), jax.process_index()
@@ -160,6 +164,7 @@ def train_run(
     batches, task = logged, vsl_task(decoder, run.config.loss)
   if distributed.is_first():
     storage.write_text(workdir / "run.json", config_lib.to_json(run))
+    _announce(run, inputs, workdir)
   speed = Speed()
   if not run.lists:
     speed = Speed(
@@ -172,16 +177,57 @@ def train_run(
       inputs.examples.sources["validation"], inputs.make_batch, batch_size=config.batch_size,
       most=config.eval_batches, host=host, num_hosts=hosts, parts=sharding.row_parts(mesh),
     ),
-    start_params=start_params, speed=speed, profile=profile,
+    start_params=start_params, speed=speed, profile=profile, pace=Pace(_instead(run, inputs)),
   )
+
+
+def _require_same(there: RunFile, run: RunFile, workdir: Place) -> None:
+  """Raises ConfigError where a run that is to go on has other settings."""
+  # Data may have moved; the fingerprint says that they are the same.
+  there = dataclasses.replace(there, data=run.data, sids=run.sids)
+  differing = config_lib.differences(there, run)
+  if not differing:
+    return
+  longer = run.config.train.num_steps > there.config.train.num_steps
+  more = (
+    f". What it has learned can be trained on in a new folder, with a new course of the learning "
+    f"rate: --start {workdir} with another --workdir, without --resume"
+  ) if longer else ""
+  raise ConfigError(f"{workdir}: the run there has other settings ({', '.join(differing)}){more}")
+
+
+def _announce(run: RunFile, inputs: Inputs, workdir: Place) -> None:
+  """What is about to be trained; `Pace` says how long it takes once that is measured."""
+  train, requests = run.config.train, len(inputs.examples.sources["train"])
+  passes = train.num_steps * train.batch_size / requests
+  console.print(
+    f"{workdir}: {train.num_steps:,} steps of {train.batch_size:,} examples, {passes:,.1f} times "
+    f"through the {requests:,} of training"
+  )
+
+
+def _instead(run: RunFile, inputs: Inputs) -> dict[str, float]:
+  """The preset for a CPU, and its share of this run's time by their FLOPs, where that is small."""
+  def flops(config: Config) -> float:
+    return example_flops(config.model, inputs) * config.train.batch_size * config.train.num_steps
+
+  share = flops(PRESETS["demo"]) / flops(run.config)
+  return {"--preset demo": share} if share < 0.5 else {}
+
+
+def context_tokens(inputs: Inputs) -> int:
+  """S, tokens of a request's context, padded ones included."""
+  sequence, vocabulary = inputs.make_batch.sequence, inputs.vocabulary
+  fixed = 1 + len(vocabulary.feature_sizes) + vocabulary.num_trending
+  return fixed + sequence.max_ad_history + sequence.max_organic_history
 
 
 def example_flops(config: ModelConfig, inputs: Inputs) -> int:
   """FLOPs of learning from one logged request."""
-  sequence, vocabulary = inputs.make_batch.sequence, inputs.vocabulary
-  tokens = 1 + len(vocabulary.feature_sizes) + vocabulary.num_trending
-  tokens += sequence.max_ad_history + sequence.max_organic_history
-  return train_flops(config, vocabulary, context_tokens=tokens, targets=sequence.max_targets)
+  return train_flops(
+    config, inputs.vocabulary, context_tokens=context_tokens(inputs),
+    targets=inputs.make_batch.sequence.max_targets,
+  )
 
 
 def _start_params(run: RunFile, inputs: Inputs) -> Any:
@@ -225,13 +271,17 @@ def load_params(run: RunFile, workdir: Place, vocabulary: Vocabulary) -> tuple[D
   return decoder, params, step
 
 
-def open_run(workdir: Place) -> Opened:
+def open_run(workdir: Place, *, data: Place | None = None) -> Opened:
   """A trained run, opened for search.
 
+  Args:
+    workdir: folder of the run.
+    data: where its data lie now; None = where they lay when it was trained.
+
   Raises:
-    ConfigError: no trained run, or its data are no longer what it was trained on.
+    ConfigError: no trained run, or its data are gone or no longer what it was trained on.
   """
-  run = read_run(workdir)
+  run = _with_data(read_run(workdir), workdir, data)
   inputs = open_inputs(run)
   decoder, params, step = load_params(run, workdir, inputs.vocabulary)
   return Opened(
@@ -244,6 +294,18 @@ def open_run(workdir: Place) -> Opened:
     mesh=search_mesh(run.config.train, run.config.search.batch_size),
     value_of="impression" if inputs.scale.uses_ecpm else "engagement",
   )
+
+
+def _with_data(run: RunFile, workdir: Place, data: Place | None) -> RunFile:
+  """The run with the place of its data, and of semantic IDs in them, as it is now."""
+  if data is not None:
+    now, before = storage.absolute(data), run.data.rstrip("/")
+    sids = now + run.sids[len(before):] if run.sids.startswith(f"{before}/") else run.sids
+    run = dataclasses.replace(run, data=now, sids=sids)
+  if not storage.exists(storage.place(run.data) / "examples" / "examples.json"):
+    where = "are not there" if data is not None else "are gone; if they lie elsewhere, name --data"
+    raise ConfigError(f"{run.data}: the prepared data of {workdir} {where}")
+  return run
 
 
 def _in_words(model: ModelConfig) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from rich.progress import BarColumn, Progress, ProgressColumn, Task
@@ -31,6 +31,7 @@ def track(
   *,
   step: int = 1,
   completed: int = 0,
+  note: Callable[[], str] | None = None,
 ) -> Iterator[ItemT]:
   """Yields `items` while showing how far, how fast and how long still.
 
@@ -40,6 +41,7 @@ def track(
     total: units in all; taken from len(items) * step where that is known.
     step: units that one item stands for (for example the rows of a batch).
     completed: units done before (a resumed run).
+    note: says what stands behind the numbers now, such as a loss.
   """
   if total is None and hasattr(items, "__len__"):
     total = len(items) * step + completed
@@ -53,7 +55,7 @@ def track(
     *columns, console=console, disable=not is_bar, speed_estimate_period=math.inf
   ) as progress:
     # Where no bar is drawn, `progress` only counts, and a line now and then says how far it is.
-    name = progress.add_task(description, total=total, completed=completed)
+    name = progress.add_task(description, total=total, completed=completed, note=note)
     (task,) = progress.tasks
     said_s = 0.0
     for item in items:
@@ -96,4 +98,5 @@ def _numbers(task: Task) -> str:
   text += f" {task.elapsed:.0f} s"
   if task.time_remaining:
     text += f" ETA {task.time_remaining:.0f} s"
-  return text
+  note = task.fields["note"]
+  return f"{text}, {said}" if note and (said := note()) else text

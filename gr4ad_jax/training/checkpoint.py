@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import shutil
-from collections.abc import Iterator
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +48,9 @@ class Checkpoints:
       ConfigError: several processes would write to s3://.
       StorageError: the bucket cannot be read or written.
     """
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # What they say of damaged files, at length, this class says in a line.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").addFilter(_is_not_orbax)
     self._place = folder.absolute() if isinstance(folder, Path) else folder
     self._staging, self._copy = contextlib.ExitStack(), None
     if isinstance(folder, Path):
@@ -68,7 +73,36 @@ class Checkpoints:
     # ValueError is what tensorstore raises; drivers of buckets have errors of their own.
     self._only_read = only_read
     self._errors = (OSError, ValueError) if isinstance(folder, Path) else Exception
+    self._without_loss: list[int] = []
+    if isinstance(self._folder, Path) and (damaged := _without_loss(self._folder)):
+      self._leave_out_losses(damaged)
     self._open()
+
+  def _leave_out_losses(self, damaged: Sequence[Path]) -> None:
+    """Steps whose validation loss cannot be read have none; orbax would open none of them all."""
+    self._without_loss = [int(step.name) for step in damaged]
+    if not self._only_read:
+      self._say_without_loss(self._without_loss)
+      for step in damaged if distributed.is_first() else ():
+        shutil.rmtree(step / "metrics", ignore_errors=True)
+      distributed.wait_for_all("left out damaged losses")
+      return
+    view = Path(self._staging.enter_context(tempfile.TemporaryDirectory()))
+    for step in self._folder.iterdir():
+      if step not in damaged:
+        (view / step.name).symlink_to(step)
+        continue
+      (view / step.name).mkdir()
+      for part in step.iterdir():
+        if part.name != "metrics":
+          (view / step.name / part.name).symlink_to(part)
+    self._folder = view
+
+  def _say_without_loss(self, steps: Sequence[int]) -> None:
+    for step in steps if distributed.is_first() else ():
+      console.print(
+        f"{self._place / str(step)}: its validation loss cannot be read; it does not count as best"
+      )
 
   def _open(self) -> None:
     self._checkpointer = ocp.training.Checkpointer(
@@ -142,30 +176,47 @@ class Checkpoints:
     Raises:
       ConfigError: no step can be read; nothing is renamed.
     """
-    failed: dict[int, Exception] = {}
-    for step in sorted((c.step for c in self._checkpointer.checkpoints), reverse=True):
-      try:
-        restored = self.restore(abstract, step)
-      except Exception as error:  # whatever reading half a file gives
-        failed[step] = error
-        continue
-      if failed:
-        self._checkpointer.close()
-        for damaged in failed if distributed.is_first() else ():
-          self._set_aside(str(damaged))
-          console.print(
-            f"{self._place / str(damaged)}: cannot be read, set aside; going on from step {step}"
-          )
-        distributed.wait_for_all("set damaged checkpoints aside")
-        self._open()
-      return restored
+    found = self._first(self._steps(), lambda step: self.restore(abstract, step))
+    if found is None:
+      return None
+    restored, step, failed = found
     if failed:
-      newest, error = next(iter(failed.items()))
-      raise ConfigError(
-        f"{self._place}: none of the steps {sorted(failed)} can be read: step {newest} is damaged "
-        f"or does not fit this run's settings ({error})"
-      ) from error
-    return None
+      self._checkpointer.close()
+      for damaged in failed if distributed.is_first() else ():
+        self._set_aside(str(damaged))
+        console.print(
+          f"{self._place / str(damaged)}: cannot be read, set aside; going on from step {step}"
+        )
+      distributed.wait_for_all("set damaged checkpoints aside")
+      self._open()
+    return restored
+
+  def _steps(self) -> list[int]:
+    """All of them, newest first."""
+    return sorted((c.step for c in self._checkpointer.checkpoints), reverse=True)
+
+  def _first(
+    self, steps: Sequence[int], read: Callable[[int], Any]
+  ) -> tuple[Any, int, list[int]] | None:
+    """What the first step holds that can be read, that step, and those before it that cannot.
+
+    Raises:
+      ConfigError: there are steps, and none can be read.
+    """
+    failed: dict[int, Exception] = {}
+    with _without_stragglers():
+      for step in steps:
+        try:
+          return read(step), step, list(failed)
+        except Exception as error:  # whatever reading half a file gives
+          failed[step] = error
+    if not failed:
+      return None
+    first, error = next(iter(failed.items()))
+    raise ConfigError(
+      f"{self._place}: none of the steps {sorted(failed)} can be read: step {first} is damaged "
+      f"or does not fit this run's settings ({_shortly(error)})"
+    ) from error
 
   def _set_aside(self, step: str) -> None:
     aside = f"{step}.damaged"
@@ -180,8 +231,28 @@ class Checkpoints:
     metadata = self._checkpointer.metadata(step).custom_metadata
     return TrainState(**state), metadata["data_iterator"]
 
-  def restore_params(self, abstract: TrainState, step: int) -> Any:
-    """Only the parameters of a step."""
+  def restore_params(self, abstract: TrainState, *, newest: bool) -> tuple[Any, int] | None:
+    """Parameters alone, of the best step or of the newest, and the step; None where there is none.
+
+    Where that one is damaged, the newest other that can be read takes its place, and that is said;
+    nothing is renamed, as the folder may be another process's.
+
+    Raises:
+      ConfigError: no step can be read.
+    """
+    steps = self._steps()
+    if not newest and (best := self.best_step) is not None:
+      steps = [best, *(step for step in steps if step != best)]
+    found = self._first(steps, lambda step: self._params(abstract, step))
+    if found is None:
+      return None
+    params, step, failed = found
+    for damaged in failed if distributed.is_first() else ():
+      console.print(f"{self._place / str(damaged)}: cannot be read; using step {step} instead")
+    self._say_without_loss([step for step in self._without_loss if step not in failed])
+    return params, step
+
+  def _params(self, abstract: TrainState, step: int) -> Any:
     partial = {
       "params": abstract.params, "step": ocp.PLACEHOLDER,
       "optimizer": _placeholders(abstract.optimizer),
@@ -193,7 +264,7 @@ class Checkpoints:
       return self._checkpointer.load(step, abstract)
     except ValueError as error:
       raise ConfigError(
-        f"{self._place / str(step)}: does not fit this run's settings ({error})"
+        f"{self._place / str(step)}: does not fit this run's settings ({_shortly(error)})"
       ) from error
 
   def wait(self) -> None:
@@ -220,6 +291,45 @@ class Checkpoints:
     except CheckpointError:
       if kind is None:  # else the first error is the one to hear of
         raise
+
+
+def _without_loss(folder: Path) -> list[Path]:
+  """Steps of a folder that have a validation loss in a file that is damaged."""
+  damaged = []
+  for file in sorted(folder.glob("[0-9]*/metrics/metrics")):
+    if not file.parent.parent.name.isdigit():  # set aside before
+      continue
+    try:
+      float(json.loads(file.read_bytes())["loss"])
+    except (ValueError, LookupError, TypeError, OSError):
+      damaged.append(file.parent.parent)
+  return damaged
+
+
+@contextlib.contextmanager
+def _without_stragglers() -> Iterator[None]:
+  """Says nothing of arrays that are still read when another one of their step has failed."""
+  before = sys.unraisablehook
+
+  def hook(unraisable: Any) -> None:
+    if "Event loop is closed" not in str(unraisable.exc_value):
+      before(unraisable)
+
+  sys.unraisablehook = hook
+  try:
+    yield
+  finally:
+    sys.unraisablehook = before
+
+
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+  return "async_deserialize" not in record.getMessage()
+
+
+def _shortly(error: Exception) -> str:
+  """Its first words; tensorstore's own go on for hundreds of lines."""
+  words = " ".join(str(error).split()) or type(error).__name__
+  return words if len(words) <= 200 else f"{words[:200]} ..."
 
 
 def _placeholders(tree: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from gr4ad_jax.training.checkpoint import Checkpoints
 from gr4ad_jax.training.config import TrainConfig
 from gr4ad_jax.training.mesh import training_mesh
 from gr4ad_jax.training.metric_log import MeanMetrics, MetricLog, read_log
+from gr4ad_jax.training.pace import Pace
 from gr4ad_jax.training.preemption import PreemptedError, Preemption
 from gr4ad_jax.training.profiling import Speed, Trace
 from gr4ad_jax.training.steps import run_steps
@@ -35,6 +37,7 @@ class DivergedError(RuntimeError):
   """Training became useless; the message names the step and the last good checkpoint."""
 
 
+# Nine parameters: what is learned from what and where, and what is told of it.
 def train(
   task: Task,
   config: TrainConfig,
@@ -45,6 +48,7 @@ def train(
   start_params: Any = None,
   speed: Speed | None = None,
   profile: range | None = None,
+  pace: Pace | None = None,
 ) -> TrainState:
   """Trains to `config.num_steps`, continuing from the newest checkpoint in `folder`, if any.
 
@@ -61,13 +65,14 @@ def train(
     start_params: parameters of step 0; None = the task's own.
     speed: counts examples for the log; None = one that knows no FLOPs.
     profile: steps to trace into folder/profile; None = none.
+    pace: says after the first steps how long all will take; None = one that compares with nothing.
 
   Returns:
     The final state.
 
   Raises:
     DivergedError: a loss or gradient that is not finite, or a loss twice that of the first window.
-    PreemptedError: SIGTERM came; the state of the step then finished is saved.
+    PreemptedError: SIGTERM or Ctrl-C came; the state of the step then finished is saved.
     CheckpointError: a checkpoint could not be written.
   """
   programs = compile_programs(task, config, training_mesh(config))
@@ -85,13 +90,15 @@ def train(
       trace = Trace(copy.path / "profile", profile)
       after_step = _AfterStep(
         config, lambda params: mean_loss(programs, params, validation), batches.get_state,
-        checkpoints, preemption, log, copy, trace, speed or Speed(),
+        checkpoints, preemption, log, copy, trace, speed or Speed(), pace or Pace(),
         first_step=first_step, last_saved=first_step or None,
         first_loss=next((row["loss"] for row in earlier if row["kind"] == "train"), None),
         best_by=task.best_by,
       )
       steps = range(first_step + 1, config.num_steps + 1)
-      shown = track(steps, "train, steps", config.num_steps, completed=first_step)
+      shown = track(
+        steps, "train, steps", config.num_steps, completed=first_step, note=after_step.note
+      )
       try:
         return run_steps(
           programs.step, state, map(programs.to_devices, _traced(shown, batches, trace)),
@@ -133,16 +140,16 @@ def read_params(
     newest: the last checkpoint instead of that with the best validation loss.
 
   Raises:
-    ConfigError: no checkpoint.
+    ConfigError: no checkpoint, or none that can be read.
   """
   # Several processes share whole parameters: each can read them all.
   mesh = sharding.build_mesh(data_parallel=0 if jax.process_count() > 1 else 1)
   abstract = abstract_state(task, config, mesh)
   with Checkpoints(folder / "checkpoints", only_read=True) as checkpoints:
-    step = checkpoints.latest_step if newest else checkpoints.best_step
-    if step is None:
+    found = checkpoints.restore_params(abstract, newest=newest)
+    if found is None:
       raise ConfigError(f"{folder}: no checkpoint yet; run `gr4ad train` first")
-    return checkpoints.restore_params(abstract, step), step
+    return found
 
 
 @dataclasses.dataclass
@@ -158,17 +165,24 @@ class _AfterStep:
   copy: storage.Copy
   trace: Trace
   speed: Speed
+  pace: Pace
   first_step: int
   last_saved: int | None
   first_loss: float | None  # of the first window; twice as much is divergence
   best_by: str
   window: MeanMetrics = dataclasses.field(default_factory=MeanMetrics)
+  shown: dict[str, float] = dataclasses.field(default_factory=dict)
+
+  def note(self) -> str:
+    """The last losses, for people who wait."""
+    return ", ".join(f"{name} {loss:.3f}" for name, loss in self.shown.items())
 
   def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
     config, first = self.config, step == self.first_step + 1
     self.window.add(metrics)
     self.speed.add(config.batch_size)
     self.trace.after(step, state)
+    self.pace.after(metrics, left=config.num_steps - step)
     last = step == config.num_steps
     stopping = self.preemption.reached(step) and not last
     validating = last or step % config.eval_every == 0
@@ -186,15 +200,17 @@ class _AfterStep:
       self.checkpoints.wait()
       raise PreemptedError(
         f"asked to stop: step {step} is saved in {self.copy.place}; the same command with "
-        "--resume goes on"
+        "--resume goes on", self.preemption.asked or signal.SIGTERM,
       )
     if first or logging:
       self.speed.restart()
+    self.pace.before()
 
   def _log(self, step: int, *, with_speed: bool) -> None:
     means = self.window.means()
     self.log.write(step, "train", means | (self.speed.values() if with_speed else {}))
     self.first_loss = self.first_loss or means["loss"]
+    self.shown["loss"] = means["loss"]
     if name := not_finite(means):
       raise self._diverged(step, f"{name} is {means[name]}")
     if means["loss"] > 2 * self.first_loss + 1:
@@ -208,6 +224,7 @@ class _AfterStep:
     if not math.isfinite(loss):
       raise self._diverged(step, f"validation loss is {loss}")
     self.log.write(step, "validation", values)
+    self.shown["validation"] = loss
     return loss
 
   def _diverged(self, step: int, what: str) -> DivergedError:

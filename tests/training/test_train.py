@@ -22,6 +22,7 @@ from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.training.checkpoint import CheckpointError, Checkpoints
 from gr4ad_jax.training.config import TrainConfig
 from gr4ad_jax.training.metric_log import read_log
+from gr4ad_jax.training.preemption import PreemptedError, Preemption
 from gr4ad_jax.training.profiling import parse_steps
 from gr4ad_jax.training.train_loop import DivergedError
 
@@ -149,6 +150,66 @@ def test_a_damaged_newest_checkpoint_is_set_aside(finished, tiny_data, tmp_path,
     train_run(run_of(tiny_data), workdir, resume=True)
 
 
+def _cut(step: Path) -> None:
+  for file in (step / "state" / "d").iterdir():
+    os.truncate(file, 100)
+
+
+def _without_arrays(step: Path) -> None:
+  shutil.rmtree(step / "state")
+
+
+def _with_noise(step: Path) -> None:
+  for file in step.rglob("*"):
+    if file.is_file():
+      file.write_bytes(b"\xff{" * (file.stat().st_size // 2))
+
+
+@pytest.mark.parametrize("damage", [_cut, _without_arrays, _with_noise])
+def test_a_run_opens_with_another_checkpoint_where_one_is_damaged(
+  finished, tiny_data, tmp_path, capfd, damage
+):
+  workdir, run = tmp_path / "run", run_of(tiny_data)
+  shutil.copytree(finished[1], workdir)
+  vocabulary = open_inputs(run).vocabulary
+  _, _, best = load_params(run, workdir, vocabulary)
+  damage(workdir / "checkpoints" / str(best))
+  before = {p.name for p in (workdir / "checkpoints").iterdir()}
+  capfd.readouterr()
+  _, _, other = load_params(run, workdir, vocabulary)
+  assert other == max(int(name) for name in before if name.isdigit() and int(name) != best)
+  (said,) = capfd.readouterr().err.splitlines()
+  assert str(workdir / "checkpoints" / str(best)) in said and "cannot be read" in said
+  assert {p.name for p in (workdir / "checkpoints").iterdir()} == before  # it may be in use
+  for step in before - {str(best)}:
+    damage(workdir / "checkpoints" / step)
+  with pytest.raises(ConfigError, match=r"none of the steps .* can be read") as error:
+    load_params(run, workdir, vocabulary)
+  assert len(str(error.value)) < 1000
+
+
+def test_a_step_whose_loss_is_damaged_is_gone_on_from(finished, tiny_data, tmp_path):
+  """Its arrays are whole."""
+  workdir = tmp_path / "run"
+  shutil.copytree(finished[1], workdir)
+  (workdir / "checkpoints" / "14" / "metrics" / "metrics").write_text('{"loss"')
+  assert_same_bits(train_run(run_of(tiny_data), workdir, resume=True), finished[0])
+
+
+def test_ctrl_c_asks_as_sigterm_does_and_twice_means_at_once():
+  before = signal.getsignal(signal.SIGINT)
+  for kind, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+    with Preemption() as preemption:
+      assert not preemption.reached(1)
+      os.kill(os.getpid(), kind)
+      assert preemption.reached(2)
+      assert PreemptedError("saved", preemption.asked).exit_code == code
+      if kind == signal.SIGINT:
+        with pytest.raises(KeyboardInterrupt):
+          os.kill(os.getpid(), kind)
+  assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_a_full_disk_is_said_and_the_last_good_checkpoint_stays(finished, tmp_path):
   """A limit on the size of files stands in for the full disk."""
   state = finished[0]
@@ -178,6 +239,8 @@ def test_training_loss_falls(finished):
 def test_a_taken_folder_or_other_settings_are_refused(finished, tiny_data):
   with pytest.raises(ConfigError, match="--resume"):
     train_run(run_of(tiny_data), finished[1])
+  with pytest.raises(ConfigError, match=f"num_steps: 14 -> 20.*--start {finished[1]} with"):
+    train_run(run_of(tiny_data, num_steps=20), finished[1], resume=True)
   with pytest.raises(ConfigError, match="learning_rate: 0.003 -> 0.1"):
     train_run(run_of(tiny_data, learning_rate=0.1), finished[1], resume=True)
   with pytest.raises(ConfigError, match="devices"):
