@@ -8,7 +8,7 @@ follows from their keys alone, however many runs and shards there are.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ import pyarrow as pa
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from gr4ad_jax.data.validation import LogError
 from gr4ad_jax.machine import atomic
 from gr4ad_jax.machine.progress import track
 
@@ -126,7 +127,65 @@ def write_dataset(
   return {split.name: split.num_examples for split in splits}
 
 
-def open_dataset(folder: Path) -> dict[str, Sequence[dict]]:
-  """Random access to the records of every split of what `write_dataset` wrote."""
-  builder = tfds.builder_from_directory(str(folder / VERSION))
-  return {split: builder.as_data_source(split=split) for split in builder.info.splits}
+def open_dataset(folder: Path, *, remedy: str) -> dict[str, Records]:
+  """Random access to the records of every split of what `write_dataset` wrote.
+
+  Args:
+    folder: of the dataset.
+    remedy: what to do where it is damaged, for messages.
+
+  Raises:
+    LogError: a file is missing, cut or damaged.
+  """
+  home = folder / VERSION
+  try:
+    builder = tfds.builder_from_directory(str(home))
+    splits = dict(builder.info.splits)
+  except Exception as error:  # TFDS has no error of its own for what it cannot read
+    raise _damaged(home, error, remedy) from None
+  opened = {}
+  for name, split in splits.items():
+    files = [Path(file) for file in split.filepaths]
+    for file, length in zip(files, split.shard_lengths, strict=True):
+      try:
+        reader = ArrayRecordReader(str(file))
+        found = reader.num_records()
+        reader.close()
+      except (RuntimeError, ValueError) as error:
+        raise _damaged(file, error, remedy) from None
+      if found != length:
+        raise _damaged(file, f"{found:,} of {length:,} records", remedy)
+    opened[name] = Records(
+      builder.as_data_source(split=name), files, np.cumsum(split.shard_lengths), remedy
+    )
+  return opened
+
+
+class Records(Sequence[dict]):
+  """The records of a split; one that cannot be read is named by its file."""
+
+  def __init__(
+    self, source: Sequence[dict], files: Sequence[Path], ends: np.ndarray, remedy: str
+  ):
+    """`ends` [files] are the rows behind the last one of each file."""
+    self._source, self._files, self._ends, self._remedy = source, files, ends, remedy
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __iter__(self) -> Iterator[dict]:
+    return (self[row] for row in range(len(self)))
+
+  def __getitem__(self, row: int) -> dict:
+    try:
+      return self._source[row]
+    except (RuntimeError, ValueError, TypeError) as error:
+      if not -len(self) <= row < len(self):
+        raise IndexError(row) from None
+      number = int(np.searchsorted(self._ends, row % len(self), side="right"))
+      raise _damaged(self._files[number], error, self._remedy) from None
+
+
+def _damaged(file: Path, why: object, remedy: str) -> LogError:
+  reason = " ".join(str(why).split())[:120]
+  return LogError(f"{file}: missing or damaged ({reason}): {remedy}")

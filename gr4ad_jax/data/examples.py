@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from gr4ad_jax.machine import atomic
 from gr4ad_jax.machine.progress import track
 
 DATASET = "ad_requests"
+_REMEDY = "run `gr4ad prepare --overwrite` again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,21 +136,27 @@ def open_examples(folder: Path) -> ExampleSet:
   """Opens what `prepare_examples` wrote.
 
   Raises:
-    LogError: the folder holds no prepared examples.
+    LogError: the folder holds no prepared examples, or a damaged file.
   """
-  if not (folder / "examples.json").exists():
+  file = folder / "examples.json"
+  if not file.exists():
     raise LogError(f"{folder}: no prepared examples here; run `gr4ad prepare` first")
-  about = json.loads((folder / "examples.json").read_text())
-  targets = np.load(folder / "train_targets.npz")
-  config = config_lib.from_dict(SequenceConfig, about["config"])
-  return ExampleSet(
-    config,
-    FeatureVocabulary(**about["features"]),
-    about["counts"],
-    open_dataset(folder / DATASET),
-    targets["value_N"], targets["ecpm_N"], targets["past_value_N"], targets["action_N"],
-    load_trending(folder / "trending.npz") if config.num_trending else None,
-  )
+  try:
+    about = json.loads(file.read_text())
+    config = config_lib.from_dict(SequenceConfig, about["config"])
+    features, counts = FeatureVocabulary(**about["features"]), about["counts"]
+    file, targets, trending = folder / "train_targets.npz", {}, None
+    with file.open("rb") as opened, np.load(opened) as arrays:  # numpy leaves a damaged one open
+      targets = {f"train_{name}": arrays[name] for name in arrays.files}
+    if config.num_trending:
+      file = folder / "trending.npz"
+      trending = load_trending(file)
+    records = open_dataset(folder / DATASET, remedy=_REMEDY)
+    return ExampleSet(config, features, counts, records, trending=trending, **targets)
+  except LogError:
+    raise
+  except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    raise LogError(f"{file}: missing or damaged ({type(error).__name__}): {_REMEDY}") from None
 
 
 def read_split(examples: ExampleSet, split: str) -> list[Example]:

@@ -66,11 +66,12 @@ def open_lists(folder: Path) -> Sequence[dict]:
   """Random access to the records that `write_lists` wrote; `to_list` reads one.
 
   Raises:
-    LogError: no complete lists in that folder.
+    LogError: no complete lists in that folder, or a damaged file.
   """
   if not (folder / "lists.json").exists():
     raise LogError(f"{folder}: no candidate lists here; run `gr4ad candidates` first")
-  return open_dataset(folder / _DATASET)["train"]
+  remedy = "run `gr4ad candidates` again"
+  return open_dataset(folder / _DATASET, remedy=remedy)["train"]
 
 
 def to_list(record: dict) -> CandidateList:

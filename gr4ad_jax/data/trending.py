@@ -139,5 +139,5 @@ def save_trending(trending: Trending, path: Path) -> None:
 
 def load_trending(path: Path) -> Trending:
   """Reads what `save_trending` wrote."""
-  with np.load(path) as arrays:
+  with path.open("rb") as file, np.load(file) as arrays:
     return Trending(int(arrays["first_day"]), arrays["ad_DN"], arrays["bucket_DN"])
