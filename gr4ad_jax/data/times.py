@@ -7,7 +7,8 @@ a column have one unit, that of most of them.
 A stray row lies more than a day ahead of the present, or apart from all others: behind a pause of
 more than a week in which, at the rate of the log, 30 rows were to be expected. Such a row says
 nothing of when the log ends, so that it must not move the splits. At most one row of a hundred (or
-a single one) can be stray; where more lie ahead of the present, the clock or the unit is wrong.
+a single one) is left out as apart; where more than one of ten lies ahead of the present, or more
+than one of a hundred has another unit than the others, the column is refused.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from gr4ad_jax.data.validation import LogError, wrong_type
 
 MAX_UNIX_SECONDS = 100_000_000_000  # year 5138
 MOST_AHEAD_S = DAY_S  # clocks and zones differ; more is a fault
-MOST_STRAY = 0.01  # of the rows
+_MOST_APART, _MOST_AHEAD = 0.01, 0.1  # of the rows
 _PAUSE_DAYS = 7
 _PAUSE_ROWS = 30
 _FEWEST_ROWS = 20  # to tell a pause from chance
@@ -138,7 +139,7 @@ class TimeSurvey:
     for (kind, _), count in self._rows.items():
       tally[kind] += count
     unit, total = _unit_of(tally), self.num_rows
-    most = max(1, int(MOST_STRAY * total))
+    most = max(1, int(_MOST_APART * total))
     of_day = collections.Counter[int]()
     for (kind, day), count in self._rows.items():
       if _KINDS[kind] in (unit, _STAMP):
@@ -148,12 +149,18 @@ class TimeSurvey:
         of_day[int(size_s) // DAY_S] += count
     last_day = int(now_s + MOST_AHEAD_S) // DAY_S
     ahead = sum(count for day, count in of_day.items() if day > last_day)
-    if ahead > most:
+    for kind, count in tally.items():
+      if _KINDS[kind] not in (_NONE, _STAMP, unit) and count > most:
+        raise LogError(
+          f"{self._file}: column 'time': {tally[_KINDS.index(unit)]:,} rows are {unit}, {count:,} "
+          f"are {_KINDS[kind]}: the numbers of a column must have one unit"
+        )
+    if ahead > max(1, int(_MOST_AHEAD * total)):
       today = datetime.datetime.fromtimestamp(now_s, datetime.UTC).date()
       raise LogError(
         f"{self._file}: column 'time' (numbers are read as {unit}): {ahead:,} of {total:,} rows "
-        f"lie more than a day ahead of the present ({today}), and one of a hundred at most may be "
-        "left out: are clock and unit right?"
+        f"lie more than a day ahead of the present ({today}), and one of ten at most may be left "
+        "out: are clock and unit right?"
       )
     day_N = np.array(sorted(day for day in of_day if day <= last_day), np.int64)
     count_N = np.array([of_day[day] for day in day_N.tolist()], np.int64)

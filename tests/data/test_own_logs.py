@@ -1,7 +1,9 @@
 """Own logs as people have them: other names, other files, other types, all without editing them."""
 
+import datetime
 import decimal
 import gzip
+import shlex
 import uuid
 
 import numpy as np
@@ -18,6 +20,7 @@ from gr4ad_jax.data.parquet_logs import store_parquet_logs
 from gr4ad_jax.data.prepare import prepare_logs
 from gr4ad_jax.data.segments import append_segment
 from gr4ad_jax.data.validation import LogError
+from tests.commands import ROOT, run
 
 JANUARY_S = 1_704_067_200  # 2024-01-01T00:00:00Z
 DAY_S = 86_400
@@ -106,6 +109,38 @@ def test_an_error_names_the_part_and_the_column_as_the_owner_calls_them(tmp_path
     f"{tmp_path}/log/day=1/part.csv: row 1, column 'revenue' (read as 'value'), value -5.0: "
     "must be >= 0"
   )
+
+
+def test_the_command_of_the_docs_reads_a_log_of_forty_columns(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  page = (ROOT / "docs" / "own_logs.md").read_text()
+  begin = page.index("    gr4ad prepare --check parquet --ads creatives.csv")
+  command = shlex.split(page[begin:].split("\n\n")[0].replace("\\\n", " "))[1:]
+  rng, others = np.random.default_rng(0), {f"other_{n}": n / 7 for n in range(32)}
+  for day in range(40):
+    folder = tmp_path / "clicks" / f"dt={datetime.date(2026, 1, 1) + datetime.timedelta(day)}"
+    folder.mkdir(parents=True)
+    pd.DataFrame({
+      "visitor": rng.integers(0, 9, 12).astype(float), "ts": 1000 * (JANUARY_S + DAY_S * day),
+      "creative": [decimal.Decimal(int(n)) for n in rng.integers(1, 7, 12)],
+      "event": rng.permutation(["view", "tap", "order", "Purchase"] * 3), "revenue": 1.5,
+      "auction": [f"{day}-{n}" for n in range(12)], "placement": "top", "device": b"phone",
+    } | others).to_parquet(folder / "part-0.parquet")
+  pd.DataFrame({
+    "creative": range(1, 7), "shop": "s", "path": "a > b", "headline": "words",
+    "list_price": "2,49", "landing_page": "http://x/",
+  }).to_csv("creatives.csv", sep=";", index=False)
+  assert len(pq.read_schema(folder / "part-0.parquet").names) == 40
+  assert run(*command) == 0
+  assert "checked, nothing was written" in capsys.readouterr().out
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["clicks", "creatives.csv"]
+  command[command.index("--check") : command.index("--check") + 1] = ["--out", "data/mine"]
+  assert run(*command) == 0
+  logs = read_logs(tmp_path / "data" / "mine" / "logs")
+  assert logs.ads.price.tolist() == [np.float32(2.49)] * 6
+  assert len(logs.events.user) == 480 and set(logs.events.features) == {"placement", "device"}
+  assert np.bincount(logs.events.action).tolist() == [120, 120, 240]
+  assert set(logs.users.user_id) == {str(n) for n in range(9)}
 
 
 def test_options_of_words_may_stand_several_times():

@@ -115,6 +115,15 @@ def test_seconds_in_a_log_of_milliseconds_are_stray_too(tmp_path):
                        f"(1970-01-21 06:49:52): left out, {APART}")
 
 
+@pytest.mark.parametrize("other", [1000, 1e-3], ids=["some milliseconds", "some seconds"])
+def test_two_units_in_one_column_are_refused(tmp_path, other):
+  times = sixty_days()
+  times = [int(1000 * s) for s in times] if other < 1 else times
+  source = write_log(tmp_path, [int(other * s) if n % 3 == 0 else s for n, s in enumerate(times)])
+  with pytest.raises(LogError, match=r"320 rows are .*seconds, 160 are .*seconds: the numbers of"):
+    store_parquet_logs(source, tmp_path / "logs")
+
+
 def test_a_request_keeps_its_other_rows(tmp_path):
   times = sixty_days()
   times[200] = 4_070_908_800
@@ -143,6 +152,9 @@ def test_many_rows_ahead_of_the_present_stop_the_command(tmp_path):
   with pytest.raises(LogError, match=r"events.csv: column 'time' \(numbers are read as unix sec"
                      r"onds\): 480 of 480 rows lie more than a day ahead of the present"):
     store_parquet_logs(source, tmp_path / "logs")
+  times = sixty_days()[:-40] + [4_070_908_800 + n for n in range(40)]
+  lines = store_parquet_logs(write_log(tmp_path, times), tmp_path / "logs")
+  assert len(lines) == 5 and lines[-1].endswith("ahead of the present (35 more such rows)")
   tomorrow = datetime.datetime.now(datetime.UTC).timestamp() + DAY_S / 2
   times = [*sixty_days(begin_s=tomorrow - 60 * DAY_S)]
   assert store_parquet_logs(write_log(tmp_path, [int(t) for t in times]), tmp_path / "logs") == []
