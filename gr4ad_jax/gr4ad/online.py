@@ -41,7 +41,7 @@ from gr4ad_jax.gr4ad.segment_batches import Segment, judged_batches, open_segmen
 from gr4ad_jax.gr4ad.unified_task import unified_task
 from gr4ad_jax.gr4ad.vsl_task import vsl_task
 from gr4ad_jax.learning.preference import RewardScale, fit_reward_scale
-from gr4ad_jax.machine import atomic, storage
+from gr4ad_jax.machine import atomic, lock, storage
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.ranker.reward import RewardScorer, open_reward
@@ -94,7 +94,8 @@ def learn_online(
       from: to judge the policy that would have answered it.
 
   Raises:
-    ConfigError: `out` belongs to other settings, or a folder is missing.
+    ConfigError: `out` belongs to other settings, another process works there, or a folder is
+      missing.
     LogError: a segment cannot be read; the ones before it are kept.
   """
   if follow_s is not None and isinstance(segments, storage.Url):
@@ -102,7 +103,7 @@ def learn_online(
   folder = storage.fetch(segments)
   if not folder.is_dir():
     raise ConfigError(f"{segments}: no such folder of segments")
-  with storage.working_copy(out) as copy:
+  with lock.held(out, "a learner"), storage.working_copy(out) as copy:
     learner = _Learner(workdir, segments, copy.path, config, preference, candidates, reward)
     with Checkpoints(out / "checkpoints") as checkpoints:
       state = learner.begin(checkpoints)

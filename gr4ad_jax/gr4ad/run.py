@@ -37,7 +37,7 @@ from gr4ad_jax.gr4ad.unified_task import UnifiedBatch, unified_task
 from gr4ad_jax.gr4ad.value import ValueScale, fit_value_scale
 from gr4ad_jax.gr4ad.vsl_task import vsl_task
 from gr4ad_jax.learning.preference import RewardScale
-from gr4ad_jax.machine import distributed, sharding, storage
+from gr4ad_jax.machine import distributed, lock, sharding, storage
 from gr4ad_jax.machine.peaks import peak_flops
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.machine.storage import Place
@@ -129,9 +129,14 @@ def train_run(
     profile: steps to trace into workdir/profile.
 
   Raises:
-    ConfigError: the folder is taken, or its settings differ.
+    ConfigError: the folder is taken, its settings differ, or another process works in it.
     DivergedError: see `train_loop.train`.
   """
+  with lock.held(workdir, "a training"):
+    return _train_run(run, workdir, resume, profile)
+
+
+def _train_run(run: RunFile, workdir: Place, resume: bool, profile: range | None) -> TrainState:
   taken = storage.exists(workdir / "run.json")
   distributed.wait_for_all("looked for run.json")  # before the first process writes it
   if taken and not resume:

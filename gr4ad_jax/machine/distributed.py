@@ -55,6 +55,13 @@ def wait_for_all(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
+def first_says(truth: bool) -> bool:
+  """What the first process says, on every process."""
+  if jax.process_count() == 1:
+    return truth
+  return bool(multihost_utils.broadcast_one_to_all(np.int32(truth)))
+
+
 def share_of(number: int, unit: int) -> range:
   """The positions of this process's part of `number` rows, in whole units of work.
 

@@ -25,7 +25,7 @@ from gr4ad_jax.data.pipeline import repeat_last, train_batches
 from gr4ad_jax.data.records import Action
 from gr4ad_jax.data.sequences import Example, ExampleMaker
 from gr4ad_jax.data.splits import SPLITS
-from gr4ad_jax.machine import storage
+from gr4ad_jax.machine import lock, storage
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.ranker.calibration import Platt, fit_platt, probability_metrics
 from gr4ad_jax.ranker.config import REWARD_TRAINING, RewardConfig
@@ -120,10 +120,15 @@ def train_reward(run: RewardRun, workdir: Place, *, resume: bool = False) -> dic
     click/METRIC and conversion/METRIC on test, see `probability_metrics`.
 
   Raises:
-    ConfigError: the folder is taken.
+    ConfigError: the folder is taken, or another process works in it.
     LogError: the logs hold no impression without a click.
     DivergedError: see `train_loop.train`.
   """
+  with lock.held(workdir, "a training"):
+    return _train_reward(run, workdir, resume)
+
+
+def _train_reward(run: RewardRun, workdir: Place, resume: bool) -> dict[str, float]:
   settings = workdir / "reward.json"
   if storage.exists(settings) and not resume:
     raise ConfigError(f"{workdir}: holds a reward model already; pass --resume or another folder")

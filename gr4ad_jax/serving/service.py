@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import fcntl
 import gc
 import time
 import weakref
@@ -20,6 +19,7 @@ from gr4ad_jax.data.records import DAY_S
 from gr4ad_jax.data.trending import LiveTrending
 from gr4ad_jax.embedding.embeddings import open_encoder
 from gr4ad_jax.machine import storage
+from gr4ad_jax.machine.lock import Lock
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.search.config import check_widths
 from gr4ad_jax.search.opened import Opened
@@ -76,7 +76,7 @@ class Service:
     self.opened, logs = opened, opened.logs
     last_s = int(logs.events.time_s.max())
     self.log_age_days = (time.time() - last_s) / DAY_S if clock == "real" else 0.0
-    self._lock = _locked(store)
+    self._lock = Lock(store, "a server")
     weakref.finalize(self, self._lock.close)  # where a part cannot be used, and it never runs
     self._link = RedisLink(redis) if redis else None
     self.journal = Journal(store / "journal.sqlite")
@@ -190,18 +190,6 @@ class Service:
       "max_k": self.config.max_k, "targeting": list(COLUMNS),
       "features": {name: values[:200] for name, values in self.users.features.items()},
     }
-
-
-def _locked(store: Path):
-  """An open file that keeps other servers out of a store."""
-  store.mkdir(parents=True, exist_ok=True)
-  file = (store / "lock").open("w")
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    file.close()
-    raise ConfigError(f"{store}: another server uses it; pass another --store") from None
-  return file
 
 
 def _result_cache(config: ServingConfig, link: RedisLink | None) -> ResultCache | None:
