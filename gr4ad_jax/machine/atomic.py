@@ -25,17 +25,18 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's <fcntl.h> and <linux/fs.h>
 
 
 @contextlib.contextmanager
-def new_file(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
+def new_file(path: Path, *, durable: bool = False, private: bool = False) -> Iterator[BinaryIO]:
   """A file to write, which becomes `path` when the block ends without error.
 
   Args:
     path: of the file; its folder is made where missing.
     durable: the content is on the disk itself before the file appears: a machine that loses power
       leaves no empty file.
+    private: only the owner may read it, whatever the process's rule for new files.
   """
   fresh = _beside(path)
   try:
-    with open(fresh, "xb") as file:
+    with open(fresh, "xb", opener=_open_private if private else None) as file:
       yield file
       if durable:
         file.flush()
@@ -43,6 +44,10 @@ def new_file(path: Path, *, durable: bool = False) -> Iterator[BinaryIO]:
     fresh.replace(path)
   finally:
     fresh.unlink(missing_ok=True)
+
+
+def _open_private(path: str, flags: int) -> int:
+  return os.open(path, flags, 0o600)
 
 
 def write_text(path: Path, text: str) -> None:

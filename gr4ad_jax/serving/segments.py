@@ -31,6 +31,14 @@ class Segments:
   config: ServingConfig
   _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
+  def sweep(self) -> None:
+    """Removes what exports of an earlier life have left half written; for a server's start.
+
+    Nobody else writes for this journal, wherever the earlier life ran.
+    """
+    for left in self.folder.glob(f".events-*-{self.journal.id}-*.tmp"):
+      left.unlink(missing_ok=True)
+
   def write(self) -> None:
     """Writes all events that no segment holds yet; any thread may call."""
     with self._lock:  # at a server's end, an earlier call may still be at it
@@ -81,8 +89,9 @@ def export_segment(journal: Journal, folder: Path, *, feature_names: Sequence[st
   }
   now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S%f")
   file = folder / f"events-{now}-{journal.id}-{rows[0][0]:012d}-{rows[-1][0]:012d}.parquet"
-  with atomic.new_file(file, durable=True) as out:
-    pd.DataFrame(columns).to_parquet(out, index=False)
+  with atomic.new_file(file, durable=True, private=True) as out:
+    # Checksums tell a learner of bytes that have changed since.
+    pd.DataFrame(columns).to_parquet(out, index=False, write_page_checksum=True)
   journal.set_position("exported", rows[-1][0])
   return len(rows)
 

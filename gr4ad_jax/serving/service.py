@@ -14,7 +14,6 @@ from typing import Any
 
 from gr4ad_jax.catalog.catalog import LiveCatalog
 from gr4ad_jax.catalog.targeting import COLUMNS
-from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.records import DAY_S
 from gr4ad_jax.data.trending import LiveTrending
 from gr4ad_jax.embedding.embeddings import open_encoder
@@ -121,6 +120,7 @@ class Service:
     self.segments = Segments(
       self.journal, segments, self.users.request_features, self.clock, config
     )
+    self.segments.sweep()
     self.recommend = Replies(
       Searches(self.users, self.catalog, trends, self.clock, self.batcher, self.metrics,
                logs.currency),

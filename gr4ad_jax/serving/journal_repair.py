@@ -1,0 +1,234 @@
+"""A store's file that a disk has damaged: what is wrong with it, and what of it can be saved.
+
+SQLite stops at the first page that it cannot read, and writes into a damaged tree fail from then
+on. So the rows that can be read are copied into a new file, which takes the place of the old one.
+The old one is kept beside it; nothing is deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import shutil
+import sqlite3
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+_WAL_HEADER, _FRAME_HEADER = 32, 24  # bytes, of SQLite's file format
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+  """Whether the file's content is at fault, not the disk's room, its rights, or another writer."""
+  code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+  return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def create_private(path: Path) -> None:
+  """Makes an empty file that only its owner reads; from one that is there, strangers are shut out.
+
+  SQLite gives the files beside it the same rights.
+  """
+  try:
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+  except FileExistsError:
+    with contextlib.suppress(PermissionError):  # another user's, who has let this one in
+      path.chmod(path.stat().st_mode & 0o770)
+
+
+def fault_of(connection: sqlite3.Connection) -> str | None:
+  """The first thing that is wrong with a file, its indexes included; None = nothing is.
+
+  Raises:
+    sqlite3.Error: it cannot be read for another reason than damage.
+  """
+  try:
+    found = connection.execute("pragma integrity_check(1)").fetchone()[0]
+  except sqlite3.DatabaseError as error:
+    if not is_damage(error):
+      raise
+    found = str(error)
+  return None if found == "ok" else " ".join(found.replace("*** in database main ***", "").split())
+
+
+def written_commits(path: Path) -> list[int]:
+  """Places, counted from 1, of the frames in a log of writes (-wal) that end a transaction."""
+  wal = _wal(path)
+  if not wal.exists() or wal.stat().st_size <= _WAL_HEADER + _FRAME_HEADER:
+    return []
+  data = wal.read_bytes()
+  (page,) = struct.unpack_from(">I", data, 8)
+  if page not in (1 << n for n in range(9, 17)):
+    page = 4096
+  # Frames of an earlier round, which were not overwritten yet, have other salts.
+  salts = {data[16:24], data[_WAL_HEADER + 8 : _WAL_HEADER + 16]}
+  step = _FRAME_HEADER + page
+  return [
+    number for number, at in enumerate(range(_WAL_HEADER, len(data) - step + 1, step), 1)
+    if data[at + 8 : at + 16] in salts and data[at + 4 : at + 8] != b"\0\0\0\0"
+  ]
+
+
+def aside(path: Path) -> Path:
+  """A name beside a file for its damaged content."""
+  now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S%f")
+  return path.with_name(f"{path.name}.damaged-{now}")
+
+
+def rebuild(path: Path, tables: str) -> tuple[Path, list[str]]:
+  """Puts a file with all rows that can be read in the place of a damaged one.
+
+  Args:
+    path: of the file, which no connection has open.
+    tables: statements that make its tables.
+
+  Returns:
+    Where the damaged file is kept, and what of it could not be read, in words.
+  """
+  fresh, kept, wal = path.with_name(f".{path.name}.rebuilt"), aside(path), _wal(path)
+  fresh.unlink(missing_ok=True)
+  create_private(fresh)
+  lost = []
+  with contextlib.closing(sqlite3.connect(path)) as old, \
+       contextlib.closing(sqlite3.connect(fresh)) as new:
+    old.text_factory = readable_text
+    # What the log of writes holds becomes part of the file, so that one step replaces all of it.
+    with _despite_damage():
+      old.execute("pragma wal_checkpoint(truncate)").fetchone()
+    new.executescript(tables)
+    with new:
+      made = "select name, sql from sqlite_master where type = 'table' and name not like 'sqlite_%'"
+      for name, sql in new.execute(made).fetchall():
+        lost += _copied(old, new, name, by_number="without rowid" not in sql.lower())
+      _number_on(old, new)
+  if wal.exists() and wal.stat().st_size:
+    shutil.copy2(wal, aside(wal))
+  os.link(path, kept)
+  for suffix in ("-wal", "-shm"):
+    path.with_name(path.name + suffix).unlink(missing_ok=True)
+  fresh.replace(path)
+  return kept, lost
+
+
+def readable_text(raw: bytes) -> str:
+  """A cell's text; what is no UTF-8 must not stop the reading of other rows."""
+  return raw.decode(errors="replace")
+
+
+def readable_rows(
+  connection: sqlite3.Connection, query: str, *, first: int, last: int, unread: list[int]
+) -> Iterator[tuple]:
+  """Rows in the order of their numbers, also those behind damaged pages.
+
+  Args:
+    connection: of the file.
+    query: ends in "NUMBER >= ? order by NUMBER"; the number is the first column.
+    first, last: numbers to look at.
+    unread: gets the numbers that cannot be read, whether there are such rows or not.
+
+  Raises:
+    sqlite3.Error: a fault that is no damage.
+  """
+  at = first
+  while at <= last:
+    try:
+      for row in connection.execute(query, (at,)):
+        if row[0] > last:  # of a page that holds something else by now
+          continue
+        at = row[0] + 1
+        yield row
+      return
+    except sqlite3.DatabaseError as error:
+      if not is_damage(error):
+        raise
+    # The module reads a row ahead: what lies before the damage may not have come.
+    row = None
+    with _despite_damage():
+      row = connection.execute(f"{query} limit 1", (at,)).fetchone()
+    if row and row[0] <= last:
+      yield row
+    else:
+      unread.append(at)
+    at = row[0] + 1 if row and row[0] <= last else at + 1
+
+
+def spans(numbers: list[int]) -> str:
+  """Ascending numbers in words: 3, 7 to 9."""
+  starts = [n for i, n in enumerate(numbers) if not i or numbers[i - 1] != n - 1]
+  ends = [n for i, n in enumerate(numbers) if i + 1 == len(numbers) or numbers[i + 1] != n + 1]
+  return ", ".join(
+    f"{a:,}" if a == b else f"{a:,} to {b:,}" for a, b in zip(starts, ends, strict=True)
+  )
+
+
+def _copied(
+  old: sqlite3.Connection, new: sqlite3.Connection, table: str, *, by_number: bool
+) -> list[str]:
+  """Copies a table's readable rows; what is missing, in words."""
+  with _despite_damage():
+    names = {row[1] for row in old.execute(f"pragma table_info({table})")}
+    columns = [row[1] for row in new.execute(f"pragma table_info({table})") if row[1] in names]
+    if not columns:  # of an earlier version, which had no such table
+      return []
+    listed, places = ", ".join(columns), ", ".join("?" * len(columns))
+    insert = f"insert or ignore into {table}({listed}) values ({places})"
+    last = _last_number(old, table) if by_number else None
+    if last is None:  # from both ends, as far as it goes
+      query = f"select {listed} from {table} order by 1"
+      whole = [_insert_until_damage(old, query + order, new, insert) for order in ("", " desc")]
+      return [] if whole[0] else [f"some of {table}"]
+    unread: list[int] = []
+    query = f"select rowid, {listed} from {table} where rowid >= ? order by rowid"
+    for number, *row in readable_rows(old, query, first=1, last=last, unread=unread):
+      if not new.execute(insert, row).rowcount:  # it breaks a rule of the table
+        unread.append(number)
+    return [f"{table} {spans(sorted(unread))}"] if unread else []
+  return [f"all of {table}"]
+
+
+def _insert_until_damage(
+  old: sqlite3.Connection, query: str, new: sqlite3.Connection, insert: str
+) -> bool:
+  """Whether all rows of a query could be read."""
+  with _despite_damage():
+    new.executemany(insert, old.execute(query))
+    return True
+  return False
+
+
+def _last_number(old: sqlite3.Connection, table: str) -> int | None:
+  """The largest number that a row of a table may have; None where nothing tells."""
+  with _despite_damage():
+    return old.execute(f"select max(rowid) from {table}").fetchone()[0] or 0
+  with _despite_damage():
+    known = "select max(seq) from sqlite_sequence where name = ?"
+    return old.execute(known, (table,)).fetchone()[0]
+  return None
+
+
+@contextlib.contextmanager
+def _despite_damage() -> Iterator[None]:
+  """Ends the block where the file is damaged; other faults are raised."""
+  try:
+    yield
+  except sqlite3.DatabaseError as error:
+    if not is_damage(error):
+      raise
+
+
+def _number_on(old: sqlite3.Connection, new: sqlite3.Connection) -> None:
+  """New events must not take the numbers of earlier ones, which segments and readers know."""
+  known = [0]
+  for connection, query in (
+    (old, "select max(seq) from sqlite_sequence where name = 'events'"),
+    (new, "select max(seq) from events"), (new, "select max(seq) from positions"),
+  ):
+    with _despite_damage():
+      known.append(connection.execute(query).fetchone()[0] or 0)
+  new.execute("delete from sqlite_sequence where name = 'events'")
+  new.execute("insert into sqlite_sequence values ('events', ?)", (max(known),))
+
+
+def _wal(path: Path) -> Path:
+  return path.with_name(f"{path.name}-wal")
