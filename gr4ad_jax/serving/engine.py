@@ -28,6 +28,7 @@ from gr4ad_jax.search.generator import Generator
 from gr4ad_jax.search.recommender import Recommendations, rank_ads
 from gr4ad_jax.search.searcher import Searcher
 from gr4ad_jax.serving.config import ServingConfig
+from gr4ad_jax.training.published import UnfitError
 
 REPEATS = 5  # timed calls of a program
 
@@ -113,11 +114,17 @@ class Engine:
     """On the device, as they are searched with."""
     return self._parameters.on_device
 
-  def replace_params(self, params: Any, step: int) -> None:
+  def replace_params(self, params: Any, step: int, *, canary: Example) -> None:
     """Other parameters of the same model, from the next call on.
+
+    Args:
+      params: as trained.
+      step: that they are of.
+      canary: a request that they have to answer first.
 
     Raises:
       ValueError: another model.
+      UnfitError: the answer is none.
     """
     on_device = jax.block_until_ready(self.searcher.lay_out(params))
     old, new = (
@@ -126,7 +133,25 @@ class Engine:
     )
     if old != new:
       raise ValueError("parameters: of another model; shapes or types differ")
+    self._require_answer(on_device, canary)
     self._parameters = _Parameters(on_device, step)
+
+  def _require_answer(self, params: Any, canary: Example) -> None:
+    """Raises UnfitError where a search with parameters tells ads no better than chance."""
+    catalog = self.catalog.now
+    beams = self.searcher(
+      params, catalog.prefixes, self.context([Query(canary, "", 1, ())], catalog),
+      size=self.config.call_size(1), widths=self.widths[1.0],
+    )
+    found_W = beams.sid_BW[0] >= 0
+    logp_W = beams.logp_BW[0][found_W]
+    if not found_W.any():
+      raise UnfitError("a search with the parameters finds no ad")
+    value_W = logp_W if beams.expected_value_BW is None else beams.expected_value_BW[0][found_W]
+    if not (np.isfinite(logp_W) & np.isfinite(value_W)).all():
+      raise UnfitError("a search with the parameters finds scores that are not finite")
+    if len(logp_W) > 1 and np.ptp(logp_W) == 0:
+      raise UnfitError("a search with the parameters finds all ads equally good")
 
   def warm(self, example: Example) -> None:
     """Compiles every program, with and without conditions, and times it with any request."""

@@ -15,6 +15,7 @@ from typing import Any
 from gr4ad_jax.catalog.catalog import LiveCatalog
 from gr4ad_jax.catalog.targeting import COLUMNS
 from gr4ad_jax.data.records import DAY_S
+from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.data.trending import LiveTrending
 from gr4ad_jax.embedding.embeddings import open_encoder
 from gr4ad_jax.machine import storage
@@ -98,17 +99,20 @@ class Service:
       opened.generator, opened.params, step=opened.step, catalog=self.catalog, search=search,
       bin_means=opened.bin_means, config=config,
     )
+    self.users = Users(logs, opened.examples)
+    someone = self.users.profile(
+      str(self.users.ids[0]), None, self.catalog.now, now_s=self.clock.now_s, features={},
+      history=None,
+    ).example
     self.parameters = Parameters(
       self.engine, template=opened.params, read_run=opened.read_params, published=published,
-      metrics=self.metrics,
+      canary=someone, metrics=self.metrics,
     )
-    if published is not None and not self.parameters.take_newest():
-      console.print(f"{published}: nothing is published there yet; serving the run's parameters")
-    self.users = Users(logs, opened.examples)
+    self.parameters.begin()
     reads_trending = opened.examples.trending is not None
     trends = Trends(LiveTrending(logs) if reads_trending else None, self.engine, self.clock)
     trends.restore(self.journal, self.catalog.now)
-    self.parts_ms = self._warm()
+    self.parts_ms = self._warm(someone)
 
     self.batcher = Batcher(self.engine)
     self.metrics.watch(engine=self.engine, batcher=self.batcher, catalog=self.catalog)
@@ -128,12 +132,8 @@ class Service:
       config,
     )
 
-  def _warm(self) -> dict[str, float]:
+  def _warm(self, someone: Example) -> dict[str, float]:
     """Compiles and times everything; returns milliseconds of the parts of a search."""
-    someone = self.users.profile(
-      str(self.users.ids[0]), None, self.catalog.now, now_s=self.clock.now_s, features={},
-      history=None,
-    ).example
     self.engine.warm(someone)
     return {name: 1000 * value for name, value in self.engine.parts_s(someone).items()}
 

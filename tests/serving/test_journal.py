@@ -150,7 +150,7 @@ def test_a_file_that_is_nothing_any_more_is_kept_and_a_new_one_begun(tmp_path, c
   path = tmp_path / "journal.sqlite"
   path.write_bytes(b"no database at all " * 1000)
   journal = Journal(path)
-  assert journal.add_events([event(1)]) == 1
+  assert journal.add_events([event(1)]).last_seq == 1
   journal.close()
   (kept,) = tmp_path.glob("journal.sqlite.damaged-*")
   assert kept.read_bytes().startswith(b"no database") and str(path) in capsys.readouterr().err
