@@ -73,8 +73,10 @@ def online(
   Args:
     workdir: Folder of the trained run to start from.
     segments: Folder of segments: events tables (.parquet, .csv) whose names sort by time. Move
-      files in when they are complete. In a bucket those of now are read; it is not followed.
-    out: Folder of the learner, itself a run for evaluate and recommend; one that is there goes on.
+      files in when they are complete; one that cannot be read is put into quarantine and those
+      behind it go on. In a bucket those of now are read; it is not followed.
+    out: Folder of the learner, itself a run for recommend, serve and export; one that is there
+      goes on.
     reward: Folder of a reward model; without one, logged samples alone are learned from.
     follow: Seconds between looks for new segments, until stopped; default: end after the last one.
   """

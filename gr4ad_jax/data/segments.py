@@ -1,13 +1,14 @@
 """Segments of a log that goes on: files of events that are added to the logs already there.
 
 A segment is a .parquet or .csv file with the columns of the events table (docs/own_logs.md). Its
-users may be new, and have no features then; rows of unknown ads or contents cannot be learned from
-and are left out, counted.
+users may be new, and have no features then. Rows of unknown ads or contents, and rows of a time
+more than a day ahead of the present, cannot be learned from and are left out, counted.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,8 +19,10 @@ from gr4ad_jax.data.columns import action_words
 from gr4ad_jax.data.event_rows import EventReader, EventReading, whole_table
 from gr4ad_jax.data.parquet_logs import read_table
 from gr4ad_jax.data.records import DAY_S, EventTable, Logs, UserTable
+from gr4ad_jax.data.times import ahead_of, time_column
 from gr4ad_jax.data.validation import NoValidRows, factorize_ids, require_columns
 
+_AHEAD = "events: dropped, time: more than a day ahead of the present"
 SUFFIXES = (".parquet", ".csv", ".csv.gz")
 
 
@@ -39,21 +42,29 @@ def segment_files(folder: Path) -> list[Path]:
   )
 
 
-def append_segment(logs: Logs, file: Path, *, keep_days: float | None = None) -> Appended:
+def append_segment(
+  logs: Logs, file: Path, *, keep_days: float | None = None, now_s: float | None = None
+) -> Appended:
   """The logs with the events of a segment.
 
   Args:
     logs: what is known so far.
     file: the segment.
     keep_days: events older than this, seen from the newest one, are forgotten; None = never.
+    now_s: unix seconds of the present; None = those of the machine.
 
   Raises:
     LogError: the file is not readable or lacks a column.
   """
   frame = read_table(file, logs.naming)
-  require_columns(frame, ("user_id",), str(file), prefix="")
+  require_columns(frame, ("user_id", "time"), str(file), prefix="")
+  time_s_E, _ = time_column(frame["time"], str(file))
+  # One stray row would drag the window of `keep_days` into the future, and histories out of it.
+  ahead_E = ahead_of(time.time() if now_s is None else now_s, time_s_E)
+  frame, counts = frame[~ahead_E], {_AHEAD: int(ahead_E.sum())}
+  if not len(frame):
+    return _nothing_new(logs, counts)
   users = _with_users(logs.users, frame["user_id"], str(file))
-  counts: dict[str, int] = {}
   old = logs.events
   try:
     reader = EventReader(
@@ -62,8 +73,7 @@ def append_segment(logs: Logs, file: Path, *, keep_days: float | None = None) ->
     )
     _, new = whole_table(reader, frame)
   except NoValidRows:  # a quiet hour, or one of new ads alone
-    no_requests = np.zeros(old.request.max(initial=-1) + 1, bool)
-    return Appended(logs, no_requests, _left_out(counts))
+    return _nothing_new(logs, counts)
   if keep_days is not None:
     old = old.rows(old.time_s >= int(new.time_s.max()) - keep_days * DAY_S)
   first_new = int(old.request.max(initial=-1)) + 1
@@ -83,6 +93,11 @@ def append_segment(logs: Logs, file: Path, *, keep_days: float | None = None) ->
     dataclasses.replace(logs, users=users, events=events), np.asarray(kept) >= first_new,
     _left_out(counts),
   )
+
+
+def _nothing_new(logs: Logs, counts: dict[str, int]) -> Appended:
+  no_requests = np.zeros(logs.events.request.max(initial=-1) + 1, bool)
+  return Appended(logs, no_requests, _left_out(counts))
 
 
 def _left_out(counts: dict[str, int]) -> dict[str, int]:

@@ -188,7 +188,7 @@ def _readable(path: Path) -> Iterator[None]:
 def _tables(path: Path, columns: list[str], num_rows: float) -> Iterator[tuple[pa.Table, bool]]:
   """Some columns in parts, and whether numbers in text may have a decimal comma."""
   if _is_parquet(path):
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:  # where it has checksums
       # Whole files are ads and users: their rows are few.
       size = int(min(num_rows, max(1, file.metadata.num_rows)))
       for batch in file.iter_batches(size, columns=columns):

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from gr4ad_jax.catalog.catalog import ContextMaker
+from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.examples import read_split
 from gr4ad_jax.data.pipeline import pad
 from gr4ad_jax.data.records import Logs
@@ -102,7 +103,12 @@ def evaluate(opened: Opened, *, split: str = "test", bootstrap: int = 1000) -> d
 
   Returns:
     The metrics; {} where another process of this run has them.
+
+  Raises:
+    ConfigError: the parameters have learned from days that are not before the split.
   """
+  if opened.unscorable:
+    raise ConfigError(f"{opened.folder}: {opened.unscorable}")
   workdir, logs = opened.folder, opened.logs
   groups = group_requests(read_split(opened.examples, split))
   requests = eval_requests(groups)

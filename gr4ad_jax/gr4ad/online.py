@@ -1,8 +1,9 @@
 """Learning that goes on: log segments -> mini-batches of VSL and list learning -> parameters.
 
-    OUT/run.json                 the run; `evaluate`, `recommend` and `export` read OUT like any run
+    OUT/run.json                 the run; `recommend`, `serve` and `export` read OUT like any run
     OUT/checkpoints/             one per segment, with the names of all segments that are in it
     OUT/published/               parameters every `publish_every` steps (training/published.py)
+    OUT/quarantine.json          segments that cannot be read (segment_queue.py)
     OUT/train_log.jsonl, tb/     rows of kind "segment"
 
 Every segment is first judged, then learned from: the loss before learning is that of the policy
@@ -10,6 +11,10 @@ which would have served it. A segment counts as learned from when the checkpoint
 complete. A learner that is killed at any moment starts again at the first segment that no
 checkpoint holds, so none is lost and none is in the parameters twice; and since batches, lists and
 dropout follow from the seed and the segments before, it ends with the same bits.
+
+Parameters are judged before they are published and before a segment counts: they must be finite,
+near those before, and no worse than twice the loss from before the segment. Else the learner points
+its readers back to the parameters from before the segment, keeps the checkpoint there, and ends.
 
 Source: GR4AD (arXiv 2602.22732) 4.1.
 """
@@ -32,12 +37,13 @@ from gr4ad_jax import config as config_lib
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.impressions import MAX_SHOWN, read_impressions
 from gr4ad_jax.data.records import Logs
-from gr4ad_jax.data.segments import append_segment, segment_files
+from gr4ad_jax.data.segments import Appended, append_segment
 from gr4ad_jax.gr4ad.candidates import make_lists, wide_recommender
 from gr4ad_jax.gr4ad.config import CandidateConfig, OnlineConfig, PreferenceConfig
 from gr4ad_jax.gr4ad.list_batches import ListBatchMaker
 from gr4ad_jax.gr4ad.run import Inputs, load_params, open_inputs, read_run
 from gr4ad_jax.gr4ad.segment_batches import Segment, judged_batches, open_segment, step_batches
+from gr4ad_jax.gr4ad.segment_queue import Learned, SegmentQueue
 from gr4ad_jax.gr4ad.unified_task import unified_task
 from gr4ad_jax.gr4ad.vsl_task import vsl_task
 from gr4ad_jax.learning.preference import RewardScale, fit_reward_scale
@@ -49,7 +55,16 @@ from gr4ad_jax.search.recommender import Recommender
 from gr4ad_jax.training.checkpoint import Checkpoints
 from gr4ad_jax.training.mesh import check_rows, training_mesh
 from gr4ad_jax.training.metric_log import MeanMetrics, MetricLog
-from gr4ad_jax.training.published import forget_before, publish, read_published
+from gr4ad_jax.training.published import (
+  UnfitError,
+  back_to,
+  forget_before,
+  latest,
+  publish,
+  read_latest,
+  read_published,
+  require_fit,
+)
 from gr4ad_jax.training.steps import run_steps
 from gr4ad_jax.training.task import Metrics
 from gr4ad_jax.training.train_loop import DivergedError, begin, mean_loss, not_finite
@@ -96,7 +111,7 @@ def learn_online(
   Raises:
     ConfigError: `out` belongs to other settings, another process works there, or a folder is
       missing.
-    LogError: a segment cannot be read; the ones before it are kept.
+    DivergedError: a segment makes the parameters useless; those before it are kept.
   """
   if follow_s is not None and isinstance(segments, storage.Url):
     raise ConfigError(f"{segments}: a bucket is not followed; start again when segments have come")
@@ -110,18 +125,21 @@ def learn_online(
       copy.push()
       with contextlib.closing(MetricLog(copy.path, first_step=int(state.step))) as log:
         while True:
-          waiting = [path for path in segment_files(folder) if path.name not in learner.done]
+          waiting = learner.queue.waiting()
           if waiting:
             started = time.time()
             segment = learner.next_segment(waiting[0])
+            if segment is None:
+              copy.push()
+              continue
             if before_segment:
               before_segment(segment.file.name, state.params, segment.appended.logs)
             segment = learner.add_lists(segment, state)
             state, row = learner.learn(state, segment)
             learner.keep(state, segment, checkpoints)
             row |= {
-              "waiting": len(waiting) - 1, "age_s": started - segment.newest_s,
-              "seconds": time.time() - started,
+              "waiting": len(waiting) - 1, "quarantined": len(learner.queue.quarantine),
+              "age_s": started - segment.newest_s, "seconds": time.time() - started,
             }
             log.write(int(state.step), "segment", row)
             _tell(segment, int(state.step), row)
@@ -170,7 +188,11 @@ class _Learner:
         decoder, self.start_params, self.inputs, start.config.search
       )
     self.reward_scale: RewardScale | None = None
-    self.done: list[str] = []
+    self.queue = SegmentQueue(storage.fetch(segments), out)
+    try:
+      self.largest = require_fit(self.start_params)
+    except UnfitError as error:
+      raise ConfigError(f"{workdir}: nothing can go on from its parameters: {error}") from None
     self.known_A = np.bincount(
       self.logs.events.ad[self.logs.events.ad >= 0], minlength=len(self.logs.ads.ad_id)
     ) > 0
@@ -191,21 +213,46 @@ class _Learner:
     if learned is None:
       publish(self.out / "published", 0, self.start_params, {"segments": 0})
       return state
-    self.done = list(learned["segments"])
+    self.queue.restore(learned)
     if learned["reward_scale"]:
       self.reward_scale = RewardScale(*learned["reward_scale"])
+    self.largest = require_fit(state.params)
+    self._mend_pointer(state)
+    self.queue.waiting()  # tells of those that have changed
     folder = storage.fetch(storage.place(self.run.segments))
-    for name in self.done:
-      if (folder / name).exists():
-        self.logs = append_segment(self.logs, folder / name, keep_days=self.config.keep_days).logs
-      else:
-        console.print(f"{folder / name}: gone; histories lack it, the parameters do not")
+    for name, row in self.queue.learned.items():
+      try:
+        self.logs = self._appended(folder / name, row.read_s).logs
+      except Exception as error:  # whatever a damaged file gives
+        why = f"cannot be read any more ({error})" if (folder / name).exists() else "gone"
+        console.print(f"{folder / name}: {why}; histories lack it, the parameters do not")
     return state
 
-  def next_segment(self, file: Path) -> Segment:
-    """A segment behind the logs, with its samples."""
-    appended = append_segment(self.logs, file, keep_days=self.config.keep_days)
-    return open_segment(file, len(self.done), appended, self.inputs)
+  def _appended(self, file: Path, read_s: float | None) -> Appended:
+    """The logs with a segment, as it was when it was read first."""
+    return append_segment(self.logs, file, keep_days=self.config.keep_days, now_s=read_s)
+
+  def _mend_pointer(self, state: TrainState) -> None:
+    """Publishes the checkpoint's parameters where readers find none, or damaged ones."""
+    folder = self.out / "published"
+    try:
+      read_latest(folder, self.start_params, latest(folder))
+    except ConfigError as error:
+      console.print(f"{error}; publishing step {int(state.step):,} anew")
+      publish(folder, int(state.step), state.params, {"segments": len(self.queue.learned)})
+
+  def next_segment(self, file: Path) -> Segment | None:
+    """A segment behind the logs, with its samples; None where it has to be left out, and is."""
+    read_s, sha256 = time.time(), self.queue.checksum(file)
+    try:
+      appended = self._appended(file, read_s)
+      segment = open_segment(file, len(self.queue.learned), appended, self.inputs)
+    except MemoryError:  # the machine is at fault
+      raise
+    except Exception as error:  # whatever a damaged file gives
+      self.queue.set_aside(file, sha256, error)
+      return None
+    return segment._replace(learned=Learned(sha256, read_s))
 
   def add_lists(self, segment: Segment, state: TrainState) -> Segment:
     """The segment with candidate lists of its requests, where it tells what was shown."""
@@ -213,13 +260,17 @@ class _Learner:
       return segment
     # The lists of a segment come from parameters that are published, so that a learner which is
     # killed while it learns makes the same ones again.
-    params = read_published(self.out / "published", self.start_params, step=int(state.step))
+    try:
+      params = read_published(self.out / "published", self.start_params, step=int(state.step))
+    except ConfigError as error:
+      console.print(f"{error}; lists are made with step {int(state.step):,} instead")
+      params = state.params
     steps = self.config.passes * math.ceil(len(segment.examples) / self.run.config.train.batch_size)
     # More lists than the steps take would be made in vain.
     most = steps * self.run.config.preference.lists_per_step // (1 + self.candidates.shown)
     config = dataclasses.replace(
       self.candidates, max_lists=max(1, min(self.candidates.max_lists, most)),
-      seed=self.config.seed + len(self.done),
+      seed=self.config.seed + segment.number,
     )
     lists = list(make_lists(
       self.generator.with_params(params),
@@ -235,11 +286,14 @@ class _Learner:
     first_step = int(state.step)
     judged = judged_batches(segment, self.run.config.train.batch_size)
     before = mean_loss(self.programs, state.params, judged)
+    first_before = mean_loss(self.programs, state.params, judged[:1])
     total = MeanMetrics()
 
     def after_step(step: int, state: TrainState, metrics: Metrics) -> None:
       total.add(metrics)
       if step % self.config.publish_every == 0:
+        now = mean_loss(self.programs, state.params, judged[:1])
+        self._require_good(state, segment, first_step, first_before, now)
         publish(self.out / "published", step, state.params, {
           "segments": segment.number, "learning_from": segment.file.name,
           "newest_event_s": segment.newest_s, "published_s": int(time.time()),
@@ -250,11 +304,11 @@ class _Learner:
       after_step=after_step, first_step=first_step,
     )
     means = total.means()
-    if not_finite(means):
-      raise DivergedError(
-        f"{segment.file}: the loss is no longer finite; what is kept is that of step {first_step}"
-      )
     after = mean_loss(self.programs, state.params, judged)
+    self._require_good(state, segment, first_step, before, after)
+    if name := not_finite(means):
+      raise self._diverged(segment, first_step, f"{name} is {means[name]}")
+    self.largest = require_fit(state.params)
     ads = np.concatenate([e.target_C for e in segment.examples] or [np.zeros(0, np.int32)])
     return state, {
       "segment": segment.number, "examples": len(segment.examples), "lists": len(segment.lists),
@@ -265,12 +319,39 @@ class _Learner:
       **{f"train_{name}": value for name, value in means.items()},
     }
 
+  def _require_good(
+    self, state: TrainState, segment: Segment, first_step: int, before: dict[str, float],
+    now: dict[str, float],
+  ) -> None:
+    """Raises DivergedError where parameters must not be published or kept."""
+    step = int(state.step)
+    try:
+      require_fit(state.params, self.largest)
+    except UnfitError as error:
+      raise self._diverged(segment, first_step, f"after step {step}, {error}") from None
+    if now and not now["loss"] <= 2 * before["loss"] + 1:  # NaN is neither
+      raise self._diverged(
+        segment, first_step,
+        f"after step {step} the loss is {now['loss']:.3g}, over twice that before the segment "
+        f"({before['loss']:.3g})",
+      )
+
+  def _diverged(self, segment: Segment, first_step: int, what: str) -> DivergedError:
+    """The error, with readers pointed back to the parameters from before the segment."""
+    good = back_to(self.out / "published", first_step, {
+      "segments": segment.number, "went_back_from": segment.file.name,
+    })
+    return DivergedError(
+      f"{segment.file}: {what}; back at step {first_step:,}, published is step {good:,}. Take the "
+      "segment away, or begin another --out with a lower --learning-rate-share"
+    )
+
   def keep(self, state: TrainState, segment: Segment, checkpoints: Checkpoints) -> None:
     """A segment counts as learned from once the checkpoint after it is complete."""
-    self.done.append(segment.file.name)
+    self.queue.add(segment.file, segment.learned)
     self.logs, step = segment.appended.logs, int(state.step)
     if step > (checkpoints.latest_step or 0):
-      learned = {"segments": self.done, "reward_scale": list(self.reward_scale or ())}
+      learned = self.queue.record() | {"reward_scale": list(self.reward_scale or ())}
       checkpoints.save(state, validation_loss=None, data_iterator=learned)
       checkpoints.wait()
       forget_before(self.out / "published", step)

@@ -298,6 +298,20 @@ def open_run(workdir: Place, *, data: Place | None = None) -> Opened:
     read_params=lambda: load_params(run, workdir, inputs.vocabulary)[1:],
     mesh=search_mesh(run.config.train, run.config.search.batch_size),
     value_of="impression" if inputs.scale.uses_ecpm else "engagement",
+    unscorable=_unscorable(run),
+  )
+
+
+def _unscorable(run: RunFile) -> str:
+  """Why the splits tell nothing of a run that has gone on with later days, or began with one."""
+  while not run.segments:
+    start = storage.place(run.start) if run.start else None
+    if start is None or not storage.exists(start / "run.json"):
+      return ""
+    run = read_run(start)
+  return (
+    f"its parameters have learned from the segments in {run.segments}, days that no split of the "
+    "data lies behind; `loss_before` of each segment in the learner's train_log.jsonl judges them"
   )
 
 

@@ -19,6 +19,7 @@ from gr4ad_jax.gr4ad.batch import Batch
 from gr4ad_jax.gr4ad.batch_maker import BatchMaker
 from gr4ad_jax.gr4ad.list_batches import ListBatchMaker
 from gr4ad_jax.gr4ad.run import Inputs
+from gr4ad_jax.gr4ad.segment_queue import Learned
 from gr4ad_jax.gr4ad.unified_task import UnifiedBatch
 
 MAX_JUDGED = 20  # batches that tell the loss before and after learning
@@ -34,6 +35,7 @@ class Segment(NamedTuple):
   examples: list[Example]
   make_batch: BatchMaker  # with the users of these logs, and what is trending by their end
   lists: list[CandidateList]
+  learned: Learned  # what is remembered of the file
 
   @property
   def newest_s(self) -> int:
@@ -66,7 +68,7 @@ def open_segment(file: Path, number: int, appended: Appended, inputs: Inputs) ->
     make_batch = dataclasses.replace(make_batch, user_hash_U=hash_ids(logs.users.user_id))
   if make_batch.trending is not None:
     make_batch = dataclasses.replace(make_batch, trending=build_trending(logs))
-  return Segment(file, number, appended, maker, samples, make_batch, [])
+  return Segment(file, number, appended, maker, samples, make_batch, [], Learned(None, None))
 
 
 def step_batches(

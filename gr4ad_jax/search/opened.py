@@ -36,6 +36,7 @@ class Opened(Prepared):
     read_params: () -> float32 parameters that the folder holds now, and their step.
     params, step: of the moment of opening.
     mesh: devices of this host that share a search; None = one.
+    unscorable: why the splits of the data tell nothing of these parameters; "" = they do.
   """
 
   system: str
@@ -52,6 +53,7 @@ class Opened(Prepared):
   step: int
   mesh: Mesh | None = None
   value_of: Literal["impression", "engagement"] = "engagement"
+  unscorable: str = ""
 
   @property
   def num_params(self) -> int:

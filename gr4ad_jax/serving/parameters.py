@@ -92,6 +92,7 @@ class Parameters:
       ValueError: the parameters are unfit.
     """
     self._seen, self._refused = self._state(), None
+    where = "the run"
     if self.published is None:
       params, step = self.read_run()
       name = f"run {step}"
@@ -99,14 +100,17 @@ class Parameters:
       return False
     else:
       pointer = latest(self.published)
-      step = pointer["step"]
+      step, where = pointer["step"], self.published / str(pointer.get("file"))
       name = f"published {step} {pointer.get('sha256')}"
       if name != self.name:
         params = read_latest(self.published, self.template, pointer)
     if name == self.name:
       return False
-    largest = require_fit(params, self._largest)
-    self.engine.replace_params(params, step, canary=self.canary)
+    try:
+      largest = require_fit(params, self._largest)
+      self.engine.replace_params(params, step, canary=self.canary)
+    except ValueError as error:
+      raise UnfitError(f"{where}: {error}") from None
     self.name, self._largest = name, largest
     return True
 
@@ -114,7 +118,7 @@ class Parameters:
     """Counts and tells that the old parameters go on being served."""
     self._refused = self._seen
     self.metrics.reloads.labels("refused").inc()
-    console.print(f"refused: {error}; parameters of step {self.engine.step} are served on")
+    console.print(f"parameters refused: {error}; those of step {self.engine.step} are served on")
 
   def _state(self) -> object:
     """Changes with everything that a learner does in its folder."""

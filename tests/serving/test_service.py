@@ -256,10 +256,10 @@ def test_segments_hold_every_event_once_and_can_be_learned_from(service, tmp_pat
   journal, folder = Journal(tmp_path / "journal.sqlite"), tmp_path / "segments"
   ads = service.opened.logs.ads.ad_id
   events = [
-    Event(f"u{i % 7}", 1_800_000_000 + i, str(ads[i % 9]), None, 2, None, 1.5, None,
+    Event(f"u{i % 7}", 1_700_000_000 + i, str(ads[i % 9]), None, 2, None, 1.5, None,
           {"scene": "feed"})
     for i in range(40)
-  ] + [Event("u1", 1_800_000_100, None, "c3", 1, None, 0.0, 2.0, {})]
+  ] + [Event("u1", 1_700_000_100, None, "c3", 1, None, 0.0, 2.0, {})]
   journal.add_events(events[:30])
   assert export_segment(journal, folder, feature_names=("scene",)) == 30
   assert export_segment(journal, folder) == 0
