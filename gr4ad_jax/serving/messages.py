@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gr4ad_jax.data.records import AD_TYPES
-from gr4ad_jax.data.validation import MAX_UNIX_SECONDS
+from gr4ad_jax.data.times import MAX_UNIX_SECONDS
 
 Id = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f]+$")]
 Word = Annotated[str, Field(max_length=1024, pattern=r"^[^\x00]*$")]

@@ -15,6 +15,7 @@ from prometheus_client import (
 from gr4ad_jax.catalog.catalog import LiveCatalog
 from gr4ad_jax.serving.batcher import Batcher
 from gr4ad_jax.serving.engine import Answer, Engine
+from gr4ad_jax.serving.journal import Journal
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 2.5)
 
@@ -79,7 +80,9 @@ class Metrics:
     )
     self.index_changes = counter("gr4ad_index_changes_total", "Writes of the index")
 
-  def watch(self, *, engine: Engine, batcher: Batcher, catalog: LiveCatalog) -> None:
+  def watch(
+    self, *, engine: Engine, batcher: Batcher, catalog: LiveCatalog, journal: Journal
+  ) -> None:
     """Registers gauges that look at these parts when they are read."""
 
     def gauge(name: str, text: str, read) -> None:
@@ -92,6 +95,8 @@ class Metrics:
     gauge("gr4ad_parameters_step", "Step of the parameters", lambda: engine.step)
     gauge("gr4ad_index_version", "Writes of the index so far",
           lambda: catalog.now.snapshot.version)
+    gauge("gr4ad_unreadable_rows", "Rows of the store that are not what was written",
+          lambda: journal.num_unreadable)
     gauge("gr4ad_live_ads", "Ads that can be recommended",
           lambda: len(catalog.now.snapshot.index.ads_A))
 

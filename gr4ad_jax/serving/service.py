@@ -115,7 +115,9 @@ class Service:
     self.parts_ms = self._warm(someone)
 
     self.batcher = Batcher(self.engine)
-    self.metrics.watch(engine=self.engine, batcher=self.batcher, catalog=self.catalog)
+    self.metrics.watch(
+      engine=self.engine, batcher=self.batcher, catalog=self.catalog, journal=self.journal
+    )
     self.histories = Histories(self.journal, config.max_history, self._link)
     self.events = Events(
       self.journal, self.catalog, self.clock, trends, self.histories,
