@@ -199,6 +199,8 @@ class _Learner:
 
   def begin(self, checkpoints: Checkpoints) -> TrainState:
     """The state after the last complete checkpoint, or step 0; the logs as they were then."""
+    for folder in (self.out, self.out / "published"):
+      atomic.sweep(folder)
     if (self.out / "run.json").exists():
       if different := config_lib.differences(read_run(self.out), self.run):
         raise ConfigError(f"{self.out}: learns with other settings ({', '.join(different)})")

@@ -127,6 +127,23 @@ def _sweep(folder: Path) -> None:
       entry.unlink(missing_ok=True)
 
 
+def sweep(folder: Path, names: str = "*") -> None:
+  """Removes all that is half written in a folder, whoever began it, wherever that ran.
+
+  For a folder that the caller alone writes to: a container that is started again knows nothing of
+  the processes of the one before.
+
+  Args:
+    folder: may be missing.
+    names: of the files and folders that were to appear, as a pattern.
+  """
+  for entry in folder.glob(f".{names}.*-*-*.tmp"):
+    if entry.is_dir():
+      shutil.rmtree(entry, ignore_errors=True)
+    else:
+      entry.unlink(missing_ok=True)
+
+
 @functools.cache
 def _machine() -> str:
   """Where process numbers mean the same: this machine, and on Linux this container."""

@@ -15,8 +15,10 @@ import sqlite3
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-_WAL_HEADER, _FRAME_HEADER = 32, 24  # bytes, of SQLite's file format
+_PAGE, _WAL_HEADER, _FRAME_HEADER = 4096, 32, 24  # bytes, of SQLite's file format
+_LEAF = 13  # the first byte of a page that holds rows of a table
 
 
 def is_damage(error: sqlite3.Error) -> bool:
@@ -60,7 +62,7 @@ def written_commits(path: Path) -> list[int]:
   data = wal.read_bytes()
   (page,) = struct.unpack_from(">I", data, 8)
   if page not in (1 << n for n in range(9, 17)):
-    page = 4096
+    page = _PAGE
   # Frames of an earlier round, which were not overwritten yet, have other salts.
   salts = {data[16:24], data[_WAL_HEADER + 8 : _WAL_HEADER + 16]}
   step = _FRAME_HEADER + page
@@ -89,19 +91,14 @@ def rebuild(path: Path, tables: str) -> tuple[Path, list[str]]:
   fresh, kept, wal = path.with_name(f".{path.name}.rebuilt"), aside(path), _wal(path)
   fresh.unlink(missing_ok=True)
   create_private(fresh)
-  lost = []
-  with contextlib.closing(sqlite3.connect(path)) as old, \
-       contextlib.closing(sqlite3.connect(fresh)) as new:
-    old.text_factory = readable_text
-    # What the log of writes holds becomes part of the file, so that one step replaces all of it.
-    with _despite_damage():
-      old.execute("pragma wal_checkpoint(truncate)").fetchone()
+  with contextlib.closing(sqlite3.connect(fresh)) as new:
     new.executescript(tables)
-    with new:
+    with _source(path, fresh) as old, new:
+      lost = []
       made = "select name, sql from sqlite_master where type = 'table' and name not like 'sqlite_%'"
       for name, sql in new.execute(made).fetchall():
         lost += _copied(old, new, name, by_number="without rowid" not in sql.lower())
-      _number_on(old, new)
+      lost += _settled(old, new)
   if wal.exists() and wal.stat().st_size:
     shutil.copy2(wal, aside(wal))
   os.link(path, kept)
@@ -109,6 +106,44 @@ def rebuild(path: Path, tables: str) -> tuple[Path, list[str]]:
     path.with_name(path.name + suffix).unlink(missing_ok=True)
   fresh.replace(path)
   return kept, lost
+
+
+@contextlib.contextmanager
+def _source(path: Path, fresh: Path) -> Iterator[sqlite3.Connection]:
+  """A connection that reads the damaged file.
+
+  Where its first page is gone, which says what the file is and where its tables begin, a copy of
+  the file gets that of a fresh one: the same statements put the same tables into the same places.
+  """
+  with contextlib.ExitStack() as stack:
+    old = stack.enter_context(contextlib.closing(sqlite3.connect(path)))
+    known = None
+    with _despite_damage():
+      # What the log of writes holds becomes part of the file, so that one step replaces all of it.
+      old.execute("pragma wal_checkpoint(truncate)").fetchone()
+      known = old.execute("select count(*) from sqlite_master").fetchone()
+    if known is None:
+      copy = path.with_name(f".{path.name}.copy")
+      for file, target in ((path, copy), (_wal(path), _wal(copy))):
+        stack.callback(target.unlink, missing_ok=True)
+        if file.exists():
+          shutil.copyfile(file, target)
+      stack.callback(path.with_name(f"{copy.name}-shm").unlink, missing_ok=True)
+      _graft(copy, fresh.read_bytes()[:_PAGE])
+      old = stack.enter_context(contextlib.closing(sqlite3.connect(copy)))
+    old.text_factory = readable_text
+    yield old
+
+
+def _graft(file: Path, page: bytes) -> None:
+  """Puts another first page into a file."""
+  first = bytearray(page)
+  first[18:20] = b"\2\2"  # with a log of writes beside it
+  struct.pack_into(">I", first, 28, file.stat().st_size // _PAGE)
+  first[32:40] = bytes(8)  # no free pages
+  first[92:96] = first[24:28]  # so that the number of pages counts
+  with file.open("r+b") as stream:
+    stream.write(first)
 
 
 def readable_text(raw: bytes) -> str:
@@ -183,8 +218,67 @@ def _copied(
     for number, *row in readable_rows(old, query, first=1, last=last, unread=unread):
       if not new.execute(insert, row).rowcount:  # it breaks a rule of the table
         unread.append(number)
+    if unread and "seq" in columns:  # rows below a damaged page of the tree may be whole
+      missing = set(unread)
+      for number, row in _leaf_rows(_file_of(old), len(columns)):
+        if number in missing and new.execute(insert, (number, *row[1:])).rowcount:
+          missing.remove(number)
+      unread = sorted(missing)
     return [f"{table} {spans(sorted(unread))}"] if unread else []
   return [f"all of {table}"]
+
+
+def _file_of(connection: sqlite3.Connection) -> Path:
+  return Path(connection.execute("pragma database_list").fetchone()[2])
+
+
+def _leaf_rows(file: Path, num_columns: int) -> Iterator[tuple[int, list[Any]]]:
+  """Numbered rows of a table's pages, one page after the other, without the tree above them.
+
+  Rows that go on in other pages are left out. A row may be of another table, or an earlier one: the
+  reader knows by its checksum.
+  """
+  with file.open("rb") as stream:
+    while len(page := stream.read(_PAGE)) == _PAGE:
+      if page[0] != _LEAF:
+        continue
+      for cell in range(int.from_bytes(page[3:5], "big")):
+        at = int.from_bytes(page[8 + 2 * cell : 10 + 2 * cell], "big")
+        with contextlib.suppress(IndexError, struct.error, ValueError):
+          number, row = _record(page, at)
+          if len(row) == num_columns:
+            yield number, row
+
+
+def _record(page: bytes, at: int) -> tuple[int, list[Any]]:
+  """A row's number and cells, by the format of SQLite's records."""
+  size, at = _varint(page, at)
+  number, at = _varint(page, at)
+  header, kinds_at = _varint(page, at)
+  if size > _PAGE - 35 or at + size > _PAGE:
+    raise ValueError("goes on in other pages")
+  cell, end, row = at + header, at + header, []
+  while kinds_at < end:
+    kind, kinds_at = _varint(page, kinds_at)
+    length = (kind - 12) // 2 if kind >= 12 else (0, 1, 2, 3, 4, 6, 8, 8, 0, 0)[kind]
+    data, cell = page[cell : cell + length], cell + length
+    if kind >= 12:
+      row.append(readable_text(data) if kind % 2 else data)
+    elif kind == 7:
+      row.append(struct.unpack(">d", data)[0])
+    else:
+      row.append({0: None, 8: 0, 9: 1}.get(kind, int.from_bytes(data, "big", signed=True)))
+  return number, row
+
+
+def _varint(page: bytes, at: int) -> tuple[int, int]:
+  """A number of one to nine bytes, and where the next one begins."""
+  value = 0
+  for place in range(at, at + 8):
+    value = value << 7 | page[place] & 0x7F
+    if page[place] < 0x80:
+      return value, place + 1
+  return value << 8 | page[at + 8], at + 9
 
 
 def _insert_until_damage(
@@ -217,8 +311,11 @@ def _despite_damage() -> Iterator[None]:
       raise
 
 
-def _number_on(old: sqlite3.Connection, new: sqlite3.Connection) -> None:
-  """New events must not take the numbers of earlier ones, which segments and readers know."""
+def _settled(old: sqlite3.Connection, new: sqlite3.Connection) -> list[str]:
+  """Puts right what tables say of each other; what is not known any more, in words."""
+  # Of two tables in each other's place, an id and a position would be anything.
+  new.execute(f"delete from about where id not glob '{'[0-9a-f]' * 8}'")
+  new.execute("delete from positions where typeof(seq) != 'integer'")
   known = [0]
   for connection, query in (
     (old, "select max(seq) from sqlite_sequence where name = 'events'"),
@@ -226,8 +323,16 @@ def _number_on(old: sqlite3.Connection, new: sqlite3.Connection) -> None:
   ):
     with _despite_damage():
       known.append(connection.execute(query).fetchone()[0] or 0)
+  # New events must not take the numbers of earlier ones, which segments and readers know.
   new.execute("delete from sqlite_sequence where name = 'events'")
   new.execute("insert into sqlite_sequence values ('events', ?)", (max(known),))
+  if new.execute("select * from about").fetchone() or new.execute(
+    "select * from positions where name = 'exported'"
+  ).fetchone():
+    return []
+  # Neither the journal's name, which segments bear, nor how far they go: twice would be worse.
+  new.execute("insert or replace into positions values ('exported', ?)", (max(known),))
+  return ["which events are in segments, so that no earlier one will be"] if max(known) else []
 
 
 def _wal(path: Path) -> Path:

@@ -32,12 +32,8 @@ class Segments:
   _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
   def sweep(self) -> None:
-    """Removes what exports of an earlier life have left half written; for a server's start.
-
-    Nobody else writes for this journal, wherever the earlier life ran.
-    """
-    for left in self.folder.glob(f".events-*-{self.journal.id}-*.tmp"):
-      left.unlink(missing_ok=True)
+    """Removes what exports of an earlier life have left half written; for a server's start."""
+    atomic.sweep(self.folder, f"events-*-{self.journal.id}-*")
 
   def write(self) -> None:
     """Writes all events that no segment holds yet; any thread may call."""

@@ -68,10 +68,13 @@ def pages_of(path, table: str) -> list[int]:
 
 
 @pytest.mark.parametrize("how", ["zeros", "noise"])
-@pytest.mark.parametrize("table", ["events_of_user", "about", "positions", "sqlite_sequence"])
-def test_a_damaged_page_beside_the_rows_costs_no_event(written, capsys, table, how):
+@pytest.mark.parametrize(
+  "table",
+  ["the file itself", "events", "events_of_user", "about", "positions", "sqlite_sequence"],
+)
+def test_a_damaged_page_above_or_beside_the_rows_costs_no_event(written, capsys, table, how):
   path, name = written
-  damage(path, pages_of(path, table)[0], how)
+  damage(path, 0 if table == "the file itself" else pages_of(path, table)[0], how)
   journal = Journal(path)
   told = capsys.readouterr().err
   assert str(path) in told and "damaged" in told
