@@ -6,6 +6,7 @@ style, ":cat:" a picture, and an escape character whatever a terminal makes of i
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from typing import Any
@@ -37,6 +38,12 @@ class Terminal(Console):
   def __init__(self, *, stderr: bool = False):
     """On standard output, or on standard error."""
     super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    self._beside = stderr
+
+  def print(self, *objects: Any, **options: Any) -> None:
+    """As rich's; what is said beside the work must not end it where a disk is full."""
+    with contextlib.suppress(*[OSError] * self._beside):
+      super().print(*objects, **options)
 
   def render_str(self, text: str, **options: Any) -> Text:
     """All strings come through here, those in the cells of tables too."""

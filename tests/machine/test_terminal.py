@@ -100,3 +100,15 @@ def test_no_file_has_a_console_of_its_own():
   wrong = {str(path): found for path in FILES
            if (found := _wrong(ast.parse(path.read_text(encoding="utf-8"))))}
   assert wrong == {str(Path(terminal.__file__)): ["Console"]}
+
+
+def test_a_full_disk_ends_no_work_that_only_tells_of_itself():
+  class Full(io.StringIO):
+    def write(self, text):
+      raise OSError(28, "No space left on device")
+
+  beside, result = Terminal(stderr=True), Terminal()
+  beside.file = result.file = Full()
+  beside.print("still at it")
+  with pytest.raises(OSError, match="No space"):  # a result that is lost has to be told
+    result.print("a table")
