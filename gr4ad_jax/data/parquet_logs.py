@@ -115,7 +115,7 @@ def _by_names_of_the_owner(files: Mapping[str, TableFiles]) -> Iterator[None]:
 
 def _columns_left_out(files: Mapping[str, TableFiles]) -> list[str]:
   return [
-    f"{file.name}: columns left out: {', '.join(file.chosen.left_out)}"
+    f"{file.name}: columns left out: {', '.join(n or '(no name)' for n in file.chosen.left_out)}"
     for file in files.values() if file.chosen.left_out
   ]
 

@@ -6,9 +6,9 @@ a column have one unit, that of most of them.
 
 A stray row lies more than a day ahead of the present, or apart from all others: behind a pause of
 more than a week in which, at the rate of the log, 30 rows were to be expected. Such a row says
-nothing of when the log ends, so that it must not move the splits. At most one row of a hundred (or
-a single one) is left out as apart; where more than one of ten lies ahead of the present, or more
-than one of a hundred has another unit than the others, the column is refused.
+nothing of when the log ends, so that it must not move the splits. One row of a hundred (or a single
+one) is left out as apart, one of ten where the pause is of ten years; where more than one of ten
+lies ahead of the present, or one of a hundred has another unit, the column is refused.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from gr4ad_jax.data.validation import LogError, wrong_type
 MAX_UNIX_SECONDS = 100_000_000_000  # year 5138
 MOST_AHEAD_S = DAY_S  # clocks and zones differ; more is a fault
 _MOST_APART, _MOST_AHEAD = 0.01, 0.1  # of the rows
-_PAUSE_DAYS = 7
+_PAUSE_DAYS, _LONG_PAUSE_DAYS = 7, 3_650
 _PAUSE_ROWS = 30
 _FEWEST_ROWS = 20  # to tell a pause from chance
-_NONE, _STAMP = "unreadable", "timestamps"
+_NONE, _STAMP, _ZERO = "unreadable", "timestamps", "0 or less"  # 1970 in every unit
 # Units of numbers: a second in them, or what makes fourteen digits of them; and their usual size.
 _SCALES = {"unix seconds": 1.0, "milliseconds": 1e3, "microseconds": 1e6, "nanoseconds": 1e9}
 _CALENDAR = {"YYYYMMDD": 1e6, "YYYYMMDDhhmm": 1e2, "YYYYMMDDhhmmss": 1.0}
 _SIZES = {name: 1.7e9 * scale for name, scale in _SCALES.items()} | {
   name: 2e13 / factor for name, factor in _CALENDAR.items()
 }
-_KINDS = (_NONE, _STAMP, *_SIZES)
+_KINDS = (_NONE, _STAMP, _ZERO, *_SIZES)
 
 
 class Times(NamedTuple):
@@ -122,6 +122,7 @@ class TimeSurvey:
       mine_E = kind_E == kind
       seconds_E = (
         stamp_E[mine_E].astype(np.int64) if _KINDS[kind] == _STAMP
+        else np.minimum(numbers_E[mine_E], 0) if _KINDS[kind] == _ZERO
         else _in_unit(numbers_E[mine_E], _KINDS[kind])
       )
       seconds_E = np.nan_to_num(seconds_E).clip(-1, MAX_UNIX_SECONDS)
@@ -139,10 +140,10 @@ class TimeSurvey:
     for (kind, _), count in self._rows.items():
       tally[kind] += count
     unit, total = _unit_of(tally), self.num_rows
-    most = max(1, int(_MOST_APART * total))
+    few, many = (max(1, int(share * total)) for share in (_MOST_APART, _MOST_AHEAD))
     of_day = collections.Counter[int]()
     for (kind, day), count in self._rows.items():
-      if _KINDS[kind] in (unit, _STAMP):
+      if _KINDS[kind] in (unit, _STAMP, _ZERO):
         of_day[day] += count
       elif kind and unit in _SCALES:  # a few of another unit: what they are in that of the others
         size_s = min(_SIZES[_KINDS[kind]] / _SCALES[unit], MAX_UNIX_SECONDS)
@@ -150,12 +151,12 @@ class TimeSurvey:
     last_day = int(now_s + MOST_AHEAD_S) // DAY_S
     ahead = sum(count for day, count in of_day.items() if day > last_day)
     for kind, count in tally.items():
-      if _KINDS[kind] not in (_NONE, _STAMP, unit) and count > most:
+      if _KINDS[kind] not in (_NONE, _STAMP, _ZERO, unit) and count > few:
         raise LogError(
           f"{self._file}: column 'time': {tally[_KINDS.index(unit)]:,} rows are {unit}, {count:,} "
           f"are {_KINDS[kind]}: the numbers of a column must have one unit"
         )
-    if ahead > max(1, int(_MOST_AHEAD * total)):
+    if ahead > many:
       today = datetime.datetime.fromtimestamp(now_s, datetime.UTC).date()
       raise LogError(
         f"{self._file}: column 'time' (numbers are read as {unit}): {ahead:,} of {total:,} rows "
@@ -164,12 +165,14 @@ class TimeSurvey:
       )
     day_N = np.array(sorted(day for day in of_day if day <= last_day), np.int64)
     count_N = np.array([of_day[day] for day in day_N.tolist()], np.int64)
-    first, last = _without_strays(day_N, count_N, most)
+    first, last = _without_strays(day_N, count_N, few=few, many=many)
     return Times(unit, int(first) * DAY_S, (int(last) + 1) * DAY_S - 1, now_s)
 
 
-def _without_strays(day_N: np.ndarray, count_N: np.ndarray, most: int) -> tuple[int, int]:
-  """First and last day of a log; `most` rows at each end may be left out."""
+def _without_strays(
+  day_N: np.ndarray, count_N: np.ndarray, *, few: int, many: int
+) -> tuple[int, int]:
+  """First and last day of a log; `few` rows at each end may be left out, or `many` far away."""
   total = int(count_N.sum())
   if not total:
     return 0, MAX_UNIX_SECONDS // DAY_S
@@ -177,12 +180,13 @@ def _without_strays(day_N: np.ndarray, count_N: np.ndarray, most: int) -> tuple[
   if total >= _FEWEST_ROWS:
     before_N = np.cumsum(count_N) - count_N
     behind_N = total - before_N - count_N
-    core = np.flatnonzero((before_N + count_N > most) & (behind_N + count_N > most))
+    core = np.flatnonzero((before_N + count_N > many) & (behind_N + count_N > many))
     days = day_N[core[-1]] - day_N[core[0]] + 1
     pause = max(_PAUSE_DAYS, _PAUSE_ROWS * days / count_N[core[0] : core[-1] + 1].sum())
-    far_N = np.flatnonzero(np.diff(day_N) - 1 > pause)  # a pause follows these days
-    left = far_N[before_N[far_N + 1] <= most]
-    right = far_N[behind_N[far_N] <= most]
+    gap_N = np.diff(day_N) - 1  # behind each day but the last
+    most_N = np.where(gap_N > _LONG_PAUSE_DAYS, many, few)
+    left = np.flatnonzero((gap_N > pause) & (before_N[1:] <= most_N))
+    right = np.flatnonzero((gap_N > pause) & (behind_N[:-1] <= most_N))
     begin = int(left[-1]) + 1 if len(left) else begin
     end = int(right[0]) + 1 if len(right) else end
   return int(day_N[begin]), int(day_N[end - 1])
@@ -222,6 +226,7 @@ def _kinds(numbers_E: np.ndarray, stamp_E: np.ndarray) -> np.ndarray:
   kind_E = (_KINDS.index("unix seconds") + np.searchsorted(sizes, numbers_E, "right")).astype("i1")
   for unit in _CALENDAR:
     kind_E[np.isfinite(_in_unit(numbers_E, unit))] = _KINDS.index(unit)
+  kind_E[numbers_E <= 0] = _KINDS.index(_ZERO)
   kind_E[~np.isfinite(numbers_E)] = _KINDS.index(_NONE)
   kind_E[~np.isnat(stamp_E)] = _KINDS.index(_STAMP)
   return kind_E

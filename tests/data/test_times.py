@@ -115,6 +115,15 @@ def test_seconds_in_a_log_of_milliseconds_are_stray_too(tmp_path):
                        f"(1970-01-21 06:49:52): left out, {APART}")
 
 
+@pytest.mark.parametrize("unit", [1, 1000], ids=["seconds", "milliseconds"])
+def test_a_tenth_of_the_rows_may_lie_decades_away(tmp_path, unit):
+  """A missing time is often written as 0."""
+  times = [0 if n % 12 == 5 else unit * s for n, s in enumerate(sixty_days())]
+  lines = store_parquet_logs(write_log(tmp_path, times), tmp_path / "logs")
+  assert len(lines) == 5 and lines[-1].endswith(f"{APART} (35 more such rows)")
+  assert len(read_logs(tmp_path / "logs").events.user) == 440
+
+
 @pytest.mark.parametrize("other", [1000, 1e-3], ids=["some milliseconds", "some seconds"])
 def test_two_units_in_one_column_are_refused(tmp_path, other):
   times = sixty_days()
