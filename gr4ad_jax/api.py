@@ -111,8 +111,8 @@ def open_run(workdir: str | Place, *, data: str | Place | None = None) -> Opened
   workdir = storage.place(str(workdir))
   if not storage.exists(workdir / "run.json"):
     raise ConfigError(f"{workdir}: holds no run; `gr4ad train --workdir {workdir}` makes one")
-  system = json.loads(storage.fetch(workdir / "run.json").read_text()).get("system", "gr4ad")
-  match system:
+  settings = json.loads(storage.fetch(workdir / "run.json").read_text(encoding="utf-8"))
+  match system := settings.get("system", "gr4ad"):
     case "gr4ad":
       return open_gr4ad(workdir, data=None if data is None else storage.place(str(data)))
   raise ConfigError(f"{workdir}: a run of the system {system!r}, which this version does not know")

@@ -146,7 +146,7 @@ def read_json(kind: type[ConfigT], path: Path) -> ConfigT:
     ConfigError: no such file, or its content is not a valid config.
   """
   try:
-    values = json.loads(path.read_text())
+    values = json.loads(path.read_text(encoding="utf-8"))
   except FileNotFoundError:
     raise ConfigError(f"{path}: no such file") from None
   except json.JSONDecodeError as error:

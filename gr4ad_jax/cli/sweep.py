@@ -30,7 +30,7 @@ from typing import NamedTuple
 from gr4ad_jax.cli.sweep_config import Sweep
 from gr4ad_jax.config import ConfigError, differences
 from gr4ad_jax.gr4ad.run import RunFile, read_run
-from gr4ad_jax.machine import storage
+from gr4ad_jax.machine import extras, storage
 from gr4ad_jax.machine.progress import console, track
 from gr4ad_jax.machine.storage import write_json
 from gr4ad_jax.training.metric_log import read_log
@@ -86,7 +86,7 @@ def _search(sweep: Sweep) -> list[Result]:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
   except ImportError:
-    raise ConfigError("a search needs Optuna: pip install 'gr4ad_jax[search]'") from None
+    raise ConfigError(f"a search needs Optuna; {extras.install('search')}") from None
   optuna.logging.set_verbosity(optuna.logging.WARNING)
   study = optuna.create_study(
     study_name="sweep", direction="minimize", load_if_exists=True,

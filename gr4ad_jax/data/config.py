@@ -86,7 +86,7 @@ class PrepareConfig:
   workers: int = 1
   """Processes that cut examples, each with one part of the log in memory (Linux, macOS)."""
   beam: bool = False
-  """Cut examples as an Apache Beam pipeline instead (pip install 'gr4ad_jax[beam]')."""
+  """Cut examples as an Apache Beam pipeline instead (pip install -e '.[beam]')."""
   beam_options: tuple[str, ...] = ()
   """Options of the pipeline, such as `runner=FlinkRunner parallelism=64`."""
   overwrite: bool = False

@@ -31,7 +31,7 @@ from gr4ad_jax.data.sequences import Example, FeatureVocabulary
 from gr4ad_jax.data.splits import SPLITS, SequenceConfig, split_requests
 from gr4ad_jax.data.trending import Trending, load_trending, save_trending, shares
 from gr4ad_jax.data.validation import LogError
-from gr4ad_jax.machine import atomic
+from gr4ad_jax.machine import atomic, extras
 from gr4ad_jax.machine.progress import track
 
 DATASET = "ad_requests"
@@ -122,7 +122,7 @@ def _in_beam(options: Sequence[str]) -> Every:
     from apache_beam.options.pipeline_options import PipelineOptions
   except ImportError:
     raise config_lib.ConfigError(
-      "--beam needs Apache Beam: pip install 'gr4ad_jax[beam]'"
+      f"--beam needs Apache Beam; {extras.install('beam')}"
     ) from None
 
   def every(function: Callable[[int], object], count: int, what: str) -> None:
@@ -142,7 +142,7 @@ def open_examples(folder: Path) -> ExampleSet:
   if not file.exists():
     raise LogError(f"{folder}: no prepared examples here; run `gr4ad prepare` first")
   try:
-    about = json.loads(file.read_text())
+    about = json.loads(file.read_text(encoding="utf-8"))
     config = config_lib.from_dict(SequenceConfig, about["config"])
     features, counts = FeatureVocabulary(**about["features"]), about["counts"]
     file, targets, trending = folder / "train_targets.npz", {}, None

@@ -204,7 +204,7 @@ def _read(folder: Path, names: Iterable[str]) -> Logs:
   file = folder / "log.json"
   read = {"events": NO_EVENTS}
   try:
-    about = json.loads(file.read_text())
+    about = json.loads(file.read_text(encoding="utf-8"))
     if about["format"] != FORMAT:
       raise LogError(f"{file}: format {about['format']}: must be {FORMAT}, prepare again")
     notes = {key: about[key] for key in ("source", "currency", "cleaning")}

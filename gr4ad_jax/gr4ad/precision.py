@@ -1,7 +1,7 @@
 """A trained decoder in another number type, for search.
 
 bfloat16 needs nothing else; int8 (weights alone) and fp8 (weights and activations, e4m3) are done
-by qwix (`pip install 'gr4ad_jax[quantize]'`). Embedding tables, norms, softmax and log-probs keep
+by qwix (`pip install -e '.[quantize]'`). Embedding tables, norms, softmax and log-probs keep
 their type. Source: paper 4.2 (FP8 inference).
 """
 
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from gr4ad_jax.gr4ad.build import Decoder, build_decoder, init_params
+from gr4ad_jax.machine import extras
 
 _QWIX_RULES = {
   "int8": {"weight_qtype": "int8"},
@@ -52,7 +53,7 @@ def at_precision(decoder: Decoder, precision: str) -> tuple[Decoder, Callable[[A
     import qwix
   except ImportError:
     raise ValueError(
-      f"precision={precision!r}: needs qwix; pip install 'gr4ad_jax[quantize]'"
+      f"precision={precision!r}: needs qwix; {extras.install('quantize')}"
     ) from None
   rule = qwix.QtRule(module_path=_QUANTISED, **_QWIX_RULES[precision])
   quantised = qwix.quantize_model(

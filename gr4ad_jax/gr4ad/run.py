@@ -248,7 +248,7 @@ def _list_dataset(run: RunFile, inputs: Inputs, host: int, hosts: int) -> grain.
   """Batches of candidate lists; rewards are scaled by quantiles over all of them."""
   folder = storage.fetch(storage.place(run.lists))
   records = open_lists(folder)
-  about = json.loads((folder / "lists.json").read_text())
+  about = json.loads((folder / "lists.json").read_text(encoding="utf-8"))
   if about["fingerprint"] != inputs.fingerprint:
     raise ConfigError(f"{run.lists}: was made of other data or other SIDs")
   per_list = run.config.preference.reward_range == "list"

@@ -38,7 +38,7 @@ class SegmentQueue:
     self._known: dict[str, tuple] = {}  # file -> its state and checksum at the last look
     self._told: dict[str, str | None] = {}  # learned file -> other content that was told of
     try:
-      found = json.loads(self._file.read_text())
+      found = json.loads(self._file.read_text(encoding="utf-8"))
       self.quarantine: dict[str, dict[str, Any]] = {
         name: row for name, row in found.items() if "sha256" in row
       }

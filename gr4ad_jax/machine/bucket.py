@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from gr4ad_jax.machine import atomic
+from gr4ad_jax.machine import atomic, extras
 from gr4ad_jax.machine.progress import track
 
 # Scheme -> the driver that fsspec needs, and the extra that installs it.
@@ -162,7 +162,7 @@ def _filesystem(url: Url) -> Any:
   try:
     return fsspec.filesystem(url.scheme)
   except ImportError:
-    raise StorageError(f"{url}: needs {driver}; pip install 'gr4ad_jax[{extra}]'") from None
+    raise StorageError(f"{url}: needs {driver}; {extras.install(extra)}") from None
 
 
 @contextlib.contextmanager

@@ -81,7 +81,7 @@ class Lock:
 
 def _holder(path: Path) -> str:
   try:
-    return path.read_text().strip() or "another process"
+    return path.read_text(encoding="utf-8").strip() or "another process"
   except (OSError, ValueError):
     return "another process"
 

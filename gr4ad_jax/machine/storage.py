@@ -97,7 +97,7 @@ def require_free(place: Place) -> None:
 def read_text(place: Place) -> str:
   """A small file."""
   if isinstance(place, Path):
-    return place.read_text()
+    return place.read_text(encoding="utf-8")
   return bucket.read(place).decode()
 
 
@@ -261,7 +261,7 @@ def _mirrored(url: Url) -> Iterator[Path]:
   with open(home / "lock", "w") as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     manifest = home / "manifest.json"
-    versions = json.loads(manifest.read_text())["versions"] if manifest.exists() else {}
+    versions = json.loads(read_text(manifest))["versions"] if manifest.exists() else {}
     try:
       for _ in range(_ROUNDS):
         there = bucket.listing(url)

@@ -94,7 +94,7 @@ class Artifact:
     folder = Path(folder)
     if not (folder / "manifest.json").exists():
       raise ValueError(f"{folder}: holds no manifest.json; `gr4ad export` makes an artifact")
-    self.manifest = json.loads((folder / "manifest.json").read_text())
+    self.manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     if self.manifest["format"] != FORMAT:
       raise ValueError(f"{folder}: format {self.manifest['format']}, this reader knows {FORMAT}")
     with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:

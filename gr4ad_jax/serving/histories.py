@@ -32,7 +32,7 @@ class RedisLink:
     try:
       import redis.asyncio as redis
     except ImportError:
-      raise ValueError("redis is not installed; pip install 'gr4ad_jax[redis]'") from None
+      raise ValueError("redis is not installed; pip install 'redis>=5.2'") from None
     self.client = redis.from_url(
       url, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S
     )

@@ -38,7 +38,7 @@ def build_app(service: Service, *, api_key: str | None = None) -> FastAPI:
     api_key=api_key, title="gr4ad_jax",
     description="Generative ad recommendation: semantic IDs, lazy decoding, dynamic beams.",
   )
-  page = (resources.files("gr4ad_jax.serving") / "web" / "index.html").read_text()
+  page = (resources.files("gr4ad_jax.serving") / "web" / "index.html").read_text(encoding="utf-8")
 
   @app.get("/", response_class=HTMLResponse, include_in_schema=False)
   async def index() -> str:

@@ -49,7 +49,7 @@ class MetricLog:
     self._path = folder / "train_log.jsonl"
     kept = [row for row in read_log(folder) if row["step"] <= first_step] if first_step else []
     atomic.write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
-    self._file = self._path.open("a")
+    self._file = self._path.open("a", encoding="utf-8")
     self._writer = SummaryWriter(str(folder / "tb"), purge_step=first_step + 1)
 
   def write(self, step: int, kind: str, values: dict[str, float]) -> None:

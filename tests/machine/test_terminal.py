@@ -74,6 +74,16 @@ def test_what_the_encoding_lacks_is_escaped(monkeypatch):
   assert "caf\\xe9 \\u2615" in raw.getvalue().decode("ascii")
 
 
+def test_files_are_read_as_utf_8_in_every_locale():
+  wrong = [
+    f"{path}:{node.lineno}" for path in FILES if "experiments" not in path.parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "read_text"
+    and not node.args and not node.keywords
+  ]
+  assert wrong == []
+
+
 def _wrong(tree: ast.AST) -> list[str]:
   """Where a file could print markup: consoles, prints and columns of rich's own."""
   found = []
