@@ -8,6 +8,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -63,13 +64,13 @@ class Recommend:
 def recommend(options: Flat[Recommend]) -> None:
   """Ads for users, as if a request came right after the last event of each."""
   form = _form(options)
-  wanted = [options.user] if options.user is not None else _listed(options.users)
+  wanted = [_typed(options.user)] if options.user is not None else _listed(options.users)
 
   from gr4ad_jax.api import open_run
   from gr4ad_jax.search.recommend import UserSearch
 
   opened = open_run(options.workdir, data=options.data)
-  search = UserSearch(opened, options.k, where=options.where)
+  search = UserSearch(opened, options.k, where=[_typed(text) for text in options.where])
   try:
     users = search.users(wanted)
   except ConfigError as error:
@@ -115,6 +116,11 @@ def _form(options: Recommend) -> str:
   if options.out and options.out.exists() and not options.overwrite:
     raise ConfigError(f"--out {options.out}: exists already; pass --overwrite or another --out")
   return form
+
+
+def _typed(text: str) -> str:
+  """What was typed on a terminal of whatever locale, in UTF-8, as logs have it."""
+  return os.fsencode(text).decode("utf-8", "surrogateescape")
 
 
 def _listed(users: str) -> list[str] | None:
