@@ -187,5 +187,5 @@ class Records(Sequence[dict]):
 
 
 def _damaged(file: Path, why: object, remedy: str) -> LogError:
-  reason = " ".join(str(why).split())[:120]
+  reason = " ".join(str(why).split())[:120] or "not readable"
   return LogError(f"{file}: missing or damaged ({reason}): {remedy}")

@@ -1,7 +1,8 @@
 """A file of events of any length -> events sorted by user and time, in constant memory.
 
-The file is read once. Rows lie on disk in the order of their request first, so that the rules of a
-request see whole requests, then in the order of their user; about 70 bytes a row each time.
+The file is read once, after its column of times alone. Rows lie on disk in the order of their
+request first, so that the rules of a request see whole requests, then in the order of their user;
+about 70 bytes a row each time.
 """
 
 from __future__ import annotations

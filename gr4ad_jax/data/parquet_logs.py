@@ -58,7 +58,7 @@ def store_parquet_logs(
   }
   require_used(
     naming, [file.chosen for file in files.values()],
-    {column for file in files.values() for column in file.columns},
+    list(dict.fromkeys(column for file in files.values() for column in file.columns)),
   )
   for file in files.values():
     file.check_columns()

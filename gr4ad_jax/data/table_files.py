@@ -26,6 +26,7 @@ from gr4ad_jax.data.validation import LogError, RowError
 SUFFIXES = (".parquet", ".csv", ".csv.gz", ".tsv", ".tsv.gz")
 _NUMBERS = ("price", "value", "ecpm", "bid")
 _HEADER_BYTES = 1 << 20
+_MOST_ROWS = 1 << 20  # of a frame, where all are asked for: Arrow holds 2 GB of text in one piece
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 
@@ -189,9 +190,7 @@ def _tables(path: Path, columns: list[str], num_rows: float) -> Iterator[tuple[p
   """Some columns in parts, and whether numbers in text may have a decimal comma."""
   if _is_parquet(path):
     with pq.ParquetFile(path, page_checksum_verification=True) as file:  # where it has checksums
-      # Whole files are ads and users: their rows are few.
-      size = int(min(num_rows, max(1, file.metadata.num_rows)))
-      for batch in file.iter_batches(size, columns=columns):
+      for batch in file.iter_batches(int(min(num_rows, _MOST_ROWS)), columns=columns):
         # What pandas noted in the file would make an index of a column.
         yield pa.Table.from_batches([batch]).replace_schema_metadata(None), False
     return
