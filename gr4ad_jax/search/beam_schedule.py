@@ -84,7 +84,10 @@ class TrafficAwareBeams:
         hardly more than at base widths.
       dwell_s: a wider schedule is only tried so long after the last change.
     """
-    self._call_s, self._target_s = dict(call_s), target_s
+    smallest = min(size for _, size in call_s)  # what a single request is filled up to
+    self._call_s = {(factor, 1): s for (factor, size), s in call_s.items() if size == smallest}
+    self._call_s |= call_s
+    self._target_s = target_s
     self._at_once, self._together = at_once, together
     self._factors = sorted({factor for factor, _ in call_s})
     self._dwell_s, self._changed_s = dwell_s, -math.inf

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax
 import jax
@@ -29,7 +29,14 @@ from gr4ad_jax.version import __version__
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-# Nine parameters: each is one thing that an artifact holds.
+class Histories(NamedTuple):
+  """What contexts are made of raw histories with, where the generator says what its arrays hold."""
+
+  arrays: dict[str, np.ndarray]  # tables by ad, content and day
+  features: dict[str, tuple[int, list[str]]]  # name -> its place, and its values from 1 on
+
+
+# Ten parameters: each is one thing that an artifact holds.
 def write_artifact(
   folder: Path,
   generator: Generator,
@@ -41,6 +48,7 @@ def write_artifact(
   bin_means: Sequence[float],
   sample: Any,
   about: dict[str, Any],
+  histories: Histories | None = None,
 ) -> None:
   """Exports the search with a symbolic batch size into a folder, which appears whole or not at all.
 
@@ -57,7 +65,7 @@ def write_artifact(
   fixed, structure = jax.tree.flatten(
     jax.tree.map(np.asarray, (convert(params), tree.arrays, np.asarray(bin_means, np.float32)))
   )
-  arrays = named_arrays(sample)
+  arrays, known = named_arrays(sample), generator.arrays
   search = search_function(generator.start, generator.step, tree, config.widths)
 
   def call(fixed: list[jax.Array], context: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -85,16 +93,24 @@ def write_artifact(
     "context": {name: list(array.shape[1:]) for name, array in arrays.items()},
     "history": list(generator.history),
     "program_arrays": len(fixed),
+    "below": {name: list(known[name].below) for name in arrays if name in known},
     "run": about,
   }
+  if histories is not None:
+    manifest["kinds"] = {name: known[name].kind for name in arrays}
+    manifest["features"] = histories.features
   with atomic.new_folder(folder) as fresh:
     (fresh / "program.bin").write_bytes(program.serialize())
     np.savez(
       fresh / "arrays.npz", ads_start=index.ads_start, ads_A=index.ads_A,
       ad_id_A=ad_id_A.astype(str), **{f"program_{i:04d}": x for i, x in enumerate(fixed)},
+      **(histories.arrays if histories is not None else {}),
     )
     np.savez(fresh / "sample.npz", **arrays)
     shutil.copy(artifact.__file__, fresh / "reader.py")
+    manifest["sha256"] = {
+      name: artifact.digest(fresh / name) for name in ("program.bin", "arrays.npz", "sample.npz")
+    }
     (fresh / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
 
 
@@ -113,5 +129,21 @@ def export_run(opened: Opened, out: Place) -> int:
       sample=opened.contexts.context([example]),
       about={"step": opened.step, "fingerprint": opened.fingerprint,
              "currency": opened.logs.currency, "config": dataclasses.asdict(opened.config)},
+      histories=_histories(opened) if opened.generator.arrays else None,
     )
     return sum(file.stat().st_size for file in copy.path.iterdir())
+
+
+def _histories(opened: Opened) -> Histories:
+  contents, trending = opened.logs.contents, opened.examples.trending
+  arrays = {
+    "ad_code_AL": opened.sids.codes_AL, "content_id_O": contents.content_id.astype(str),
+    "content_code_OL": opened.sids.content_codes_OL, "content_ad_O": contents.ad,
+  }
+  if trending is not None:
+    arrays |= {f"trending_{name}": np.asarray(x) for name, x in vars(trending).items()}
+  features: dict[str, tuple[int, list[str]]] = {}
+  known = opened.examples.features
+  for place, (name, values) in enumerate([*known.user.items(), *known.request.items()]):
+    features.setdefault(name, (place, values))  # of two with one name it is the user's
+  return Histories(arrays, features)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -22,6 +22,19 @@ class AtPrecision(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class ContextArray:
+  """What the numbers of a context's array are, for those who make contexts without the run.
+
+  Attributes:
+    kind: one of the kinds that `artifact.py` makes of a raw history.
+    below: bounds along the last axis, or one for all; every number is smaller, and at least -1.
+  """
+
+  kind: str
+  below: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Generator:
   """A model that writes semantic IDs level by level.
 
@@ -36,6 +49,7 @@ class Generator:
     at_precision: the same model in another number type.
     encode: (params, context) -> what `start` computes of the context alone, to be timed by itself.
     layouts: how the parameters lie on a mesh.
+    arrays: name of each array of a context -> what it holds; {} = nobody but the run makes them.
   """
 
   start: Callable[[Any, Any], tuple[Any, Any, jax.Array]]
@@ -45,6 +59,7 @@ class Generator:
   at_precision: AtPrecision
   encode: Callable[[Any, Any], Any]
   layouts: Layouts = ()
+  arrays: Mapping[str, ContextArray] = dataclasses.field(default_factory=dict)
 
   def met_codes(self, context: Any) -> np.ndarray:
     """int32 [R, T, L], the SIDs that the requests' histories show; -1 = padding."""

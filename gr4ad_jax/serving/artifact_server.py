@@ -1,12 +1,13 @@
 """`gr4ad serve --artifact`: an exported search answers contexts that its callers have made.
 
-The artifact knows neither logs nor tokenizer: no histories, events or new ads. A request brings the
-arrays that the manifest lists, one row of each; calls are batched, bounded and given up as in the
-server of a run.
+The artifact knows neither users nor tokenizer: no stored histories, events or new ads. A request
+brings a history, or the arrays that the manifest lists, one row of each; calls are batched, bounded
+and given up as in the server of a run.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,22 +19,30 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.pipeline import repeat_last
-from gr4ad_jax.machine.progress import track
 from gr4ad_jax.search.artifact import Artifact
 from gr4ad_jax.serving.batcher import Batcher
 from gr4ad_jax.serving.border import make_app
+from gr4ad_jax.serving.compiled import Compiled
 from gr4ad_jax.serving.config import ServingConfig
-from gr4ad_jax.serving.engine import timed
+from gr4ad_jax.serving.messages import MAX_HISTORY, HistoryItem, Id, Time, Word
 from gr4ad_jax.serving.metrics import HttpMetrics
 
 Array = int | list[int] | list[list[int]]
 
 
 class ContextRequest(BaseModel):
-  """A context as the model reads it."""
+  """A context as the model reads it, or the history and features that it is made of."""
 
   model_config = ConfigDict(extra="forbid")
-  context: dict[str, Array] = Field(description="Name -> one row of the manifest's array.")
+  context: dict[str, Array] | None = Field(
+    None, description="Name -> one row of the manifest's array."
+  )
+  history: list[HistoryItem] | None = Field(
+    None, max_length=MAX_HISTORY, description="What the user did, instead of a context."
+  )
+  features: dict[Id, Word] = Field({}, description="Beside a history.", max_length=64)
+  user_id: Id | None = Field(None, description="Beside a history; nothing is known of users.")
+  time: Time | None = Field(None, description="Unix seconds of the request; default now.")
   k: int = Field(10, ge=1, description="Ads wanted.")
 
 
@@ -58,48 +67,48 @@ class ContextQuery(NamedTuple):
   k: int
 
 
-class ArtifactEngine:
+class ArtifactEngine(Compiled):
   """Calls the artifact's program with full batches; its beams are fixed."""
 
   def __init__(self, folder: Path, config: ServingConfig):
-    """Reads the artifact; `warm` compiles.
+    """Reads the artifact; `compile_all` or `compile_one` must follow.
 
     Raises:
       ValueError: no artifact there.
     """
-    self.config = config
+    super().__init__(config)
     self.artifact = Artifact(folder)
-    with np.load(folder / "sample.npz") as sample:
-      self._sample = dict(sample)
-    self.call_s: dict[tuple[float, int], float] = {}
-    self.together = 1.0
+    self._sample = self.artifact.sample()
 
-  def warm(self) -> None:
-    """Compiles and times every batch size."""
-    programs = [(1.0, size) for size in self.config.batch_sizes]
-
-    def call(factor: float, size: int) -> None:
-      self([ContextQuery(self._sample, 10)] * size, factor=factor)
-
-    for program in track(programs, "compile searches"):
-      call(*program)
-    self.call_s, self.together = timed(call, programs, self.config)
+  def run_program(self, factor: float, size: int, *, conditions: bool) -> None:
+    """Answers the sample so many times; an artifact knows no conditions."""
+    del factor, conditions
+    self._answers([ContextQuery(self._sample, 10)] * size, size)
 
   def query(self, request: ContextRequest) -> ContextQuery:
     """A request, checked against the manifest.
 
     Raises:
-      ConfigError: an array is missing, unknown, of another shape or too large; k is too large.
+      ConfigError: neither or both of context and history, an unknown feature, k is too large, or an
+        array is missing, unknown, of another shape, or holds a number out of its range.
     """
     if request.k > self.config.max_k:
       raise ConfigError(f"k={request.k}: must be at most {self.config.max_k}")
-    known = self.artifact.manifest["context"]
-    if unknown := sorted(set(request.context) - set(known)):
-      raise ConfigError(f"context: {unknown[0]!r} is none of {', '.join(known)}")
+    if (request.context is None) == (request.history is None):
+      raise ConfigError("exactly one of context and history is needed")
     try:
-      rows = {name: np.array([values], np.int32) for name, values in request.context.items()}
-      return ContextQuery(self.artifact.check(rows), request.k)
-    except (ValueError, OverflowError) as error:
+      if request.history is not None:
+        context = self.artifact.context(
+          [item.model_dump() for item in request.history], features=request.features,
+          user_id=request.user_id or "", time=request.time,
+        )
+      else:
+        given, known = request.context, self.artifact.manifest["context"]
+        if unknown := sorted(set(given) - set(known)):
+          raise ConfigError(f"context: {unknown[0]!r} is none of {', '.join(known)}")
+        context = {name: [values] for name, values in given.items()}
+      return ContextQuery(self.artifact.check(context), request.k)
+    except ValueError as error:
       raise ConfigError(str(error)) from None
 
   def __call__(
@@ -107,7 +116,11 @@ class ArtifactEngine:
   ) -> list[list[tuple[str, float]]]:
     """(ad id, score) of each request's ads, best first."""
     del factor
-    size = self.config.call_size(len(queries))
+    return self._answers(queries, self.config.call_size(len(queries)))
+
+  def _answers(
+    self, queries: Sequence[ContextQuery], size: int
+  ) -> list[list[tuple[str, float]]]:
     context = {
       name: repeat_last(np.concatenate([query.context[name] for query in queries]), size)
       for name in queries[0].context
@@ -118,15 +131,27 @@ class ArtifactEngine:
     ]
 
 
-def build_artifact_app(engine: ArtifactEngine, *, api_key: str | None = None) -> FastAPI:
-  """The ASGI application of a warm engine; for the key see `border.make_app`."""
+def build_artifact_app(
+  engine: ArtifactEngine, *, api_key: str | None = None, hosts: Sequence[str] = ()
+) -> FastAPI:
+  """The ASGI application of a warm engine; see `border.make_app`."""
   batcher, api = Batcher(engine), APIRouter(prefix="/v1")
 
   @contextlib.asynccontextmanager
   async def running():
     batcher.start()
+    rest = None if engine.is_whole else asyncio.create_task(compile_rest())
     yield
+    engine.stop()
     await batcher.stop()
+    if rest is not None:
+      await asyncio.gather(rest, return_exceptions=True)
+
+  async def compile_rest():
+    timing = await asyncio.to_thread(engine.compile_rest)
+    if timing is not None:
+      engine.use_all(timing)
+      batcher.take_timing()
 
   @api.post("/recommend")
   async def recommend(request: ContextRequest) -> ContextReply:
@@ -144,5 +169,5 @@ def build_artifact_app(engine: ArtifactEngine, *, api_key: str | None = None) ->
 
   return make_app(
     running, api, config=engine.config, metrics=HttpMetrics(), api_key=api_key,
-    title="gr4ad_jax, an exported search",
+    hosts=hosts, title="gr4ad_jax, an exported search",
   )

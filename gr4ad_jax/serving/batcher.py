@@ -11,6 +11,8 @@ import math
 import time
 
 from gr4ad_jax.search.beam_schedule import ArrivalRate, TrafficAwareBeams
+from gr4ad_jax.serving.compiled import NotCompiled
+from gr4ad_jax.serving.config import ServingConfig
 from gr4ad_jax.serving.engine import Answer, Engine, Query
 
 ROOM_SHARE = 0.5  # of the deadline that the whole queue may take
@@ -47,9 +49,9 @@ class Batcher:
   """
 
   def __init__(self, engine: Engine):
-    """Starts at base widths; the engine must be warm."""
+    """Starts at base widths; the engine must be compiled."""
     config = engine.config
-    self._engine, self._config = engine, config
+    self._engine = engine
     self._queue: collections.deque[_Waiting] = collections.deque()
     self._arrived, self._stopping = asyncio.Event(), False
     self._threads = concurrent.futures.ThreadPoolExecutor(config.calls_at_once, "engine")
@@ -57,9 +59,18 @@ class Batcher:
     self._calls: set[asyncio.Task] = set()
     self._loop_task: asyncio.Task | None = None
     self.rate = ArrivalRate()
+    self.take_timing()
+
+  @property
+  def _config(self) -> ServingConfig:
+    """It changes where an engine gets its other programs."""
+    return self._engine.config
+
+  def take_timing(self) -> None:
+    """Chooses beams by the engine's present programs and how long they take."""
     self.beams = TrafficAwareBeams(
-      engine.call_s, at_once=config.calls_at_once, together=engine.together,
-      target_s=config.target_ms / 1000,
+      self._engine.call_s, at_once=self._config.calls_at_once, together=self._engine.together,
+      target_s=self._config.target_ms / 1000,
     )
 
   @property
@@ -90,11 +101,14 @@ class Batcher:
       Overloaded: more wait than can be answered in time.
       GoingDown: after `stop`.
       DeadlineExceeded: see there.
+      NotCompiled: the factor has no program yet.
       ConfigError: a condition that no ad meets.
     """
     now_s = time.monotonic()
     if self._stopping:
       raise GoingDown("going down")
+    if factor is not None and factor not in self._config.beam_factors:
+      raise NotCompiled(f"beam_factor={factor:g} is still being compiled")
     if len(self._queue) >= self._room:
       raise Overloaded(
         f"{len(self._queue)} requests are waiting",
@@ -118,9 +132,9 @@ class Batcher:
     return min(self._config.max_queue, max(self._config.batch_sizes[-1], int(in_time)))
 
   async def _run(self) -> None:
-    largest = self._config.batch_sizes[-1]
     while True:
       await self._arrived.wait()
+      largest = self._config.batch_sizes[-1]
       if not self._queue:
         if self._stopping:
           await asyncio.gather(*self._calls)

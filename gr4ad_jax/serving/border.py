@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import uvicorn
 from fastapi import APIRouter, FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from gr4ad_jax.catalog.catalog import NoRoom
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.validation import LogError
 from gr4ad_jax.serving.ads import UnknownAd
 from gr4ad_jax.serving.batcher import DeadlineExceeded, GoingDown, Overloaded
+from gr4ad_jax.serving.compiled import NotCompiled
 from gr4ad_jax.serving.config import ServingConfig
+from gr4ad_jax.serving.connections import BACKLOG, BoundedConnection
 from gr4ad_jax.serving.limits import API_KEY, BoundedBody, Measured, NeedsKey
 from gr4ad_jax.serving.metrics import HttpMetrics
 from gr4ad_jax.version import __version__
 
-MOST_CONNECTIONS = 2_000  # more get 503
 DRAIN_S = 10.0  # that connections may take to end
 MOST_FAULTS = 10  # that a 422 names
 
@@ -34,6 +36,7 @@ def make_app(
   config: ServingConfig,
   metrics: HttpMetrics,
   api_key: str | None,
+  hosts: Sequence[str],
   title: str,
   description: str = "",
 ) -> FastAPI:
@@ -45,6 +48,7 @@ def make_app(
     config: limits.
     metrics: count requests, and are shown at /metrics.
     api_key: that calls below /v1 must bring, as X-API-Key or a bearer token; None = none.
+    hosts: names that a request may call the server by in its Host header, () = any.
     title, description: for /docs.
   """
 
@@ -67,6 +71,8 @@ def make_app(
   )
   if api_key:
     app.add_middleware(NeedsKey, api_key=api_key)
+  if hosts:
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*hosts], www_redirect=False)
   app.add_middleware(Measured, metrics=metrics)
   return app
 
@@ -75,7 +81,8 @@ def serve(app: FastAPI, *, host: str, port: int) -> None:
   """Answers until SIGTERM or SIGINT; then takes nothing new and ends what was begun."""
   config = uvicorn.Config(
     app, host=host, port=port, log_level="warning", access_log=False, server_header=False,
-    timeout_graceful_shutdown=DRAIN_S, timeout_keep_alive=30, limit_concurrency=MOST_CONNECTIONS,
+    timeout_graceful_shutdown=DRAIN_S, timeout_keep_alive=30, ws="none", http=BoundedConnection,
+    backlog=BACKLOG,
   )
   uvicorn.Server(config).run()
 
@@ -114,6 +121,7 @@ def _add_errors(app: FastAPI) -> None:
   becomes(UnknownAd, 404)
   becomes(NoRoom, 503, lambda error: 60)
   becomes(Overloaded, 429, lambda error: error.retry_after_s)
+  becomes(NotCompiled, 503, lambda error: 10)
   for kind in (DeadlineExceeded, GoingDown, OSError, sqlite3.Error):  # the last two: a full disk
     becomes(kind, 503, lambda error: 1)
 

@@ -1,16 +1,14 @@
 """Requests -> ads, many at a time: a family of compiled searches over batch sizes and widths.
 
-Everything is compiled and run once before the first request. Parameters and the catalogue can be
-replaced between any two calls; nothing is compiled then.
+Parameters and the catalogue can be replaced between any two calls; nothing is compiled then.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,17 +18,15 @@ import numpy as np
 from gr4ad_jax.catalog.catalog import Catalog, LiveCatalog
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.data.trending import Trending
-from gr4ad_jax.machine.progress import track
 from gr4ad_jax.search.beam_schedule import scaled_widths
 from gr4ad_jax.search.beam_search import Beams, compile_search
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.generator import Generator
 from gr4ad_jax.search.recommender import Recommendations, rank_ads
 from gr4ad_jax.search.searcher import Searcher
+from gr4ad_jax.serving.compiled import REPEATS, Compiled, seconds_of
 from gr4ad_jax.serving.config import ServingConfig
 from gr4ad_jax.training.published import UnfitError
-
-REPEATS = 5  # timed calls of a program
 
 
 class Query(NamedTuple):
@@ -73,7 +69,7 @@ class _Parameters(NamedTuple):
   step: int
 
 
-class Engine:
+class Engine(Compiled):
   """Answers batches; threads may call it at the same time."""
 
   def __init__(
@@ -87,11 +83,12 @@ class Engine:
     bin_means: Sequence[float],
     config: ServingConfig,
   ):
-    """Lays out the parameters of a `step`; `warm` compiles.
+    """Lays out the parameters of a `step`; `compile_all` or `compile_one` must follow.
 
     `search` gives base widths, precision and ranking, `bin_means` the mean value of each bucket.
     """
-    self.catalog, self.config, self._search = catalog, config, search
+    super().__init__(config)
+    self.catalog, self._search = catalog, search
     self.searcher = Searcher(
       generator, catalog.tree, precision=search.precision, bin_means=bin_means
     )
@@ -101,8 +98,7 @@ class Engine:
       for factor in config.beam_factors
     }
     self.trending: Trending | None = None  # of now, where the model reads it; else the catalogue's
-    self.call_s: dict[tuple[float, int], float] = {}  # (factor, batch size) -> seconds
-    self.together = 1.0  # times as long where as many calls run as may run
+    self.example: Example | None = None  # any request, to compile with
 
   @property
   def step(self) -> int:
@@ -142,6 +138,7 @@ class Engine:
     beams = self.searcher(
       params, catalog.prefixes, self.context([Query(canary, "", 1, ())], catalog),
       size=self.config.call_size(1), widths=self.widths[1.0],
+      allowed=None if self.is_whole else [catalog.allowed(())],
     )
     found_W = beams.sid_BW[0] >= 0
     logp_W = beams.logp_BW[0][found_W]
@@ -153,28 +150,21 @@ class Engine:
     if len(logp_W) > 1 and np.ptp(logp_W) == 0:
       raise UnfitError("a search with the parameters finds all ads equally good")
 
-  def warm(self, example: Example) -> None:
-    """Compiles every program, with and without conditions, and times it with any request."""
-    programs = [
-      (factor, size) for size in self.config.batch_sizes for factor in self.config.beam_factors
-    ]
+  def run_program(self, factor: float, size: int, *, conditions: bool) -> None:
+    """Answers `example` so many times."""
+    assert self.example is not None
+    queries = [Query(self.example, "", 10, ())] * size
+    self._answers(queries, factor=factor, size=size, conditions=conditions)
 
-    def call(factor: float, size: int, *, conditions: bool = False) -> None:
-      self([Query(example, "", 10, ())] * size, factor=factor, conditions=conditions)
-
-    for program in track(programs, "compile searches"):
-      for conditions in (True, False):
-        call(*program, conditions=conditions)
-    self.call_s, self.together = timed(call, programs, self.config)
-
-  def parts_s(self, example: Example) -> dict[str, float]:
+  def parts_s(self) -> dict[str, float]:
     """Seconds of the parts of one request's search at base widths, each as a program of its own.
 
     context: histories to context tokens; trunk: what beams share, and the first level; levels: the
     others and the value step; top_k: selection alone, on made-up scores.
     """
     generator, catalog, widths = self.searcher.generator, self.catalog.now, self.widths[1.0]
-    context = jax.device_put(self.context([Query(example, "", 1, ())], catalog))
+    assert self.example is not None
+    context = jax.device_put(self.context([Query(self.example, "", 1, ())], catalog))
     logp_LV = [
       jax.device_put(np.random.default_rng(level).normal(size=size).astype(np.float32))
       for level, size in enumerate(generator.codebook_sizes)
@@ -199,7 +189,7 @@ class Engine:
     }
     # The first call compiles, and is never the fastest.
     seconds = {
-      name: min(_seconds_of(program) for _ in range(1 + REPEATS))
+      name: min(seconds_of(program) for _ in range(1 + REPEATS))
       for name, program in programs.items()
     }
     levels = seconds["levels"] - seconds["trunk"] - seconds["top_k"]
@@ -208,26 +198,27 @@ class Engine:
       "levels": max(0.0, levels), "top_k": seconds["top_k"],
     }
 
-  def __call__(
-    self, queries: Sequence[Query], *, factor: float, conditions: bool | None = None
-  ) -> list[Answer]:
+  def __call__(self, queries: Sequence[Query], *, factor: float) -> list[Answer]:
     """Answers up to the largest batch size of requests by the schedule of a factor.
-
-    `conditions` chooses the program for conditions; None = where a query has some.
 
     Raises:
       ConfigError: a condition that no ad meets.
     """
+    # The program for conditions answers those without any, too: all that there is at first.
+    conditions = not self.is_whole or any(query.where for query in queries)
+    size = self.config.call_size(len(queries))
+    return self._answers(queries, factor=factor, size=size, conditions=conditions)
+
+  def _answers(
+    self, queries: Sequence[Query], *, factor: float, size: int, conditions: bool
+  ) -> list[Answer]:
     began = time.perf_counter()
     catalog, (params, step) = self.catalog.now, self._parameters
     context = self.context(queries, catalog)
-    allowed = None
-    if conditions or (conditions is None and any(query.where for query in queries)):
-      allowed = [catalog.allowed(query.where) for query in queries]
+    allowed = [catalog.allowed(query.where) for query in queries] if conditions else None
     searching = time.perf_counter()
     beams = self.searcher(
-      params, catalog.prefixes, context, size=self.config.call_size(len(queries)),
-      widths=self.widths[factor], allowed=allowed,
+      params, catalog.prefixes, context, size=size, widths=self.widths[factor], allowed=allowed,
     )
     ranking = time.perf_counter()
     met_RTL = self.searcher.generator.met_codes(context)
@@ -257,37 +248,3 @@ class Engine:
     return contexts.context(
       [query.example for query in queries], user_ids=[query.user_id for query in queries]
     )
-
-
-def _seconds_of(call: Callable[[], Any]) -> float:
-  began = time.perf_counter()
-  jax.block_until_ready(call())
-  return time.perf_counter() - began
-
-
-def timed(
-  call: Callable[[float, int], Any], programs: Sequence[tuple[float, int]], config: ServingConfig
-) -> tuple[dict[tuple[float, int], float], float]:
-  """Median seconds of compiled programs, and how many times as long one takes beside others.
-
-  Args:
-    call: runs the program of (factor, batch size).
-    programs: all of them.
-    config: `calls_at_once` run side by side, which takes each 1 to so many times as long.
-  """
-  # By turns, so that a machine that is slower for a while is so for all of them.
-  seconds = [
-    [_seconds_of(functools.partial(call, *program)) for program in programs]
-    for _ in range(REPEATS)
-  ]
-  call_s = dict(zip(programs, np.median(seconds, axis=0).tolist(), strict=True))
-  at_once, largest = config.calls_at_once, (1.0, config.batch_sizes[-1])
-  if at_once == 1:
-    return call_s, 1.0
-  rounds = 4
-  with concurrent.futures.ThreadPoolExecutor(at_once) as threads:
-    begin = time.perf_counter()
-    for done in [threads.submit(call, *largest) for _ in range(at_once * rounds)]:
-      done.result()
-    together_s = (time.perf_counter() - begin) / rounds
-  return call_s, min(max(together_s / call_s[largest], 1.0), float(at_once))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import resources
 from typing import Annotated, Any
 
@@ -31,11 +32,13 @@ _ERRORS = {
 Words = Annotated[str, Query(max_length=256)]
 
 
-def build_app(service: Service, *, api_key: str | None = None) -> FastAPI:
-  """The ASGI application of a service that is not started; for the key see `border.make_app`."""
+def build_app(
+  service: Service, *, api_key: str | None = None, hosts: Sequence[str] = ()
+) -> FastAPI:
+  """The ASGI application of a service that is not started; see `border.make_app`."""
   app = make_app(
     service.running, _api(service), config=service.config, metrics=service.metrics.http,
-    api_key=api_key, title="gr4ad_jax",
+    api_key=api_key, hosts=hosts, title="gr4ad_jax",
     description="Generative ad recommendation: semantic IDs, lazy decoding, dynamic beams.",
   )
   page = (resources.files("gr4ad_jax.serving") / "web" / "index.html").read_text(encoding="utf-8")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import dataclasses
 import gc
+import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,7 +17,6 @@ from typing import Any
 from gr4ad_jax.catalog.catalog import LiveCatalog
 from gr4ad_jax.catalog.targeting import COLUMNS
 from gr4ad_jax.data.records import DAY_S
-from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.data.trending import LiveTrending
 from gr4ad_jax.embedding.embeddings import open_encoder
 from gr4ad_jax.machine import storage
@@ -39,6 +40,8 @@ from gr4ad_jax.serving.segments import Segments
 from gr4ad_jax.serving.users import Users
 from gr4ad_jax.version import __version__
 
+THREADS = 8  # for what a request may wait for: the store, the index, a file
+
 
 class Service:
   """A server's parts; made once, before the first request.
@@ -56,6 +59,7 @@ class Service:
     published: Path | None = None,
     redis: str | None = None,
     clock: ClockKind = "real",
+    quick: bool = False,
   ):
     """Opens a trained run and warms its searches.
 
@@ -68,6 +72,7 @@ class Service:
       redis: URL of a Redis for histories and answers; None = this server's own.
       clock: "log" begins right after the log's last event, for logs of the past; "replay" stands
         there and moves with the times of accepted events.
+      quick: compiles one program now, and the others while it serves.
 
     Raises:
       ConfigError, ValueError: a part that cannot be used.
@@ -108,11 +113,17 @@ class Service:
       self.engine, template=opened.params, read_run=opened.read_params, published=published,
       canary=someone, metrics=self.metrics,
     )
-    self.parameters.begin()
     reads_trending = opened.examples.trending is not None
     trends = Trends(LiveTrending(logs) if reads_trending else None, self.engine, self.clock)
     trends.restore(self.journal, self.catalog.now)
-    self.parts_ms = self._warm(someone)
+    self.engine.example = someone
+    self.parts_ms: dict[str, float] = {}  # of a search, measured once
+    if quick:
+      self.engine.compile_one()
+    else:
+      self.engine.compile_all()
+      self._time_parts()
+    self.parameters.begin()  # whose first search is a compiled one, too
 
     self.batcher = Batcher(self.engine)
     self.metrics.watch(
@@ -134,14 +145,13 @@ class Service:
       config,
     )
 
-  def _warm(self, someone: Example) -> dict[str, float]:
-    """Compiles and times everything; returns milliseconds of the parts of a search."""
-    self.engine.warm(someone)
-    return {name: 1000 * value for name, value in self.engine.parts_s(someone).items()}
+  def _time_parts(self) -> None:
+    self.parts_ms = {name: 1000 * seconds for name, seconds in self.engine.parts_s().items()}
 
   @contextlib.asynccontextmanager
   async def running(self) -> AsyncIterator[None]:
     """Answers from begin to end; then answers what still waits, writes the last segment, closes."""
+    await self._open_store()
     self.batcher.start()
     jobs = {"export": self.segments.write_later}
     if self.parameters.published is not None:
@@ -149,10 +159,13 @@ class Service:
     if self._link:
       jobs["redis"] = self.histories.carry
     tasks = [asyncio.create_task(self._for_ever(*job)) for job in jobs.items()]
+    if not self.engine.is_whole:
+      tasks.append(asyncio.create_task(self._compile_rest()))
     # What is there now stays: the collector must not walk through a whole log again and again.
     gc.collect()
     gc.freeze()
     yield
+    self.engine.stop()
     await self.batcher.stop()
     for task in tasks:
       task.cancel()
@@ -164,6 +177,30 @@ class Service:
         await self._link.close()
       self.journal.close()
       self._lock.close()
+
+  async def _open_store(self) -> None:
+    """Every thread that works for requests opens the store now, not when files may be short."""
+    opened = threading.Barrier(THREADS)
+    threads = concurrent.futures.ThreadPoolExecutor(THREADS, "requests")
+    asyncio.get_running_loop().set_default_executor(threads)
+
+    def open_here() -> None:
+      self.journal.last_seq  # noqa: B018
+      opened.wait()
+
+    await asyncio.gather(*(asyncio.to_thread(open_here) for _ in range(THREADS)))
+
+  async def _compile_rest(self) -> None:
+    try:
+      timing = await asyncio.to_thread(self.engine.compile_rest)
+    except Exception as error:  # what is there goes on answering
+      self.metrics.faults.labels("compile").inc()
+      console.print(f"compile: {error!r}; serving goes on with one program")
+      return
+    if timing is not None:
+      self.engine.use_all(timing)
+      self.batcher.take_timing()
+      await asyncio.to_thread(self._time_parts)
 
   async def _for_ever(self, name: str, job: Callable[[], Awaitable[None]]) -> None:
     """Does a job again and again; a fault, such as a full disk, must not be the last time."""

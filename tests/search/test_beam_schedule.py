@@ -146,3 +146,11 @@ def test_arrival_rate():
     rate.add(tick / 50)
   assert rate(20.0) == pytest.approx(50, rel=0.05)
   assert rate(40.0) < 1.5
+
+
+def test_calls_may_be_of_several_requests_at_the_least():
+  """A single request is filled up to the smallest batch, and takes as long."""
+  chooser = TrafficAwareBeams({(1.0, 4): 0.04, (1.6, 4): 0.064, (1.0, 8): 0.07, (1.6, 8): 0.1})
+  assert chooser.capacity == pytest.approx(8 / 0.07)
+  assert settled(chooser, 2) == 1.6  # of the time 2 x 0.064 is filled
+  assert settled(chooser, 30) == 1.0

@@ -1,6 +1,7 @@
 """The artifact answers as the run does, in a process that knows nothing of this package."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -110,8 +111,94 @@ def test_bad_requests_and_folders_are_named(exported, tmp_path):
   (tmp_path / "manifest.json").write_text('{"format": 99}')
   with pytest.raises(ValueError, match="format 99"):
     Artifact(tmp_path)
+  with pytest.raises(ValueError, match="takes no histories"):
+    artifact.context([{"ad_id": "ad 1"}])
   with pytest.raises(ValueError, match="exists already"):
     write_artifact(
       folder, generator_of(decoder), params, index=index, ad_id_A=AD_IDS, config=CONFIG,
       bin_means=BIN_MEANS, sample=random_context(np.random.default_rng(0), 1), about={},
     )
+
+
+@pytest.mark.parametrize("k", [-1, 0, 2.5, "3", None, True])
+def test_only_a_number_of_ads_can_be_asked_for(exported, k):
+  artifact = Artifact(exported[0])
+  with pytest.raises(ValueError, match=r"k=.*: must be a whole number of at least 1"):
+    artifact.recommend(artifact.sample(), k)
+  assert len(artifact.recommend(artifact.sample(), np.int64(2))[0][0]) == 2
+
+
+@pytest.mark.parametrize("name, change, words", [
+  ("ad_code_BTL", (..., 1, 5), r"holds 5 at \[0, 0, 1\], must be in \[-1, 5\)"),  # of 7, 5, 6
+  ("organic_code_BOL", (..., 2, -2), "holds -2 at"),
+  ("trend_code_BNL", (..., 0, 7), r"holds 7 at .*\[-1, 7\)"),
+  ("feature_BF", (..., 1, 4), r"holds 4 at \[0, 1\]"),
+  ("ad_age_BT", (0, 2, 32), r"holds 32 at \[0, 2\]"),
+  ("ad_count_BT", (0, 0, 2**32 + 1), "holds 4294967297"),  # 1 in 32 bits
+])
+def test_numbers_that_the_model_does_not_know_are_named(exported, name, change, words):
+  artifact, (rows, column, value) = Artifact(exported[0]), change
+  context = {key: x.astype(np.int64) for key, x in artifact.sample().items()}
+  context[name][rows, column] = value
+  with pytest.raises(ValueError, match=f"context: {name} {words}"):
+    artifact.search(context)
+
+
+def test_only_whole_numbers_in_whole_arrays_are_a_context(exported):
+  artifact = Artifact(exported[0])
+  sample = artifact.sample()
+  for values, words in (
+    (sample["feature_BF"] + 0.5, "holds float64, needs whole numbers"),
+    (sample["feature_BF"] == 1, "holds bool, needs whole numbers"),
+    ([[1, 2], [1]], "rows differ in length"),
+    ([["1", "2"]], "needs whole numbers"),
+  ):
+    with pytest.raises(ValueError, match=f"feature_BF .*{words}"):
+      artifact.check(sample | {"feature_BF": values})
+
+
+@pytest.mark.parametrize("text, words", [
+  ("{}", "names no format"), ("[]", "names no format"), ("", "is not readable"),
+  ("\ufeff{", "is not readable"), ('{"format": 1}', "context is missing or no dict"),
+  ('{"format": 1, "context": []}', "context is missing or no dict"),
+  ('{"format": 1, "context": {}, "program_arrays": "3"}', "program_arrays is missing or no int"),
+  ('{"format": 1, "context": {}, "program_arrays": 3, "ranking": {}}', "ranking must name"),
+])
+def test_a_manifest_that_is_none_is_named(tmp_path, text, words):
+  (tmp_path / "manifest.json").write_text(text)
+  with pytest.raises(ValueError, match=f"manifest.json: .*{words}") as said:
+    Artifact(tmp_path)
+  assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize("name", ["arrays.npz", "program.bin", "sample.npz"])
+@pytest.mark.parametrize("known", [True, False], ids=["with its hash", "without"])
+def test_damaged_files_of_an_artifact_are_named(exported, tmp_path, name, known):
+  folder = tmp_path / "artifact"
+  shutil.copytree(exported[0], folder)
+  if not known:  # as artifacts of earlier versions
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["sha256"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+  whole = (folder / name).read_bytes()
+  flipped = bytearray(whole)
+  flipped[len(whole) // 2] ^= 1
+  damaged = [b"", whole[: len(whole) // 2], *([bytes(flipped)] if known else []), None]
+  for content in damaged:
+    if content is None:
+      (folder / name).unlink()
+    else:
+      (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name}: (is|lacks)") as said:
+      Artifact(folder).sample()
+    assert "\n" not in str(said.value)
+
+
+def test_the_reader_alone_says_in_one_line_what_is_wrong(exported, tmp_path):
+  shutil.copy(exported[0] / "reader.py", tmp_path)
+  (tmp_path / "manifest.json").write_text("{}")
+  said = subprocess.run(
+    [sys.executable, tmp_path / "reader.py"], capture_output=True, text=True, cwd=tmp_path
+  )
+  assert said.returncode == 1 and said.stderr.startswith("error: ")
+  assert said.stderr.count("\n") == 1

@@ -44,7 +44,7 @@ def test_a_kill_loses_no_accepted_event_and_a_stop_ends_what_was_begun(served_ru
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
       connection.sendall(
-        b"POST /v1/recommend HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         b"Content-Length: 100\r\n\r\n{"
       )
       return connection.recv(1000).split()[1]

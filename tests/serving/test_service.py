@@ -45,7 +45,7 @@ def test_gives_what_the_command_line_gives(client, service, served_run):
   )
   assert [ad["ad_id"] for ad in reply["ads"]] == [ad.ad_id for ad in found.ads]
   assert [tuple(ad["sid"]) for ad in reply["ads"]] == [ad.sid for ad in found.ads]
-  assert reply["currency"] == found.currency and reply["schedule"]["widths"] == [8, 12, 16]
+  assert reply["currency"] == "EUR" and reply["schedule"]["widths"] == [8, 12, 16]
   assert reply["known_user"] and not reply["unknown_items"]
   for ad in reply["ads"]:
     assert np.prod(ad["level_probability"]) == pytest.approx(ad["probability"], rel=1e-4)
