@@ -153,23 +153,23 @@ def require_columns_of(table: str, chosen: Chosen, present: Sequence[str], file:
       for an absent one).
   """
   schema, unknown = SCHEMAS[table], chosen.unknown
-  for column in schema.required:
-    if column not in chosen.source:
-      have = ", ".join(present) or "none"
-      raise LogError(
-        f"{file}: column '{column}' is missing: required; columns present: {have}; "
-        f"--map {column}=NAME reads one of them as it"
-      )
+  if missing := [column for column in schema.required if column not in chosen.source]:
+    any_case = {name.lower(): name for name in present}
+    rules = " ".join(f"{column}={any_case.get(column, 'NAME')}" for column in missing)
+    have = ", ".join(present) or "none"
+    raise LogError(
+      f"{file}: {_several(missing, 'missing')}: required; columns present: {have}; --map {rules} "
+      "reads others in their place"
+    )
   for column in chosen.source.values():
     if list(present).count(column) > 1:
       raise LogError(f"{file}: column '{column}' occurs twice: column names must be unique")
   if unknown:
-    several = ", ".join(map(repr, unknown))
-    subject = f"columns {several} are" if len(unknown) > 1 else f"column {several} is"
     further = f"; further columns begin with '{schema.prefix}'" if schema.prefix else ""
     raise LogError(
-      f"{file}: {subject} unknown: must be {', '.join(schema.named)}{further}; --map OURS=YOURS "
-      f"reads a column of another name, --ignore-columns {unknown[0]} (or {ALL}) leaves it out"
+      f"{file}: {_several(unknown, 'unknown')}: must be {', '.join(schema.named)}{further}; "
+      f"--map OURS=YOURS reads a column of another name, --ignore-columns {unknown[0]} (or {ALL}) "
+      "leaves it out"
     )
 
 
@@ -197,6 +197,11 @@ def require_used(naming: Naming, chosen: Iterable[Chosen], columns: Collection[s
       if rule not in used and rule != ALL:
         name = _map_rule(rule)[2] if option == "--map" else rule
         raise ConfigError(f"{option} {rule}: no table has such a column{_nearest(name, columns)}")
+
+
+def _several(columns: Sequence[str], what: str) -> str:
+  names = ", ".join(map(repr, columns))
+  return f"columns {names} are {what}" if len(columns) > 1 else f"column {names} is {what}"
 
 
 def _map_rule(rule: str) -> tuple[str, str, str]:

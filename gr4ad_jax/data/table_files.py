@@ -130,7 +130,10 @@ class TableFiles:
     file, row = self.place(error.row)
     theirs = self.chosen.source.get(error.column, error.column)
     read_as = error.column if theirs != error.column else ""
-    return RowError(file, row, theirs, error.value_and_rule, read_as=read_as)
+    rule = error.value_and_rule
+    if error.whole_column and error.column not in SCHEMAS[self._table].required:
+      rule += f"; --ignore-columns {self._table}.{theirs} leaves the column out"
+    return RowError(file, row, theirs, rule, read_as=read_as)
 
 
 def _find(path: Path) -> list[tuple[Path, dict[str, str | None]]]:
@@ -169,9 +172,10 @@ def _opened(path: Path, keys: dict[str, str | None]) -> _Part:
 
 
 def _is_parquet(path: Path) -> bool:
-  """By its name, or by its first bytes where it has no suffix, as parts of some writers."""
-  if path.suffix:
-    return path.suffix.lower() == ".parquet"
+  """By its name, or by its first bytes where that does not tell, as with parts of some writers."""
+  name = path.name.lower()
+  if name.endswith(SUFFIXES):
+    return name.endswith(".parquet")
   with path.open("rb") as file:
     return file.read(4) == b"PAR1"
 

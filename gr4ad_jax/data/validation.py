@@ -29,7 +29,13 @@ class NoValidRows(LogError):
 
 
 class RowError(LogError):
-  """Bad input at one row and column."""
+  """Bad input at one row and column.
+
+  Attributes:
+    whole_column: the row is an example of what is wrong with the type of the column.
+  """
+
+  whole_column = False
 
   def __init__(
     self, file: str, row: int, column: str, value_and_rule: str, *, read_as: str = ""
@@ -141,10 +147,12 @@ def require_columns(
     raise LogError(f"{file}: the table is empty: at least one row is required")
 
 
-def wrong_type(series: pd.Series, file: str, row: int, rule: str) -> LogError:
+def wrong_type(series: pd.Series, file: str, row: int, rule: str) -> RowError:
   """The error for a whole column, shown at one place in it."""
   rule = f"{rule} (the column's dtype is {series.dtype})"
-  return at_row(file, int(series.index[row]), str(series.name), series.iloc[row], rule)
+  error = at_row(file, int(series.index[row]), str(series.name), series.iloc[row], rule)
+  error.whole_column = True
+  return error
 
 
 def _id_text(value: object) -> str | None:

@@ -87,7 +87,8 @@ def test_a_log_of_forty_columns_is_read_without_editing_it(tmp_path):
   ({"map": ("valeu=value",)}, "--map valeu=value: must be OURS=YOURS"),
   ({"map": ("value",)}, "--map value: must be OURS=YOURS"),
   ({"map": ("value=pgae", "value=utm_a")}, "column 'value' is read from 'pgae' already"),
-  ({"ignore_columns": ("all", "action")}, "column 'action' is missing.*--map action=NAME"),
+  ({"ignore_columns": ("all", "action")}, "column 'action' is missing.*--map action=action reads"),
+  ({"ignore_columns": ("time", "action")}, "columns 'time', 'action' are missing: required"),
   ({"actions": ("buy=order",)}, "--actions buy=order: must be ACTION=WORD"),
   ({"actions": ("click=a", "conversion=a")}, "'a' is given to two actions"),
 ])
@@ -96,6 +97,18 @@ def test_names_that_do_not_fit_are_refused_in_one_line(tmp_path, options, messag
   with pytest.raises((LogError, ConfigError), match=message) as error:
     stored(tmp_path, ads(), log, **options)
   assert "\n" not in str(error.value)
+
+
+def test_a_column_of_a_type_that_cannot_be_read_can_be_left_out(tmp_path):
+  users = pd.DataFrame({"user_id": ["u", "v"], "age": [30, 40], "worth": [0.5, 1.25]})
+  users.to_parquet(tmp_path / "users.parquet")
+  with pytest.raises(LogError, match=r"'worth', value 0.5: .*; --ignore-columns users.worth leav"):
+    stored(tmp_path, ads(), events(), users=tmp_path / "users.parquet")
+  for options in ({"ignore_columns": ("users.worth",)}, {"ignore_columns": ("users.*",),
+                                                         "map": ("users.age=age",)}):
+    logs, lines = stored(tmp_path, ads(), events(), users=tmp_path / "users.parquet", **options)
+    assert lines == [f"{tmp_path}/users.parquet: columns left out: worth"]
+    assert {name: v.tolist() for name, v in logs.users.features.items()} == {"age": ["30", "40"]}
 
 
 def test_an_error_names_the_part_and_the_column_as_the_owner_calls_them(tmp_path):

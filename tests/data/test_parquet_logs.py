@@ -152,7 +152,7 @@ def test_bad_cells_can_be_dropped_and_counted(tmp_path, csv_files):
     ("events.csv", "", "events.csv: not readable as csv"),
     ("events.csv", EVENTS.split("\n")[0] + "\n", "events.csv: the table is empty"),
     ("events.csv", "a,b\n1,2\n1,2,3\n", "events.csv: not readable as csv: CSV parse error"),
-    ("events.csv", "user_id,time\n1,2\n", "events.csv: column 'ad_id' is missing"),
+    ("events.csv", "user_id,time\n1,2\n", "events.csv: columns 'ad_id', 'action' are missing"),
     ("events.csv", "user_id,user_id,time,ad_id,action\n1,1,2,007,0\n", "occurs twice"),
     ("events.parquet", "no parquet", "events.parquet: not readable as parquet"),
     ("events.json", "{}", "events.json: suffix '.json': must be .parquet, .csv, "),
