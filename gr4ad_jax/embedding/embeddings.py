@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +17,7 @@ from gr4ad_jax.embedding.ad_text import ad_inputs, content_inputs
 from gr4ad_jax.embedding.cache import encoder_identity
 from gr4ad_jax.embedding.config import Encoder
 from gr4ad_jax.embedding.cooccurrence import swing_pairs, training_interactions
-from gr4ad_jax.embedding.rows import check_embeddings, first_bad_row
+from gr4ad_jax.embedding.rows import as_float32, check_embeddings, first_bad_row, unit_rows
 from gr4ad_jax.embedding.text_encoder import (
   BLANK_TEXT,
   MAX_TOKENS,
@@ -39,7 +41,8 @@ class LogEmbeddings(NamedTuple):
 def given_embeddings(ads: AdTable, file: Path | None) -> LogEmbeddings:
   """The user's own: a .npy file [num_ads, D] in the order of the ads table, or its column.
 
-  Contents have none, so only those that promote an ad get codes.
+  Contents have none, so only those that promote an ad get codes. Numbers of any real type count as
+  the float32 numbers nearest to them. An .npz file holds one array.
 
   Raises:
     LogError: no such file or column, another number of rows, or a row without direction.
@@ -53,16 +56,14 @@ def given_embeddings(ads: AdTable, file: Path | None) -> LogEmbeddings:
       )
   else:
     name = str(file)
-    try:
-      embedding_AD = np.load(file, allow_pickle=False)
-    except (OSError, ValueError) as error:
-      raise LogError(f"{file}: not readable as .npy ({error})") from None
+    embedding_AD = _read_array(file)
     if embedding_AD.ndim != 2 or len(embedding_AD) != len(ads.ad_id):
       raise LogError(
         f"{file}: shape {embedding_AD.shape}, expected [{len(ads.ad_id)}, D], one row for each row"
         " of the ads table"
       )
   try:
+    embedding_AD = as_float32(embedding_AD)
     check_embeddings(embedding_AD)
   except ValueError as error:
     raise LogError(f"{name}: {error}") from None
@@ -72,11 +73,27 @@ def given_embeddings(ads: AdTable, file: Path | None) -> LogEmbeddings:
       f"{name}: row {bad} (ad_id {ads.ad_id[bad]}) is all zeros and has no direction; give it an"
       " embedding or leave the ad out"
     )
-  norm_A1 = np.linalg.norm(embedding_AD, axis=-1, keepdims=True)
   return LogEmbeddings(
-    (embedding_AD / norm_A1).astype(np.float32), np.empty(0, np.int64),
+    unit_rows(embedding_AD), np.empty(0, np.int64),
     np.empty((0, embedding_AD.shape[1]), np.float32),
   )
+
+
+def _read_array(file: Path) -> np.ndarray:
+  """The array of a .npy file, or the one array of an .npz file; errors as `given_embeddings`."""
+  try:
+    with file.open("rb") as raw:  # NumPy leaves damaged ones open
+      found = np.load(raw, allow_pickle=False)
+      if isinstance(found, np.ndarray):
+        return found
+      if len(found.files) != 1:
+        names = ", ".join(found.files) or "none"
+        raise LogError(f"{file}: holds {len(found.files)} arrays ({names}), must hold one")
+      return found[found.files[0]]
+  except LogError:
+    raise
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    raise LogError(f"{file}: not readable as .npy or .npz ({error})") from None
 
 
 class _Reader(NamedTuple):

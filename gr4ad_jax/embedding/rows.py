@@ -5,10 +5,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 ROWS_PER_HASH = 512  # rows hashed together, few enough to stay in the cache
 ROWS_PER_CHECK = 65_536  # rows looked at together, so that checks need no second copy of the table
+
+
+def as_float32(embedding_ND: np.ndarray) -> np.ndarray:
+  """A table of any real numbers as float32, row after row in memory.
+
+  Numbers too large for float32 become infinite, which `check_embeddings` refuses.
+
+  Raises:
+    ValueError: other than real numbers.
+  """
+  if embedding_ND.dtype == np.dtype("V2"):  # NumPy has no name for bfloat16, and stores its bytes
+    embedding_ND = embedding_ND.view(jnp.bfloat16)
+  elif embedding_ND.dtype.kind not in "fiub" and embedding_ND.dtype != jnp.bfloat16:
+    raise ValueError(f"embedding_ND: dtype {embedding_ND.dtype}, expected real numbers")
+  with np.errstate(over="ignore"):
+    return np.ascontiguousarray(embedding_ND, np.float32)
+
+
+def unit_rows(embedding_ND: np.ndarray) -> np.ndarray:
+  """float32 rows, none of them 0, over their norms."""
+  with np.errstate(over="ignore", under="ignore"):
+    norm_N1 = np.linalg.norm(embedding_ND, axis=-1, keepdims=True)
+  # The squares of numbers so large or small leave float32; the others keep the bits they had.
+  far_N = ~((norm_N1 > 1e-15) & (norm_N1 < 1e18))[:, 0]
+  largest_N1 = np.abs(embedding_ND[far_N]).max(axis=-1, keepdims=True)
+  near_N1 = (embedding_ND[far_N] / largest_N1.astype(np.float64)).astype(np.float32)
+  norm_N1[far_N] = 1
+  unit_ND = embedding_ND / norm_N1
+  unit_ND[far_N] = near_N1 / np.linalg.norm(near_N1, axis=-1, keepdims=True)
+  return unit_ND
 
 
 def check_embeddings(

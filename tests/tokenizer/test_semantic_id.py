@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib.util
 
+import ml_dtypes
 import numpy as np
 import pandas as pd
 import pytest
@@ -206,16 +207,58 @@ def test_a_file_of_embeddings_stands_for_the_column(tmp_path):
   bare = make_logs(embedding=False)
   np.testing.assert_array_equal(embed(bare, "given", file=tmp_path / "mine.npy").ad_AD, expected_AD)
   np.save(tmp_path / "short.npy", logs.ads.embedding_AD[:-1])
-  np.save(tmp_path / "whole.npy", np.ones((24, 3), int))
+  np.save(tmp_path / "complex.npy", np.ones((24, 3), complex))
+  np.save(tmp_path / "huge.npy", np.full((24, 3), 1e300))
+  np.savez(tmp_path / "two.npz", a=logs.ads.embedding_AD, b=logs.ads.embedding_AD)
+  whole = (tmp_path / "two.npz").read_bytes()
+  (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
   (tmp_path / "text.npy").write_text("no array")
+  (tmp_path / "empty.npy").write_bytes(b"")
   for name, message in (
-    ("short.npy", r"shape \(23, 6\), expected \[24, D\]"), ("whole.npy", "dtype int64"),
-    ("text.npy", "not readable"), ("absent.npy", "not readable"),
+    ("short.npy", r"shape \(23, 6\), expected \[24, D\]"), ("complex.npy", "dtype complex128"),
+    ("huge.npy", "row 0 holds a value that is not finite"),
+    ("two.npz", r"holds 2 arrays \(a, b\), must hold one"), ("cut.npz", "not readable"),
+    ("text.npy", "not readable"), ("empty.npy", "not readable"), ("absent.npy", "not readable"),
   ):
     with pytest.raises(LogError, match=message):
       embed(bare, "given", file=tmp_path / name)
   with pytest.raises(ValueError, match="goes with encoder 'given'"):
     embed(bare, "wordllama", file=tmp_path / "mine.npy")
+
+
+REAL_TYPES = (
+  np.float16, ml_dtypes.bfloat16, np.float64, np.longdouble, np.int8, np.uint8, np.int64, ">f4",
+  ">f8", ">i2", bool,
+)
+
+
+@pytest.mark.parametrize("kind", REAL_TYPES, ids=str)
+def test_embeddings_of_any_real_type_stand_for_their_float32_copy(kind, tmp_path):
+  """In every layout and file; the squares of these numbers leave half precision."""
+  logs = make_logs(embedding=False)
+  given_AD = (np.random.default_rng(1).normal(size=(24, 6)) * 100).clip(1, 120).astype(kind)
+  np.save(tmp_path / "copy.npy", given_AD.astype(np.float32))
+  expected_AD = embed(logs, "given", file=tmp_path / "copy.npy").ad_AD
+  np.testing.assert_allclose(np.linalg.norm(expected_AD, axis=1), 1, rtol=1e-6)
+  np.save(tmp_path / "c.npy", given_AD)
+  np.save(tmp_path / "fortran.npy", np.asfortranarray(given_AD))
+  np.savez(tmp_path / "one.npz", X=given_AD)
+  for name in ("c.npy", "fortran.npy", "one.npz"):
+    np.testing.assert_array_equal(
+      embed(logs, "given", file=tmp_path / name).ad_AD, expected_AD, err_msg=name
+    )
+  apart_AD = np.repeat(given_AD, 2, axis=1)[:, ::2]  # as a slice of a wider table
+  found_AD = embed(with_embedding(logs, apart_AD), "given").ad_AD
+  np.testing.assert_array_equal(found_AD, expected_AD)
+
+
+@pytest.mark.parametrize("size", [1e-40, 1e-30, 1e30])
+def test_the_size_of_an_embedding_does_not_matter(size):
+  logs = make_logs()
+  expected_AD = embed(logs, "given").ad_AD
+  sized_AD = (logs.ads.embedding_AD.astype(np.float64) * size).astype(np.float32)
+  found_AD = embed(with_embedding(logs, sized_AD), "given").ad_AD
+  np.testing.assert_allclose(found_AD, expected_AD, atol=1e-6 if size > 1e-38 else 1e-3)
 
 
 def test_more_codes_than_ads_are_refused_with_the_remedy():
