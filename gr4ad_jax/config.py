@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -108,8 +109,16 @@ def differences(old: ConfigT, new: ConfigT) -> list[str]:
 
 
 def to_json(config: Any) -> str:
-  """The config as indented JSON text."""
-  return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+  """The config as indented JSON text.
+
+  Raises:
+    ConfigError: a number that is not finite, which JSON cannot hold.
+  """
+  for path, value in _leaves(config):
+    parts = value if isinstance(value, tuple) else (value,)
+    require(all(not isinstance(x, float) or math.isfinite(x) for x in parts), path, value,
+            "must be finite")
+  return json.dumps(dataclasses.asdict(config), indent=2, allow_nan=False) + "\n"
 
 
 def from_dict(

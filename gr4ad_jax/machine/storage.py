@@ -25,11 +25,12 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,19 @@ def write_text(place: Place, text: str) -> None:
 
 
 def write_json(place: Place, values: Any) -> None:
-  """Writes JSON in one piece: a reader sees the old file or the new one."""
-  write_text(place, json.dumps(values, indent=2) + "\n")
+  """Writes JSON in one piece: a reader sees the old file or the new one.
+
+  JSON knows no NaN: a number that is not finite becomes null.
+  """
+  write_text(place, json.dumps(_finite(values), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(values: Any) -> Any:
+  if isinstance(values, Mapping):
+    return {name: _finite(value) for name, value in values.items()}
+  if isinstance(values, list | tuple):
+    return [_finite(value) for value in values]
+  return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def fetch(place: Place) -> Path:

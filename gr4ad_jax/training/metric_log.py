@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 from tensorboardX import SummaryWriter
 
 from gr4ad_jax.machine import atomic, distributed, storage
+from gr4ad_jax.machine.progress import console
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.training.task import Metrics
 
@@ -49,6 +51,7 @@ class MetricLog:
     self._path = folder / "train_log.jsonl"
     kept = [row for row in read_log(folder) if row["step"] <= first_step] if first_step else []
     atomic.write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+    self._missed: set[str] = set()  # names that were said to be missing
     self._file = self._path.open("a", encoding="utf-8")
     self._writer = SummaryWriter(str(folder / "tb"), purge_step=first_step + 1)
 
@@ -58,13 +61,21 @@ class MetricLog:
     Args:
       step: optimizer steps done.
       kind: "train" or "validation".
-      values: name -> number.
+      values: name -> number; those that are not finite are left out, and named once.
     """
     if not self._writes:
       return
-    self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+    finite = {name: value for name, value in values.items() if math.isfinite(value)}
+    for name in values.keys() - finite.keys() - self._missed:
+      self._missed.add(name)
+      console.print(
+        f"step {step}: {name} ({kind}) has no finite value, as where nothing was counted; such "
+        f"numbers are left out of {self._path.name}", markup=False,
+      )
+    row = {"step": step, "kind": kind, **finite}
+    self._file.write(json.dumps(row, allow_nan=False) + "\n")  # JSON knows no NaN
     self._file.flush()
-    for name, value in values.items():
+    for name, value in finite.items():
       self._writer.add_scalar(f"{kind}/{name}", value, step)
 
   def close(self) -> None:
@@ -76,12 +87,17 @@ class MetricLog:
 
 
 def read_log(folder: Place) -> list[dict]:
-  """The rows of a run's train_log.jsonl; an unfinished last line (a killed run) is left out."""
+  """The rows of a run's train_log.jsonl, each with the numbers that it has.
+
+  An unfinished last line (a killed run) is left out; numbers that are not finite, which earlier
+  versions wrote, are too.
+  """
   path = folder / "train_log.jsonl"
   rows = []
   for line in storage.read_text(path).splitlines() if storage.exists(path) else []:
     try:
-      rows.append(json.loads(line))
+      row = json.loads(line)
     except json.JSONDecodeError:
       break
+    rows.append({k: x for k, x in row.items() if isinstance(x, str) or math.isfinite(x)})
   return rows

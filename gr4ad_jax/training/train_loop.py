@@ -92,7 +92,9 @@ def train(
         config, lambda params: mean_loss(programs, params, validation), batches.get_state,
         checkpoints, preemption, log, copy, trace, speed or Speed(), pace or Pace(),
         first_step=first_step, last_saved=first_step or None,
-        first_loss=next((row["loss"] for row in earlier if row["kind"] == "train"), None),
+        first_loss=next(
+          (row["loss"] for row in earlier if row["kind"] == "train" and "loss" in row), None
+        ),
         best_by=task.best_by,
       )
       steps = range(first_step + 1, config.num_steps + 1)
