@@ -45,7 +45,8 @@ def unified_task(decoder: Decoder, loss_config: LossConfig, config: PreferenceCo
 
   A short list counts as much as a long one: what was shown (4 ads) as much as what the model would
   have shown (32). The trunk and the context of a list run once; its candidates lie along the target
-  axis. A plain `Batch`, as validation has it, is judged as logged samples.
+  axis. A plain `Batch`, as validation has it, is judged as logged samples. `logged_loss` is the
+  loss of these alone, in training as in validation.
   """
   logged_task = vsl_task(decoder, loss_config)
 
@@ -65,9 +66,10 @@ def unified_task(decoder: Decoder, loss_config: LossConfig, config: PreferenceCo
         return preference.rspo_loss(token_logp_BCL, lists, beta=config.beta, delta=config.delta)
 
   def loss(params: Any, batch: UnifiedBatch | Batch, key: jax.Array | None) -> Metrics:
+    metrics = logged_task.loss(params, batch if isinstance(batch, Batch) else batch.logged, key)
+    metrics["logged_loss"] = metrics["loss"]
     if isinstance(batch, Batch):
-      return logged_task.loss(params, batch, key)
-    metrics = logged_task.loss(params, batch.logged, key)
+      return metrics
     if config.method == "none":
       return metrics
     rows = batch.lists
@@ -103,7 +105,9 @@ def unified_task(decoder: Decoder, loss_config: LossConfig, config: PreferenceCo
     mean = total / jnp.maximum(samples, 1.0) + preferred / jnp.maximum(num_lists, 1.0)
     # A step's loss is a ratio of sums; this one is the sum of two such ratios.
     metrics["loss"] = (mean * samples, samples)
-    metrics["list_loss"] = _sum_lists(list_loss, 1.0)
+    taught, num_lists = _sum_lists(list_loss, 1.0)
+    # A step whose lists teach nothing has a list loss of 0, not none.
+    metrics["list_loss"] = (taught, jnp.maximum(num_lists, 1.0))
     return metrics | _watch(logp_BC, rows.lists)
 
   return logged_task._replace(loss=loss)

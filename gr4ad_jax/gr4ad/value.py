@@ -11,12 +11,17 @@ Source: GR4AD, arXiv 2602.22732, 3.3. The number of buckets and the weights' bou
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
+import jax
 import numpy as np
 
+from gr4ad_jax.config import require
 from gr4ad_jax.data.examples import ExampleSet
 from gr4ad_jax.data.records import Action
+from gr4ad_jax.gr4ad.batch import Batch
 from gr4ad_jax.gr4ad.config import LossConfig
+from gr4ad_jax.machine import distributed
 
 IMPRESSIONS_OF_ECPM = 1000
 
@@ -47,7 +52,11 @@ class ValueScale:
 
 
 def fit_value_scale(examples: ExampleSet, config: LossConfig) -> ValueScale:
-  """Equiprobable buckets and weight means of the training targets."""
+  """Equiprobable buckets and weight means of the training targets.
+
+  Raises:
+    ConfigError: all training targets have weight 0.
+  """
   uses_ecpm = bool(np.isfinite(examples.train_ecpm_N).any())
   value_N = examples.train_ecpm_N if uses_ecpm else examples.train_value_N
   value_N = value_N[np.isfinite(value_N)].astype(np.float64)
@@ -65,7 +74,9 @@ def fit_value_scale(examples: ExampleSet, config: LossConfig) -> ValueScale:
   weight_N = sample_weight(
     scale, config, examples.train_past_value_N, examples.train_action_N
   )
-  return dataclasses.replace(scale, mean_weight=float(weight_N.mean()))
+  mean = float(weight_N.mean())
+  require(mean > 0, "loss", config, "gives every training target of these logs the weight 0")
+  return dataclasses.replace(scale, mean_weight=mean)
 
 
 def sample_weight(
@@ -79,12 +90,27 @@ def sample_weight(
     past_value_N: currency, the user's ad revenue before the sample.
     action_N: Action of each sample.
   """
-  mean = max(scale.mean_log_past_value, 1e-9)
-  user_N = np.clip(np.log1p(past_value_N) / mean, *config.user_weight_range)
+  user_N = np.ones(len(past_value_N))
+  if scale.mean_log_past_value > 0:  # else no user has brought anything, and all count alike
+    user_N = np.log1p(past_value_N) / scale.mean_log_past_value
+    user_N = np.clip(user_N, *config.user_weight_range)
   behaviour = np.zeros(len(Action))
   behaviour[Action.CLICK] = config.click_weight
   behaviour[Action.CONVERSION] = config.conversion_weight
   return (user_N * behaviour[action_N] / scale.mean_weight).astype(np.float32)
+
+
+def level_weights(batches: Sequence[Batch]) -> list[Batch]:
+  """The same batches with weights of mean 1 over their targets (of all hosts), as training has.
+
+  Users of later days have spent more before. Weighted by the training mean, their loss would be
+  larger than that of training where the model knows them just as well.
+  """
+  sums = [(b.weight_BC.sum(), (b.target_BCL[..., 0] >= 0).sum()) for b in batches]
+  own = np.sum(sums, axis=0, dtype=np.float64).reshape(1, 2)
+  weight, targets = distributed.gather(own, jax.process_count()).sum(axis=0)
+  factor = np.float32(targets / weight if weight > 0 else 1)
+  return [batch._replace(weight_BC=batch.weight_BC * factor) for batch in batches]
 
 
 def value_bucket(scale: ValueScale, value_N: np.ndarray, ecpm_N: np.ndarray) -> np.ndarray:

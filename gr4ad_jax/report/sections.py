@@ -50,6 +50,9 @@ _OUTCOMES = {
 }
 _CURVES = {
   "loss": ("Total loss", "the weighted sum that training minimises"),
+  "logged_loss": (
+    "Loss on logged samples", "the same without candidate lists, which validation does not have"
+  ),
   "sid_loss": ("Semantic-ID loss", "surprise at the ad engaged with, in nats"),
   "ecpm_loss": ("Value loss", "surprise at the bucket of its value, in nats"),
   "mtp_loss": ("Auxiliary loss", "the same, by the layers without tokens"),
@@ -155,6 +158,9 @@ def loss_curves(log: Sequence[Mapping[str, Any]], step: float | None) -> list[Fi
     step: the step that was evaluated, marked in the plots.
   """
   logged = [*_CURVES, *(name for row in log for name in row)]
+  if "logged_loss" in logged[len(_CURVES):]:
+    # Training's total counts candidate lists, too: validation's is not to be held against it.
+    log = [{k: x for k, x in row.items() if k != "loss" or row["kind"] == "train"} for row in log]
   return curves(log, dict.fromkeys(name for name in logged if name.endswith("loss")), step)
 
 

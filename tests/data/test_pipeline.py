@@ -5,13 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
+from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.examples import open_examples, read_split
 from gr4ad_jax.data.pipeline import hash_buckets, train_batches
 from gr4ad_jax.data.sequences import ExampleMaker
 from gr4ad_jax.data.validation import LogError
 from gr4ad_jax.gr4ad.config import LossConfig
 from gr4ad_jax.gr4ad.run import RunFile, open_inputs
-from gr4ad_jax.gr4ad.value import fit_value_scale, sample_weight, value_bucket
+from gr4ad_jax.gr4ad.value import fit_value_scale, level_weights, sample_weight, value_bucket
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +188,38 @@ def test_user_weight_by_hand(inputs):
   past = np.array([0.0, 1.0, 1.0, 1e9])  # log1p / log 2: 0, 1, 1, far above
   action = np.array([2, 2, 1, 1])
   np.testing.assert_allclose(sample_weight(scale, config, past, action), [2, 4, 1, 2])
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 2.0), (0.5, 2.0), (0.0, 0.0)])
+def test_where_nobody_has_spent_anything_all_users_count_alike(inputs, bounds):
+  nothing = dataclasses.replace(
+    inputs.examples, train_past_value_N=np.zeros_like(inputs.examples.train_past_value_N)
+  )
+  config = LossConfig(user_weight_range=bounds)
+  scale = fit_value_scale(nothing, config)
+  np.testing.assert_array_equal(
+    sample_weight(scale, config, np.array([0.0, 9.0]), np.array([2, 2])), [1, 1]
+  )
+
+
+def test_weights_that_leave_nothing_to_learn_are_refused(inputs):
+  clicks = dataclasses.replace(
+    inputs.examples, train_action_N=np.ones_like(inputs.examples.train_action_N)
+  )
+  with pytest.raises(ConfigError, match="loss=.*click_weight=0.0.*every training target"):
+    fit_value_scale(clicks, LossConfig(click_weight=0.0))
+
+
+def test_weights_of_validation_have_the_mean_that_those_of_training_have(inputs):
+  """By hand: 3 targets of weights 2, 4 and 0 and a padded one; means are 2, then 1."""
+  batch = inputs.make_batch(read_split(inputs.examples, "validation")[:2])
+  code_BCL = np.array([[[1, 1, 1], [2, 1, 1]], [[3, 1, 1], [-1, -1, -1]]])
+  given = batch._replace(target_BCL=code_BCL, weight_BC=np.float32([[2, 4], [0, 0]]))
+  (levelled,) = level_weights([given])
+  np.testing.assert_array_equal(levelled.weight_BC, [[1, 2], [0, 0]])
+  assert levelled.target_BCL is given.target_BCL
+  none = given._replace(weight_BC=np.zeros((2, 2), np.float32))
+  np.testing.assert_array_equal(level_weights([none])[0].weight_BC, 0)
 
 
 def test_a_folder_without_examples_is_refused(tmp_path):

@@ -228,6 +228,25 @@ def test_lists_without_a_pair_leave_finite_gradients(method):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), grad, logged_grad)
 
 
+@pytest.mark.parametrize("method", ["dpo", "s_dpo", "grpo", "rspo", "uvr"])
+def test_lists_that_teach_nothing_have_a_list_loss_of_zero(method):
+  lists = ROWS.lists._replace(reward_BC=np.zeros((2, 3), np.float32))
+  task = unified_task(DECODER, LOSS, PreferenceConfig(method=method))
+  batch = UnifiedBatch(LOGGED, ROWS._replace(lists=lists))
+  total, count = task.loss(PARAMS, batch, jax.random.key(0))["list_loss"]
+  assert float(total) == 0 and float(count) > 0
+
+
+@pytest.mark.parametrize("method", ["none", "rspo", "uvr"])
+def test_logged_samples_have_the_same_loss_with_lists_and_without(method):
+  """So that training, which has lists, is held against validation, which has none."""
+  task = unified_task(DECODER, LOSS, PreferenceConfig(method=method, weight=7.0))
+  trained = task.loss(PARAMS, UnifiedBatch(LOGGED, ROWS), jax.random.key(0))["logged_loss"]
+  judged = task.loss(PARAMS, LOGGED, None)
+  assert tuple(map(float, trained)) == pytest.approx(logged_sum())
+  assert tuple(map(float, judged["logged_loss"])) == tuple(map(float, judged["loss"]))
+
+
 def test_what_is_watched():
   metrics, _ = loss_of("rspo")
   lp = apply({"params": PARAMS}, None, CODES, deterministic=True, rngs=None).sid_BCL.sum(-1)
