@@ -53,21 +53,24 @@ def prepare(source: Source, out: str | Path, **settings: Any) -> dict[str, int]:
   return prepare_logs(source, PrepareConfig(out=storage.place(str(out)), **settings))
 
 
-def tokenize(data: str | Path, **settings: Any) -> dict[str, float]:
+def tokenize(
+  data: str | Path, *, overwrite: bool = False, **settings: Any
+) -> dict[str, float]:
   """Gives every ad a semantic ID, in DATA/sids.
 
   Args:
     data: folder that `prepare` wrote.
+    overwrite: replace semantic IDs that are there; trained runs keep their own copy.
     settings: of `TokenizerConfig`, such as `encoder="uae"`.
 
   Returns:
     Numbers that tell how healthy the semantic IDs are.
 
   Raises:
-    LogError, ValueError: no data there, or settings that do not fit them.
+    LogError, ValueError: no data there, settings that do not fit them, or semantic IDs are there.
   """
-  place = storage.place(str(data))
-  return tokenize_stage(place, place / "sids", TokenizerConfig(**settings)).health
+  place, config = storage.place(str(data)), TokenizerConfig(**settings)
+  return tokenize_stage(place, place / "sids", config, overwrite=overwrite).health
 
 
 def train(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from gr4ad_jax.catalog.ad_index import AdIndex, build_ad_index
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.engagements import engaged_with_ad
 from gr4ad_jax.data.examples import ExampleSet, open_examples, training_events
-from gr4ad_jax.data.log_folder import read_logs
+from gr4ad_jax.data.log_folder import PREPARE_AGAIN, read_logs
 from gr4ad_jax.data.records import Logs
-from gr4ad_jax.machine import storage
+from gr4ad_jax.machine import digests, storage
+from gr4ad_jax.machine.progress import console
+from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.tokenizer import semantic_id
 
 
@@ -27,7 +30,8 @@ class Prepared:
     examples: prepared requests.
     sids: codes of ads and contents.
     index: SID <-> ads; ads of one SID ordered by engagements in training.
-    fingerprint: of examples and semantic IDs.
+    fingerprint: of logs, examples and semantic IDs, a hash of each.
+    early_fingerprint: as earlier versions made it, of counts and semantic IDs alone.
   """
 
   logs: Logs
@@ -35,6 +39,11 @@ class Prepared:
   sids: semantic_id.SemanticIds
   index: AdIndex
   fingerprint: str
+  early_fingerprint: str = dataclasses.field(default="", kw_only=True)
+
+  def are(self, fingerprint: str) -> bool:
+    """Whether these are the data that a fingerprint was taken of."""
+    return fingerprint in (self.fingerprint, self.early_fingerprint)
 
 
 def open_prepared(data: str, sids: str, *, fingerprint: str = "") -> Prepared:
@@ -47,32 +56,72 @@ def open_prepared(data: str, sids: str, *, fingerprint: str = "") -> Prepared:
 
   Raises:
     LogError: a folder is missing.
-    ConfigError: the semantic IDs are not of these logs, or the fingerprint is another.
+    ConfigError: a file is not what was written, the semantic IDs are not of these logs, or the
+      fingerprint is another.
   """
   place = storage.place(data)
-  examples_folder = storage.fetch(place / "examples")
-  examples = open_examples(examples_folder)
-  logs = read_logs(storage.fetch(place / "logs"))
+  examples_folder, logs_folder = (storage.fetch(place / name) for name in ("examples", "logs"))
+  of_data = data_fingerprint(logs_folder, examples_folder)
+  examples, logs = open_examples(examples_folder), read_logs(logs_folder)
   coded = semantic_id.load(storage.fetch(storage.place(sids)))
-  if len(coded.codes_AL) != len(logs.ads.ad_id):
-    raise ConfigError(
-      f"{sids}: holds {len(coded.codes_AL)} ads, {place / 'logs'} has {len(logs.ads.ad_id)}; "
-      "run `gr4ad tokenize` on these logs"
+  _require_of(coded, logs, sids, place)
+  found = f"{of_data}-{_hash_codes(coded)}"
+  early = _hash_codes(coded, (examples_folder / "examples.json").read_bytes())
+  if fingerprint not in ("", found, early):
+    raise ConfigError(f"{data}, {sids}: {_changed(fingerprint, found)} since the run was trained "
+                      "on them; train again")
+  if fingerprint == early:
+    console.print(
+      f"{data}: this run is of an earlier version, which knew its data by counts and semantic IDs "
+      "alone; whether logs or examples have changed since cannot be told", markup=False,
     )
-  if len(coded.codebook_sizes) < 2:
-    raise ConfigError(f"{sids}: {len(coded.codebook_sizes)} SID level; needs at least 2")
-  found = _fingerprint(examples_folder / "examples.json", coded)
-  if fingerprint and fingerprint != found:
-    raise ConfigError(f"{data}, {sids}: changed since the run was trained on them; train again")
   # Ads of one SID come by their clicks and conversions in training requests.
   rows = engaged_with_ad(logs.events) & training_events(logs, examples)
   engagements_A = np.bincount(logs.events.ad[rows], minlength=len(logs.ads.ad_id))
   index = build_ad_index(coded.codes_AL, engagements_A)
-  return Prepared(logs, examples, coded, index, found)
+  return Prepared(logs, examples, coded, index, found, early_fingerprint=early)
 
 
-def _fingerprint(examples: Path, sids: semantic_id.SemanticIds) -> str:
-  digest = hashlib.blake2b(examples.read_bytes(), digest_size=8)
+def data_fingerprint(logs: Path, examples: Path) -> str:
+  """A hash of the logs and one of the examples, from the digests that `gr4ad prepare` has kept.
+
+  Raises:
+    ConfigError: a file is not what was written.
+  """
+  of_logs = digests.check(logs / "log.json", remedy=PREPARE_AGAIN)
+  digests.check(examples / "examples.json", remedy=PREPARE_AGAIN)
+  try:
+    about = json.loads((examples / "examples.json").read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    about = {}  # which `open_examples` tells
+  return f"{digests.of_value(of_logs)}-{digests.of_value(about)}"
+
+
+def _require_of(coded: semantic_id.SemanticIds, logs: Logs, sids: str, data: Place) -> None:
+  """Raises ConfigError where codes are not of these logs, or are too few for a search."""
+  if len(coded.codes_AL) != len(logs.ads.ad_id):
+    raise ConfigError(
+      f"{sids}: holds {len(coded.codes_AL)} ads, {data / 'logs'} has {len(logs.ads.ad_id)}; "
+      "run `gr4ad tokenize --overwrite` on these logs"
+    )
+  if coded.of_rows and coded.of_rows != semantic_id.name_rows(logs):
+    raise ConfigError(
+      f"{sids}: made for other ads or contents, or another order of them, than {data / 'logs'} "
+      "has; run `gr4ad tokenize --overwrite` on these logs"
+    )
+  if len(coded.codebook_sizes) < 2:
+    raise ConfigError(f"{sids}: {len(coded.codebook_sizes)} SID level; needs at least 2")
+
+
+def _hash_codes(sids: semantic_id.SemanticIds, first: bytes = b"") -> str:
+  digest = hashlib.blake2b(first, digest_size=8)
   for codes in (sids.codes_AL, sids.content_codes_OL):
     digest.update(np.ascontiguousarray(codes).tobytes())
   return digest.hexdigest()
+
+
+def _changed(before: str, now: str) -> str:
+  """What two fingerprints say has changed, in words."""
+  parts = zip(("logs", "examples", "semantic IDs"), before.split("-"), now.split("-"), strict=False)
+  found = [name for name, a, b in parts if a != b] if "-" in before else ["data"]
+  return f"{' and '.join(found)} have changed"

@@ -58,6 +58,7 @@ def tokenize(
   out: Place | None = None,
   embeddings: Place | None = None,
   report: bool = False,
+  overwrite: bool = False,
   config: Flat[TokenizerConfig],
 ) -> None:
   """Ads -> semantic IDs, judged line by line.
@@ -65,14 +66,15 @@ def tokenize(
   Args:
     data: Folder that `prepare` wrote.
     out: Folder to write; default DATA/sids.
-    embeddings: Your own embeddings, .npy [num_ads, D] in the order of the ads table (with
+    embeddings: Your own embeddings, .npy or .npz [num_ads, D] in the order of the ads table (with
       --encoder given); default the embedding column of the ads.
     report: Give the reasons of what is fine, too, and draw OUT/report.html.
+    overwrite: Replace semantic IDs in OUT; runs that were trained on them keep their own copy.
   """
   from gr4ad_jax.tokenizer.stage import tokenize
 
   out = out or data / "sids"
-  made = tokenize(data, out, config, embeddings=embeddings)
+  made = tokenize(data, out, config, embeddings=embeddings, overwrite=overwrite)
   tables.print_health(made.lines, title=f"semantic IDs in {out}", reasons=report)
   if report:
     from gr4ad_jax.report.tokenizer_report import findings, write_tokenizer_report

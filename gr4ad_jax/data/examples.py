@@ -3,7 +3,7 @@
 `prepare_examples(LogParts(DATA/logs), folder, config)` writes
 
     folder/ad_requests/1.0.0/*.array_record*   one record per Example, splits train/validation/test
-    folder/examples.json                       config, feature values, counts
+    folder/examples.json                       config, feature values, counts, digests
     folder/train_targets.npz                   what every training target was worth
     folder/trending.npz                        current shares of engagement by day
 
@@ -31,7 +31,7 @@ from gr4ad_jax.data.sequences import Example, FeatureVocabulary
 from gr4ad_jax.data.splits import SPLITS, SequenceConfig, split_requests
 from gr4ad_jax.data.trending import Trending, load_trending, save_trending, shares
 from gr4ad_jax.data.validation import LogError
-from gr4ad_jax.machine import atomic, extras
+from gr4ad_jax.machine import atomic, digests, extras
 from gr4ad_jax.machine.progress import track
 
 DATASET = "ad_requests"
@@ -107,9 +107,10 @@ def prepare_examples(
       name: {"requests": int(requests), "examples": examples[name]}
       for name, requests in zip(SPLITS, found.request_counts, strict=True)
     }
+    files = [*fresh.glob("*.npz"), *fresh.glob(f"{DATASET}/*/*.array_record*")]
     about = {
       "config": dataclasses.asdict(config), "features": dataclasses.asdict(found.vocabulary),
-      "counts": counts,
+      "counts": counts, "digests": digests.of_files(fresh, files),
     }
     (fresh / "examples.json").write_text(json.dumps(about, indent=2))
   return found, counts

@@ -16,6 +16,7 @@ from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.data.validation import LogError
 
 _DATASET = "candidate_lists"
+LIST_FOLDERS = (_DATASET, "runs")  # what `write_lists` writes
 _LIST_ARRAYS = {
   "ad_C": np.int32, "candidate_ecpm_C": np.float32, "ref_logp_CL": np.float32,
   "has_ref_C": np.uint8, "candidate_action_C": np.int8,

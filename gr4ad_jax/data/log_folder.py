@@ -2,7 +2,7 @@
 
     folder/ads.parquet  contents.parquet  users.parquet
     folder/events.parquet    a row group for each part
-    folder/log.json          source, currency, caveats, cleaning counts, rows of each table
+    folder/log.json          source, currency, caveats, cleaning, rows and digest of each table
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from gr4ad_jax.data.records import (
   UserTable,
 )
 from gr4ad_jax.data.validation import LogError
-from gr4ad_jax.machine import atomic
+from gr4ad_jax.machine import atomic, digests
 
 FORMAT = 1  # of the stored folder
+PREPARE_AGAIN = "run `gr4ad prepare` again, and train again"
 PART_EVENTS = 1 << 18  # more only where one user has more
 # Columns that stored logs may lack, being younger than the format, and what they then hold.
 LATER_COLUMNS = {
@@ -71,6 +72,7 @@ def write_parts(logs: Logs, parts: Iterable[EventTable], folder: Path) -> None:
       pq.write_table(_to_arrow(getattr(logs, name)), fresh / f"{name}.parquet", compression="zstd")
     # A part is one row group, however many rows it has.
     write_tables(fresh / "events.parquet", map(_to_arrow, parts), most_rows=1 << 40)
+    files = [fresh / f"{name}.parquet" for name in TABLES]
     about = {
       "format": FORMAT,
       "source": logs.source,
@@ -79,6 +81,7 @@ def write_parts(logs: Logs, parts: Iterable[EventTable], folder: Path) -> None:
       "cleaning": logs.cleaning,
       "naming": dataclasses.asdict(logs.naming),
       "rows": {name: pq.read_metadata(fresh / f"{name}.parquet").num_rows for name in TABLES},
+      "digests": digests.of_files(fresh, files),
     }
     (fresh / "log.json").write_text(json.dumps(about, indent=2) + "\n")
 

@@ -136,7 +136,8 @@ def evaluate(opened: Opened, *, split: str = "test", bootstrap: int = 1000) -> d
     )
     metrics |= {f"{prefix}difference/{name}/{key}": value for key, value in difference.items()}
 
-  health = judge.health(logs, opened.sids)
+  # As the tokenizer has measured it, with the embeddings, which are not here.
+  health = (opened.sids.health or {}).get("metrics") or judge.health(logs, opened.sids)
   rates = [row["examples_per_second"] for row in read_log(workdir) if "examples_per_second" in row]
   metrics |= {
     "invalid_sid_rate": invalid_rate(result.recommendations, opened.sids.codes_AL),

@@ -11,27 +11,30 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from gr4ad_jax.config import ConfigError
+from gr4ad_jax.config import ConfigError, require
 from gr4ad_jax.data.impressions import Impressions, read_impressions
-from gr4ad_jax.data.list_records import CandidateList, write_lists
+from gr4ad_jax.data.list_records import LIST_FOLDERS, CandidateList, write_lists
 from gr4ad_jax.data.sequences import ExampleMaker
 from gr4ad_jax.gr4ad.build import Decoder
 from gr4ad_jax.gr4ad.config import CandidateConfig
 from gr4ad_jax.gr4ad.generator import generator_of
 from gr4ad_jax.gr4ad.run import Inputs, load_params, open_inputs, read_run
-from gr4ad_jax.learning.preference import fit_reward_scale
-from gr4ad_jax.machine import storage
-from gr4ad_jax.machine.progress import track
+from gr4ad_jax.learning.preference import RewardScale, fit_reward_scale
+from gr4ad_jax.machine import digests, storage
+from gr4ad_jax.machine.progress import console, track
 from gr4ad_jax.machine.storage import Place, write_json
 from gr4ad_jax.ranker.reward import RewardScorer, open_reward
 from gr4ad_jax.search.beam_search import Beams, Sampling
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.recommender import Recommender
+
+IDLE_SHARE = 0.1  # of the lists may teach nothing before that is said
 
 
 def choose_requests(impressions: Impressions, config: CandidateConfig) -> np.ndarray:
@@ -152,6 +155,29 @@ def _shown_list(context, ad_C, ecpm_C, action_C, inputs: Inputs) -> CandidateLis
   )
 
 
+def teaches(ecpm_C: np.ndarray, scale: RewardScale) -> bool:
+  """Whether any of a list's candidates is better than another one, in the reward's steps."""
+  reward_C = scale(ecpm_C[np.isfinite(ecpm_C)])
+  return len(np.unique(reward_C)) > 1
+
+
+def require_same_data(inputs: Inputs, scorer: RewardScorer, reward: Place) -> None:
+  """Raises ConfigError where a reward model was trained on other data than a run."""
+  if not inputs.fingerprint.startswith(f"{scorer.fingerprint}-"):
+    raise ConfigError(f"{reward}: was trained on other logs or examples than the run; train one on "
+                      "the run's data with `gr4ad reward`")
+
+
+def _require_free(out: Place, overwrite: bool) -> None:
+  """Refuses to replace lists unasked, and anything but lists, finished or not, at all."""
+  if storage.exists(out / "lists.json"):
+    if not overwrite:
+      raise ConfigError(f"{out}: holds candidate lists already; pass --overwrite or another --out")
+  elif isinstance(out, Path) and out.exists():
+    if not out.is_dir() or {path.name for path in out.iterdir()} - set(LIST_FOLDERS):
+      raise ConfigError(f"{out}: holds other files; pass another --out")
+
+
 def write_candidates(
   workdir: Place, reward: Place, out: Place, *, config: CandidateConfig, overwrite: bool = False
 ) -> dict[str, float]:
@@ -168,16 +194,19 @@ def write_candidates(
     Counts, and quantiles of the eCPM.
 
   Raises:
-    ConfigError: no run, no reward model, or `out` holds lists already.
+    ConfigError: no run, no reward model or one of other data, no request is chosen, or `out` holds
+      lists already, or something else.
     LogError: the logs hold no impressions.
   """
-  if storage.exists(out / "lists.json") and not overwrite:
-    raise ConfigError(f"{out}: holds candidate lists already; pass --overwrite or another --out")
+  _require_free(out, overwrite)
   run = read_run(workdir)
-  inputs, scorer = open_inputs(run), open_reward(reward)
+  inputs, scorer = open_inputs(run, workdir), open_reward(reward)
+  require_same_data(inputs, scorer, reward)
   decoder, params, step = load_params(run, workdir, inputs.vocabulary)
   maker = ExampleMaker(inputs.logs, inputs.examples.config)
   impressions = read_impressions(maker, "train")
+  require(len(choose_requests(impressions, config)) > 0, "candidates.top_users_share",
+          config.top_users_share, f"chooses none of {len(impressions.contexts)} requests")
   ecpm: list[np.ndarray] = []
 
   def watched() -> Iterator[CandidateList]:
@@ -192,15 +221,23 @@ def write_candidates(
   with storage.new_folder(out) as copy:
     count = write_lists(watched(), copy.path)
     scale = fit_reward_scale(np.concatenate(ecpm))
+    idle = sum(not teaches(row, scale) for row in ecpm)
     about = {
-      "lists": count, "run": storage.absolute(workdir), "step": step,
+      "lists": count, "idle_lists": idle, "run": storage.absolute(workdir), "step": step,
       "reward": storage.absolute(reward), "fingerprint": inputs.fingerprint,
       "size": max(config.size, impressions.shown_RC.shape[1]), "reward_scale": list(scale),
-      "config": dataclasses.asdict(config),
+      "config": dataclasses.asdict(config), "digests": digests.of_files(
+        copy.path, copy.path.glob("*/*/*.array_record*")
+      ),
     }
     write_json(copy.path / "lists.json", about)
+  if idle > IDLE_SHARE * count:
+    console.print(
+      f"{out}: {idle:,} of {count:,} lists hold no two ads of different expected value, and teach "
+      "nothing; are all bids, or the values of all conversions, 0 or the same?", markup=False,
+    )
   quantiles = np.quantile(np.concatenate(ecpm), (0.1, 0.5, 0.9))
   return {
-    "lists": count, "candidates": int(sum(map(len, ecpm))),
+    "lists": count, "lists that teach nothing": idle, "candidates": int(sum(map(len, ecpm))),
     **{f"eCPM, {q}% quantile": float(x) for q, x in zip((10, 50, 90), quantiles, strict=True)},
   }

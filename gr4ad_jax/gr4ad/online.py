@@ -38,10 +38,10 @@ from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.impressions import MAX_SHOWN, read_impressions
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.segments import Appended, append_segment
-from gr4ad_jax.gr4ad.candidates import make_lists, wide_recommender
+from gr4ad_jax.gr4ad.candidates import make_lists, require_same_data, wide_recommender
 from gr4ad_jax.gr4ad.config import CandidateConfig, OnlineConfig, PreferenceConfig
 from gr4ad_jax.gr4ad.list_batches import ListBatchMaker
-from gr4ad_jax.gr4ad.run import Inputs, load_params, open_inputs, read_run
+from gr4ad_jax.gr4ad.run import Inputs, keep_codes, load_params, open_inputs, read_run
 from gr4ad_jax.gr4ad.segment_batches import Segment, judged_batches, open_segment, step_batches
 from gr4ad_jax.gr4ad.segment_queue import Learned, SegmentQueue
 from gr4ad_jax.gr4ad.unified_task import unified_task
@@ -165,13 +165,16 @@ class _Learner:
     with_lists = preference.method != "none"
     self.run = dataclasses.replace(
       start, config=dataclasses.replace(start.config, train=train, preference=preference),
-      start=storage.absolute(workdir), lists="", segments=storage.absolute(segments),
+      start=storage.absolute(workdir), lists="", lists_fingerprint="",
+      segments=storage.absolute(segments),
     )
     self.config, self.candidates, self.out = config, candidates, out
     self.file = OnlineFile(config, candidates, storage.absolute(reward) if reward else "")
-    self.inputs: Inputs = open_inputs(self.run)
+    self.inputs: Inputs = open_inputs(self.run, workdir)
     self.logs: Logs = self.inputs.logs
     self.scorer: RewardScorer | None = open_reward(reward) if with_lists else None
+    if self.scorer:
+      require_same_data(self.inputs, self.scorer, reward)
     decoder, params, _ = load_params(start, workdir, self.inputs.vocabulary)
     self.start_params = jax.tree.map(np.asarray, params)
     task = (
@@ -207,6 +210,7 @@ class _Learner:
       if config_lib.read_json(OnlineFile, self.out / "online.json") != self.file:
         raise ConfigError(f"{self.out}: learns with other settings, see online.json there")
     else:
+      keep_codes(self.inputs.sids, self.out)
       atomic.write_text(self.out / "online.json", config_lib.to_json(self.file))
       atomic.write_text(self.out / "run.json", config_lib.to_json(self.run))
     state, learned = begin(

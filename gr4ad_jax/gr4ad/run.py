@@ -1,6 +1,7 @@
 """A run folder and the prepared data it was trained on, opened for training, search and reports.
 
     runs/x/run.json        where the data is, and every setting
+    runs/x/codes/          the semantic IDs it was trained on, as `gr4ad tokenize` wrote them
     runs/x/checkpoints/    orbax steps
     runs/x/train_log.jsonl, tb/
     runs/x/metrics.json, report.html   after `gr4ad evaluate` and `gr4ad report`
@@ -34,20 +35,24 @@ from gr4ad_jax.gr4ad.cost import train_flops
 from gr4ad_jax.gr4ad.generator import generator_of
 from gr4ad_jax.gr4ad.list_batches import ListBatchMaker
 from gr4ad_jax.gr4ad.unified_task import UnifiedBatch, unified_task
-from gr4ad_jax.gr4ad.value import ValueScale, fit_value_scale
+from gr4ad_jax.gr4ad.value import ValueScale, fit_value_scale, level_weights
 from gr4ad_jax.gr4ad.vsl_task import vsl_task
 from gr4ad_jax.learning.preference import RewardScale
-from gr4ad_jax.machine import distributed, lock, sharding, storage
+from gr4ad_jax.machine import digests, distributed, lock, sharding, storage
 from gr4ad_jax.machine.peaks import peak_flops
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.search.config import check_widths
 from gr4ad_jax.search.opened import Opened
+from gr4ad_jax.tokenizer import semantic_id
+from gr4ad_jax.tokenizer.semantic_id import SemanticIds
 from gr4ad_jax.training.mesh import check_rows, search_mesh, training_mesh
 from gr4ad_jax.training.pace import Pace
 from gr4ad_jax.training.profiling import Speed
 from gr4ad_jax.training.train_loop import read_params, train
 from gr4ad_jax.training.train_step import TrainState
+
+_CODES = "codes"  # not "sids": a run may lie in its data folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +73,10 @@ class RunFile:
   system: Literal["gr4ad"] = "gr4ad"
   """What is trained."""
   fingerprint: str = ""
-  """Hash of examples and semantic IDs; a run is only ever opened with those it was trained on."""
+  """Hashes of logs, examples and semantic IDs; a run is only ever opened with those it was trained
+  on."""
+  lists_fingerprint: str = ""
+  """Hash of the lists' files; training is only ever resumed with the same ones."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +94,18 @@ class Inputs(Prepared):
   vocabulary: Vocabulary
 
 
-def open_inputs(run: RunFile) -> Inputs:
-  """Reads data and semantic IDs; errors as `open_prepared`."""
-  prepared = open_prepared(run.data, run.sids, fingerprint=run.fingerprint)
+def open_inputs(run: RunFile, workdir: Place | None = None) -> Inputs:
+  """Reads data and semantic IDs; errors as `open_prepared`.
+
+  Args:
+    run: data and settings.
+    workdir: of a run that is there, whose own codes are taken; None = those that `run` names, as
+      also for runs of earlier versions, which keep none.
+  """
+  sids = run.sids
+  if workdir is not None and _keeps_codes(workdir):
+    sids = storage.absolute(workdir / _CODES)
+  prepared = open_prepared(run.data, sids, fingerprint=run.fingerprint)
   logs, examples, sids = prepared.logs, prepared.examples, prepared.sids
   scale = fit_value_scale(examples, run.config.loss)
   make_batch = BatchMaker(
@@ -104,6 +121,16 @@ def open_inputs(run: RunFile) -> Inputs:
     **vars(prepared), make_batch=make_batch, scale=scale,
     vocabulary=make_batch.vocabulary(examples.features.sizes, sids.codebook_sizes),
   )
+
+
+def _keeps_codes(workdir: Place) -> bool:
+  return storage.exists(workdir / _CODES / "config.json")  # the last of its files in a bucket
+
+
+def keep_codes(sids: SemanticIds, workdir: Place) -> None:
+  """Stores a run's own copy of its codes, so that tokenizing anew leaves the run as it is."""
+  with storage.new_folder(workdir / _CODES) as copy:
+    semantic_id.save(sids, copy.path)
 
 
 def read_run(workdir: Place) -> RunFile:
@@ -138,15 +165,20 @@ def train_run(
 
 def _train_run(run: RunFile, workdir: Place, resume: bool, profile: range | None) -> TrainState:
   taken = storage.exists(workdir / "run.json")
+  keeps_codes = taken and _keeps_codes(workdir)
   distributed.wait_for_all("looked for run.json")  # before the first process writes it
   if taken and not resume:
     raise ConfigError(
       f"{workdir}: holds a run already; pass --resume to go on with it, or another --workdir"
     )
-  inputs = open_inputs(run)
-  run = dataclasses.replace(run, fingerprint=inputs.fingerprint)
   if taken:
-    _require_same(read_run(workdir), run, workdir)
+    there = read_run(workdir)
+    run = dataclasses.replace(
+      run, fingerprint=there.fingerprint, lists_fingerprint=there.lists_fingerprint
+    )
+    _require_same(there, run, workdir)
+  inputs = open_inputs(run, workdir if taken else None)
+  run = dataclasses.replace(run, fingerprint=run.fingerprint or inputs.fingerprint)
   check_widths(run.config.search.widths, inputs.vocabulary.num_levels)
   config = run.config.train
   hosts, host = jax.process_count(), jax.process_index()
@@ -160,7 +192,8 @@ def _train_run(run: RunFile, workdir: Place, resume: bool, profile: range | None
   if run.lists:
     rows = run.config.preference.lists_per_step
     check_rows(mesh, config, "preference.lists_per_step", rows)
-    lists = _list_dataset(run, inputs, host, hosts)
+    lists, found = _list_dataset(run, inputs, host, hosts)
+    run = dataclasses.replace(run, lists_fingerprint=found)
     batches = grain.MapDataset.range(config.num_steps).map(
       lambda step: UnifiedBatch(logged[step], lists[step])
     )
@@ -168,6 +201,8 @@ def _train_run(run: RunFile, workdir: Place, resume: bool, profile: range | None
   else:
     batches, task = logged, vsl_task(decoder, run.config.loss)
   if distributed.is_first():
+    if not keeps_codes:
+      keep_codes(inputs.sids, workdir)
     storage.write_text(workdir / "run.json", config_lib.to_json(run))
     _announce(run, inputs, workdir)
   speed = Speed()
@@ -178,10 +213,10 @@ def _train_run(run: RunFile, workdir: Place, resume: bool, profile: range | None
     )
   return train(
     task, config, batches=read_ahead(batches), folder=workdir,
-    validation=validation_batches(
+    validation=level_weights(validation_batches(
       inputs.examples.sources["validation"], inputs.make_batch, batch_size=config.batch_size,
       most=config.eval_batches, host=host, num_hosts=hosts, parts=sharding.row_parts(mesh),
-    ),
+    )),
     start_params=start_params, speed=speed, profile=profile, pace=Pace(_instead(run, inputs)),
   )
 
@@ -239,17 +274,23 @@ def _start_params(run: RunFile, inputs: Inputs) -> Any:
   """Raises ConfigError where the run to begin with has another model or other semantic IDs."""
   folder = storage.place(run.start)
   start = read_run(folder)
-  if start.config.model != run.config.model or start.fingerprint != inputs.fingerprint:
+  if start.config.model != run.config.model or not inputs.are(start.fingerprint):
     raise ConfigError(f"{run.start}: was trained with another model, other data or other SIDs")
   return load_params(start, folder, inputs.vocabulary)[1]
 
 
-def _list_dataset(run: RunFile, inputs: Inputs, host: int, hosts: int) -> grain.MapDataset:
-  """Batches of candidate lists; rewards are scaled by quantiles over all of them."""
+def _list_dataset(
+  run: RunFile, inputs: Inputs, host: int, hosts: int
+) -> tuple[grain.MapDataset, str]:
+  """Batches of candidate lists, and a hash of the lists; rewards are scaled over all of them."""
   folder = storage.fetch(storage.place(run.lists))
+  known = digests.check(folder / "lists.json", remedy="run `gr4ad candidates` again")
+  found = digests.of_value(known) if known else ""
+  if run.lists_fingerprint not in ("", found):
+    raise ConfigError(f"{run.lists}: the lists have changed since the run began; train a new one")
   records = open_lists(folder)
   about = json.loads((folder / "lists.json").read_text(encoding="utf-8"))
-  if about["fingerprint"] != inputs.fingerprint:
+  if not inputs.are(about["fingerprint"]):
     raise ConfigError(f"{run.lists}: was made of other data or other SIDs")
   per_list = run.config.preference.reward_range == "list"
   scale = None if per_list else RewardScale(*about["reward_scale"])
@@ -257,7 +298,7 @@ def _list_dataset(run: RunFile, inputs: Inputs, host: int, hosts: int) -> grain.
   return batch_dataset(
     records, make_batch, batch_size=run.config.preference.lists_per_step,
     seed=run.config.train.seed + 1, host=host, num_hosts=hosts, parse=to_list,
-  )
+  ), found
 
 
 def load_params(run: RunFile, workdir: Place, vocabulary: Vocabulary) -> tuple[Decoder, Any, int]:
@@ -287,7 +328,7 @@ def open_run(workdir: Place, *, data: Place | None = None) -> Opened:
     ConfigError: no trained run, or its data are gone or no longer what it was trained on.
   """
   run = _with_data(read_run(workdir), workdir, data)
-  inputs = open_inputs(run)
+  inputs = open_inputs(run, workdir)
   decoder, params, step = load_params(run, workdir, inputs.vocabulary)
   return Opened(
     system=run.system, model=_in_words(run.config.model), folder=workdir,

@@ -17,7 +17,7 @@ from gr4ad_jax.ranker.data import RewardBatchMaker, full_batches
 from gr4ad_jax.ranker.reward import (
   RewardRun,
   open_reward_data,
-  require_same,
+  same_run,
   train_on_impressions,
 )
 from gr4ad_jax.ranker.two_tower import TwoTower, nearest_ads, two_tower_task
@@ -55,8 +55,9 @@ def train_retrieval(run: RewardRun, workdir: Place) -> Retrieval:
     ConfigError: the folder holds one of other settings.
     LogError: the logs hold no impression without a click.
   """
-  require_same(run, workdir, "retrieval")
+  run = same_run(run, workdir, "retrieval")
   data = open_reward_data(run, "train", "validation")
+  run = dataclasses.replace(run, fingerprint=data.fingerprint)
   storage.write_text(workdir / "retrieval.json", config_lib.to_json(run))
   make_batch = data.make_batch
   model = TwoTower(run.model, make_batch.vocabulary)

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from gr4ad_jax import config as config_lib
+from gr4ad_jax.catalog.prepared import data_fingerprint
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.examples import open_examples, training_events
 from gr4ad_jax.data.impressions import Impressions, read_impressions
@@ -50,6 +51,8 @@ class RewardRun:
   """Folder that `gr4ad prepare` wrote."""
   model: RewardConfig = RewardConfig()
   train: TrainConfig = REWARD_TRAINING
+  fingerprint: str = ""
+  """Hashes of logs and examples; a model is only ever opened with those it was trained on."""
 
 
 class Scores(NamedTuple):
@@ -70,6 +73,7 @@ class RewardScorer:
     click, conversion: calibrations.
     logits: compiled (params, batch) -> RewardLogits.
     params: parameters.
+    fingerprint: of the data that it was trained on.
   """
 
   make_batch: RewardBatchMaker
@@ -78,6 +82,7 @@ class RewardScorer:
   conversion: Platt
   logits: Any
   params: Any
+  fingerprint: str
 
   def raw(self, contexts: Sequence[Example], ad_RC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """float32 [R, C] logits of click and conversion before calibration."""
@@ -132,8 +137,9 @@ def _train_reward(run: RewardRun, workdir: Place, resume: bool) -> dict[str, flo
   settings = workdir / "reward.json"
   if storage.exists(settings) and not resume:
     raise ConfigError(f"{workdir}: holds a reward model already; pass --resume or another folder")
-  require_same(run, workdir, "reward")
+  run = same_run(run, workdir, "reward")
   data = open_reward_data(run, *SPLITS)
+  run = dataclasses.replace(run, fingerprint=data.fingerprint)
   storage.write_text(settings, config_lib.to_json(run))
   task = reward_task(RewardModel(run.model, data.make_batch.vocabulary))
   train_on_impressions(task, run.train, workdir, data)
@@ -148,11 +154,19 @@ def _train_reward(run: RewardRun, workdir: Place, resume: bool) -> dict[str, flo
   return metrics
 
 
-def require_same(run: RewardRun, workdir: Place, model: str) -> None:
-  """Raises ConfigError where a model has been begun in `workdir` with other settings."""
+def same_run(run: RewardRun, workdir: Place, model: str) -> RewardRun:
+  """The run that has been begun in `workdir`, with the fingerprint of its data; else `run`.
+
+  Raises:
+    ConfigError: that one has other settings.
+  """
   settings = workdir / f"{model}.json"
-  if storage.exists(settings) and config_lib.read_json(RewardRun, storage.fetch(settings)) != run:
+  if not storage.exists(settings):
+    return run
+  there = config_lib.read_json(RewardRun, storage.fetch(settings))
+  if dataclasses.replace(there, fingerprint=run.fingerprint) != run:
     raise ConfigError(f"{workdir}: the {model} model there has other settings")
+  return there
 
 
 def open_reward(workdir: Place) -> RewardScorer:
@@ -191,19 +205,28 @@ class RewardData(NamedTuple):
   make_batch: RewardBatchMaker
   bid_A: np.ndarray  # float32, currency per conversion
   splits: dict[str, Impressions]
+  fingerprint: str
 
 
 def open_reward_data(run: RewardRun, *splits: str) -> RewardData:
-  """Fields and bids of a run's data, and the impressions of these splits."""
+  """Fields and bids of a run's data, and the impressions of these splits.
+
+  Raises:
+    ConfigError: a file is not what was written, or the data are not those of the run.
+  """
   data = storage.place(run.data)
-  examples = open_examples(storage.fetch(data / "examples"))
-  logs = read_logs(storage.fetch(data / "logs"))
+  examples_folder, logs_folder = (storage.fetch(data / name) for name in ("examples", "logs"))
+  found = data_fingerprint(logs_folder, examples_folder)
+  if run.fingerprint not in ("", found):
+    raise ConfigError(f"{data}: logs or examples have changed since the model was trained on them; "
+                      "train it again")
+  examples, logs = open_examples(examples_folder), read_logs(logs_folder)
   train_E = training_events(logs, examples)
   make_batch = reward_batch_maker(logs, run.model, examples.features.sizes, train_E=train_E)
   maker = ExampleMaker(logs, examples.config)
   return RewardData(
     make_batch, bids_of(logs, train_E),
-    {name: read_impressions(maker, name) for name in splits},
+    {name: read_impressions(maker, name) for name in splits}, found,
   )
 
 
@@ -211,7 +234,9 @@ def _scorer(run: RewardRun, workdir: Place, data: RewardData) -> RewardScorer:
   model = RewardModel(run.model, data.make_batch.vocabulary)
   params, _ = read_params(reward_task(model), run.train, workdir)
   logits = jax.jit(lambda params, batch: model.apply({"params": params}, batch))
-  return RewardScorer(data.make_batch, data.bid_A, Platt(), Platt(), logits, params)
+  return RewardScorer(
+    data.make_batch, data.bid_A, Platt(), Platt(), logits, params, data.fingerprint
+  )
 
 
 def train_on_impressions(task: Task, config: TrainConfig, folder: Place, data: RewardData) -> None:

@@ -6,15 +6,18 @@ import dataclasses
 import json
 import math
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.embedding.embeddings import LogEmbeddings
-from gr4ad_jax.machine import atomic
+from gr4ad_jax.machine import atomic, storage
 from gr4ad_jax.tokenizer.config import HASH_COLUMNS, TokenizerConfig
 from gr4ad_jax.tokenizer.feature_hash import hash_codes
 from gr4ad_jax.tokenizer.quantizers import Quantizer, quantizer
@@ -33,6 +36,8 @@ class SemanticIds:
     codebook_sizes: codes of each of the L levels.
     quantizer_arrays: what the quantizer has learned.
     config: as given to `assign_semantic_ids`.
+    of_rows: `name_rows` of the logs that the codes belong to; "" = not known.
+    health: what health.json beside the codes holds (`health_verdicts.as_record`); None = nothing.
   """
 
   codes_AL: np.ndarray
@@ -40,6 +45,8 @@ class SemanticIds:
   codebook_sizes: tuple[int, ...]
   quantizer_arrays: dict[str, np.ndarray]
   config: TokenizerConfig
+  of_rows: str = ""
+  health: dict[str, Any] | None = None
 
   @property
   def num_quantised(self) -> int:
@@ -58,6 +65,11 @@ def _functions(config: TokenizerConfig) -> Quantizer:
     config.quantizer, kmeans_iterations=config.kmeans_iterations,
     balance_epsilon=config.balance_epsilon,
   )
+
+
+def name_rows(logs: Logs) -> str:
+  """A short name for which ads and contents there are, and in which order."""
+  return fingerprint(logs.ads.ad_id.tolist(), logs.contents.content_id.tolist())
 
 
 def default_sizes(num_ads: int, config: TokenizerConfig) -> tuple[int, int, int]:
@@ -145,7 +157,7 @@ def assign_semantic_ids(
   content_codes_OL[promotes_O] = codes_AL[logs.contents.ad[promotes_O]]
   if resume is not None:
     resume.remove()
-  return SemanticIds(codes_AL, content_codes_OL, sizes, arrays, config)
+  return SemanticIds(codes_AL, content_codes_OL, sizes, arrays, config, name_rows(logs))
 
 
 def code_new_ads(
@@ -217,41 +229,58 @@ def _suffixes(prefix_NL: np.ndarray, held_codes_AL: np.ndarray) -> np.ndarray:
 
 
 def save(sids: SemanticIds, folder: str | os.PathLike) -> None:
-  """Writes codes.npz and config.json; the folder appears or is replaced as a whole."""
+  """Writes codes.npz, config.json and health.json; the folder appears, or is replaced, whole."""
   with atomic.new_folder(Path(folder)) as fresh:
     np.savez(
       fresh / "codes.npz",
       codes_AL=sids.codes_AL,
       content_codes_OL=sids.content_codes_OL,
       codebook_sizes=np.array(sids.codebook_sizes, np.int64),
+      of_rows=np.array(sids.of_rows),
       **{_OF_QUANTIZER + name: array for name, array in sids.quantizer_arrays.items()},
     )
     text = json.dumps(dataclasses.asdict(sids.config), indent=2)
     (fresh / "config.json").write_text(text + "\n", encoding="utf-8")
+    if sids.health is not None:
+      storage.write_json(fresh / "health.json", sids.health)
 
 
 def load(folder: str | os.PathLike) -> SemanticIds:
   """Reads what `save` wrote.
 
   Raises:
-    ValueError: the folder holds no semantic IDs.
+    ValueError: the folder holds no semantic IDs, or damaged ones.
   """
   folder = Path(folder)
   for name in ("codes.npz", "config.json"):
     if not (folder / name).is_file():
       raise ValueError(f"{folder}: no {name} here; make semantic IDs with `gr4ad tokenize`")
-  fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-  fields = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
-  with np.load(folder / "codes.npz") as arrays:
-    return SemanticIds(
-      codes_AL=arrays["codes_AL"],
-      content_codes_OL=arrays["content_codes_OL"],
-      codebook_sizes=tuple(int(size) for size in arrays["codebook_sizes"]),
-      quantizer_arrays={
-        # Folders written before there was more than one quantizer name centroids alone.
-        name.removeprefix(_OF_QUANTIZER): arrays[name]
-        for name in arrays.files
-        if name.startswith((_OF_QUANTIZER, "centroids_"))
-      },
-      config=TokenizerConfig(**fields),
-    )
+  file = folder / "config.json"
+  try:
+    fields = json.loads(file.read_text(encoding="utf-8"))
+    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+    config = TokenizerConfig(**fields)
+    file, health = folder / "health.json", None
+    if file.exists():
+      health = json.loads(file.read_text(encoding="utf-8"))
+    file = folder / "codes.npz"
+    with file.open("rb") as raw, np.load(raw) as arrays:  # NumPy leaves damaged ones open
+      return SemanticIds(
+        codes_AL=arrays["codes_AL"],
+        content_codes_OL=arrays["content_codes_OL"],
+        codebook_sizes=tuple(int(size) for size in arrays["codebook_sizes"]),
+        quantizer_arrays={
+          # Folders written before there was more than one quantizer name centroids alone.
+          name.removeprefix(_OF_QUANTIZER): arrays[name]
+          for name in arrays.files
+          if name.startswith((_OF_QUANTIZER, "centroids_"))
+        },
+        config=config,
+        of_rows=str(arrays["of_rows"]) if "of_rows" in arrays.files else "",
+        health=health,
+      )
+  except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile,
+          zlib.error) as error:
+    raise ValueError(
+      f"{file}: not readable ({error}); make semantic IDs again with `gr4ad tokenize --overwrite`"
+    ) from None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import NamedTuple
 
+from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.examples import open_examples, training_events
-from gr4ad_jax.data.log_folder import read_logs
+from gr4ad_jax.data.log_folder import PREPARE_AGAIN, read_logs
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.embedding.embeddings import LogEmbeddings, embed
-from gr4ad_jax.machine import sharding, storage
+from gr4ad_jax.machine import digests, sharding, storage
 from gr4ad_jax.machine.progress import track
-from gr4ad_jax.machine.storage import Place, write_json
+from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.tokenizer import semantic_id
 from gr4ad_jax.tokenizer.groups import NUM_GROUPS
 from gr4ad_jax.tokenizer.health_line import HealthLine
@@ -34,6 +37,7 @@ def tokenize(
   config: semantic_id.TokenizerConfig,
   *,
   embeddings: Place | None = None,
+  overwrite: bool = False,
 ) -> Tokenized:
   """Assigns and stores semantic IDs with their health (health.json beside them).
 
@@ -43,11 +47,15 @@ def tokenize(
     data: folder of prepared data.
     out: folder to write.
     config: encoder, quantizer, codebooks, last level.
-    embeddings: .npy file [num_ads, D] for encoder "given"; None = the ads' column.
+    embeddings: .npy or .npz file [num_ads, D] for encoder "given"; None = the ads' column.
+    overwrite: replace semantic IDs that are there.
 
   Raises:
     LogError, ValueError: no logs there, or settings that do not fit them.
+    ConfigError: `out` holds semantic IDs already, or something else.
   """
+  _require_free(out, overwrite)
+  digests.check(storage.fetch(data / "logs") / "log.json", remedy=PREPARE_AGAIN)
   logs = read_logs(storage.fetch(data / "logs"))
   train_E = None
   if config.encoder == "uae":  # the others learn from no event
@@ -65,6 +73,18 @@ def tokenize(
     )
     metrics = health(logs, sids, embedded)
     lines = judge(sids, metrics)
+    sids = dataclasses.replace(sids, health=as_record(metrics, lines))
     semantic_id.save(sids, folder)
-    write_json(folder / "health.json", as_record(metrics, lines))
   return Tokenized(logs, embedded, sids, metrics, lines)
+
+
+def _require_free(out: Place, overwrite: bool) -> None:
+  """Refuses to replace semantic IDs unasked, and anything else at all.
+
+  An interrupted stage leaves no config.json: it is written with the codes, in a bucket after them.
+  """
+  if storage.exists(out / "config.json") and storage.exists(out / "codes.npz"):
+    if not overwrite:
+      raise ConfigError(f"{out}: holds semantic IDs already; pass --overwrite or another --out")
+  elif isinstance(out, Path) and out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    raise ConfigError(f"{out}: holds other files; pass another --out")

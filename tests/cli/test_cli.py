@@ -146,9 +146,11 @@ def test_tokenize_judges_its_codes_and_takes_own_embeddings(tiny_data, tmp_path,
   assert health["metrics"]["sid_collision_rate"] == 0  # a suffix leaves none
   assert {line["verdict"] for line in health["lines"]} <= {"fine", "look", "will hurt"}
   assert not (tmp_path / ".sids.resume.npz").exists()
-  np.save(tmp_path / "mine.npy", np.ones((39, 6)))
   capsys.readouterr()
+  np.save(tmp_path / "mine.npy", np.ones((39, 6)))
   assert run(*given) == 2
+  assert "holds semantic IDs already; pass --overwrite" in capsys.readouterr().err
+  assert run(*given, "--overwrite") == 2
   assert "mine.npy: shape (39, 6), expected [40, D]" in capsys.readouterr().err
 
 

@@ -1,6 +1,7 @@
 """Candidate lists of a trained run, on disk, in training and online; the DLRM cascade beside it."""
 
 import dataclasses
+import json
 import math
 import shutil
 
@@ -18,8 +19,9 @@ from gr4ad_jax.data.segments import append_segment
 from gr4ad_jax.data.sequences import Example, ExampleMaker
 from gr4ad_jax.data.splits import time_split
 from gr4ad_jax.data.validation import LogError
+from gr4ad_jax.gr4ad import candidates
 from gr4ad_jax.gr4ad import online as online_module
-from gr4ad_jax.gr4ad.candidates import choose_requests, write_candidates
+from gr4ad_jax.gr4ad.candidates import choose_requests, teaches, write_candidates
 from gr4ad_jax.gr4ad.config import CandidateConfig, OnlineConfig, PreferenceConfig, preset
 from gr4ad_jax.gr4ad.list_batches import ListBatchMaker
 from gr4ad_jax.gr4ad.online import learn_online
@@ -217,6 +219,31 @@ def test_training_on_lists_starts_from_a_run_and_resumes_exactly(world, tmp_path
   assert steps == {"lists": 13, "segments": 13, "logged": 12}
 
 
+def test_lists_without_any_value_are_told_of(world, tmp_path, capsys):
+  """All bids are 0: every candidate is worth the same, and no list has anything to prefer."""
+  few = dataclasses.replace(LISTS, max_lists=4)
+  capsys.readouterr()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(candidates, "open_reward", without_bids)
+    numbers = write_candidates(world / "run", world / "reward", tmp_path / "lists", config=few)
+  assert numbers["lists that teach nothing"] == numbers["lists"] == 8
+  told = " ".join(capsys.readouterr().err.split())
+  assert "8 of 8 lists hold no two ads of different expected value, and teach nothing" in told
+  assert json.loads((tmp_path / "lists" / "lists.json").read_text())["idle_lists"] == 8
+
+
+def without_bids(place):
+  scorer = open_reward(place)
+  return dataclasses.replace(scorer, bid_A=np.zeros_like(scorer.bid_A))
+
+
+def test_a_list_teaches_where_one_candidate_is_better_in_the_reward_s_steps():
+  scale = RewardScale(0.0, float(np.log1p(7)))
+  assert teaches(np.float32([0, 7]), scale) and teaches(np.float32([np.nan, 1, 3]), scale)
+  for idle in ([], [3], [2, 2], [np.nan, 3], [8, 90]):  # above the scale all are worth 5
+    assert not teaches(np.float32(idle), scale)
+
+
 def test_mistakes_are_named(world, tmp_path):
   with pytest.raises(ConfigError, match="--overwrite"):
     write_candidates(world / "run", world / "reward", world / "lists", config=LISTS)
@@ -233,6 +260,35 @@ def test_mistakes_are_named(world, tmp_path):
   moved = RunFile(str(world / "data"), str(tmp_path / "sids"), tiny(), lists=str(world / "lists"))
   with pytest.raises(ConfigError, match="other SIDs"):
     train_run(moved, tmp_path / "b")
+  with pytest.raises(ConfigError, match="holds other files"):
+    write_candidates(world / "run", world / "reward", world / "data", config=LISTS)
+  none = dataclasses.replace(LISTS, top_users_share=0.0, uniform_share=0.0)
+  with pytest.raises(ConfigError, match="top_users_share=0.0: chooses none of"):
+    write_candidates(world / "run", world / "reward", tmp_path / "c", config=none)
+
+
+def test_models_and_lists_of_other_data_are_refused(world, tmp_path):
+  """Its ads are numbered by the logs: a reward model would price one ad as another."""
+  shutil.copytree(world / "reward", tmp_path / "reward")
+  file = tmp_path / "reward" / "reward.json"
+  trained = json.loads(file.read_text())
+  file.write_text(json.dumps(trained | {"fingerprint": "another"}))
+  with pytest.raises(ConfigError, match="have changed since the model was trained"):
+    open_reward(tmp_path / "reward")
+  file.write_text(json.dumps({k: x for k, x in trained.items() if k != "fingerprint"}))
+  scorer = open_reward(tmp_path / "reward")  # of an earlier version
+  inputs = open_inputs(read_run(world / "run"), world / "run")
+  candidates.require_same_data(inputs, scorer, tmp_path / "reward")
+  with pytest.raises(ConfigError, match="was trained on other logs or examples than the run"):
+    candidates.require_same_data(
+      inputs, dataclasses.replace(scorer, fingerprint="another"), tmp_path / "reward"
+    )
+  shutil.copytree(world / "lists", tmp_path / "lists")
+  (record,) = (tmp_path / "lists").glob("*/*/*.array_record*")
+  record.write_bytes(record.read_bytes()[:-1])
+  run = RunFile(str(world / "data"), str(world / "sids"), tiny(), lists=str(tmp_path / "lists"))
+  with pytest.raises(ConfigError, match=f"{record.name}: has .*`gr4ad candidates` again"):
+    train_run(run, tmp_path / "run")
 
 
 def test_retrieval_finds_clicked_ads_better_than_chance(world, tmp_path):

@@ -15,10 +15,13 @@ import jax
 import numpy as np
 import pytest
 
-from gr4ad_jax.config import ConfigError
+from gr4ad_jax.config import ConfigError, override, to_json
 from gr4ad_jax.gr4ad.config import Config, ModelConfig
-from gr4ad_jax.gr4ad.run import RunFile, load_params, open_inputs, train_run
+from gr4ad_jax.gr4ad.run import RunFile, load_params, open_inputs, open_run, read_run, train_run
 from gr4ad_jax.search.config import SearchConfig
+from gr4ad_jax.tokenizer import semantic_id
+from gr4ad_jax.tokenizer.config import TokenizerConfig
+from gr4ad_jax.tokenizer.stage import tokenize
 from gr4ad_jax.training.checkpoint import CheckpointError, Checkpoints
 from gr4ad_jax.training.config import TrainConfig
 from gr4ad_jax.training.metric_log import read_log
@@ -113,6 +116,45 @@ def test_finished_run_is_kept_and_best_checkpoint_is_readable(finished, tiny_dat
   if best == 14:
     assert_same_bits(params, state.params)
   assert list((workdir / "tb").glob("events*"))
+
+
+@pytest.fixture
+def moved(finished, tiny_data, tmp_path):
+  """The finished run and its data elsewhere, to be changed."""
+  data, workdir = tmp_path / "data", tmp_path / "run"
+  shutil.copytree(tiny_data, data)
+  shutil.copytree(finished[1], workdir)
+  run = dataclasses.replace(read_run(workdir), data=str(data), sids=str(data / "sids"))
+  (workdir / "run.json").write_text(to_json(run))
+  return data, workdir
+
+
+def test_tokenizing_anew_leaves_a_trained_run_as_it_is(moved, finished):
+  data, workdir = moved
+  before = semantic_id.load(data / "sids")
+  config = TokenizerConfig(codebook_sizes=(8, 4, 8), seed=1)
+  made = tokenize(data, data / "sids", config, overwrite=True)
+  assert (made.sids.codes_AL != before.codes_AL).any()
+  np.testing.assert_array_equal(open_run(workdir).sids.codes_AL, before.codes_AL)
+  run = dataclasses.replace(read_run(workdir), fingerprint="")  # as the command line gives it
+  assert_same_bits(train_run(run, workdir, resume=True), finished[0])
+  # A new run takes the new codes, though the folder of an old one lies there half-removed.
+  (workdir / "run.json").unlink()
+  shutil.rmtree(workdir / "checkpoints")
+  short = dataclasses.replace(run, config=override(run.config, "train.num_steps", 1))
+  train_run(short, workdir)
+  np.testing.assert_array_equal(open_run(workdir).sids.codes_AL, made.sids.codes_AL)
+
+
+def test_a_run_without_codes_of_its_own_needs_those_it_was_trained_on(moved):
+  """As runs of earlier versions are."""
+  data, workdir = moved
+  shutil.rmtree(workdir / "codes")
+  assert open_run(workdir).sids.codebook_sizes == (8, 4, 8)
+  sids = semantic_id.load(data / "sids")
+  semantic_id.save(dataclasses.replace(sids, codes_AL=sids.codes_AL[::-1]), data / "sids")
+  with pytest.raises(ConfigError, match="semantic IDs have changed since the run was trained"):
+    open_run(workdir)
 
 
 def test_steps_are_traced_and_their_speed_is_logged(finished):
