@@ -208,7 +208,8 @@ class Journal:
   @property
   def last_time_s(self) -> int:
     """The latest time of an event that is there; 0 where there is none."""
-    return self._number("select max(time_s) from events")
+    latest = self._events("order by time_s desc limit 1000")  # some may be damaged, and no times
+    return max((event.time_s for _, event in latest), default=0)
 
   def position(self, name: str) -> int:
     """How far somebody has read; 0 at first."""

@@ -95,5 +95,9 @@ def export_segment(journal: Journal, folder: Path, *, feature_names: Sequence[st
 def exported(journal: Journal, folder: Path) -> int:
   """Number of the last event that a segment holds, or held."""
   files = folder.glob(f"events-*-{journal.id}-*-*.parquet")
-  there = (int(file.stem.rpartition("-")[2]) for file in files)
-  return max(journal.position("exported"), *there, 0)
+  numbers = (file.stem.rpartition("-")[2] for file in files)
+  there = [int(number) for number in numbers if number.isdigit()]  # a copy may have another name
+  noted, last = journal.position("exported"), journal.last_seq
+  if noted > last:  # a disk has changed it: the files know better
+    noted = 0 if there else last
+  return max(noted, *there, 0)

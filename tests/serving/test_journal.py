@@ -112,22 +112,39 @@ def test_a_row_that_is_not_what_was_written_is_left_out_and_named(written, tmp_p
   with sqlite3.connect(path) as connection:
     for seq, column, value in (
       (3, "user_id", "u4"), (200, "action", 99), (201, "features", "{"), (202, "value", 2e9),
-      (203, "user_id", b"\xff\xfe"), (300, "crc", 1),
+      (203, "user_id", b"\xff\xfe"), (300, "crc", 1), (204, "time_s", 4_000_000_000),
     ):
       connection.execute(f"update events set {column} = ? where seq = ?", (value, seq))
     connection.execute("update ads set fields = '{' where ad_id = 'new1'")
   connection.close()
   journal = Journal(path)
-  assert len(journal.after(0, 1000)) == 294
+  assert journal.last_time_s == event(299).time_s  # a clock may begin there
+  assert len(journal.after(0, 1000)) == 293
   assert [ad for ad, _, _ in journal.ads()] == ["new2"]
-  assert export_segment(journal, tmp_path / "segments") == 145  # of 151 to 299
+  assert export_segment(journal, tmp_path / "segments") == 144  # of 151 to 299
   assert export_segment(journal, tmp_path / "segments") == 0
   journal.add_events([event(301)])
   assert export_segment(journal, tmp_path / "segments") == 1
   told = capsys.readouterr().err
-  for seq in (3, 200, 201, 202, 203, 300):
+  for seq in (3, 200, 201, 202, 203, 204, 300):
     assert told.count(f"{path}: event {seq} (") == 1  # once, however often it is read
-  assert "ad 'new1'" in told and journal.num_unreadable == 7
+  assert "ad 'new1'" in told and journal.num_unreadable == 8
+  journal.close()
+
+
+def test_a_note_of_what_is_exported_that_cannot_be_is_not_believed(written, tmp_path):
+  path, _ = written
+  journal, folder = Journal(path), tmp_path / "segments"
+  journal.set_position("exported", 10**12)
+  journal.add_events([event(301)])
+  assert export_segment(journal, folder) == 0  # rather none than all of them again
+  journal.set_position("exported", 150)
+  assert export_segment(journal, folder) == 151
+  (file,) = folder.iterdir()
+  (folder / f"{file.stem} (copy).parquet").write_bytes(file.read_bytes())
+  journal.set_position("exported", 10**12)
+  journal.add_events([event(302)])
+  assert export_segment(journal, folder) == 1  # the files know
   journal.close()
 
 
