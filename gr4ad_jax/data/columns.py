@@ -196,7 +196,8 @@ def require_used(naming: Naming, chosen: Iterable[Chosen], columns: Collection[s
     for rule in rules:
       if rule not in used and rule != ALL:
         name = _map_rule(rule)[2] if option == "--map" else rule
-        raise ConfigError(f"{option} {rule}: no table has such a column{_nearest(name, columns)}")
+        hint = f"; '{name}' is one of another table" if name in columns else _nearest(name, columns)
+        raise ConfigError(f"{option} {rule}: no table that it is for has such a column{hint}")
 
 
 def _several(columns: Sequence[str], what: str) -> str:

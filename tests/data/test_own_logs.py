@@ -82,8 +82,9 @@ def test_a_log_of_forty_columns_is_read_without_editing_it(tmp_path):
 @pytest.mark.parametrize(("options", "message"), [
   ({}, r"columns 'pgae', 'utm_a', 'utm_b' are unknown: .*--ignore-columns pgae \(or all\)"),
   ({"ignore_columns": ("utm_*",)}, "column 'pgae' is unknown"),
-  ({"ignore_columns": ("utm_c",)}, "--ignore-columns utm_c: no table has such a column; is 'utm_"),
-  ({"map": ("value=revnue",)}, "--map value=revnue: no table has such a column"),
+  ({"ignore_columns": ("utm_c",)}, "--ignore-columns utm_c: no table .*; is 'utm_"),
+  ({"map": ("value=revnue",)}, "--map value=revnue: no table that it is for has such a column"),
+  ({"map": ("value=price",)}, "--map value=price: no table .*; 'price' is one of another table"),
   ({"map": ("valeu=value",)}, "--map valeu=value: must be OURS=YOURS"),
   ({"map": ("value",)}, "--map value: must be OURS=YOURS"),
   ({"map": ("value=pgae", "value=utm_a")}, "column 'value' is read from 'pgae' already"),
