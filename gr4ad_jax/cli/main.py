@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -47,6 +48,9 @@ def main(argv: list[str] | None = None) -> None:
   terminal.never_fail()
   try:
     _run(sys.argv[1:] if argv is None else argv)
+  except BrokenPipeError:  # `gr4ad ... | head`
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush
+    sys.exit(128 + signal.SIGPIPE)
   except (ValueError, OSError) as error:
     if os.environ.get("GR4AD_DEBUG"):
       raise

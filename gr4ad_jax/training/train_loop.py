@@ -201,8 +201,8 @@ class _AfterStep:
     if stopping:
       self.checkpoints.wait()
       raise PreemptedError(
-        f"asked to stop: step {step} is saved in {self.copy.place}; the same command with "
-        "--resume goes on", self.preemption.asked or signal.SIGTERM,
+        f"asked to stop: step {step} is saved in {self.copy.place}; the same command goes on "
+        "(train and reward with --resume)", self.preemption.asked or signal.SIGTERM,
       )
     if first or logging:
       self.speed.restart()
