@@ -28,6 +28,8 @@ class Serve:
 
   workdir: Place | None = None
   """Folder of a trained run."""
+  data: Place | None = None
+  """Where the run's data lie now, if they have moved."""
   artifact: Place | None = None
   """Folder that `export` wrote, instead of a run: answers contexts alone (docs/serving.md)."""
   host: str = "127.0.0.1"
@@ -179,7 +181,7 @@ def _run_app(options: Serve, door: dict[str, Any]):
       )
     store = options.workdir / "serving"
   service = Service(
-    open_run(options.workdir), config=options.serving, store=store,
+    open_run(options.workdir, data=options.data), config=options.serving, store=store,
     segments=options.segments or store / "segments", published=options.published,
     redis=options.redis, clock=options.clock, quick=options.quick,
   )
