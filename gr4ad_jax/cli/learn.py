@@ -41,6 +41,7 @@ def candidates(
   reward: Place,
   out: Place,
   overwrite: bool = False,
+  data: Place | None = None,
   config: Flat[CandidateConfig],
 ) -> None:
   """A trained run and a reward model -> candidate lists for `train --lists`.
@@ -50,10 +51,11 @@ def candidates(
     reward: Folder of a trained reward model.
     out: Folder to write.
     overwrite: Replace lists in --out.
+    data: Where the data of both lie now, if they have moved.
   """
   from gr4ad_jax.gr4ad.candidates import write_candidates
 
-  numbers = write_candidates(workdir, reward, out, config=config, overwrite=overwrite)
+  numbers = write_candidates(workdir, reward, out, config=config, overwrite=overwrite, data=data)
   tables.print_numbers(numbers, title=f"candidate lists in {out}")
 
 
@@ -64,6 +66,7 @@ def online(
   out: Place,
   reward: Place | None = None,
   follow: float | None = None,
+  data: Place | None = None,
   config: Flat[OnlineConfig],
   preference: PreferenceConfig,
   candidates: CandidateConfig,
@@ -79,12 +82,13 @@ def online(
       goes on.
     reward: Folder of a reward model; without one, logged samples alone are learned from.
     follow: Seconds between looks for new segments, until stopped; default: end after the last one.
+    data: Where the data of the run and the reward model lie now, if they have moved.
   """
   from gr4ad_jax.gr4ad.online import learn_online
 
   keep_freed_memory()
   state = learn_online(
     workdir, segments, out, config=config, preference=preference, candidates=candidates,
-    reward=reward, follow_s=follow,
+    reward=reward, follow_s=follow, data=data,
   )
   tables.console.print(f"learned {int(state.step):,} steps in {out}")

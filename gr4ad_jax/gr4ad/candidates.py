@@ -24,7 +24,7 @@ from gr4ad_jax.data.sequences import ExampleMaker
 from gr4ad_jax.gr4ad.build import Decoder
 from gr4ad_jax.gr4ad.config import CandidateConfig
 from gr4ad_jax.gr4ad.generator import generator_of
-from gr4ad_jax.gr4ad.run import Inputs, load_params, open_inputs, read_run
+from gr4ad_jax.gr4ad.run import Inputs, load_params, open_inputs, read_run, with_data
 from gr4ad_jax.learning.preference import RewardScale, fit_reward_scale
 from gr4ad_jax.machine import digests, storage
 from gr4ad_jax.machine.progress import console, track
@@ -179,7 +179,13 @@ def _require_free(out: Place, overwrite: bool) -> None:
 
 
 def write_candidates(
-  workdir: Place, reward: Place, out: Place, *, config: CandidateConfig, overwrite: bool = False
+  workdir: Place,
+  reward: Place,
+  out: Place,
+  *,
+  config: CandidateConfig,
+  overwrite: bool = False,
+  data: Place | None = None,
 ) -> dict[str, float]:
   """Lists for a trained run, written to `out`.
 
@@ -189,6 +195,7 @@ def write_candidates(
     out: folder to write; lists.json there says that it is complete.
     config: how lists are made up.
     overwrite: replace lists that are there.
+    data: where the data of both lie now; None = where they lay.
 
   Returns:
     Counts, and quantiles of the eCPM.
@@ -199,8 +206,8 @@ def write_candidates(
     LogError: the logs hold no impressions.
   """
   _require_free(out, overwrite)
-  run = read_run(workdir)
-  inputs, scorer = open_inputs(run, workdir), open_reward(reward)
+  run = with_data(read_run(workdir), workdir, data)
+  inputs, scorer = open_inputs(run, workdir), open_reward(reward, data=data)
   require_same_data(inputs, scorer, reward)
   decoder, params, step = load_params(run, workdir, inputs.vocabulary)
   maker = ExampleMaker(inputs.logs, inputs.examples.config)

@@ -41,7 +41,7 @@ from gr4ad_jax.data.segments import Appended, append_segment
 from gr4ad_jax.gr4ad.candidates import make_lists, require_same_data, wide_recommender
 from gr4ad_jax.gr4ad.config import CandidateConfig, OnlineConfig, PreferenceConfig
 from gr4ad_jax.gr4ad.list_batches import ListBatchMaker
-from gr4ad_jax.gr4ad.run import Inputs, keep_codes, load_params, open_inputs, read_run
+from gr4ad_jax.gr4ad.run import Inputs, keep_codes, load_params, open_inputs, read_run, with_data
 from gr4ad_jax.gr4ad.segment_batches import Segment, judged_batches, open_segment, step_batches
 from gr4ad_jax.gr4ad.segment_queue import Learned, SegmentQueue
 from gr4ad_jax.gr4ad.unified_task import unified_task
@@ -80,7 +80,7 @@ class OnlineFile:
   reward: str
 
 
-# Nine parameters: three folders, and what `gr4ad online` lets its user choose.
+# Ten parameters: four folders, and what `gr4ad online` lets its user choose.
 def learn_online(
   workdir: Place,
   segments: Place,
@@ -90,6 +90,7 @@ def learn_online(
   preference: PreferenceConfig,
   candidates: CandidateConfig,
   reward: Place | None = None,
+  data: Place | None = None,
   follow_s: float | None = None,
   before_segment: Callable[[str, Any, Logs], None] | None = None,
 ) -> TrainState:
@@ -104,6 +105,7 @@ def learn_online(
     preference: how lists are learned from; method "none" = logged samples alone.
     candidates: how lists are made; their number per segment is also bounded by the steps.
     reward: folder of a reward model; None = logged samples alone.
+    data: where the data of both lie now; None = where they lay.
     follow_s: seconds between looks for new segments; None = return when none is left.
     before_segment: called with (name, parameters, logs with the segment) before each is learned
       from: to judge the policy that would have answered it.
@@ -119,7 +121,7 @@ def learn_online(
   if not folder.is_dir():
     raise ConfigError(f"{segments}: no such folder of segments")
   with lock.held(out, "a learner"), storage.working_copy(out) as copy:
-    learner = _Learner(workdir, segments, copy.path, config, preference, candidates, reward)
+    learner = _Learner(workdir, segments, copy.path, config, preference, candidates, reward, data)
     with Checkpoints(out / "checkpoints") as checkpoints:
       state = learner.begin(checkpoints)
       copy.push()
@@ -153,8 +155,8 @@ def learn_online(
 class _Learner:
   """The run, its logs as they grow, and what is compiled once."""
 
-  def __init__(self, workdir, segments, out, config, preference, candidates, reward):
-    start = read_run(workdir)
+  def __init__(self, workdir, segments, out, config, preference, candidates, reward, data):
+    start = with_data(read_run(workdir), workdir, data)
     train = start.config.train
     train = dataclasses.replace(
       train, learning_rate=config.learning_rate_share * train.learning_rate, warmup_share=0.0,
@@ -172,7 +174,7 @@ class _Learner:
     self.file = OnlineFile(config, candidates, storage.absolute(reward) if reward else "")
     self.inputs: Inputs = open_inputs(self.run, workdir)
     self.logs: Logs = self.inputs.logs
-    self.scorer: RewardScorer | None = open_reward(reward) if with_lists else None
+    self.scorer: RewardScorer | None = open_reward(reward, data=data) if with_lists else None
     if self.scorer:
       require_same_data(self.inputs, self.scorer, reward)
     decoder, params, _ = load_params(start, workdir, self.inputs.vocabulary)
@@ -205,7 +207,8 @@ class _Learner:
     for folder in (self.out, self.out / "published"):
       atomic.sweep(folder)
     if (self.out / "run.json").exists():
-      if different := config_lib.differences(read_run(self.out), self.run):
+      there = dataclasses.replace(read_run(self.out), data=self.run.data, sids=self.run.sids)
+      if different := config_lib.differences(there, self.run):
         raise ConfigError(f"{self.out}: learns with other settings ({', '.join(different)})")
       if config_lib.read_json(OnlineFile, self.out / "online.json") != self.file:
         raise ConfigError(f"{self.out}: learns with other settings, see online.json there")

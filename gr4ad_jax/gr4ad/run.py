@@ -327,7 +327,7 @@ def open_run(workdir: Place, *, data: Place | None = None) -> Opened:
   Raises:
     ConfigError: no trained run, or its data are gone or no longer what it was trained on.
   """
-  run = _with_data(read_run(workdir), workdir, data)
+  run = with_data(read_run(workdir), workdir, data)
   inputs = open_inputs(run, workdir)
   decoder, params, step = load_params(run, workdir, inputs.vocabulary)
   return Opened(
@@ -356,8 +356,12 @@ def _unscorable(run: RunFile) -> str:
   )
 
 
-def _with_data(run: RunFile, workdir: Place, data: Place | None) -> RunFile:
-  """The run with the place of its data, and of semantic IDs in them, as it is now."""
+def with_data(run: RunFile, workdir: Place, data: Place | None) -> RunFile:
+  """The run with the place of its data, and of semantic IDs in them, as it is now.
+
+  Raises:
+    ConfigError: no prepared data are there.
+  """
   if data is not None:
     now, before = storage.absolute(data), run.data.rstrip("/")
     sids = now + run.sids[len(before):] if run.sids.startswith(f"{before}/") else run.sids

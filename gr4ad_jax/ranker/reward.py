@@ -169,8 +169,8 @@ def same_run(run: RewardRun, workdir: Place, model: str) -> RewardRun:
   return there
 
 
-def open_reward(workdir: Place) -> RewardScorer:
-  """A trained reward model.
+def open_reward(workdir: Place, *, data: Place | None = None) -> RewardScorer:
+  """A trained reward model; `data` is where its data lie now, None = where they lay.
 
   Raises:
     ConfigError: none in that folder, or not finished.
@@ -178,6 +178,8 @@ def open_reward(workdir: Place) -> RewardScorer:
   if not storage.exists(workdir / "metrics.json"):
     raise ConfigError(f"{workdir}: holds no finished reward model; run `gr4ad reward` first")
   run = config_lib.read_json(RewardRun, storage.fetch(workdir / "reward.json"))
+  if data is not None:
+    run = dataclasses.replace(run, data=storage.absolute(data))
   fitted = json.loads(storage.read_text(workdir / "metrics.json"))["calibration"]
   return dataclasses.replace(
     _scorer(run, workdir, open_reward_data(run)), click=Platt(**fitted["click"]),
