@@ -11,8 +11,8 @@ import collections
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, Self
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, Self
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ import pandas as pd
 from gr4ad_jax.catalog.ad_index import AdIndex
 from gr4ad_jax.catalog.legal_prefixes import LegalPrefixes, PrefixTree, build_prefix_tree, refill
 from gr4ad_jax.catalog.live_index import IndexChange, LiveAdIndex, Snapshot
+from gr4ad_jax.catalog.rooms import NoRoom, Rooms
 from gr4ad_jax.catalog.targeting import Allowed, Targeting, allow
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data import tables
@@ -35,10 +36,6 @@ MIN_SPARE_SIDS = 1_000
 KEPT_BYTES = 64 << 20  # of what conditions allow
 
 _KEEPING = threading.Lock()  # of what conditions allow: the event loop and the engine both ask
-
-
-class NoRoom(ConfigError):
-  """The compiled programs have no room for so many SIDs."""
 
 
 class ContextMaker(Protocol):
@@ -117,6 +114,21 @@ class Catalog:
     return found
 
 
+class Changed(NamedTuple):
+  """What became of ads that were to come."""
+
+  code_of: dict[str, np.ndarray]  # ad id -> int32 [L], of those that have come
+  refused: dict[str, ValueError]  # ad id -> why it has not
+
+
+class _Coded(NamedTuple):
+  """Ads as the run's tokenizer codes them."""
+
+  table: AdTable
+  code_NL: np.ndarray
+  refused: dict[str, ValueError]  # those that are not among the rows
+
+
 class LiveCatalog:
   """The present catalogue, and the writes that replace it."""
 
@@ -167,69 +179,113 @@ class LiveCatalog:
     ads: Sequence[Mapping[str, Any]] = (),
     *,
     gone: Sequence[str] = (),
-    keep: Callable[[], None] = lambda: None,
-  ) -> list[np.ndarray]:
-    """Adds ads, gives known ones new columns, takes others out; all or nothing.
+    departed: Sequence[Mapping[str, Any]] = (),
+    keep: Callable[[Collection[str]], None] = lambda ad_ids: None,
+  ) -> Changed:
+    """Adds ads, gives known ones new columns, takes others out, all at once.
+
+    Ads that cannot come are left out, each with its reason. Where a prefix is full, an ad shares
+    the SID of another one (`rooms.py`).
 
     Args:
       ads: columns of the ads table, see `tables.build_logs`.
       gone: live ads to take out.
-      keep: remembers the change; called when it is sure to work, and what it raises undoes it.
-
-    Returns:
-      The SIDs of `ads`.
+      departed: ads that went in an earlier life: known to histories, never found.
+      keep: remembers the change by the ids of the ads that come; called when it is sure to work,
+        and what it raises undoes it.
 
     Raises:
-      LogError, ValueError: a column is missing or invalid, an ad stands there twice, encoder
-        "given" meets an ad without embedding, an ad to take out is not live, or none would be left.
-      NoRoom: more SIDs than the compiled programs have room for.
+      LogError, ValueError: an ad stands there twice, one to take out is not live, none would be
+        left, or no ad can come, for the reason of the first.
     """
-    table, embedding_ND = None, None
-    if ads:
-      table = tables.ad_table(pd.DataFrame(list(ads)), "ads", {})
-      embedding_ND = self._encode(table)
     with self._lock:
       now = self._now
-      if not ads and len(now.snapshot.index.ads_A) <= len(gone):
+      coded = self._coded([*ads, *departed])
+      coming = {str(ad["ad_id"]) for ad in ads}
+      placed: dict[str, np.ndarray] = {}
+      rooms, row_of_id = Rooms(now.snapshot, self._tree), {}
+      for row, (ad, code_L) in enumerate(zip(coded.table.ad_id, coded.code_NL, strict=True)):
+        held_L = now.snapshot.codes_of(ad) if now.is_live(ad) else None
+        try:
+          if ad in coming:
+            code_L[:] = rooms.place(code_L, held_L)
+            placed[ad] = code_L
+        except NoRoom as error:
+          coded.refused[ad] = error
+          continue
+        row_of_id[ad] = row
+      if coming and not placed and not gone and not departed:
+        raise next(iter(coded.refused.values()))
+      if not placed and len(now.snapshot.index.ads_A) <= len(gone):
         raise ConfigError("ads: the last ad cannot be removed")
-      ids = [str(ad_id) for ad_id in table.ad_id] if ads else []
-      code_NL = np.zeros((0, len(self._sids.codebook_sizes)), np.int32)
-      if ads:
-        code_NL = self._codes(now, ids, embedding_ND, table)
-      live_N = np.array([now.is_live(ad) for ad in ids], bool)
-      snapshot, prefixes = self._applied(IndexChange(
-        add_ids=[ad for ad, live in zip(ids, live_N, strict=True) if not live],
-        add_codes_NL=code_NL[~live_N],
-        reencode_ids=[ad for ad, live in zip(ids, live_N, strict=True) if live],
-        reencode_codes_ML=code_NL[live_N],
+      live = {ad for ad in placed if now.is_live(ad)}
+      rows_N = np.array([*row_of_id.values()], np.int64)
+      self._replace(now, coded, [*row_of_id], rows_N, IndexChange(
+        add_ids=(new := [ad for ad in placed if ad not in live]),
+        add_codes_NL=coded.code_NL[[row_of_id[ad] for ad in new]],
+        reencode_ids=(known := [ad for ad in placed if ad in live]),
+        reencode_codes_ML=coded.code_NL[[row_of_id[ad] for ad in known]],
         retire_ids=gone,
-      ), keep)
-      row_N = np.array([snapshot.row_of(ad) for ad in ids], np.int64)
-      changed = dataclasses.replace(now, snapshot=snapshot, prefixes=prefixes)
-      if ads:
-        changed = dataclasses.replace(
-          changed,
-          ads=_with_ads(now.ads, row_N, table),
-          codes_AL=with_rows(now.codes_AL, row_N, code_NL),
-          targeting=now.targeting.updated(row_N, table),
-          contexts=now.contexts.with_ads(row_N, ids, code_NL),
-        )
-      self._now = changed
-    return list(code_NL)
+        departed_ids=[ad for ad in row_of_id if ad not in placed],
+      ), lambda: keep(placed))
+    return Changed(placed, coded.refused)
 
-  def _codes(
-    self, now: Catalog, ids: Sequence[str], embedding_ND: np.ndarray, table: AdTable
-  ) -> np.ndarray:
-    """int32 [N, L] SIDs; an ad whose quantised codes stay keeps its suffix."""
+  def _replace(
+    self, now: Catalog, coded: _Coded, ids: Sequence[str], taken_N: np.ndarray,
+    change: IndexChange, keep: Callable[[], None],
+  ) -> None:
+    """Makes the next catalogue the present one: rows `taken_N` of what is coded are `ids`."""
+    snapshot, prefixes = self._applied(change, keep)
+    changed = dataclasses.replace(now, snapshot=snapshot, prefixes=prefixes)
+    if len(ids):
+      row_N = np.array([snapshot.row_of(ad) for ad in ids], np.int64)
+      table, code_NL = _at(coded.table, taken_N), coded.code_NL[taken_N]
+      # A departed ad may have no free suffix; nothing finds it, and its code must be one.
+      code_NL = np.minimum(code_NL, np.array(self._sids.codebook_sizes, np.int32) - 1)
+      changed = dataclasses.replace(
+        changed,
+        ads=_with_ads(now.ads, row_N, table),
+        codes_AL=with_rows(now.codes_AL, row_N, code_NL),
+        targeting=now.targeting.updated(row_N, table),
+        contexts=now.contexts.with_ads(row_N, ids, code_NL),
+      )
+    self._now = changed
+
+  def _coded(self, ads: Sequence[Mapping[str, Any]]) -> _Coded:
+    """Ads with the codes that they get where there is room; unfit ones are found one by one."""
+    num_levels = len(self._sids.codebook_sizes)
+    if not ads:
+      no_rows = np.zeros(0, np.int64)
+      return _Coded(_at(self._now.ads, no_rows), np.zeros((0, num_levels), np.int32), {})
+    try:
+      return _Coded(*self._codes(ads), {})
+    except ValueError:
+      if len(ads) == 1:
+        raise
+    refused: dict[str, ValueError] = {}
+    fit = []
+    for ad in ads:
+      try:
+        self._codes([ad])
+        fit.append(ad)
+      except ValueError as error:
+        refused[str(ad["ad_id"])] = error
+    if not fit:
+      raise next(iter(refused.values()))
+    return _Coded(*self._codes(fit), refused)
+
+  def _codes(self, ads: Sequence[Mapping[str, Any]]) -> tuple[AdTable, np.ndarray]:
+    """Columns, and int32 [N, L] SIDs; an ad whose quantised codes stay keeps its suffix."""
+    table = tables.ad_table(pd.DataFrame(list(ads)), "ads", {})
+    now, held_AL = self._now, self._now.codes_AL
     columns = {name: getattr(table, name) for name in HASH_COLUMNS}
-    held_AL = now.codes_AL
-    code_NL = code_new_ads(self._sids, embedding_ND, columns, held_codes_AL=held_AL)
+    code_NL = code_new_ads(self._sids, self._encode(table), columns, held_codes_AL=held_AL)
     if self._sids.config.last_level == "suffix":
-      for code_L, ad in zip(code_NL, ids, strict=True):
+      for code_L, ad in zip(code_NL, table.ad_id, strict=True):
         row = now.snapshot.find(ad)
         if row >= 0 and (held_AL[row, :-1] == code_L[:-1]).all():
           code_L[:] = held_AL[row]
-    return code_NL
+    return table, code_NL
 
   def _applied(
     self, change: IndexChange, keep: Callable[[], None]
@@ -251,6 +307,12 @@ class LiveCatalog:
     snapshot = self._index.apply(change, accept=accept)
     ((self._tree, prefixes),) = ready
     return snapshot, prefixes
+
+
+def _at(ads: AdTable, row_N: np.ndarray) -> AdTable:
+  """Some rows, without given embeddings."""
+  columns = vars(ads) | {"embedding_AD": None}
+  return AdTable(**{name: x if x is None else x[row_N] for name, x in columns.items()})
 
 
 def _with_ads(ads: AdTable, row_N: np.ndarray, new: AdTable) -> AdTable:

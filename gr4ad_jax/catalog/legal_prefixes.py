@@ -46,7 +46,8 @@ def build_prefix_tree(
   Args:
     sids_SL: int32, distinct SIDs in lexicographic order.
     spare: room for `refill`: so many more SIDs, and children of a node, as a share of those there.
-    codebook_sizes: no node can have more children than its level has codes; None = not known.
+    codebook_sizes: codes of each level: no node has more children, and above the last level, where
+      it costs little, every node has room for so many; None = not known.
 
   Raises:
     ValueError: empty, unsorted or repeated SIDs, negative codes, or a negative `spare`.
@@ -58,7 +59,7 @@ def build_prefix_tree(
   arrays, most_L = _arrays(sids_SL, capacity)
   branching_L = tuple(math.ceil(most * (1 + spare)) for most in most_L)
   if codebook_sizes is not None:
-    branching_L = tuple(map(min, branching_L, codebook_sizes))
+    branching_L = (*codebook_sizes[:-1], min(branching_L[-1], codebook_sizes[-1]))
   return PrefixTree(arrays, branching_L, capacity, len(sids_SL))
 
 

@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import sys
 import threading
-import zipfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from gr4ad_jax.catalog.ad_index import AdIndex, find_keys, move_ads, pack_codes
-from gr4ad_jax.machine import atomic
 
 _BYTES_PER_INT = 32  # a Python int, as the allocator rounds it
 
@@ -35,6 +31,7 @@ class IndexChange(NamedTuple):
   reencode_ids: Sequence[str] = ()  # live ads
   reencode_codes_ML: np.ndarray | None = None  # int [M, L], their new SIDs
   reencode_priority_M: np.ndarray | None = None  # float [M]; None = as it was
+  departed_ids: Sequence[str] = ()  # unknown ads that get a row and no SID, as if they had gone
 
 
 class _AdIds:
@@ -195,7 +192,7 @@ class LiveAdIndex:
     sizes = tuple(int(size) for size in codebook_sizes)
     if not sizes or min(sizes) < 1 or max(sizes) > 2**31 or math.prod(sizes) >= 2**63:
       raise ValueError(f"codebook_sizes: {sizes}, must be in [1, 2^31], their product < 2^63")
-    self._write_lock, self._save_lock = threading.Lock(), threading.Lock()
+    self._write_lock = threading.Lock()
     empty = AdIndex(
       sids_SL=np.empty((0, len(sizes)), np.int32),
       ads_start=np.zeros(1, np.int64),
@@ -230,10 +227,12 @@ class LiveAdIndex:
     with self._write_lock:
       old = self._snapshot
       num_old = len(old.priority_A)
-      add_ids, retire_ids, reencode_ids = _checked_ids(change)
+      add_ids, retire_ids, reencode_ids, departed_ids = _checked_ids(change)
       add_N = _checked_rows("add_ids", add_ids, old, live=False)
       retire_M = _checked_rows("retire_ids", retire_ids, old, live=True)
       reencode_M = _checked_rows("reencode_ids", reencode_ids, old, live=True)
+      known_N = _checked_rows("departed_ids", departed_ids, old, live=False) >= 0
+      departed_ids = [ad for ad, known in zip(departed_ids, known_N, strict=True) if not known]
 
       sizes = old.codebook_sizes
       add_keys_N = _checked_keys("add_codes_NL", change.add_codes_NL, add_ids, sizes)
@@ -249,6 +248,7 @@ class LiveAdIndex:
 
       new_ids = [ad_id for ad_id, row in zip(add_ids, add_N, strict=True) if row < 0]
       add_N[add_N < 0] = num_old + np.arange(len(new_ids))
+      new_ids += departed_ids
       coming_N = np.concatenate([add_N, reencode_M])
       priority_A = np.concatenate([old.priority_A, np.zeros(len(new_ids))])
       priority_A[coming_N] = np.concatenate([add_priority_N, new_priority_M])
@@ -271,74 +271,11 @@ class LiveAdIndex:
       self._snapshot = new
       return new
 
-  def save(self, path: str | os.PathLike, *, fingerprint: str = "") -> Snapshot:
-    """Writes the present snapshot to one .npz file, which is replaced as a whole.
-
-    Args:
-      path: of the file; its folder is made where missing.
-      fingerprint: of what the codes come from (logs and tokenizer); `load` compares it.
-
-    Returns:
-      The snapshot that was written.
-    """
-    with self._save_lock:  # an older snapshot must not replace a newer one
-      snapshot = self._snapshot
-      index = snapshot.index
-      live_A = index.sid_of_ad_A >= 0
-      codes_AL = np.full((len(live_A), len(snapshot.codebook_sizes)), -1, np.int32)
-      codes_AL[live_A] = index.sids_SL[index.sid_of_ad_A[live_A]]
-      ids = snapshot._ids.of_row[: len(live_A)]
-      text = "".join(ids).encode("utf-8", "surrogatepass")
-      with atomic.new_file(Path(path), durable=True) as file:
-        np.savez(
-          file,
-          version=snapshot.version,
-          fingerprint=np.array(fingerprint),
-          codebook_sizes=np.array(snapshot.codebook_sizes, np.int64),
-          id_text=np.frombuffer(text, np.uint8),
-          id_length_A=np.array([len(ad_id) for ad_id in ids], np.int32),  # in characters
-          codes_AL=codes_AL,
-          priority_A=snapshot.priority_A,
-        )
-    return snapshot
-
-  @classmethod
-  def load(cls, path: str | os.PathLike, *, fingerprint: str = "") -> LiveAdIndex:
-    """Reads what `save` wrote: the same ads, rows and version.
-
-    Raises:
-      ValueError: no such file, a damaged one, or one with another fingerprint.
-    """
-    if not Path(path).is_file():
-      raise ValueError(f"{path}: no such file; `LiveAdIndex.save` writes it")
-    try:
-      with Path(path).open("rb") as raw, np.load(raw) as file:  # NumPy leaves damaged ones open
-        arrays = {name: file[name] for name in file.files}
-      if str(arrays["fingerprint"]) != fingerprint:
-        raise ValueError(f"fingerprint {str(arrays['fingerprint'])!r}, expected {fingerprint!r}")
-      return cls._from_arrays(arrays)
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-      raise ValueError(f"{path}: not a usable ad index: {error}") from error
-
-  @classmethod
-  def _from_arrays(cls, arrays: dict[str, Any]) -> LiveAdIndex:
-    text = arrays["id_text"].tobytes().decode("utf-8", "surrogatepass")
-    ends = np.cumsum(arrays["id_length_A"], dtype=np.int64).tolist()
-    ids = [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-    codes_AL, priority_A = arrays["codes_AL"], arrays["priority_A"]
-    retired_A = (codes_AL == -1).all(axis=1)
-    codes_AL[retired_A] = 0
-    result = cls(ids, codes_AL, priority_A, codebook_sizes=arrays["codebook_sizes"].tolist())
-    if retired_A.any():
-      result.apply(IndexChange(retire_ids=[ids[row] for row in np.flatnonzero(retired_A)]))
-    result._snapshot = dataclasses.replace(result._snapshot, version=int(arrays["version"]))
-    return result
-
 
 def _checked_ids(change: IndexChange) -> list[list[str]]:
-  """Ids of added, retired and re-encoded ads."""
+  """Ids of added, retired, re-encoded and departed ads."""
   result, seen = [], set()
-  for name in ("add_ids", "retire_ids", "reencode_ids"):
+  for name in ("add_ids", "retire_ids", "reencode_ids", "departed_ids"):
     ad_ids = getattr(change, name)
     if isinstance(ad_ids, str):
       raise ValueError(f"{name}: {ad_ids!r}, expected a sequence of ids")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gr4ad_jax.catalog.catalog import Catalog, LiveCatalog
+from gr4ad_jax.catalog.catalog import Catalog, Changed, LiveCatalog
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.validation import LogError
 from gr4ad_jax.machine.progress import console
@@ -16,6 +16,7 @@ from gr4ad_jax.serving.messages import AdFields
 from gr4ad_jax.serving.metrics import Metrics
 
 SHOWN_COLUMNS = ("advertiser_id", "category", "text")
+MOST_DEPARTED = 10_000  # ads that went, were none of the log, and are still known after a restart
 
 
 class UnknownAd(ConfigError):
@@ -31,12 +32,12 @@ class Ads:
     self._encoder, self._metrics = encoder, metrics
     self._writing, self._finding = asyncio.Lock(), asyncio.Lock()
 
-  async def put(self, ads: Sequence[AdFields]) -> dict[str, list[int]]:
-    """Adds or changes ads; returns their SIDs. They are on disk and in the index then.
+  async def put(self, ads: Sequence[AdFields]) -> Changed:
+    """Adds or changes ads; those that come are on disk and in the index then.
 
     Raises:
-      ConfigError: a rule is broken; see `LiveCatalog.change`.
-      NoRoom: see there.
+      ConfigError: a rule is broken, and none can come; see `LiveCatalog.change`.
+      NoRoom: there is room for none.
     """
     for at, ad in enumerate(ads):
       if ad.embedding is not None and self._encoder != "given":
@@ -46,15 +47,16 @@ class Ads:
     fields = {row["ad_id"]: row for row in rows}
     async with self._writing:
       try:
-        codes = await asyncio.to_thread(
-          self._catalog.change, rows, keep=lambda: self._journal.put_ads(fields)
+        changed = await asyncio.to_thread(
+          self._catalog.change, rows,
+          keep=lambda ad_ids: self._journal.put_ads({ad: fields[ad] for ad in ad_ids}),
         )
       except (ConfigError, LogError):
         raise
       except ValueError as error:
         raise ConfigError(str(error)) from None
     self._metrics.index_changes.inc()
-    return {row["ad_id"]: code_L.tolist() for row, code_L in zip(rows, codes, strict=True)}
+    return changed
 
   async def remove(self, ad_id: str) -> None:
     """Takes an ad out of the index.
@@ -67,7 +69,7 @@ class Ads:
       if not self._catalog.now.is_live(ad_id):
         raise UnknownAd(f"ad_id {ad_id!r} is not in the index")
       await asyncio.to_thread(
-        self._catalog.change, gone=[ad_id], keep=lambda: self._journal.remove_ad(ad_id)
+        self._catalog.change, gone=[ad_id], keep=lambda _: self._journal.remove_ad(ad_id)
       )
     self._metrics.index_changes.inc()
 
@@ -77,30 +79,30 @@ class Ads:
       return await asyncio.to_thread(_find, self._catalog.now, query, limit)
 
   def restore(self) -> None:
-    """Ads that came and went in an earlier life; what no longer fits is left out and named."""
-    ads, now = self._journal.ads(), self._catalog.now
-    come = [fields for _, fields, live in ads if live]
-    gone = [ad for ad, _, live in ads if not live and now.is_live(ad)]
-    if not come and not gone:
+    """Ads that came and went in an earlier life; what no longer fits is left out and named.
+
+    Of those that went, the last MOST_DEPARTED are known to late events; others are forgotten.
+    """
+    rows, now = self._journal.ads(), self._catalog.now
+    come = [fields for _, fields, live in rows if live and fields is not None]
+    gone = [ad for ad, _, live in rows if not live and now.is_live(ad)]
+    departed = {ad: fields for ad, fields, live in rows if not live and now.snapshot.find(ad) < 0}
+    self._journal.forget_ads([*departed][:-MOST_DEPARTED])
+    late = [fields for fields in [*departed.values()][-MOST_DEPARTED:] if fields is not None]
+    if not come and not gone and not late:
       return
     try:
-      self._catalog.change(come, gone=gone)
+      refused = self._catalog.change(come, gone=gone, departed=late).refused
     except ValueError:  # one misfit must not keep the others out
-      for fields in come:
-        self._tried(fields["ad_id"], [fields])
-      for ad in gone:
-        self._tried(ad, gone=[ad])
-    for ad, fields, live in ads:  # late events may name them
-      if not live and fields is not None and self._tried(ad, [fields]):
-        self._tried(ad, gone=[ad])
-
-  def _tried(self, ad_id: str, ads: Sequence[dict] = (), *, gone: Sequence[str] = ()) -> bool:
-    try:
-      self._catalog.change(ads, gone=gone)
-    except ValueError as error:
-      console.print(f"ad {ad_id!r} of the store is left out: {error}")
-      return False
-    return True
+      refused = {}
+      for change in ({"ads": come}, *({"gone": [ad]} for ad in gone), {"departed": late}):
+        try:
+          refused |= self._catalog.change(**change).refused
+        except ValueError as error:
+          named = change.get("gone") or [row["ad_id"] for row in next(iter(change.values()))]
+          refused |= dict.fromkeys(named, error)
+    for ad, error in refused.items():
+      console.print(f"ad {ad!r} of the store is left out: {error}")
 
 
 def _find(now: Catalog, query: str, limit: int) -> list[dict[str, str]]:

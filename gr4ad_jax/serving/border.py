@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from gr4ad_jax.catalog.catalog import NoRoom
+from gr4ad_jax.catalog.rooms import NoRoom
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.validation import LogError
 from gr4ad_jax.serving.ads import UnknownAd

@@ -236,11 +236,21 @@ class Journal:
   def remove_ad(self, ad_id: str) -> None:
     """Remembers that an ad went; what it was stays."""
     with self._write_lock, self._connection as connection:
-      connection.execute("insert or ignore into ads(ad_id, live) values (?, 0)", (ad_id,))
-      connection.execute("update ads set live = 0 where ad_id = ?", (ad_id,))
+      # A row of its own again, the last one: `ads` lists those that went by when they did.
+      connection.execute(
+        "insert or replace into ads(ad_id, fields, live, crc) select ?1,"
+        " (select fields from ads where ad_id = ?1), 0, (select crc from ads where ad_id = ?1)",
+        (ad_id,),
+      )
+
+  def forget_ads(self, ad_ids: Sequence[str]) -> None:
+    """Remembers nothing of these ads any more."""
+    if ad_ids:
+      with self._write_lock, self._connection as connection:
+        connection.executemany("delete from ads where ad_id = ?", [(ad,) for ad in ad_ids])
 
   def ads(self) -> list[tuple[str, dict | None, bool]]:
-    """Ads that came or went: id, columns (None = an ad of the log), whether they are live."""
+    """Ads that came or went, in this order: id, columns (None = an ad of the log), whether live."""
     rows = self._connection.execute("select ad_id, fields, live, crc from ads order by rowid")
     return [ad for row in rows if (ad := self._ad(*row))]
 

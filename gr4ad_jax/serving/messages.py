@@ -177,10 +177,18 @@ class AdsRequest(_Message):
   ads: list[AdFields] = Field(min_length=1, max_length=MAX_ADS)
 
 
-class AdsReply(_Message):
-  """Ads that can be recommended from now on."""
+class RefusedAd(_Message):
+  """An ad that is as it was before the call."""
 
-  sids: dict[str, list[int]]
+  ad_id: str
+  reason: str
+
+
+class AdsReply(_Message):
+  """What became of the ads."""
+
+  sids: dict[str, list[int]] = Field(description="Of ads that can be recommended from now on.")
+  refused: list[RefusedAd] = Field(description="The others.")
   index_version: int
 
 

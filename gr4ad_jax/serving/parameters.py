@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gr4ad_jax.catalog.catalog import NoRoom
+from gr4ad_jax.catalog.rooms import NoRoom
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.machine.progress import console

@@ -19,6 +19,7 @@ from gr4ad_jax.serving.messages import (
   EventsRequest,
   RecommendReply,
   RecommendRequest,
+  RefusedAd,
   ReloadReply,
   RemovedReply,
 )
@@ -78,9 +79,16 @@ def _api(service: Service) -> APIRouter:
 
   @api.post("/ads", responses={422: _ERRORS[422], 503: {"description": "No room in the index."}})
   async def put_ads(request: AdsRequest) -> AdsReply:
-    """Adds or changes ads; they can be recommended when this answers."""
-    sids = await service.ads.put(request.ads)
-    return AdsReply(sids=sids, index_version=service.catalog.now.snapshot.version)
+    """Adds or changes ads; those in `sids` can be recommended when this answers.
+
+    Ads that cannot come are `refused`, each with a reason; where none can, this is an error.
+    """
+    changed = await service.ads.put(request.ads)
+    return AdsReply(
+      sids={ad: code_L.tolist() for ad, code_L in changed.code_of.items()},
+      refused=[RefusedAd(ad_id=ad, reason=str(why)) for ad, why in changed.refused.items()],
+      index_version=service.catalog.now.snapshot.version,
+    )
 
   @api.delete("/ads/{ad_id:path}", responses={404: {"description": "No such ad."}})
   async def remove_ad(ad_id: str) -> RemovedReply:

@@ -174,18 +174,20 @@ def code_new_ads(
     sids: fitted on other ads.
     embedding_ND: [N, D] float, from the encoder that the quantizer was fitted on.
     columns: hash column -> [N] values; those of the config's hash_columns are needed.
-    held_codes_AL: codes that are taken (a suffix counts on from them); None = those of `sids`.
+    held_codes_AL: codes that are taken (a suffix counts on from them, past its codebook where none
+      is left in it); None = those of `sids`.
     mesh: devices; None = one.
 
   Returns:
     [N, L] int32.
 
   Raises:
-    ValueError: the embeddings do not fit, a column is missing, or no suffix is left.
+    ValueError: the embeddings do not fit, or a column is missing.
   """
   code_NL = _functions(sids.config).encode(sids.quantizer_arrays, embedding_ND, mesh=mesh)
   return _with_last_level(
-    code_NL, columns, sids.config, size=sids.codebook_sizes[-1],
+    code_NL, columns, sids.config,
+    size=0 if sids.config.last_level == "suffix" else sids.codebook_sizes[-1],
     held_codes_AL=sids.codes_AL if held_codes_AL is None else held_codes_AL,
   )
 

@@ -342,58 +342,6 @@ def test_writers_queue_up():
   assert_equals_scratch(snapshot, ids, {a: ((int(a[1:]) % 4, 0, 0), 0.0) for a in ids})
 
 
-def test_save_and_load_give_the_same_index_again(tmp_path):
-  live = small()
-  live.apply(GOOD._replace(add_ids=["Schuh\n🥾", "belt"]))
-  saved = live.save(tmp_path / "index.npz", fingerprint="run 7")
-  assert saved is live.snapshot
-  loaded = LiveAdIndex.load(tmp_path / "index.npz", fingerprint="run 7")
-  assert contents(loaded.snapshot) == contents(saved)
-  assert loaded.snapshot.codebook_sizes == SIZES
-  assert [path.name for path in tmp_path.iterdir()] == ["index.npz"]
-  back = IndexChange(["coat"], np.array([[1, 1, 1]]))  # retired before the save
-  assert contents(loaded.apply(back)) == contents(live.apply(back))
-  live.save(tmp_path / "index.npz")  # replaces
-  assert contents(LiveAdIndex.load(tmp_path / "index.npz").snapshot) == contents(live.snapshot)
-
-
-def test_an_index_without_live_ads_is_saved_too(tmp_path):
-  live = small()
-  live.apply(IndexChange(retire_ids=AD_IDS))
-  live.save(tmp_path / "index.npz")
-  assert contents(LiveAdIndex.load(tmp_path / "index.npz").snapshot) == contents(live.snapshot)
-  assert expand(live.snapshot.index, np.array([[-1, -1]]), 2).tolist() == [[-1, -1]]
-
-
-def test_files_that_cannot_be_used(tmp_path):
-  path = tmp_path / "index.npz"
-  with pytest.raises(ValueError, match="index.npz: no such file"):
-    LiveAdIndex.load(path)
-  small().save(path, fingerprint="run 7")
-  with pytest.raises(ValueError, match="index.npz: .*fingerprint 'run 7', expected 'run 8'"):
-    LiveAdIndex.load(path, fingerprint="run 8")
-  whole = path.read_bytes()
-  for length in (0, 10, len(whole) // 2, len(whole) - 1):
-    path.write_bytes(whole[:length])
-    with pytest.raises(ValueError, match="index.npz: not a usable ad index"):
-      LiveAdIndex.load(path, fingerprint="run 7")
-
-
-def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
-  path, live = tmp_path / "index.npz", small()
-  live.save(path)
-  live.apply(GOOD)
-
-  def disk_full(*_, **__):
-    raise OSError("No space left on device")
-
-  monkeypatch.setattr(np, "savez", disk_full)
-  with pytest.raises(OSError, match="No space"):
-    live.save(path)
-  assert LiveAdIndex.load(path).snapshot.version == 0
-  assert [file.name for file in tmp_path.iterdir()] == ["index.npz"]
-
-
 def test_memory_per_ad():
   """Under the 500 bytes that one million ads in 500 MB allow, with another snapshot being built."""
   rng = np.random.default_rng(0)
