@@ -13,12 +13,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check minilm clean
+.PHONY: help demo test check mutants minilm clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 	@echo 'Variables: PYTHON=python3.12 picks the interpreter, FRESH=1 starts the demo over, FAST=1 runs'
-	@echo '           the tests of the core, ARGS="..." goes to the command (demo: gr4ad demo, test: pytest).'
+	@echo '           the tests of the core, ARGS="..." goes to the command (demo: gr4ad demo, test: pytest,'
+	@echo '           mutants: words of the mutants to try).'
 
 demo: $(VENV)/.installed ## install, run the main job on the embedded dataset, write runs/demo/
 	$(BIN)/gr4ad demo $(if $(filter-out 0,$(FRESH)),--fresh) $(ARGS)
@@ -35,6 +36,9 @@ CORE := tests/test_config.py tests/learning tests/nn tests/catalog \
 test: $(VENV)/.installed-test ## install, run the tests; FAST=1: those of the core, two minutes
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
 	  --durations 10 $(if $(filter-out 0,$(FAST)),$(CORE)) $(ARGS)
+
+mutants: $(VENV)/.installed-test ## put wrong lines into a copy, see that tests notice: half an hour
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 check: $(VENV)/.installed-test ## install, check style, shell scripts, types and who imports whom
 	$(BIN)/ruff check .

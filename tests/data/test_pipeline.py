@@ -74,6 +74,18 @@ def test_histories_carry_the_shares_of_their_ads_and_products(inputs):
   assert min(seen) == -1 and max(seen) > 0
 
 
+def test_ads_of_one_sid_come_by_their_engagements_in_training(inputs):
+  """Those of later days are what is to be found."""
+  events, index = inputs.logs.events, inputs.index
+  learned = (events.ad >= 0) & (events.time_s < inputs.examples.config.validation_start_s)
+  count_A = np.bincount(events.ad[learned], minlength=40)
+  held = [index.ads_A[a:b].tolist() for a, b in zip(index.ads_start, index.ads_start[1:],
+                                                    strict=False)]
+  assert max(map(len, held)) > 1
+  for ads in held:
+    assert ads == sorted(ads, key=lambda ad: (-count_A[ad], ad))
+
+
 def test_hash_buckets_are_those_that_trained_models_know():
   ids = np.array(["a", "b", 7], object)
   assert hash_buckets(ids, 8192).tolist() == [3157, 8017, 2618]
@@ -171,6 +183,9 @@ def test_equal_quantiles_are_merged_and_ecpm_comes_first(inputs):
   assert scale.uses_ecpm and scale.num_bins == 2
   assert scale.bin_means == pytest.approx((1.5 / 1000, 3.5 / 1000))  # currency an impression
   assert value_bucket(scale, np.zeros(3), np.array([1, 4, np.nan])).tolist() == [0, 1, -1]
+  np.testing.assert_allclose(scale.bin_means, [0.0015, 0.0035])  # currency of one impression
+  (edge,) = scale.bin_edges  # belongs to the bucket that begins there
+  assert value_bucket(scale, np.zeros(2), np.array([edge - 0.01, edge])).tolist() == [0, 1]
 
 
 def test_the_mean_that_user_weights_are_measured_by_is_that_of_logs(inputs):

@@ -145,6 +145,20 @@ def test_what_follows_a_held_out_request_is_not_learned_from(tmp_path):
   assert [len(list(maker.impressions(0, split))) for split in range(3)] == [1, 1, 1]
 
 
+def test_the_end_of_an_earlier_request_is_not_learned_from_either(tmp_path):
+  """A request that began before the validating one, and in which more was bought after it."""
+  logs = logs_of([
+    ("u", 0 * HOUR, "a0", None, "r0", CONVERSION, 1.0),
+    ("u", 1 * HOUR, "a1", None, "r1", IMPRESSION, 0.0),
+    ("u", 2 * HOUR, "a2", None, "r2", CONVERSION, 1.0),  # validates
+    ("u", 2 * HOUR + 60, None, "c0", "r1", CONVERSION, 1.0),
+    ("u", 3 * HOUR, "a3", None, "r3", CONVERSION, 1.0),  # tests; c0 is the product of a3
+  ])
+  write_prepared(logs, tmp_path, SequenceConfig(split="leave_one_out", num_trending=0))
+  learned_E = training_events(logs, open_examples(tmp_path / "examples"))
+  assert learned_E.tolist() == [True, True, False, False, False]
+
+
 def test_a_request_in_the_second_of_a_cut_belongs_to_what_begins_there():
   times = [9, 10, 19, 20, 29, 30]
   events = [("u", t, "a0", None, f"r{t}", CONVERSION, 1.0) for t in times]

@@ -47,6 +47,14 @@ def test_the_future_does_not_leak(tiny_logs):
   np.testing.assert_array_equal(a.bucket_DN, b.bucket_DN[:rows])
 
 
+def test_a_request_sees_the_row_of_its_own_day(tiny_logs):
+  """Which knows the days before; a row later would give the day itself away."""
+  trending = build_trending(tiny_logs)
+  begin_s = trending.first_day * DAY_S
+  times = np.array([begin_s, begin_s + 3 * DAY_S - 1, begin_s + 3 * DAY_S])
+  assert trending.rows(times).tolist() == [0, 2, 3]
+
+
 def test_times_outside_the_log_take_the_nearest_day(tiny_logs, tmp_path):
   trending = build_trending(tiny_logs)
   save_trending(trending, tmp_path / "t.npz")

@@ -119,6 +119,8 @@ def test_half_of_the_lists_are_what_was_shown(world, lists):
   """In their request's order; no reference, and the deepest action of each ad."""
   inputs = open_inputs(read_run(world / "run"))
   events = inputs.logs.events
+  # Of training requests alone: the others are what a run is judged by.
+  assert max(row.context.time_s for row in lists) < inputs.examples.config.validation_start_s
   shown = [row for row in lists if not row.has_ref_C.any()]
   own = {row.context.request: row for row in lists if row.has_ref_C.any()}
   assert len(shown) == len(own) == len(lists) // 2
@@ -435,6 +437,11 @@ def test_online_learning_without_a_reward_model_and_its_mistakes(world, segments
   (one / ".c.parquet").write_text("half written")
   state = online(world, one, tmp_path / "out", reward=None)
   rows = read_log(tmp_path / "out")
+  # Judged before it is learned from, at a constant share of the run's rate.
+  assert all(row["loss_after"] < row["loss_before"] for row in rows)
+  learns, learned = (read_run(folder).config.train for folder in (tmp_path / "out", world / "run"))
+  assert learns.learning_rate == pytest.approx(0.1 * learned.learning_rate)
+  assert (learns.warmup_share, learns.final_learning_rate_share) == (0, 1)
   assert [row["segment"] for row in rows] == [0, 1] and rows[-1]["step"] == int(state.step)
   assert rows[0]["lists"] == 0 and rows[0]["moved"] < rows[1]["moved"]
   with pytest.raises(ConfigError, match="other settings"):

@@ -135,6 +135,19 @@ def test_an_advertiser_without_budget_is_never_shown(market):
   assert len(shown) and poor not in market.advertiser_A[shown]
 
 
+def test_a_ranker_that_does_not_err_shows_the_best_of_its_candidates_first(market):
+  config = dataclasses.replace(SMALL, ranker_error=0.0, exploration=0.0)
+  exact = dataclasses.replace(market, config=config, error_A=np.zeros_like(market.error_A))
+  requests, every = week(exact), np.ones(len(exact.budget_V), bool)
+  shown = Cascade(exact, build_shelves(exact))(requests, every, np.random.default_rng(0))
+  earns = truth(exact, requests, shown.ad_RK).ecpm
+  assert (shown.ad_RK >= 0).all() and (np.diff(earns, axis=1) <= 1e-4).all()
+  np.testing.assert_allclose(shown.ecpm_RK, earns, rtol=1e-5)
+  assert all(len(set(ads)) == len(ads) for ads in shown.ad_RK.tolist())
+  best = truth(exact, requests, best_ads(exact, requests, SMALL.slots)).ecpm
+  assert earns.sum() > 0.8 * best.sum()  # of eighty ads most are candidates
+
+
 def test_an_advertiser_whose_budget_is_gone_leaves_for_the_rest_of_the_day(market):
   """Any conversion costs more than this budget; it is looked at every hour, and new every day."""
   poor = dataclasses.replace(market, budget_V=np.full(len(market.budget_V), 1e-6))

@@ -158,6 +158,28 @@ def test_loss_counts_conversions_of_clicked_ads_alone(logs, maker):
   assert float(metrics["loss"][1]) == (rows.shown_RC[:64] >= 0).sum()
 
 
+def test_fields_are_numbered_from_one_and_nothing_is_zero(logs, maker):
+  make = batch_maker(logs, maker, max_history=6)
+  context = next(
+    context for context in read_impressions(maker, "test").contexts
+    if len(context.ad_T) > 1 and (logs.contents.ad[context.organic_O] >= 0).any()
+  )
+  batch = make([context], np.array([[0, 3, -1]], np.int32), np.array([[0, 2, -1]], np.int8))
+  assert batch.candidate_BCX[0, :, 0].tolist() == [1, 4, 0]
+  assert not batch.candidate_BCX[0, 2].any()
+  brands = np.unique(logs.ads.advertiser_id.astype(str)).tolist()
+  assert batch.candidate_BCX[0, 1, 1] == 1 + brands.index(logs.ads.advertiser_id[3])
+  assert (batch.click_BC.tolist(), batch.conversion_BC.tolist()) == ([[False, True, False]],) * 2
+  assert batch.where_BC.tolist() == [[True, True, False]]
+  ads, organic = context.ad_T[:6], context.organic_O[:6]
+  assert batch.ad_BTX[0, :, 0].tolist() == [*(ads + 1), *[0] * (6 - len(ads))]
+  assert batch.organic_BOX[0, : len(organic), 0].tolist() == (organic + 1).tolist()
+  # The ad of the same product, which other contents have not.
+  assert batch.organic_BOX[0, : len(organic), 2].tolist() == (
+    logs.contents.ad[organic] + 1
+  ).tolist()
+
+
 def test_the_towers_learn_from_their_own_loss_alone(logs, maker):
   """Their match is a field of the ranker, whose losses must not bend it; nor the other way."""
   make = batch_maker(logs, maker)

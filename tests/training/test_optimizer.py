@@ -11,6 +11,7 @@ import pytest
 from gr4ad_jax.machine import sharding
 from gr4ad_jax.training.checkpoint import Checkpoints
 from gr4ad_jax.training.config import TrainConfig
+from gr4ad_jax.training.metric_log import MeanMetrics
 from gr4ad_jax.training.optimizer import build_optimizer, learning_rate
 from gr4ad_jax.training.task import Task
 from gr4ad_jax.training.train_loop import read_params
@@ -100,6 +101,16 @@ def test_parts_of_a_batch_draw_for_themselves():
   assert found["grad_norm"] == pytest.approx(np.hypot(4 / 4, 12 / 4))
   # Two equal numbers have the smallest squares of all that sum to the same.
   assert found["drawn_squared"] > found["drawn"] ** 2 / 2 + 1e-4
+
+
+def test_means_are_of_all_that_was_counted_and_begin_anew():
+  means = MeanMetrics()
+  for total, count in ((6.0, 2.0), (1.0, 1.0), (0.0, 0.0)):
+    means.add({"x": (total, count), "none": (0.0, 0.0)})
+  found = means.means()
+  assert found["x"] == pytest.approx(7 / 3) and np.isnan(found["none"])
+  means.add({"x": (5.0, 1.0)})
+  assert means.means() == {"x": 5}
 
 
 def test_the_best_checkpoint_has_the_lowest_validation_loss_and_is_kept(tmp_path):

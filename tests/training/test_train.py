@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.config import ConfigError, to_json
+from gr4ad_jax.data.examples import read_split
+from gr4ad_jax.gr4ad import run as run_module
 from gr4ad_jax.gr4ad.config import Config, ModelConfig
 from gr4ad_jax.gr4ad.run import RunFile, load_params, open_inputs, open_run, read_run, train_run
 from gr4ad_jax.search.config import SearchConfig
@@ -265,6 +267,31 @@ def test_a_full_disk_is_said_and_the_last_good_checkpoint_stays(finished, tmp_pa
         signal.signal(signal.SIGXFSZ, handler)
   with Checkpoints(tmp_path) as checkpoints:
     assert checkpoints.latest_step == 14
+
+
+def test_a_run_learns_from_training_requests_and_is_validated_on_others(
+  tiny_data, tmp_path, monkeypatch
+):
+  sources, examples = {}, open_inputs(run_of(tiny_data)).examples
+
+  class Seen(Exception):
+    pass
+
+  def see(name, function):
+    def call(source, *args, **how):
+      sources[name] = {record["request"] for record in source}
+      if name == "validated":
+        raise Seen
+      return function(source, *args, **how)
+
+    return call
+
+  monkeypatch.setattr(run_module, "batch_dataset", see("learned", run_module.batch_dataset))
+  monkeypatch.setattr(run_module, "validation_batches", see("validated", None))
+  with pytest.raises(Seen):
+    train_run(run_of(tiny_data), tmp_path / "run")
+  for name, split in (("learned", "train"), ("validated", "validation")):
+    assert sources[name] == {e.request for e in read_split(examples, split)}
 
 
 def test_training_loss_falls(finished):

@@ -1,0 +1,111 @@
+"""Metrics, intervals and baselines: evaluation/."""
+
+from tests.mutants.mutant import Mutant
+
+_RANKING, _BASELINES, _PAIRS = (
+  "evaluation/ranking.py", "evaluation/baselines.py", "evaluation/interactions.py"
+)
+_METRICS, _FLOORS = "evaluation/test_ranking.py::", "evaluation/test_baselines.py::"
+_WHOLE = ("test_a_fourth_system.py::test_is_evaluated_beside_the_baselines",)
+
+MUTANTS = (
+  Mutant(
+    "baselines are tuned on validation requests", "evaluation/evaluate.py",
+    'validation = eval_requests(group_requests(read_split(opened.examples, "validation")))',
+    'validation = eval_requests(group_requests(read_split(opened.examples, "test")))', _WHOLE,
+  ),
+  Mutant(
+    "baselines count events over all users up to validation", "evaluation/evaluate.py",
+    '"train_end_s": config.validation_start_s if by_time else None',
+    '"train_end_s": config.test_start_s if by_time else None', _WHOLE,
+  ),
+  Mutant(
+    "a difference is ours less the baseline's", "evaluation/evaluate.py",
+    "ranked[prefix], list_RK, requests=requests", "list_RK, ranked[prefix], requests=requests",
+    _WHOLE,
+  ),
+  Mutant(
+    "targets of one request are counted together", "evaluation/requests.py",
+    "groups.setdefault(example.request, [])", "groups.setdefault(len(groups), [])",
+    ("evaluation/test_requests.py::test_parts_of_a_request_are_judged_together",),
+  ),
+  Mutant(
+    "an organic engagement is none with an ad", "evaluation/requests.py",
+    "events.ad[event_N] >= 0", "events.ad[event_N] >= -1",
+    ("evaluation/test_requests.py::test_baselines_see_engagements_with_products_of_ads",),
+  ),
+  Mutant(
+    "recall is a share of the request's targets", _RANKING,
+    "recall_R = hit_RC.sum(axis=1)[keep_R] / target_RC.sum(axis=1)[keep_R]",
+    "recall_R = hit_RC.any(axis=1)[keep_R]", (_METRICS + "test_by_hand",),
+  ),
+  Mutant(
+    "DCG is divided by that of the best list of as many targets", _RANKING,
+    "best_K[np.clip(target_RC.sum(axis=1), 1, k) - 1]", "best_K[-1]", (_METRICS + "test_by_hand",),
+  ),
+  Mutant(
+    "new targets are those of users who never met the product", _RANKING,
+    "real_RC & requests.new_RC)", "real_RC & ~requests.new_RC)", (_METRICS + "test_by_hand",),
+  ),
+  Mutant(
+    "a bootstrap draws users, who bring all of their requests", _RANKING,
+    "users, user_R = np.unique(requests.user_R[keep_R], return_inverse=True)",
+    "users, user_R = np.unique(np.arange(keep_R.sum()), return_inverse=True)",
+    (_METRICS + "test_one_user_has_an_interval_without_width",),
+  ),
+  Mutant(
+    "intervals hold 95 in a hundred", _RANKING,
+    "np.percentile(values_X, (2.5, 97.5))", "np.percentile(values_X, (5, 95))",
+    (_METRICS + "test_interval_of_single_requests_is_that_of_a_mean",),
+  ),
+  Mutant(
+    "both methods of a difference see the same resampled users", _RANKING,
+    "rng = np.random.default_rng(0)", "rng = np.random.default_rng()",
+    (_METRICS + "test_requests_of_a_user_stay_together",),
+  ),
+  Mutant(
+    "counts over users end where the user's time ends", _PAIRS,
+    "past_E = self.time_s_E < end_s_U[self.user_E]",
+    "past_E = self.time_s_E <= end_s_U[self.user_E]", (_FLOORS + "test_popularity_by_hand",),
+  ),
+  Mutant(
+    "a baseline's history ends strictly before the request", _PAIRS,
+    "stop_R = np.searchsorted(key_E, user_R * span + (time_s_R - origin))",
+    'stop_R = np.searchsorted(key_E, user_R * span + (time_s_R - origin), side="right")',
+    (_FLOORS + "test_the_future_changes_nothing",),
+  ),
+  Mutant(
+    "older events count less", _PAIRS,
+    "np.exp2((time_s - now_s) / half_life_s)", "np.exp2((now_s - time_s) / half_life_s)",
+    (_FLOORS + "test_own_history_by_hand",),
+  ),
+  Mutant(
+    "an ad does not follow from itself in one basket", _PAIRS,
+    "  pairs_AA.setdiag(0)\n", "", (_FLOORS + "test_pairs_equal_plain_loops",),
+  ),
+  Mutant(
+    "baskets of two users never pair", _PAIRS,
+    "np.flatnonzero(user_G[step:] == user_G[:-step])",
+    "np.flatnonzero(user_G[step:] == user_G[step:])", (_FLOORS + "test_pairs_equal_plain_loops",),
+  ),
+  Mutant(
+    "of co-occurring ads the closest are kept", _BASELINES,
+    "row[np.argpartition(row, -keep)[:-keep]] = 0", "row[np.argpartition(row, -keep)[-keep:]] = 0",
+    (_FLOORS + "test_only_the_closest_neighbours_are_kept",),
+  ),
+  Mutant(
+    "equal scores follow in the order of popularity", _BASELINES,
+    "tie_A[popular_A] = np.arange(num_ads)[::-1]", "tie_A[popular_A] = np.arange(num_ads)",
+    (_FLOORS + "test_own_history_by_hand",),
+  ),
+  Mutant(
+    "leave-one-out counts a user's events up to the own request", _BASELINES,
+    "    np.minimum.at(end_s_U, requests.user_R, requests.time_s_R)\n", "    pass\n",
+    (_FLOORS + "test_leave_one_out_ends_at_the_own_request",),
+  ),
+  Mutant(
+    "tuning keeps what helps", "evaluation/baseline_tuning.py",
+    "(trial_score := score(trial)) > best", "(trial_score := score(trial)) < best",
+    (_FLOORS + "test_tuning_finds_what_helps",),
+  ),
+)

@@ -1,0 +1,141 @@
+"""Layers, decoders, the context and the copy path: nn/ and gr4ad/."""
+
+from tests.mutants.mutant import Mutant
+
+_LAYERS, _LAZY, _CONTEXT = "nn/layers.py", "gr4ad/lazy_decoder.py", "gr4ad/context.py"
+_LAYER = ("nn/test_layers.py::test_a_layer_is_attention_and_swiglu_as_they_are_written",)
+_DECODERS = "gr4ad/test_decoders.py::"
+_FIELDS = (_DECODERS + "test_every_field_of_the_context_is_read_and_rows_never_mix",)
+_FORCED = _DECODERS + "test_steps_equal_teacher_forcing"
+_STEPS, _COPIES = (f"{_FORCED}[lazy-static level]",), (f"{_FORCED}[lazy, copy path-static level]",)
+_COPY = (_DECODERS + "test_copying_starts_by_frequency_recency_and_share",)
+
+MUTANTS = (
+  Mutant(
+    "queries to the context are scaled by the root of a head's width", _LAYERS,
+    "self.query(h_BCQD) * (h_BCQD.shape[-1] // self.config.num_heads) ** -0.5",
+    "self.query(h_BCQD)", _LAYER,
+  ),
+  Mutant(
+    "queries between positions are scaled by the root of a head's width", _LAYERS,
+    "query_BCQHK *= head_width**-0.5", "query_BCQHK *= 1.0", _LAYER,
+  ),
+  Mutant(
+    "a position attends to itself and to those before it", _LAYERS,
+    "jnp.tril(", "jnp.triu(", _LAYER,
+  ),
+  Mutant(
+    "one half of the feed-forward's hidden units gates the other by SiLU", _LAYERS,
+    "jax.nn.silu(", "jax.nn.sigmoid(", _LAYER,
+  ),
+  Mutant(
+    "a layer's parts read normalised states", _LAYERS,
+    "self.cross(attend(h_BCQD), kv, mask_BS)", "self.cross(h_BCQD, kv, mask_BS)", _LAYER,
+  ),
+  Mutant(
+    "what a part adds stands beside what was there", _LAYERS,
+    "h_BCQD += self.drop(mixed_BCQD, deterministic)",
+    "h_BCQD = self.drop(mixed_BCQD, deterministic)", _LAYER,
+  ),
+  Mutant(
+    "layer normalisation takes the mean away", _LAYERS,
+    "y = y - jnp.mean(y, axis=-1, keepdims=True)", "y = y - 0", _LAYER,
+  ),
+  Mutant(
+    "padding of the context is not attended to", _LAYERS,
+    "kv.value_BHSK, mask_BS[:, None, None, :]", "kv.value_BHSK, mask_BS[:, None, None, :] | True",
+    (_DECODERS + "test_padding_changes_nothing[lazy]",),
+  ),
+  Mutant(
+    "attention's gradient is that of its masked scores", "nn/attention.py",
+    "weight_RS * (weight_bar_RS - along_R1)", "weight_RS * weight_bar_RS",
+    ("nn/test_attention.py::test_values_and_gradients_are_those_of_jax",),
+  ),
+  Mutant(
+    "a position of the trunk sees none after it", _LAZY,
+    "      m_B1PD, _ = layer(m_B1PD, kv, mask_BS, deterministic=deterministic)\n",
+    "      m_B1PD = layer(m_B1PD[:, :, ::-1], kv, mask_BS)[0][:, :, ::-1]\n",
+    (_DECODERS + "test_a_position_of_the_trunk_sees_those_before_it_and_none_after",),
+  ),
+  Mutant(
+    "L_MTP judges the pass that saw no token", _LAZY,
+    "h_BRPD[:, -1:, :-1], target_BCL, None)", "h_BRPD[:, :1, :-1], target_BCL, None)",
+    (_DECODERS + "test_unfused_pass_ignores_every_other_code[lazy]",),
+  ),
+  Mutant(
+    "Fuse gates the trunk's state by the token", _LAZY,
+    "jnp.concatenate([gated, token], axis=-1)", "jnp.concatenate([m, token], axis=-1)",
+    (_DECODERS + "test_fuse_by_hand",),
+  ),
+  Mutant(
+    "a step fuses the code of the level before", _LAZY,
+    "token_BWD = self.tables.embed(code_BW, level - 1)",
+    "token_BWD = 0 * self.tables.embed(code_BW, level - 1)", _STEPS,
+  ),
+  Mutant(
+    "an input is a row times the root of the width", "gr4ad/tokens.py",
+    "self.tables[level].astype(dtype) * self.config.width**0.5",
+    "self.tables[level].astype(dtype)",
+    (_DECODERS + "test_an_input_token_is_the_square_root_of_the_width_times_a_row",),
+  ),
+  Mutant(
+    "level l copies from tokens that share all levels before it", "gr4ad/tokens.py",
+    "match.append(match[-1] & same_BCLS[:, :, level : level + 1])",
+    "match.append(same_BCLS[:, :, level : level + 1])", _COPIES,
+  ),
+  Mutant(
+    "the gate mixes what is copied with what is generated", "gr4ad/tokens.py",
+    "terms.log_rest[..., None] + log_prob_BCV,", "log_prob_BCV,", _COPIES,
+  ),
+  Mutant(
+    "where nothing can be copied the generator has it all", "gr4ad/copy_path.py",
+    "jnp.where(some, jax.nn.log_sigmoid(-logit), 0.0)", "jax.nn.log_sigmoid(-logit)",
+    (_DECODERS + "test_copy_path_mixture_by_hand",),
+  ),
+  Mutant(
+    "older ads are copied less", "gr4ad/copy_path.py",
+    "ages = -np.log(2)", "ages = np.log(2)", _COPY,
+  ),
+  Mutant(
+    "copying starts in proportion to the count", "gr4ad/copy_path.py",
+    "counts = np.log(2) / 2 *", "counts = np.log(2) *", _COPY,
+  ),
+  Mutant(
+    "a trending ad is copied by its share over an equal one", "gr4ad/copy_path.py",
+    "shares -= np.log(self.EQUAL_SHARE)", "shares += np.log(self.EQUAL_SHARE)", _COPY,
+  ),
+  Mutant(
+    "a history tells how long ago an ad was met", _CONTEXT,
+    '        + table(f"{group}_age", vocabulary.num_age_buckets, age)\n', "", _FIELDS,
+  ),
+  Mutant(
+    "a trending ad tells of its share", _CONTEXT,
+    'trend_BND += table("trend_share", vocabulary.num_trend_buckets, context.trend_share_BN)',
+    "trend_BND += 0", _FIELDS,
+  ),
+  Mutant(
+    "contents are told apart by their ids", _CONTEXT,
+    'organic_BOD += table("organic_id", vocabulary.num_organic_buckets, context.organic_id_BO)',
+    "organic_BOD += 0", _FIELDS,
+  ),
+  Mutant(
+    "every feature has rows of its own", _CONTEXT,
+    "index_BF = context.feature_BF + offsets_F[None]", "index_BF = context.feature_BF + 0",
+    (_DECODERS + "test_the_same_number_of_two_features_is_not_the_same_value",),
+  ),
+  Mutant(
+    "padding of the organic history is masked", _CONTEXT,
+    "context.organic_count_BO >= 0,", "context.organic_count_BO >= -1,",
+    (_DECODERS + "test_padding_changes_nothing[lazy]",),
+  ),
+  Mutant(
+    "the ordinary decoder knows which position it is at", "gr4ad/autoregressive.py",
+    "axis=2) + position_11PD", "axis=2) + 0 * position_11PD",
+    (f"{_FORCED}[autoregressive, copy path-static level]",),
+  ),
+  Mutant(
+    "a module of the multi-token decoder reads the state before it", "gr4ad/multi_token.py",
+    "          states[-1], token_BCD,", "          states[0], token_BCD,",
+    (f"{_FORCED}[multi-token-static level]",),
+  ),
+)
