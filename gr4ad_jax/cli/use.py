@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Literal
 
 from gr4ad_jax.cli import tables
@@ -60,4 +61,5 @@ def export(*, workdir: Place, out: Place, data: Place | None = None) -> None:
   from gr4ad_jax.search.export import export_run
 
   num_bytes = export_run(open_run(workdir, data=data), out)
-  tables.console.print(f"{out}: {num_bytes / 1e6:.1f} MB; try `python {out}/reader.py`")
+  reader = shlex.quote(f"{out}/reader.py")
+  tables.console.print(f"{out}: {num_bytes / 1e6:.1f} MB; try `python {reader}`")

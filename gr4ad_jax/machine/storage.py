@@ -47,8 +47,11 @@ def place(text: str) -> Place:
   """What a user's text means.
 
   Raises:
-    StorageError: another scheme, or no bucket.
+    StorageError: another scheme, no bucket, or a name that is not UTF-8.
   """
+  if any("\ud800" <= letter <= "\udfff" for letter in text):  # bytes of another encoding
+    raise StorageError(f"{text!a}: is not UTF-8, and not every library opens it; give it a name in "
+                       "UTF-8")
   scheme, colon, rest = text.partition(":")
   if not colon or not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
     return Path(text)

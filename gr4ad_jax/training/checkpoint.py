@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import shutil
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.training.train_step import TrainState
 
 _policies = ocp.training.preservation_policies
+_PLAIN_NAME = re.compile(r"[\w./ ,=+@-]*")
 
 
 class CheckpointError(RuntimeError):
@@ -74,9 +76,20 @@ class Checkpoints:
     self._only_read = only_read
     self._errors = (OSError, ValueError) if isinstance(folder, Path) else Exception
     self._without_loss: list[int] = []
+    if isinstance(self._folder, Path):
+      self._folder = self._under_plain_name(self._folder.absolute())
     if isinstance(self._folder, Path) and (damaged := _without_loss(self._folder)):
       self._leave_out_losses(damaged)
     self._open()
+
+  def _under_plain_name(self, folder: Path) -> Path:
+    """A name that orbax takes as it is: it reads patterns and URLs in others, and only UTF-8."""
+    if _PLAIN_NAME.fullmatch(str(folder)):
+      return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    link = Path(self._staging.enter_context(tempfile.TemporaryDirectory())) / "checkpoints"
+    link.symlink_to(folder)
+    return link
 
   def _leave_out_losses(self, damaged: Sequence[Path]) -> None:
     """Steps whose validation loss cannot be read have none; orbax would open none of them all."""
