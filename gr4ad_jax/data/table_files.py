@@ -106,8 +106,7 @@ class TableFiles:
           if table.num_rows:
             columns = {ours: _column(table, part, of) for ours, of in source.items()}
             frame = pa.table(columns).to_pandas(integer_object_nulls=True)
-            if not _is_parquet(part.path):
-              _read_numbers(frame, decimal_comma=decimal_comma)
+            _read_numbers(frame, decimal_comma=decimal_comma)
             yield frame.set_axis(pd.RangeIndex(row, row + len(frame)))
             row += len(frame)
     if not row:
@@ -261,6 +260,8 @@ def _read_numbers(frame: pd.DataFrame, *, decimal_comma: bool) -> None:
   """Amounts in text become numbers; cells that are none stay text, for validation to name them."""
   for column in frame.columns.intersection(_NUMBERS):
     text = frame[column]
+    if not pd.api.types.is_string_dtype(text):
+      continue
     plain = text.str.replace(r"^(-?\d+),(\d+)$", r"\1.\2", regex=True) if decimal_comma else text
     numbers = pd.to_numeric(plain, errors="coerce")
     unread = numbers.isna() & text.notna()

@@ -182,6 +182,14 @@ def test_numbers_between_semicolons_may_have_a_decimal_comma(tmp_path):
   assert logs.events.value.tolist() == [0.5, 12.25, 0.0]
 
 
+def test_amounts_in_text_are_numbers_in_parquet_too(tmp_path):
+  logs, _ = stored(tmp_path, ads().assign(price=["2.5", None]), events(value=["0.5", "0", "1e1"]))
+  np.testing.assert_array_equal(logs.ads.price, np.float32([2.5, np.nan]))
+  assert logs.events.value.tolist() == [0.5, 10, 0]
+  with pytest.raises(LogError, match=r"row 1, column 'value', value 'much': must be a finite num"):
+    stored(tmp_path, ads(), events(value=["0.5", "much", "1"]))
+
+
 def test_bids_in_text_are_numbers(tmp_path):
   ads().assign(bid=[1.5, None]).to_csv(tmp_path / "ads.csv", index=False)
   logs, _ = stored(tmp_path, tmp_path / "ads.csv", events())
