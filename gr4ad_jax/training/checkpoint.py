@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ class Checkpoints:
     # What they say of damaged files, at length, this class says in a line.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     logging.getLogger("asyncio").addFilter(_is_not_orbax)
+    warnings.filterwarnings("ignore", r"coroutine 'Store\..*' was never awaited", RuntimeWarning)
     self._place = folder.absolute() if isinstance(folder, Path) else folder
     self._staging, self._copy = contextlib.ExitStack(), None
     if isinstance(folder, Path):
