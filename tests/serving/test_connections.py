@@ -58,8 +58,8 @@ def server(tmp_path_factory):
   port, folder = free_port(), tmp_path_factory.mktemp("server")
   with (folder / "said").open("wb") as said:
     process = subprocess.Popen(
-      [sys.executable, "-c", SERVER, str(port), str(folder)], stderr=said,
-      preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES)),
+      ["bash", "-c", f'ulimit -n {FILES}; exec "$@"', "bash",
+       sys.executable, "-c", SERVER, str(port), str(folder)], stderr=said,
     )
   try:
     for _ in range(600):
