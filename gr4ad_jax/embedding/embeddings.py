@@ -36,6 +36,7 @@ class LogEmbeddings(NamedTuple):
   ad_AD: np.ndarray  # float32
   content_rows: np.ndarray  # int64, rows of the content table
   content_ND: np.ndarray  # float32, one row for each of these
+  encoder_file: str = ""  # name of the fine-tuned encoder's, where there is one in a folder
 
 
 def given_embeddings(ads: AdTable, file: Path | None) -> LogEmbeddings:
@@ -127,8 +128,10 @@ def _minilm_reader(
 def _tuned_params(
   logs: Logs, minilm: BertEncoder, *, folder: Path | None, train_E: np.ndarray | None, seed: int,
   progress: Callable | None,
-) -> dict[str, Any]:
-  """MiniLM's parameters fine-tuned on a log; the folder keeps them by what they were made of.
+) -> tuple[dict[str, Any], str]:
+  """MiniLM's parameters fine-tuned on a log, and their file's name in the folder ("" = none).
+
+  The folder keeps them by what they were made of.
 
   It keeps the state of an interrupted fine-tuning, too.
 
@@ -140,7 +143,7 @@ def _tuned_params(
   )
   options = {"encoder": minilm, "config": config, "seed": seed, "progress": progress}
   if folder is None:
-    return fine_tune(logs.ads, pairs, **options)
+    return fine_tune(logs.ads, pairs, **options), ""
   key = fingerprint(
     encoder_identity(minilm.name, minilm.params, max_tokens=config.max_tokens),
     dataclasses.asdict(config), seed, list(ad_inputs(logs.ads)), pairs.item_P, pairs.neighbour_P,
@@ -148,12 +151,12 @@ def _tuned_params(
   )
   file = folder / f"uae-{key}.npz"
   if file.exists():
-    return load_params(file, encoder=minilm)
+    return load_params(file, encoder=minilm), file.name
   resume = ResumeFile(folder / f"uae-{key}.resume.npz", key)
   params = fine_tune(logs.ads, pairs, resume=resume, **options)
   save_params(file, params, encoder=minilm)
   resume.remove()
-  return params
+  return params, file.name
 
 
 def embed(
@@ -188,12 +191,13 @@ def embed(
     return given_embeddings(logs.ads, file)
   if file is not None:
     raise ValueError(f"embeddings: a file goes with encoder 'given', not with {encoder!r}")
+  encoder_file = ""
   if encoder == "wordllama":
     reader = _plain_reader(lambda texts: encode_texts(texts, "wordllama"))
   else:
     minilm, tuned = load_minilm(), None
     if encoder == "uae":
-      tuned = _tuned_params(
+      tuned, encoder_file = _tuned_params(
         logs, minilm, folder=folder, train_E=train_E, seed=seed, progress=progress
       )
     reader = _minilm_reader(minilm, tuned, folder, progress)
@@ -204,24 +208,27 @@ def embed(
   # One call, so that a text that ads and contents share is encoded once.
   embedding_ND = reader.encode([*ad_text_A, *content_text_N])
   num_ads = len(ad_text_A)
-  return LogEmbeddings(embedding_ND[:num_ads], content_rows, embedding_ND[num_ads:])
+  return LogEmbeddings(
+    embedding_ND[:num_ads], content_rows, embedding_ND[num_ads:], encoder_file
+  )
 
 
 def open_encoder(
-  encoder: Encoder, *, folder: Path | None = None
+  encoder: Encoder, *, folder: Path | None = None, file: str = ""
 ) -> Callable[[AdTable], np.ndarray]:
   """What embeds ads that come later, as `embed` embedded the log's.
 
   Args:
     encoder: as given to `embed`.
     folder: as given to `embed`; holds the fine-tuned parameters of "uae".
+    file: their name there (`LogEmbeddings.encoder_file`); "" = the only ones.
 
   Returns:
     A function: ads -> float32 [N, D] unit rows; it raises ValueError where encoder "given" meets
     an ad without embedding.
 
   Raises:
-    ValueError: not exactly one fine-tuned encoder in the folder.
+    ValueError: no such file in the folder, or without a name not exactly one.
   """
   if encoder == "given":
     return lambda ads: given_embeddings(ads, None).ad_AD
@@ -230,8 +237,11 @@ def open_encoder(
   minilm, params = load_minilm(), None
   if encoder == "uae":
     tuned = [p for p in folder.glob("uae-*.npz") if not p.name.endswith(".resume.npz")]
+    if file:
+      tuned = [p for p in tuned if p.name == file]
     if len(tuned) != 1:
-      raise ValueError(f"{folder}: {len(tuned)} fine-tuned encoders (uae-*.npz), needs one")
+      wanted = file or "uae-*.npz"
+      raise ValueError(f"{folder}: {len(tuned)} fine-tuned encoders ({wanted}), needs one")
     params = load_params(tuned[0], encoder=minilm)
   reader = _minilm_reader(minilm, params)
   return lambda ads: reader.encode(reader.of_ads(ads))

@@ -92,7 +92,8 @@ class Service:
     embeddings = storage.fetch(opened.data / "embeddings")
     self.catalog = LiveCatalog(
       logs.ads, opened.sids, opened.index, opened.contexts,
-      encode=open_encoder(encoder_name, folder=embeddings), spare=config.spare,
+      encode=open_encoder(encoder_name, folder=embeddings, file=opened.sids.encoder_file),
+      spare=config.spare,
     )
     self.ads = Ads(self.catalog, self.journal, encoder=encoder_name, metrics=self.metrics)
     self.ads.restore()

@@ -37,6 +37,7 @@ class SemanticIds:
     quantizer_arrays: what the quantizer has learned.
     config: as given to `assign_semantic_ids`.
     of_rows: `name_rows` of the logs that the codes belong to; "" = not known.
+    encoder_file: name of the fine-tuned encoder that ads were embedded with; "" = not known.
     health: what health.json beside the codes holds (`health_verdicts.as_record`); None = nothing.
   """
 
@@ -46,6 +47,7 @@ class SemanticIds:
   quantizer_arrays: dict[str, np.ndarray]
   config: TokenizerConfig
   of_rows: str = ""
+  encoder_file: str = ""
   health: dict[str, Any] | None = None
 
   @property
@@ -157,7 +159,9 @@ def assign_semantic_ids(
   content_codes_OL[promotes_O] = codes_AL[logs.contents.ad[promotes_O]]
   if resume is not None:
     resume.remove()
-  return SemanticIds(codes_AL, content_codes_OL, sizes, arrays, config, name_rows(logs))
+  return SemanticIds(
+    codes_AL, content_codes_OL, sizes, arrays, config, name_rows(logs), embeddings.encoder_file
+  )
 
 
 def code_new_ads(
@@ -239,6 +243,7 @@ def save(sids: SemanticIds, folder: str | os.PathLike) -> None:
       content_codes_OL=sids.content_codes_OL,
       codebook_sizes=np.array(sids.codebook_sizes, np.int64),
       of_rows=np.array(sids.of_rows),
+      encoder_file=np.array(sids.encoder_file),
       **{_OF_QUANTIZER + name: array for name, array in sids.quantizer_arrays.items()},
     )
     text = json.dumps(dataclasses.asdict(sids.config), indent=2)
@@ -278,7 +283,7 @@ def load(folder: str | os.PathLike) -> SemanticIds:
           if name.startswith((_OF_QUANTIZER, "centroids_"))
         },
         config=config,
-        of_rows=str(arrays["of_rows"]) if "of_rows" in arrays.files else "",
+        **{name: str(arrays[name]) for name in ("of_rows", "encoder_file") if name in arrays.files},
         health=health,
       )
   except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile,

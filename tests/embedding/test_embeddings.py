@@ -7,6 +7,9 @@ import pytest
 
 from gr4ad_jax.embedding import embeddings
 from gr4ad_jax.embedding.uae import UaeConfig
+from gr4ad_jax.tokenizer import semantic_id
+from gr4ad_jax.tokenizer.config import TokenizerConfig
+from gr4ad_jax.tokenizer.semantic_id import assign_semantic_ids
 from tests.support import tiny_encoder
 
 
@@ -42,6 +45,20 @@ def test_what_was_fine_tuned_is_kept(tiny, tiny_logs, tmp_path, monkeypatch):
     embeddings.embed(tiny_logs, "uae", folder=tmp_path, seed=1)
   with pytest.raises(ValueError, match="0 fine-tuned encoders"):
     embeddings.open_encoder("uae", folder=tmp_path / "nothing")
+
+
+def test_each_tokenizing_finds_the_encoder_that_it_was_made_with(tiny, tiny_logs, tmp_path):
+  """Another fine-tuning leaves its own file beside; a run serves on with that of its codes."""
+  first, second = (embeddings.embed(tiny_logs, "uae", folder=tmp_path, seed=s) for s in (0, 1))
+  config = TokenizerConfig(encoder="uae", codebook_sizes=(4, 4, 8), kmeans_iterations=2)
+  for made in (first, second):
+    semantic_id.save(assign_semantic_ids(tiny_logs, made, config), tmp_path / "sids")
+    file = semantic_id.load(tmp_path / "sids").encoder_file
+    later_AD = embeddings.open_encoder("uae", folder=tmp_path, file=file)(tiny_logs.ads)
+    np.testing.assert_allclose(later_AD, made.ad_AD, atol=1e-6)
+  assert (np.abs(first.ad_AD - second.ad_AD) > 1e-4).any()
+  with pytest.raises(ValueError, match="2 fine-tuned encoders"):
+    embeddings.open_encoder("uae", folder=tmp_path)
 
 
 def test_a_file_goes_with_given_embeddings_alone(tiny_logs, tmp_path):
