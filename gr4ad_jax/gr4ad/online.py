@@ -41,6 +41,7 @@ from gr4ad_jax.data.segments import Appended, append_segment
 from gr4ad_jax.gr4ad.candidates import make_lists, require_same_data, wide_recommender
 from gr4ad_jax.gr4ad.config import CandidateConfig, OnlineConfig, PreferenceConfig
 from gr4ad_jax.gr4ad.list_batches import ListBatchMaker
+from gr4ad_jax.gr4ad.publisher import Publisher
 from gr4ad_jax.gr4ad.run import Inputs, keep_codes, load_params, open_inputs, read_run, with_data
 from gr4ad_jax.gr4ad.segment_batches import Segment, judged_batches, open_segment, step_batches
 from gr4ad_jax.gr4ad.segment_queue import Learned, SegmentQueue
@@ -55,19 +56,9 @@ from gr4ad_jax.search.recommender import Recommender
 from gr4ad_jax.training.checkpoint import Checkpoints
 from gr4ad_jax.training.mesh import check_rows, training_mesh
 from gr4ad_jax.training.metric_log import MeanMetrics, MetricLog
-from gr4ad_jax.training.published import (
-  UnfitError,
-  back_to,
-  forget_before,
-  latest,
-  publish,
-  read_latest,
-  read_published,
-  require_fit,
-)
 from gr4ad_jax.training.steps import run_steps
 from gr4ad_jax.training.task import Metrics
-from gr4ad_jax.training.train_loop import DivergedError, begin, mean_loss, not_finite
+from gr4ad_jax.training.train_loop import begin, mean_loss, not_finite
 from gr4ad_jax.training.train_step import TrainState, compile_programs
 
 
@@ -194,18 +185,14 @@ class _Learner:
       )
     self.reward_scale: RewardScale | None = None
     self.queue = SegmentQueue(storage.fetch(segments), out)
-    try:
-      self.largest = require_fit(self.start_params)
-    except UnfitError as error:
-      raise ConfigError(f"{workdir}: nothing can go on from its parameters: {error}") from None
+    self.publisher = Publisher(out / "published", self.start_params, start=workdir)
     self.known_A = np.bincount(
       self.logs.events.ad[self.logs.events.ad >= 0], minlength=len(self.logs.ads.ad_id)
     ) > 0
 
   def begin(self, checkpoints: Checkpoints) -> TrainState:
     """The state after the last complete checkpoint, or step 0; the logs as they were then."""
-    for folder in (self.out, self.out / "published"):
-      atomic.sweep(folder)
+    atomic.sweep(self.out)
     if (self.out / "run.json").exists():
       there = dataclasses.replace(read_run(self.out), data=self.run.data, sids=self.run.sids)
       if different := config_lib.differences(there, self.run):
@@ -220,13 +207,12 @@ class _Learner:
       self.programs, checkpoints, seed=self.config.seed, start_params=self.start_params
     )
     if learned is None:
-      publish(self.out / "published", 0, self.start_params, {"segments": 0})
+      self.publisher.begin()
       return state
     self.queue.restore(learned)
     if learned["reward_scale"]:
       self.reward_scale = RewardScale(*learned["reward_scale"])
-    self.largest = require_fit(state.params)
-    self._mend_pointer(state)
+    self.publisher.go_on(state, segments=len(self.queue.learned), owner=self.out)
     self.queue.waiting()  # tells of those that have changed
     folder = storage.fetch(storage.place(self.run.segments))
     for name, row in self.queue.learned.items():
@@ -240,15 +226,6 @@ class _Learner:
   def _appended(self, file: Path, read_s: float | None) -> Appended:
     """The logs with a segment, as it was when it was read first."""
     return append_segment(self.logs, file, keep_days=self.config.keep_days, now_s=read_s)
-
-  def _mend_pointer(self, state: TrainState) -> None:
-    """Publishes the checkpoint's parameters where readers find none, or damaged ones."""
-    folder = self.out / "published"
-    try:
-      read_latest(folder, self.start_params, latest(folder))
-    except ConfigError as error:
-      console.print(f"{error}; publishing step {int(state.step):,} anew")
-      publish(folder, int(state.step), state.params, {"segments": len(self.queue.learned)})
 
   def next_segment(self, file: Path) -> Segment | None:
     """A segment behind the logs, with its samples; None where it has to be left out, and is."""
@@ -269,11 +246,7 @@ class _Learner:
       return segment
     # The lists of a segment come from parameters that are published, so that a learner which is
     # killed while it learns makes the same ones again.
-    try:
-      params = read_published(self.out / "published", self.start_params, step=int(state.step))
-    except ConfigError as error:
-      console.print(f"{error}; lists are made with step {int(state.step):,} instead")
-      params = state.params
+    params = self.publisher.known_by(state)
     steps = self.config.passes * math.ceil(len(segment.examples) / self.run.config.train.batch_size)
     # More lists than the steps take would be made in vain.
     most = steps * self.run.config.preference.lists_per_step // (1 + self.candidates.shown)
@@ -296,17 +269,14 @@ class _Learner:
     judged = judged_batches(segment, self.run.config.train.batch_size)
     before = mean_loss(self.programs, state.params, judged)
     first_before = mean_loss(self.programs, state.params, judged[:1])
+    self.publisher.begin_segment(first_step)
     total = MeanMetrics()
 
     def after_step(step: int, state: TrainState, metrics: Metrics) -> None:
       total.add(metrics)
       if step % self.config.publish_every == 0:
         now = mean_loss(self.programs, state.params, judged[:1])
-        self._require_good(state, segment, first_step, first_before, now)
-        publish(self.out / "published", step, state.params, {
-          "segments": segment.number, "learning_from": segment.file.name,
-          "newest_event_s": segment.newest_s, "published_s": int(time.time()),
-        })
+        self.publisher.publish(state, segment, (first_before, now))
 
     state = run_steps(
       self.programs.step, state, map(self.programs.to_devices, self._batches(segment)),
@@ -314,10 +284,9 @@ class _Learner:
     )
     means = total.means()
     after = mean_loss(self.programs, state.params, judged)
-    self._require_good(state, segment, first_step, before, after)
+    self.publisher.require_good(state, segment, (before, after))
     if name := not_finite(means):
-      raise self._diverged(segment, first_step, f"{name} is {means[name]}")
-    self.largest = require_fit(state.params)
+      raise self.publisher.diverged(segment, f"{name} is {means[name]}")
     ads = np.concatenate([e.target_C for e in segment.examples] or [np.zeros(0, np.int32)])
     return state, {
       "segment": segment.number, "examples": len(segment.examples), "lists": len(segment.lists),
@@ -328,33 +297,6 @@ class _Learner:
       **{f"train_{name}": value for name, value in means.items()},
     }
 
-  def _require_good(
-    self, state: TrainState, segment: Segment, first_step: int, before: dict[str, float],
-    now: dict[str, float],
-  ) -> None:
-    """Raises DivergedError where parameters must not be published or kept."""
-    step = int(state.step)
-    try:
-      require_fit(state.params, self.largest)
-    except UnfitError as error:
-      raise self._diverged(segment, first_step, f"after step {step}, {error}") from None
-    if now and not now["loss"] <= 2 * before["loss"] + 1:  # NaN is neither
-      raise self._diverged(
-        segment, first_step,
-        f"after step {step} the loss is {now['loss']:.3g}, over twice that before the segment "
-        f"({before['loss']:.3g})",
-      )
-
-  def _diverged(self, segment: Segment, first_step: int, what: str) -> DivergedError:
-    """The error, with readers pointed back to the parameters from before the segment."""
-    good = back_to(self.out / "published", first_step, {
-      "segments": segment.number, "went_back_from": segment.file.name,
-    })
-    return DivergedError(
-      f"{segment.file}: {what}; back at step {first_step:,}, published is step {good:,}. Take the "
-      "segment away, or begin another --out with a lower --learning-rate-share"
-    )
-
   def keep(self, state: TrainState, segment: Segment, checkpoints: Checkpoints) -> None:
     """A segment counts as learned from once the checkpoint after it is complete."""
     self.queue.add(segment.file, segment.learned)
@@ -363,7 +305,7 @@ class _Learner:
       learned = self.queue.record() | {"reward_scale": list(self.reward_scale or ())}
       checkpoints.save(state, validation_loss=None, data_iterator=learned)
       checkpoints.wait()
-      forget_before(self.out / "published", step)
+      self.publisher.kept(state)
 
   def _batches(self, segment: Segment) -> Iterator[Any]:
     config = self.run.config

@@ -89,8 +89,11 @@ class SegmentQueue:
     why = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
     why = " ".join(why.removeprefix(f"{path}: ").split())[:300]
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    known = self.quarantine.get(path.name, {}).get("why") == why
     self.quarantine[path.name] = {"why": why, "since": now, "sha256": sha256}
     storage.write_json(self._file, self.quarantine)
+    if known:  # one that is being written is tried again and again
+      return
     console.print(
       f"{path}: in quarantine ({why}); it stays there, is tried again when it has changed, and "
       f"those behind it go on; {len(self.quarantine):,} in {self._file}"

@@ -19,8 +19,7 @@ from gr4ad_jax.data.segments import append_segment
 from gr4ad_jax.data.sequences import Example, ExampleMaker
 from gr4ad_jax.data.splits import time_split
 from gr4ad_jax.data.validation import LogError
-from gr4ad_jax.gr4ad import candidates
-from gr4ad_jax.gr4ad import online as online_module
+from gr4ad_jax.gr4ad import candidates, publisher
 from gr4ad_jax.gr4ad.candidates import choose_requests, teaches, write_candidates
 from gr4ad_jax.gr4ad.config import CandidateConfig, OnlineConfig, PreferenceConfig, preset
 from gr4ad_jax.gr4ad.list_batches import ListBatchMaker
@@ -407,7 +406,7 @@ def test_online_learning_survives_being_killed(world, segments, tmp_path):
 
   # In the second segment while it publishes; then before it saves; then when it has saved.
   for place, good in (("publish", 2), ("save", 0), ("write", 0)):
-    owner = {"publish": online_module, "save": Checkpoints, "write": MetricLog}[place]
+    owner = {"publish": publisher, "save": Checkpoints, "write": MetricLog}[place]
     calls, real = [], getattr(owner, place)
 
     def dies(*args, real=real, calls=calls, good=good, **kwargs):
