@@ -23,8 +23,8 @@ MUTANTS = (
     "legal_BWM = child_BWM <= last_BW[..., None]", _PLAIN,
   ),
   Mutant(
-    "an unfilled beam has no children", _BEAM,
-    "  legal_BWM &= carry.score_BW[..., None] > NEG_INF / 2\n", "", _EVERY,
+    "a beam that could not be filled holds no SID", _BEAM,
+    "filled_BW = carry.score_BW > NEG_INF / 2", "filled_BW = carry.node_BW >= 0", _PLAIN,
   ),
   Mutant(
     "a chosen extension takes its own parent's state along", _BEAM,
@@ -118,7 +118,7 @@ MUTANTS = (
   ),
   Mutant(
     "beams narrow at once and widen only after a rest", "search/beam_schedule.py",
-    "narrower if narrower < self.factor else wider", "wider",
+    "(wider > self.factor and rested)", "wider > self.factor",
     (_LOAD + "test_narrows_at_once_and_widens_after_a_while",),
   ),
   Mutant(
