@@ -335,7 +335,7 @@ def test_samples_mark_what_was_found(tmp_path):
   for part in (
     "User u1: 1 of 2 next ads found in the top 50", "age band 25-34",
     "oat milk ad a1 · advertiser m1 · 3× · 5 days ago", "(no text) organic c1 · just before",
-    "1 rye bread ad a2 · advertiser m2 ID 3-1-2 · log p −1.25 · worth EUR 2.50",
+    "1 rye bread ad a2 · advertiser m2 ID 3-1-2 · log p −1.25 · expected value EUR 2.50",
     "✓ oat milk ad a1 · advertiser m1 · in the history ID 3-1-4",
     "✓ oat milk ad a1 · advertiser m1 · EUR 3.20 found at rank 2 · engaged with before",
     "– soap ad a9 · advertiser m9 · EUR 1.00 not in the top 50 · new to the user",
