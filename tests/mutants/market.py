@@ -58,9 +58,4 @@ MUTANTS = (
     "    swap_RK &= open_V[market.advertiser_A[drawn_RK]]\n", "",
     (_TESTS + "test_an_advertiser_whose_budget_is_gone_leaves_for_the_rest_of_the_day",),
   ),
-  Mutant(
-    "every day follows from its own number", _LOG,
-    "rng = np.random.default_rng([market.config.seed, day, 0])",
-    "rng = np.random.default_rng([0, day, 0])", (_TESTS + "test_days_stand_for_themselves",),
-  ),
 )
