@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from experiments._faults import gr4ad, half, largest, overwrite
+from experiments._serving import free_port
 from gr4ad_jax.machine.progress import console
 
 MOST_LINES = 3  # that a command needs to name a file
@@ -43,7 +44,7 @@ def damaged_files(workdir: Path, data: Path, *, user: str) -> dict[str, bool]:
     return "evaluate", "--workdir", folder / "run"
 
   def serve(folder: Path) -> tuple[object, ...]:
-    return "serve", "--artifact", folder / "artifact", "--port", 0
+    return "serve", "--artifact", folder / "artifact", "--port", free_port()
 
   def at(*parts: str) -> Callable[[Path], Path]:
     return lambda folder: folder.joinpath(*parts)
@@ -58,7 +59,7 @@ def damaged_files(workdir: Path, data: Path, *, user: str) -> dict[str, bool]:
     Damage("newest checkpoint", lambda f: largest(f / "run" / "checkpoints" / newest), half, ask,
            word=newest, goes_on=len(steps) > 1),
     Damage("run.json", at("run", "run.json"), half, ask),
-    Damage("codes of the data", at("data", "sids", "codes.npz"), half, ask),
+    Damage("codes", at("run", "codes", "codes.npz"), half, ask),
     Damage("logs", at("data", "logs", "ads.parquet"), half, ask),
     Damage("examples", test_requests, half, judge),
     Damage("examples.json", at("data", "examples", "examples.json"), half, ask),

@@ -29,7 +29,7 @@ os.environ.setdefault("GR4AD_KEEP_MEMORY", "0")  # it makes steps fast and compi
 
 def pytest_collection_modifyitems(items):
   """Folders of long tests first, so that no worker is left with one when the others are done."""
-  long = ("experiments", "serving", "tests")
+  long = ("experiments", "serving", "training", "tests")
   items.sort(key=lambda item: item.path.parent.name not in long)
 
 

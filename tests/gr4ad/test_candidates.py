@@ -233,8 +233,8 @@ def test_lists_without_any_value_are_told_of(world, tmp_path, capsys):
   assert json.loads((tmp_path / "lists" / "lists.json").read_text())["idle_lists"] == 8
 
 
-def without_bids(place):
-  scorer = open_reward(place)
+def without_bids(place, **kw):
+  scorer = open_reward(place, **kw)
   return dataclasses.replace(scorer, bid_A=np.zeros_like(scorer.bid_A))
 
 
