@@ -6,14 +6,13 @@ those of the commands of the same names: `gr4ad COMMAND --help`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from gr4ad_jax.config import ConfigError, override_all
+from gr4ad_jax.config import ConfigError, override_all, read_values
 from gr4ad_jax.data.config import Amazon, CompleteJourney, Parquet, PrepareConfig, Source
 from gr4ad_jax.data.prepare import prepare_logs
 from gr4ad_jax.evaluation import evaluate as evaluation
@@ -114,7 +113,7 @@ def open_run(workdir: str | Place, *, data: str | Place | None = None) -> Opened
   workdir = storage.place(str(workdir))
   if not storage.exists(workdir / "run.json"):
     raise ConfigError(f"{workdir}: holds no run; `gr4ad train --workdir {workdir}` makes one")
-  settings = json.loads(storage.fetch(workdir / "run.json").read_text(encoding="utf-8"))
+  settings = read_values(storage.fetch(workdir / "run.json"))
   match system := settings.get("system", "gr4ad"):
     case "gr4ad":
       return open_gr4ad(workdir, data=None if data is None else storage.place(str(data)))

@@ -154,10 +154,21 @@ def read_json(kind: type[ConfigT], path: Path) -> ConfigT:
   Raises:
     ConfigError: no such file, or its content is not a valid config.
   """
+  return from_dict(kind, read_values(path))
+
+
+def read_values(path: Path) -> dict[str, Any]:
+  """The object that a JSON file holds.
+
+  Raises:
+    ConfigError: no such file, or it is damaged; the message names it.
+  """
   try:
     values = json.loads(path.read_text(encoding="utf-8"))
   except FileNotFoundError:
     raise ConfigError(f"{path}: no such file") from None
-  except json.JSONDecodeError as error:
-    raise ConfigError(f"{path}: not JSON ({error})") from None
-  return from_dict(kind, values)
+  except ValueError as error:  # no JSON, or no text
+    raise ConfigError(f"{path}: damaged, not JSON ({error})") from None
+  if not isinstance(values, dict):
+    raise ConfigError(f"{path}: damaged, holds no JSON object")
+  return values

@@ -66,6 +66,12 @@ def test_from_two_files_to_ranked_ads(files, tmp_path):
     gr.train(tmp_path / "data", tmp_path / "run2", settings={"train.steps": 5})
 
 
+def test_a_run_whose_settings_are_cut_is_named(tmp_path):
+  (tmp_path / "run.json").write_text('{"data": "')
+  with pytest.raises(ValueError, match="run.json: damaged"):
+    gr.open_run(tmp_path)
+
+
 def test_the_package_is_imported_in_no_time():
   """Not even jax comes with it; every public name is there all the same."""
   code = (

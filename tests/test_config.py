@@ -63,7 +63,12 @@ def test_unknown_names_are_refused():
 
 
 def test_unreadable_files_are_named(tmp_path):
-  (tmp_path / "bad.json").write_text("{")
-  for name, rule in (("bad.json", "not JSON"), ("none.json", "no such file")):
+  (tmp_path / "cut.json").write_text("{")
+  (tmp_path / "bytes.json").write_bytes(b"\xff\xfe")
+  (tmp_path / "list.json").write_text("[]")
+  for name, rule in (
+    ("cut.json", "damaged, not JSON"), ("bytes.json", "damaged, not JSON"),
+    ("list.json", "damaged, holds no JSON object"), ("none.json", "no such file"),
+  ):
     with pytest.raises(ConfigError, match=f"{name}: {rule}"):
       read_json(Config, tmp_path / name)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
 
 from gr4ad_jax.catalog.ad_index import AdIndex, build_ad_index
-from gr4ad_jax.config import ConfigError
+from gr4ad_jax.config import ConfigError, read_values
 from gr4ad_jax.data.engagements import engaged_with_ad
 from gr4ad_jax.data.examples import ExampleSet, open_examples, training_events
 from gr4ad_jax.data.log_folder import PREPARE_AGAIN, read_logs
@@ -90,10 +89,8 @@ def data_fingerprint(logs: Path, examples: Path) -> str:
   """
   of_logs = digests.check(logs / "log.json", remedy=PREPARE_AGAIN)
   digests.check(examples / "examples.json", remedy=PREPARE_AGAIN)
-  try:
-    about = json.loads((examples / "examples.json").read_text(encoding="utf-8"))
-  except FileNotFoundError:
-    about = {}  # which `open_examples` tells
+  file = examples / "examples.json"
+  about = read_values(file) if file.exists() else {}  # which `open_examples` tells
   return f"{digests.of_value(of_logs)}-{digests.of_value(about)}"
 
 

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any, Literal
 
 import grain
@@ -289,7 +288,7 @@ def _list_dataset(
   if run.lists_fingerprint not in ("", found):
     raise ConfigError(f"{run.lists}: the lists have changed since the run began; train a new one")
   records = open_lists(folder)
-  about = json.loads((folder / "lists.json").read_text(encoding="utf-8"))
+  about = config_lib.read_values(folder / "lists.json")
   if not inputs.are(about["fingerprint"]):
     raise ConfigError(f"{run.lists}: was made of other data or other SIDs")
   per_list = run.config.preference.reward_range == "list"

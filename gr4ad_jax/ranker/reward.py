@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -180,7 +179,7 @@ def open_reward(workdir: Place, *, data: Place | None = None) -> RewardScorer:
   run = config_lib.read_json(RewardRun, storage.fetch(workdir / "reward.json"))
   if data is not None:
     run = dataclasses.replace(run, data=storage.absolute(data))
-  fitted = json.loads(storage.read_text(workdir / "metrics.json"))["calibration"]
+  fitted = config_lib.read_values(storage.fetch(workdir / "metrics.json"))["calibration"]
   return dataclasses.replace(
     _scorer(run, workdir, open_reward_data(run)), click=Platt(**fitted["click"]),
     conversion=Platt(**fitted["conversion"]),

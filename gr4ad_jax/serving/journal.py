@@ -169,7 +169,7 @@ class Journal:
 
   def after(self, seq: int, limit: int) -> list[tuple[int, Event]]:
     """Events with larger numbers, in order; those behind damaged ones too."""
-    unread: list[int] = []
+    unread: list[range] = []
     rows = journal_repair.readable_rows(
       self._connection, f"{_EVENTS} where seq >= ? order by seq", first=seq + 1,
       last=self.last_seq, unread=unread,

@@ -19,6 +19,7 @@ from typing import Any
 
 _PAGE, _WAL_HEADER, _FRAME_HEADER = 4096, 32, 24  # bytes, of SQLite's file format
 _LEAF = 13  # the first byte of a page that holds rows of a table
+_MOST = 10**12 - 1  # numbers of rows have twelve digits in the names of segments; more are damage
 
 
 def is_damage(error: sqlite3.Error) -> bool:
@@ -152,7 +153,7 @@ def readable_text(raw: bytes) -> str:
 
 
 def readable_rows(
-  connection: sqlite3.Connection, query: str, *, first: int, last: int, unread: list[int]
+  connection: sqlite3.Connection, query: str, *, first: int, last: int, unread: list[range]
 ) -> Iterator[tuple]:
   """Rows in the order of their numbers, also those behind damaged pages.
 
@@ -165,6 +166,13 @@ def readable_rows(
   Raises:
     sqlite3.Error: a fault that is no damage.
   """
+
+  def next_row(at: int) -> tuple | None:
+    with _despite_damage():
+      row = connection.execute(f"{query} limit 1", (at,)).fetchone()
+      return row if row and row[0] <= last else None
+    return None
+
   at = first
   while at <= last:
     try:
@@ -178,22 +186,33 @@ def readable_rows(
       if not is_damage(error):
         raise
     # The module reads a row ahead: what lies before the damage may not have come.
-    row = None
-    with _despite_damage():
-      row = connection.execute(f"{query} limit 1", (at,)).fetchone()
-    if row and row[0] <= last:
+    if row := next_row(at):
+      at = row[0] + 1
       yield row
-    else:
-      unread.append(at)
-    at = row[0] + 1 if row and row[0] <= last else at + 1
+      continue
+    # A damaged page hides many numbers, and one of them may be anything: steps that double find
+    # something readable behind it, and halves of the last step where it begins.
+    step = 1
+    while at + step <= last and not next_row(at + step):
+      step *= 2
+    hidden, end = at + step // 2, min(at + step, last + 1)
+    while end - hidden > 1:
+      middle = (hidden + end) // 2
+      hidden, end = (hidden, middle) if next_row(middle) else (middle, end)
+    unread.append(range(at, end))
+    at = end
 
 
-def spans(numbers: list[int]) -> str:
+def spans(numbers: list[range]) -> str:
   """Ascending numbers in words: 3, 7 to 9."""
-  starts = [n for i, n in enumerate(numbers) if not i or numbers[i - 1] != n - 1]
-  ends = [n for i, n in enumerate(numbers) if i + 1 == len(numbers) or numbers[i + 1] != n + 1]
+  joined: list[range] = []
+  for each in numbers:
+    if joined and joined[-1].stop == each.start:
+      joined[-1] = range(joined[-1].start, each.stop)
+    else:
+      joined.append(each)
   return ", ".join(
-    f"{a:,}" if a == b else f"{a:,} to {b:,}" for a, b in zip(starts, ends, strict=True)
+    f"{r.start:,}" if len(r) == 1 else f"{r.start:,} to {r.stop - 1:,}" for r in joined
   )
 
 
@@ -213,19 +232,30 @@ def _copied(
       query = f"select {listed} from {table} order by 1"
       whole = [_insert_until_damage(old, query + order, new, insert) for order in ("", " desc")]
       return [] if whole[0] else [f"some of {table}"]
-    unread: list[int] = []
+    unread: list[range] = []
     query = f"select rowid, {listed} from {table} where rowid >= ? order by rowid"
     for number, *row in readable_rows(old, query, first=1, last=last, unread=unread):
       if not new.execute(insert, row).rowcount:  # it breaks a rule of the table
-        unread.append(number)
+        unread.append(range(number, number + 1))
+    unread.sort(key=lambda numbers: numbers.start)
     if unread and "seq" in columns:  # rows below a damaged page of the tree may be whole
-      missing = set(unread)
-      for number, row in _leaf_rows(_file_of(old), len(columns)):
-        if number in missing and new.execute(insert, (number, *row[1:])).rowcount:
-          missing.remove(number)
-      unread = sorted(missing)
-    return [f"{table} {spans(sorted(unread))}"] if unread else []
+      found = {
+        number for number, row in _leaf_rows(_file_of(old), len(columns))
+        if any(number in numbers for numbers in unread)
+        and new.execute(insert, (number, *row[1:])).rowcount
+      }
+      unread = _without(unread, found)
+    return [f"{table} {spans(unread)}"] if unread else []
   return [f"all of {table}"]
+
+
+def _without(numbers: list[range], found: set[int]) -> list[range]:
+  """Ascending ranges without some of their numbers."""
+  left = []
+  for each in numbers:
+    cuts = [each.start - 1, *sorted(n for n in found if n in each), each.stop]
+    left += [range(a + 1, b) for a, b in zip(cuts, cuts[1:], strict=False) if b - a > 1]
+  return left
 
 
 def _file_of(connection: sqlite3.Connection) -> Path:
@@ -293,11 +323,14 @@ def _insert_until_damage(
 
 def _last_number(old: sqlite3.Connection, table: str) -> int | None:
   """The largest number that a row of a table may have; None where nothing tells."""
-  with _despite_damage():
-    return old.execute(f"select max(rowid) from {table}").fetchone()[0] or 0
-  with _despite_damage():
-    known = "select max(seq) from sqlite_sequence where name = ?"
-    return old.execute(known, (table,)).fetchone()[0]
+  for query in (
+    f"select max(rowid) from {table}",
+    f"select max(seq) from sqlite_sequence where name = '{table}'",
+  ):
+    with _despite_damage():
+      found = old.execute(query).fetchone()[0] or 0
+      if isinstance(found, int) and 0 <= found <= _MOST:
+        return found
   return None
 
 
@@ -315,14 +348,16 @@ def _settled(old: sqlite3.Connection, new: sqlite3.Connection) -> list[str]:
   """Puts right what tables say of each other; what is not known any more, in words."""
   # Of two tables in each other's place, an id and a position would be anything.
   new.execute(f"delete from about where id not glob '{'[0-9a-f]' * 8}'")
-  new.execute("delete from positions where typeof(seq) != 'integer'")
+  new.execute("delete from events where seq > ?", (_MOST,))
+  new.execute("delete from positions where typeof(seq) != 'integer' or seq > ?", (_MOST,))
   known = [0]
   for connection, query in (
     (old, "select max(seq) from sqlite_sequence where name = 'events'"),
     (new, "select max(seq) from events"), (new, "select max(seq) from positions"),
   ):
     with _despite_damage():
-      known.append(connection.execute(query).fetchone()[0] or 0)
+      number = connection.execute(query).fetchone()[0] or 0
+      known.append(number if isinstance(number, int) and number <= _MOST else 0)
   # New events must not take the numbers of earlier ones, which segments and readers know.
   new.execute("delete from sqlite_sequence where name = 'events'")
   new.execute("insert into sqlite_sequence values ('events', ?)", (max(known),))

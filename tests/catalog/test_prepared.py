@@ -106,6 +106,17 @@ def test_examples_that_were_cut_short_are_named(data):
     open_data(data)
 
 
+@pytest.mark.parametrize(
+  "name", ["logs/log.json", "examples/examples.json", "sids/config.json", "sids/codes.npz"]
+)
+def test_a_file_that_is_cut_is_named_in_one_line(data, name):
+  file = data / name
+  file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+  with pytest.raises(ValueError) as told:
+    open_data(data)
+  assert str(file) in str(told.value) and "\n" not in str(told.value)
+
+
 def test_a_run_of_an_earlier_version_opens_with_a_line(data, capsys):
   """Those knew their data by examples.json and the codes; prepare kept no digests."""
   for file in (data / "logs" / "log.json", data / "examples" / "examples.json"):

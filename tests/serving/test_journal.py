@@ -107,6 +107,20 @@ def test_a_damaged_page_of_events_costs_its_own_and_the_others_go_on(written, ca
   again.close()
 
 
+def test_torn_pages_everywhere_do_not_keep_a_store_from_opening(written, capsys):
+  """Half of every page but the first two is noise, so that any number may be a row's."""
+  path, _ = written
+  with path.open("r+b") as stream:
+    for page in range(2, path.stat().st_size // PAGE):
+      stream.seek(page * PAGE + PAGE // 2)
+      stream.write(b"\xab" * (PAGE // 2))
+  journal = Journal(path)
+  told = capsys.readouterr().err
+  assert f"{path}: damaged" in told and "not to be read" in told and "events" in told
+  assert journal.add_events([event(1)]).last_seq < 1_000_000
+  journal.close()
+
+
 def test_a_row_that_is_not_what_was_written_is_left_out_and_named(written, tmp_path, capsys):
   path, _ = written
   with sqlite3.connect(path) as connection:
