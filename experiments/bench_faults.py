@@ -22,7 +22,7 @@ number that is none; unplanned_5xx answers from 500 on that are not 503. Of corr
 corruptions_named were named.
 
 Expected: lost, duplicated, nan_served, unplanned_5xx, stuck_starts 0; corruptions_named =
-corruptions_tried, holders_named = 3, slow_beside_idle 0. Run time on two CPU cores: 10 minutes.
+corruptions_tried, holders_named = 3, slow_beside_idle 0. Run time on two CPU cores: 12 minutes.
 """
 
 from __future__ import annotations
