@@ -157,8 +157,8 @@ def read_json(kind: type[ConfigT], path: Path) -> ConfigT:
   return from_dict(kind, read_values(path))
 
 
-def read_values(path: Path) -> dict[str, Any]:
-  """The object that a JSON file holds.
+def read_values(path: Path, kind: type = dict) -> Any:
+  """What a JSON file holds: an object, or another `kind` of value.
 
   Raises:
     ConfigError: no such file, or it is damaged; the message names it.
@@ -168,7 +168,7 @@ def read_values(path: Path) -> dict[str, Any]:
   except FileNotFoundError:
     raise ConfigError(f"{path}: no such file") from None
   except ValueError as error:  # no JSON, or no text
-    raise ConfigError(f"{path}: damaged, not JSON ({error})") from None
-  if not isinstance(values, dict):
-    raise ConfigError(f"{path}: damaged, holds no JSON object")
+    raise ConfigError(f"{path}: not JSON ({error})") from None
+  if not isinstance(values, kind):
+    raise ConfigError(f"{path}: holds a {type(values).__name__}, must be a {kind.__name__}")
   return values

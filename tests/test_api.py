@@ -68,7 +68,7 @@ def test_from_two_files_to_ranked_ads(files, tmp_path):
 
 def test_a_run_whose_settings_are_cut_is_named(tmp_path):
   (tmp_path / "run.json").write_text('{"data": "')
-  with pytest.raises(ValueError, match="run.json: damaged"):
+  with pytest.raises(ValueError, match="run.json: not JSON"):
     gr.open_run(tmp_path)
 
 

@@ -67,8 +67,8 @@ def test_unreadable_files_are_named(tmp_path):
   (tmp_path / "bytes.json").write_bytes(b"\xff\xfe")
   (tmp_path / "list.json").write_text("[]")
   for name, rule in (
-    ("cut.json", "damaged, not JSON"), ("bytes.json", "damaged, not JSON"),
-    ("list.json", "damaged, holds no JSON object"), ("none.json", "no such file"),
+    ("cut.json", "not JSON"), ("bytes.json", "not JSON"),
+    ("list.json", "holds a list, must be a dict"), ("none.json", "no such file"),
   ):
     with pytest.raises(ConfigError, match=f"{name}: {rule}"):
       read_json(Config, tmp_path / name)

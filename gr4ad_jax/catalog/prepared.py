@@ -72,7 +72,7 @@ def open_prepared(data: str, sids: str, *, fingerprint: str = "") -> Prepared:
   if fingerprint == early:
     console.print(
       f"{data}: this run is of an earlier version, which knew its data by counts and semantic IDs "
-      "alone; whether logs or examples have changed since cannot be told", markup=False,
+      "alone; whether logs or examples have changed since cannot be told",
     )
   # Ads of one SID come by their clicks and conversions in training requests.
   rows = engaged_with_ad(logs.events) & training_events(logs, examples)

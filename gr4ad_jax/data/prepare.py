@@ -84,15 +84,10 @@ def _store(source: Source, folder: Path) -> None:
       write_logs(logs, folder)
     case Parquet():
       for line in parquet_logs.store_parquet_logs(source, folder):
-        _say(line)
+        console.print(line)
     case Amazon():
       logs = amazon.read_amazon(storage.fetch(source.folder), max_users=source.users)
       write_logs(logs, folder)
-
-
-def _say(line: str) -> None:
-  # Texts and ids of a log are never markup.
-  console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _split(source: Source, parts: LogParts) -> SequenceConfig:
@@ -168,7 +163,7 @@ def _summary(
 ) -> dict[str, int]:
   logs = parts.logs
   if line := _worthless(logs, found):
-    _say(line)
+    console.print(line)
   counts = {
     "users": len(logs.users.user_id),
     "ads": len(logs.ads.ad_id),

@@ -53,11 +53,6 @@ class Times(NamedTuple):
   last_s: int
   now_s: float
 
-  @classmethod
-  def until(cls, now_s: float) -> Times:
-    """Nothing is known but the present."""
-    return cls(None, 0, MAX_UNIX_SECONDS, now_s)
-
   def strays(self, time_s_E: np.ndarray) -> dict[str, np.ndarray]:
     """Why rows are left out -> bool [E], which ones."""
     ahead_E = ahead_of(self.now_s, time_s_E)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -168,16 +167,6 @@ def require_same_data(inputs: Inputs, scorer: RewardScorer, reward: Place) -> No
                       "the run's data with `gr4ad reward`")
 
 
-def _require_free(out: Place, overwrite: bool) -> None:
-  """Refuses to replace lists unasked, and anything but lists, finished or not, at all."""
-  if storage.exists(out / "lists.json"):
-    if not overwrite:
-      raise ConfigError(f"{out}: holds candidate lists already; pass --overwrite or another --out")
-  elif isinstance(out, Path) and out.exists():
-    if not out.is_dir() or {path.name for path in out.iterdir()} - set(LIST_FOLDERS):
-      raise ConfigError(f"{out}: holds other files; pass another --out")
-
-
 def write_candidates(
   workdir: Place,
   reward: Place,
@@ -205,7 +194,9 @@ def write_candidates(
       lists already, or something else.
     LogError: the logs hold no impressions.
   """
-  _require_free(out, overwrite)
+  storage.require_replaceable(
+    out, "candidate lists", markers=("lists.json",), parts=LIST_FOLDERS, overwrite=overwrite
+  )
   run = with_data(read_run(workdir), workdir, data)
   inputs, scorer = open_inputs(run, workdir), open_reward(reward, data=data)
   require_same_data(inputs, scorer, reward)
@@ -241,7 +232,7 @@ def write_candidates(
   if idle > IDLE_SHARE * count:
     console.print(
       f"{out}: {idle:,} of {count:,} lists hold no two ads of different expected value, and teach "
-      "nothing; are all bids, or the values of all conversions, 0 or the same?", markup=False,
+      "nothing; are all bids, or the values of all conversions, 0 or the same?",
     )
   quantiles = np.quantile(np.concatenate(ecpm), (0.1, 0.5, 0.9))
   return {

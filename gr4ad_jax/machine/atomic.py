@@ -119,12 +119,8 @@ def _sweep(folder: Path) -> None:
   """Removes what killed processes of this machine have left in a folder."""
   for entry in folder.glob(f".*.{_machine()}-*-*.tmp"):
     writer = int(entry.name.split("-")[-2])
-    if _is_running(writer):
-      continue
-    if entry.is_dir():
-      shutil.rmtree(entry, ignore_errors=True)
-    else:
-      entry.unlink(missing_ok=True)
+    if not _is_running(writer):
+      _remove(entry)
 
 
 def sweep(folder: Path, names: str = "*") -> None:
@@ -138,10 +134,14 @@ def sweep(folder: Path, names: str = "*") -> None:
     names: of the files and folders that were to appear, as a pattern.
   """
   for entry in folder.glob(f".{names}.*-*-*.tmp"):
-    if entry.is_dir():
-      shutil.rmtree(entry, ignore_errors=True)
-    else:
-      entry.unlink(missing_ok=True)
+    _remove(entry)
+
+
+def _remove(entry: Path) -> None:
+  if entry.is_dir():
+    shutil.rmtree(entry, ignore_errors=True)
+  else:
+    entry.unlink(missing_ok=True)
 
 
 @functools.cache

@@ -34,6 +34,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gr4ad_jax.config import ConfigError
 from gr4ad_jax.machine import atomic, bucket
 from gr4ad_jax.machine.bucket import DRIVERS, StorageError, Url
 
@@ -96,6 +97,29 @@ def require_free(place: Place) -> None:
   """Raises StorageError where the bucket has something there; local folders are their writer's."""
   if isinstance(place, Url) and exists(place):
     raise StorageError(f"{place}: exists already; pass another --out")
+
+
+def require_replaceable(
+  place: Place, what: str, *, markers: Sequence[str], parts: Sequence[str] = (), overwrite: bool
+) -> None:
+  """Refuses to replace what is there unasked, and anything else at all.
+
+  Args:
+    place: folder that a stage is going to write.
+    what: it holds where all `markers` are there.
+    markers: names of its files that say that it is complete.
+    parts: names of what an interrupted stage leaves, which may always be replaced.
+    overwrite: replace it.
+
+  Raises:
+    ConfigError: it is there, or something else is.
+  """
+  if all(exists(place / name) for name in markers):
+    if not overwrite:
+      raise ConfigError(f"{place}: holds {what} already; pass --overwrite or another --out")
+  elif isinstance(place, Path) and place.exists():
+    if not place.is_dir() or {path.name for path in place.iterdir()} - set(parts):
+      raise ConfigError(f"{place}: holds other files; pass another --out")
 
 
 def read_text(place: Place) -> str:

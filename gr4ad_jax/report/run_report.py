@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from gr4ad_jax.config import ConfigError
+from gr4ad_jax.config import ConfigError, read_values
 from gr4ad_jax.machine import atomic
 from gr4ad_jax.report import health_lines, sections
 from gr4ad_jax.report.page import compact, duration, integer, number, percent, render
@@ -109,15 +109,7 @@ def _read(workdir: Path) -> _RunFiles:
 
 def _read_json(path: Path, kind: type) -> Any:
   """The file's content, which must be of this kind; None where there is no such file."""
-  try:
-    content = json.loads(path.read_text(encoding="utf-8"))
-  except FileNotFoundError:
-    return None
-  except ValueError as error:
-    raise ConfigError(f"{path}: not JSON ({error})") from None
-  if not isinstance(content, kind):
-    raise ConfigError(f"{path}: holds a {type(content).__name__}, must be a {kind.__name__}")
-  return content
+  return read_values(path, kind) if path.exists() else None
 
 
 def _tiles(metrics: Mapping[str, float], about: Mapping[str, Any]) -> list[tuple[str, str]]:

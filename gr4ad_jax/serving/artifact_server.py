@@ -140,18 +140,12 @@ def build_artifact_app(
   @contextlib.asynccontextmanager
   async def running():
     batcher.start()
-    rest = None if engine.is_whole else asyncio.create_task(compile_rest())
+    rest = None if engine.is_whole else asyncio.create_task(batcher.compile_rest())
     yield
     engine.stop()
     await batcher.stop()
     if rest is not None:
       await asyncio.gather(rest, return_exceptions=True)
-
-  async def compile_rest():
-    timing = await asyncio.to_thread(engine.compile_rest)
-    if timing is not None:
-      engine.use_all(timing)
-      batcher.take_timing()
 
   @api.post("/recommend")
   async def recommend(request: ContextRequest) -> ContextReply:

@@ -66,6 +66,15 @@ class Batcher:
     """It changes where an engine gets its other programs."""
     return self._engine.config
 
+  async def compile_rest(self) -> bool:
+    """Compiles the engine's other programs beside requests, and uses them; False once stopped."""
+    timing = await asyncio.to_thread(self._engine.compile_rest)
+    if timing is None:
+      return False
+    self._engine.use_all(timing)
+    self.take_timing()
+    return True
+
   def take_timing(self) -> None:
     """Chooses beams by the engine's present programs and how long they take."""
     self.beams = TrafficAwareBeams(

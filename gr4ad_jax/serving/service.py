@@ -193,14 +193,12 @@ class Service:
 
   async def _compile_rest(self) -> None:
     try:
-      timing = await asyncio.to_thread(self.engine.compile_rest)
+      done = await self.batcher.compile_rest()
     except Exception as error:  # what is there goes on answering
       self.metrics.faults.labels("compile").inc()
       console.print(f"compile: {error!r}; serving goes on with one program")
       return
-    if timing is not None:
-      self.engine.use_all(timing)
-      self.batcher.take_timing()
+    if done:
       await asyncio.to_thread(self._time_parts)
 
   async def _for_ever(self, name: str, job: Callable[[], Awaitable[None]]) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import NamedTuple
 
-from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.examples import open_examples, training_events
 from gr4ad_jax.data.log_folder import PREPARE_AGAIN, read_logs
 from gr4ad_jax.data.records import Logs
@@ -54,7 +52,10 @@ def tokenize(
     LogError, ValueError: no logs there, or settings that do not fit them.
     ConfigError: `out` holds semantic IDs already, or something else.
   """
-  _require_free(out, overwrite)
+  # An interrupted stage leaves no config.json, which comes with the codes, in a bucket after them.
+  storage.require_replaceable(
+    out, "semantic IDs", markers=("config.json", "codes.npz"), overwrite=overwrite
+  )
   digests.check(storage.fetch(data / "logs") / "log.json", remedy=PREPARE_AGAIN)
   logs = read_logs(storage.fetch(data / "logs"))
   train_E = None
@@ -76,15 +77,3 @@ def tokenize(
     sids = dataclasses.replace(sids, health=as_record(metrics, lines))
     semantic_id.save(sids, folder)
   return Tokenized(logs, embedded, sids, metrics, lines)
-
-
-def _require_free(out: Place, overwrite: bool) -> None:
-  """Refuses to replace semantic IDs unasked, and anything else at all.
-
-  An interrupted stage leaves no config.json: it is written with the codes, in a bucket after them.
-  """
-  if storage.exists(out / "config.json") and storage.exists(out / "codes.npz"):
-    if not overwrite:
-      raise ConfigError(f"{out}: holds semantic IDs already; pass --overwrite or another --out")
-  elif isinstance(out, Path) and out.exists() and not (out.is_dir() and not any(out.iterdir())):
-    raise ConfigError(f"{out}: holds other files; pass another --out")

@@ -70,7 +70,7 @@ class MetricLog:
       self._missed.add(name)
       console.print(
         f"step {step}: {name} ({kind}) has no finite value, as where nothing was counted; such "
-        f"numbers are left out of {self._path.name}", markup=False,
+        f"numbers are left out of {self._path.name}",
       )
     row = {"step": step, "kind": kind, **finite}
     self._file.write(json.dumps(row, allow_nan=False) + "\n")  # JSON knows no NaN
