@@ -18,8 +18,6 @@ from gr4ad_jax.data.log_folder import read_logs
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.sequences import Example, ExampleMaker, FeatureVocabulary
 from gr4ad_jax.data.splits import time_split
-from gr4ad_jax.evaluation.ranking import EvalRequests, ranking_metrics
-from gr4ad_jax.evaluation.requests import eval_requests, group_requests
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.machine.storage import write_json
 from gr4ad_jax.market.log import market_logs
@@ -37,6 +35,8 @@ from gr4ad_jax.market.worlds import build_market
 from gr4ad_jax.ranker.config import RewardConfig
 from gr4ad_jax.ranker.reward import RewardRun, RewardScorer, train_reward
 from gr4ad_jax.search.config import SearchConfig
+from gr4ad_jax.search.held_out import eval_requests, group_requests
+from gr4ad_jax.search.ranking import EvalRequests, ranking_metrics
 from gr4ad_jax.search.recommender import Recommender
 from gr4ad_jax.tokenizer.config import TokenizerConfig
 

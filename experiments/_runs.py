@@ -20,8 +20,6 @@ from gr4ad_jax.data.config import CompleteJourney, PrepareConfig
 from gr4ad_jax.data.examples import open_examples, read_split
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.evaluation.evaluate import search_split
-from gr4ad_jax.evaluation.ranking import ranking_metrics
-from gr4ad_jax.evaluation.requests import eval_requests, group_requests
 from gr4ad_jax.gr4ad.build import Decoder, build_decoder
 from gr4ad_jax.gr4ad.config import Config, preset
 from gr4ad_jax.gr4ad.run import (
@@ -29,12 +27,14 @@ from gr4ad_jax.gr4ad.run import (
   open_inputs,
   open_run,
   read_run,
-  train_run,
 )
+from gr4ad_jax.gr4ad.train_run import train_run
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.machine.storage import write_json
 from gr4ad_jax.search.config import SearchConfig
+from gr4ad_jax.search.held_out import eval_requests, group_requests
 from gr4ad_jax.search.opened import Opened
+from gr4ad_jax.search.ranking import ranking_metrics
 from gr4ad_jax.tokenizer.config import TokenizerConfig
 from gr4ad_jax.tokenizer.stage import tokenize
 from gr4ad_jax.training.config import TrainConfig

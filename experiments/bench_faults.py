@@ -64,7 +64,7 @@ from experiments._serving import Server, free_port, running_server
 from gr4ad_jax.config import override_all
 from gr4ad_jax.data.log_folder import read_logs
 from gr4ad_jax.gr4ad.config import Config, ModelConfig
-from gr4ad_jax.gr4ad.run import train_run
+from gr4ad_jax.gr4ad.train_run import train_run
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.market.world import MarketConfig
 from gr4ad_jax.search.config import SearchConfig

@@ -55,7 +55,7 @@ from gr4ad_jax.cli.bench_config import LoadConfig
 from gr4ad_jax.cli.bench_serve import Sample
 from gr4ad_jax.config import ConfigError, override_all
 from gr4ad_jax.gr4ad.config import ModelConfig, preset
-from gr4ad_jax.gr4ad.run import train_run
+from gr4ad_jax.gr4ad.train_run import train_run
 from gr4ad_jax.machine.progress import console, track
 from gr4ad_jax.market.world import MarketConfig
 from gr4ad_jax.search.config import SearchConfig

@@ -40,7 +40,7 @@ from experiments._serving import Server, running_server
 from gr4ad_jax.config import ConfigError, override_all
 from gr4ad_jax.data.records import Action
 from gr4ad_jax.gr4ad.config import Config, ModelConfig
-from gr4ad_jax.gr4ad.run import train_run
+from gr4ad_jax.gr4ad.train_run import train_run
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.market.log import simulate_hours
 from gr4ad_jax.market.policy import Shown, build_shelves

@@ -47,7 +47,8 @@ from gr4ad_jax.gr4ad.config import (
   PreferenceConfig,
 )
 from gr4ad_jax.gr4ad.online import learn_online
-from gr4ad_jax.gr4ad.run import open_run, train_run
+from gr4ad_jax.gr4ad.run import open_run
+from gr4ad_jax.gr4ad.train_run import train_run
 from gr4ad_jax.machine.memory import keep_freed_memory
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.market.log import write_market

@@ -56,7 +56,8 @@ from gr4ad_jax.gr4ad.config import (
   ModelConfig,
   PreferenceConfig,
 )
-from gr4ad_jax.gr4ad.run import RunFile, load_params, open_inputs, open_run, train_run
+from gr4ad_jax.gr4ad.run import RunFile, load_params, open_inputs, open_run
+from gr4ad_jax.gr4ad.train_run import train_run
 from gr4ad_jax.machine.memory import keep_freed_memory
 from gr4ad_jax.machine.progress import console, track
 from gr4ad_jax.machine.storage import write_json

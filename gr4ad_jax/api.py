@@ -18,8 +18,9 @@ from gr4ad_jax.data.prepare import prepare_logs
 from gr4ad_jax.evaluation import evaluate as evaluation
 from gr4ad_jax.gr4ad.config import PRESETS
 from gr4ad_jax.gr4ad.config import preset as named_preset
-from gr4ad_jax.gr4ad.run import RunFile, train_run
+from gr4ad_jax.gr4ad.run import RunFile
 from gr4ad_jax.gr4ad.run import open_run as open_gr4ad
+from gr4ad_jax.gr4ad.train_run import train_run
 from gr4ad_jax.machine import storage
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.search.export import export_run

@@ -70,7 +70,8 @@ def run_demo(
   from gr4ad_jax.api import open_run
   from gr4ad_jax.data.prepare import prepare_logs
   from gr4ad_jax.evaluation.evaluate import evaluate
-  from gr4ad_jax.gr4ad.run import RunFile, read_run, train_run
+  from gr4ad_jax.gr4ad.run import RunFile, read_run
+  from gr4ad_jax.gr4ad.train_run import train_run
   from gr4ad_jax.report.run_report import write_report
   from gr4ad_jax.tokenizer.stage import tokenize
 

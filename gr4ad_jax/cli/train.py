@@ -48,7 +48,8 @@ def train_defaults(preset: str) -> Train:
 
 def train(options: Flat[Train]) -> None:
   """Semantic IDs and examples -> a trained decoder in WORKDIR."""
-  from gr4ad_jax.gr4ad.run import RunFile, train_run
+  from gr4ad_jax.gr4ad.run import RunFile
+  from gr4ad_jax.gr4ad.train_run import train_run
   from gr4ad_jax.machine import distributed
   from gr4ad_jax.training.profiling import parse_steps
 

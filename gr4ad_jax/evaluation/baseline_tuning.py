@@ -21,8 +21,8 @@ from gr4ad_jax.evaluation.baselines import (
   rank_by_pairs,
 )
 from gr4ad_jax.evaluation.interactions import Interactions, PairCounts, count_pairs
-from gr4ad_jax.evaluation.ranking import EvalRequests, recall_per_request
 from gr4ad_jax.machine.progress import track
+from gr4ad_jax.search.ranking import EvalRequests, recall_per_request
 
 SettingsT = TypeVar("SettingsT")
 

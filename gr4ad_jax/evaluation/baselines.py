@@ -23,7 +23,7 @@ from gr4ad_jax.evaluation.interactions import (
   count_pairs,
   decay,
 )
-from gr4ad_jax.evaluation.ranking import EvalRequests
+from gr4ad_jax.search.ranking import EvalRequests
 
 _MAX_CELLS = 1 << 23  # scores held at once, requests x ads
 

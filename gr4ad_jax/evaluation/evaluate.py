@@ -25,13 +25,14 @@ from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.evaluation.baseline_tuning import tune_baselines
 from gr4ad_jax.evaluation.baselines import BaselineSettings, Question, rank_all
-from gr4ad_jax.evaluation.ranking import EvalRequests, paired_difference, ranking_metrics
-from gr4ad_jax.evaluation.requests import eval_requests, group_requests, interactions
+from gr4ad_jax.evaluation.interactions import Interactions
 from gr4ad_jax.machine import distributed
 from gr4ad_jax.machine.progress import console, track
 from gr4ad_jax.machine.storage import write_json
 from gr4ad_jax.search.config import SearchConfig
+from gr4ad_jax.search.held_out import eval_requests, group_requests
 from gr4ad_jax.search.opened import Opened
+from gr4ad_jax.search.ranking import EvalRequests, paired_difference, ranking_metrics
 from gr4ad_jax.search.recommender import Recommendations, Recommender, concatenate
 from gr4ad_jax.tokenizer import judge
 from gr4ad_jax.tokenizer.health_verdicts import as_record
@@ -170,7 +171,7 @@ def _baseline_lists(
   Counts over users come from the training period, as the model's parameters do; a user's own
   history, as the model's context, goes up to the request.
   """
-  history = interactions(opened.logs)
+  history = Interactions.of(opened.logs)
   validation = eval_requests(group_requests(read_split(opened.examples, "validation")))
   config = opened.examples.config
   by_time = config.split == "time"

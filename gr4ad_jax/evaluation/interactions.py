@@ -11,6 +11,9 @@ from dataclasses import dataclass, fields
 import numpy as np
 import scipy.sparse as sp
 
+from gr4ad_jax.data.engagements import product_engagements
+from gr4ad_jax.data.records import Logs
+
 
 @dataclass(frozen=True)
 class Interactions:
@@ -39,6 +42,13 @@ class Interactions:
     wrong = (step < 0) | ((step == 0) & (np.diff(self.time_s_E) < 0))
     if wrong.any():
       raise ValueError(f"event {np.argmax(wrong) + 1} is out of order; sort by user, then time")
+
+  @classmethod
+  def of(cls, logs: Logs) -> Interactions:
+    """Those of a log, with products of the catalogue, promoted or organic."""
+    event_N, ad_N = product_engagements(logs)
+    events = logs.events
+    return cls(events.user[event_N], ad_N, events.time_s[event_N], events.ad[event_N] >= 0)
 
   def before(self, end_s_U: np.ndarray) -> Interactions:
     """The events of each user that are earlier than that user's end, int64 unix s."""

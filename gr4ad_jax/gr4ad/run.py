@@ -1,4 +1,4 @@
-"""A run folder and the prepared data it was trained on, opened for training, search and reports.
+"""A run folder and the prepared data it was trained on, opened for search and reports.
 
     runs/x/run.json        where the data is, and every setting
     runs/x/codes/          the semantic IDs it was trained on, as `gr4ad tokenize` wrote them
@@ -12,44 +12,25 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-import grain
-import jax
-
 from gr4ad_jax import config as config_lib
 from gr4ad_jax.catalog.prepared import Prepared, open_prepared
 from gr4ad_jax.config import ConfigError
-from gr4ad_jax.data.list_records import open_lists, to_list
-from gr4ad_jax.data.pipeline import (
-  batch_dataset,
-  hash_buckets,
-  hash_ids,
-  read_ahead,
-  validation_batches,
-)
+from gr4ad_jax.data.pipeline import hash_buckets, hash_ids
 from gr4ad_jax.gr4ad.batch import Vocabulary
 from gr4ad_jax.gr4ad.batch_maker import NUM_ORGANIC_BUCKETS, BatchMaker
 from gr4ad_jax.gr4ad.build import Decoder, build_decoder
-from gr4ad_jax.gr4ad.config import PRESETS, Config, ModelConfig
+from gr4ad_jax.gr4ad.config import Config, ModelConfig
 from gr4ad_jax.gr4ad.cost import train_flops
 from gr4ad_jax.gr4ad.generator import generator_of
-from gr4ad_jax.gr4ad.list_batches import ListBatchMaker
-from gr4ad_jax.gr4ad.unified_task import UnifiedBatch, unified_task
-from gr4ad_jax.gr4ad.value import ValueScale, fit_value_scale, level_weights
+from gr4ad_jax.gr4ad.value import ValueScale, fit_value_scale
 from gr4ad_jax.gr4ad.vsl_task import vsl_task
-from gr4ad_jax.learning.preference import RewardScale
-from gr4ad_jax.machine import digests, distributed, lock, sharding, storage
-from gr4ad_jax.machine.peaks import peak_flops
-from gr4ad_jax.machine.progress import console
+from gr4ad_jax.machine import distributed, storage
 from gr4ad_jax.machine.storage import Place
-from gr4ad_jax.search.config import check_widths
 from gr4ad_jax.search.opened import Opened
 from gr4ad_jax.tokenizer import semantic_id
 from gr4ad_jax.tokenizer.semantic_id import SemanticIds
-from gr4ad_jax.training.mesh import check_rows, search_mesh, training_mesh
-from gr4ad_jax.training.pace import Pace
-from gr4ad_jax.training.profiling import Speed
-from gr4ad_jax.training.train_loop import read_params, train
-from gr4ad_jax.training.train_step import TrainState
+from gr4ad_jax.training.mesh import search_mesh
+from gr4ad_jax.training.train_loop import read_params
 
 _CODES = "codes"  # not "sids": a run may lie in its data folder
 
@@ -102,7 +83,7 @@ def open_inputs(run: RunFile, workdir: Place | None = None) -> Inputs:
       also for runs of earlier versions, which keep none.
   """
   sids = run.sids
-  if workdir is not None and _keeps_codes(workdir):
+  if workdir is not None and keeps_codes(workdir):
     sids = storage.absolute(workdir / _CODES)
   prepared = open_prepared(run.data, sids, fingerprint=run.fingerprint)
   logs, examples, sids = prepared.logs, prepared.examples, prepared.sids
@@ -122,7 +103,8 @@ def open_inputs(run: RunFile, workdir: Place | None = None) -> Inputs:
   )
 
 
-def _keeps_codes(workdir: Place) -> bool:
+def keeps_codes(workdir: Place) -> bool:
+  """Whether a run has its own copy of its codes."""
   return storage.exists(workdir / _CODES / "config.json")  # the last of its files in a bucket
 
 
@@ -143,117 +125,6 @@ def read_run(workdir: Place) -> RunFile:
   return config_lib.read_json(RunFile, storage.fetch(workdir / "run.json"))
 
 
-def train_run(
-  run: RunFile, workdir: Place, *, resume: bool = False, profile: range | None = None
-) -> TrainState:
-  """Trains in `workdir`.
-
-  Args:
-    run: data and settings.
-    workdir: a new folder, or with `resume` that of an earlier run with the same settings.
-    resume: continue an earlier run (a new run where there is none).
-    profile: steps to trace into workdir/profile.
-
-  Raises:
-    ConfigError: the folder is taken, its settings differ, or another process works in it.
-    DivergedError: see `train_loop.train`.
-  """
-  with lock.held(workdir, "a training"):
-    return _train_run(run, workdir, resume, profile)
-
-
-def _train_run(run: RunFile, workdir: Place, resume: bool, profile: range | None) -> TrainState:
-  taken = storage.exists(workdir / "run.json")
-  keeps_codes = taken and _keeps_codes(workdir)
-  distributed.wait_for_all("looked for run.json")  # before the first process writes it
-  if taken and not resume:
-    raise ConfigError(
-      f"{workdir}: holds a run already; pass --resume to go on with it, or another --workdir"
-    )
-  if taken:
-    there = read_run(workdir)
-    run = dataclasses.replace(
-      run, fingerprint=there.fingerprint, lists_fingerprint=there.lists_fingerprint
-    )
-    _require_same(there, run, workdir)
-  inputs = open_inputs(run, workdir if taken else None)
-  run = dataclasses.replace(run, fingerprint=run.fingerprint or inputs.fingerprint)
-  check_widths(run.config.search.widths, inputs.vocabulary.num_levels)
-  config = run.config.train
-  hosts, host = jax.process_count(), jax.process_index()
-  mesh = training_mesh(config)
-  start_params = _start_params(run, inputs) if run.start else None
-  decoder = build_decoder(run.config.model, inputs.vocabulary)
-  logged = batch_dataset(
-    inputs.examples.sources["train"], inputs.make_batch, batch_size=config.batch_size,
-    seed=config.seed, host=host, num_hosts=hosts,
-  )
-  if run.lists:
-    rows = run.config.preference.lists_per_step
-    check_rows(mesh, config, "preference.lists_per_step", rows)
-    lists, found = _list_dataset(run, inputs, host, hosts)
-    run = dataclasses.replace(run, lists_fingerprint=found)
-    batches = grain.MapDataset.range(config.num_steps).map(
-      lambda step: UnifiedBatch(logged[step], lists[step])
-    )
-    task = unified_task(decoder, run.config.loss, run.config.preference)
-  else:
-    batches, task = logged, vsl_task(decoder, run.config.loss)
-  if distributed.is_first():
-    if not keeps_codes:
-      keep_codes(inputs.sids, workdir)
-    storage.write_text(workdir / "run.json", config_lib.to_json(run))
-    _announce(run, inputs, workdir)
-  speed = Speed()
-  if not run.lists:
-    speed = Speed(
-      example_flops=example_flops(run.config.model, inputs),
-      peak=peak_flops(list(mesh.devices.flat), run.config.model.compute_dtype),
-    )
-  return train(
-    task, config, batches=read_ahead(batches), folder=workdir,
-    validation=level_weights(validation_batches(
-      inputs.examples.sources["validation"], inputs.make_batch, batch_size=config.batch_size,
-      most=config.eval_batches, host=host, num_hosts=hosts, parts=sharding.row_parts(mesh),
-    )),
-    start_params=start_params, speed=speed, profile=profile, pace=Pace(_instead(run, inputs)),
-  )
-
-
-def _require_same(there: RunFile, run: RunFile, workdir: Place) -> None:
-  """Raises ConfigError where a run that is to go on has other settings."""
-  # Data may have moved; the fingerprint says that they are the same.
-  there = dataclasses.replace(there, data=run.data, sids=run.sids)
-  differing = config_lib.differences(there, run)
-  if not differing:
-    return
-  longer = run.config.train.num_steps > there.config.train.num_steps
-  more = (
-    f". What it has learned can be trained on in a new folder, with a new course of the learning "
-    f"rate: --start {workdir} with another --workdir, without --resume"
-  ) if longer else ""
-  raise ConfigError(f"{workdir}: the run there has other settings ({', '.join(differing)}){more}")
-
-
-def _announce(run: RunFile, inputs: Inputs, workdir: Place) -> None:
-  """What is about to be trained; `Pace` says how long it takes once that is measured."""
-  train, requests = run.config.train, len(inputs.examples.sources["train"])
-  passes = train.num_steps * train.batch_size / requests
-  console.print(
-    f"{workdir}: {train.num_steps:,} steps of {train.batch_size:,} examples, {passes:,.1f} times "
-    f"through the {requests:,} of training"
-  )
-
-
-def _instead(run: RunFile, inputs: Inputs) -> dict[str, float]:
-  """The preset for a CPU, and its share of this run's time by their FLOPs, where that is small."""
-  def flops(config: Config) -> float:
-    return example_flops(config.model, inputs) * config.train.batch_size * config.train.num_steps
-
-  share = flops(PRESETS["demo"]) / flops(run.config)
-  return {"--preset demo": share} if share < 0.5 else {}
-
-
 def context_tokens(inputs: Inputs) -> int:
   """S, tokens of a request's context, padded ones included."""
   sequence, vocabulary = inputs.make_batch.sequence, inputs.vocabulary
@@ -267,37 +138,6 @@ def example_flops(config: ModelConfig, inputs: Inputs) -> int:
     config, inputs.vocabulary, context_tokens=context_tokens(inputs),
     targets=inputs.make_batch.sequence.max_targets,
   )
-
-
-def _start_params(run: RunFile, inputs: Inputs) -> Any:
-  """Raises ConfigError where the run to begin with has another model or other semantic IDs."""
-  folder = storage.place(run.start)
-  start = read_run(folder)
-  if start.config.model != run.config.model or not inputs.are(start.fingerprint):
-    raise ConfigError(f"{run.start}: was trained with another model, other data or other SIDs")
-  return load_params(start, folder, inputs.vocabulary)[1]
-
-
-def _list_dataset(
-  run: RunFile, inputs: Inputs, host: int, hosts: int
-) -> tuple[grain.MapDataset, str]:
-  """Batches of candidate lists, and a hash of the lists; rewards are scaled over all of them."""
-  folder = storage.fetch(storage.place(run.lists))
-  known = digests.check(folder / "lists.json", remedy="run `gr4ad candidates` again")
-  found = digests.of_value(known) if known else ""
-  if run.lists_fingerprint not in ("", found):
-    raise ConfigError(f"{run.lists}: the lists have changed since the run began; train a new one")
-  records = open_lists(folder)
-  about = config_lib.read_values(folder / "lists.json")
-  if not inputs.are(about["fingerprint"]):
-    raise ConfigError(f"{run.lists}: was made of other data or other SIDs")
-  per_list = run.config.preference.reward_range == "list"
-  scale = None if per_list else RewardScale(*about["reward_scale"])
-  make_batch = ListBatchMaker(inputs.make_batch, scale, about["size"])
-  return batch_dataset(
-    records, make_batch, batch_size=run.config.preference.lists_per_step,
-    seed=run.config.train.seed + 1, host=host, num_hosts=hosts, parse=to_list,
-  ), found
 
 
 def load_params(run: RunFile, workdir: Place, vocabulary: Vocabulary) -> tuple[Decoder, Any, int]:

@@ -21,7 +21,7 @@ from gr4ad_jax.evaluation.baselines import (
   similar_ads,
 )
 from gr4ad_jax.evaluation.interactions import Interactions, count_pairs
-from gr4ad_jax.evaluation.ranking import EvalRequests, ranking_metrics, recall_per_request
+from gr4ad_jax.search.ranking import EvalRequests, ranking_metrics, recall_per_request
 
 DAY = 86_400
 BASELINES = pytest.mark.parametrize("baseline", [popularity, own_history, cooccurrence])

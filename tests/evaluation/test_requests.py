@@ -7,7 +7,8 @@ import pandas as pd
 from gr4ad_jax.data.sequences import ExampleMaker
 from gr4ad_jax.data.splits import SequenceConfig
 from gr4ad_jax.data.tables import build_logs
-from gr4ad_jax.evaluation.requests import eval_requests, group_requests, interactions
+from gr4ad_jax.evaluation.interactions import Interactions
+from gr4ad_jax.search.held_out import eval_requests, group_requests
 
 CONVERSION, CLICK, IMPRESSION = "conversion", "click", "impression"
 
@@ -53,7 +54,7 @@ def test_parts_of_a_request_are_judged_together():
 
 def test_baselines_see_engagements_with_products_of_ads():
   """Clicks and conversions of ads, and organic events of a product that an ad promotes."""
-  found = dataclasses.astuple(interactions(logs()))
+  found = dataclasses.astuple(Interactions.of(logs()))
   rows = sorted(zip(*(column.tolist() for column in found), strict=True))
   assert rows == [
     (0, 0, 10, True), (0, 0, 30, True), (0, 1, 20, False), (0, 1, 30, True), (0, 2, 40, True),

@@ -24,7 +24,8 @@ from gr4ad_jax.gr4ad.candidates import choose_requests, teaches, write_candidate
 from gr4ad_jax.gr4ad.config import CandidateConfig, OnlineConfig, PreferenceConfig, preset
 from gr4ad_jax.gr4ad.list_batches import ListBatchMaker
 from gr4ad_jax.gr4ad.online import learn_online
-from gr4ad_jax.gr4ad.run import RunFile, load_params, open_inputs, read_run, train_run
+from gr4ad_jax.gr4ad.run import RunFile, load_params, open_inputs, read_run
+from gr4ad_jax.gr4ad.train_run import train_run
 from gr4ad_jax.learning.preference import RewardScale
 from gr4ad_jax.market.log import market_logs, simulate_day
 from gr4ad_jax.market.policy import Cascade, build_shelves

@@ -18,7 +18,8 @@ from gr4ad_jax.evaluation.evaluate import evaluate
 from gr4ad_jax.gr4ad import online as online_module
 from gr4ad_jax.gr4ad.config import CandidateConfig, OnlineConfig, PreferenceConfig, preset
 from gr4ad_jax.gr4ad.online import learn_online
-from gr4ad_jax.gr4ad.run import RunFile, open_run, train_run
+from gr4ad_jax.gr4ad.run import RunFile, open_run
+from gr4ad_jax.gr4ad.train_run import train_run
 from gr4ad_jax.machine import lock
 from gr4ad_jax.market.log import market_logs, simulate_day
 from gr4ad_jax.market.policy import Cascade, build_shelves

@@ -17,7 +17,8 @@ import s3fs
 from gcp_storage_emulator.server import create_server
 from moto.server import ThreadedMotoServer
 
-from gr4ad_jax.gr4ad.run import load_params, open_inputs, read_run, train_run
+from gr4ad_jax.gr4ad.run import load_params, open_inputs, read_run
+from gr4ad_jax.gr4ad.train_run import train_run
 from gr4ad_jax.machine import storage
 from gr4ad_jax.machine.storage import StorageError, Url
 from gr4ad_jax.training.metric_log import read_log

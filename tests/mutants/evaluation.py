@@ -3,9 +3,9 @@
 from tests.mutants.mutant import Mutant
 
 _RANKING, _BASELINES, _PAIRS = (
-  "evaluation/ranking.py", "evaluation/baselines.py", "evaluation/interactions.py"
+  "search/ranking.py", "evaluation/baselines.py", "evaluation/interactions.py"
 )
-_METRICS, _FLOORS = "evaluation/test_ranking.py::", "evaluation/test_baselines.py::"
+_METRICS, _FLOORS = "search/test_ranking.py::", "evaluation/test_baselines.py::"
 _WHOLE = ("test_a_fourth_system.py::test_is_evaluated_beside_the_baselines",)
 
 MUTANTS = (
@@ -25,12 +25,12 @@ MUTANTS = (
     _WHOLE,
   ),
   Mutant(
-    "targets of one request are counted together", "evaluation/requests.py",
+    "targets of one request are counted together", "search/held_out.py",
     "groups.setdefault(example.request, [])", "groups.setdefault(len(groups), [])",
     ("evaluation/test_requests.py::test_parts_of_a_request_are_judged_together",),
   ),
   Mutant(
-    "an organic engagement is none with an ad", "evaluation/requests.py",
+    "an organic engagement is none with an ad", "evaluation/interactions.py",
     "events.ad[event_N] >= 0", "events.ad[event_N] >= -1",
     ("evaluation/test_requests.py::test_baselines_see_engagements_with_products_of_ads",),
   ),

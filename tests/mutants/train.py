@@ -76,7 +76,7 @@ MUTANTS = (
     (_TESTS + "test_the_best_checkpoint_has_the_lowest_validation_loss_and_is_kept",),
   ),
   Mutant(
-    "validation judges requests that nothing is learned from", "gr4ad/run.py",
+    "validation judges requests that nothing is learned from", "gr4ad/train_run.py",
     'inputs.examples.sources["validation"]', 'inputs.examples.sources["train"]',
     ("training/test_train.py::"
      "test_a_run_learns_from_training_requests_and_is_validated_on_others",),

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from gr4ad_jax.gr4ad.config import ModelConfig, preset
-from gr4ad_jax.gr4ad.run import RunFile, train_run
+from gr4ad_jax.gr4ad.run import RunFile
+from gr4ad_jax.gr4ad.train_run import train_run
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.training.config import TrainConfig
 

@@ -15,7 +15,8 @@ from gr4ad_jax.gr4ad.config import Config, DataShape, LossConfig, ModelConfig
 from gr4ad_jax.gr4ad.cost import num_params, num_table_params
 from gr4ad_jax.gr4ad.layouts import SPARSE_TABLES
 from gr4ad_jax.gr4ad.plan import plan_run
-from gr4ad_jax.gr4ad.run import RunFile, open_run, train_run
+from gr4ad_jax.gr4ad.run import RunFile, open_run
+from gr4ad_jax.gr4ad.train_run import train_run
 from gr4ad_jax.gr4ad.vsl_task import vsl_task
 from gr4ad_jax.machine import sharding
 from gr4ad_jax.machine.peaks import DEVICES

@@ -17,9 +17,10 @@ import pytest
 
 from gr4ad_jax.config import ConfigError, to_json
 from gr4ad_jax.data.examples import read_split
-from gr4ad_jax.gr4ad import run as run_module
+from gr4ad_jax.gr4ad import train_run as run_module
 from gr4ad_jax.gr4ad.config import Config, ModelConfig
-from gr4ad_jax.gr4ad.run import RunFile, load_params, open_inputs, open_run, read_run, train_run
+from gr4ad_jax.gr4ad.run import RunFile, load_params, open_inputs, open_run, read_run
+from gr4ad_jax.gr4ad.train_run import train_run
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.tokenizer import semantic_id
 from gr4ad_jax.tokenizer.config import TokenizerConfig
@@ -65,7 +66,8 @@ def interrupted(run: RunFile, workdir: Path, at_step: int, kind: signal.Signals)
   script = (
     "from pathlib import Path\n"
     "from gr4ad_jax.config import from_dict\n"
-    "from gr4ad_jax.gr4ad.run import RunFile, train_run\n"
+    "from gr4ad_jax.gr4ad.run import RunFile\n"
+    "from gr4ad_jax.gr4ad.train_run import train_run\n"
     "import json, sys\n"
     "train_run(from_dict(RunFile, json.loads(sys.argv[1])), Path(sys.argv[2]))\n"
   )

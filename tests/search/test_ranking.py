@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from gr4ad_jax.evaluation.ranking import (
+from gr4ad_jax.search.ranking import (
   EvalRequests,
   paired_difference,
   ranking_metrics,

@@ -1,4 +1,4 @@
-"""Held-out requests to rank ads for, and what the baselines may count."""
+"""Held-out requests to rank ads for, with what their users engaged with."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gr4ad_jax.data.engagements import product_engagements
 from gr4ad_jax.data.pipeline import pad
-from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.sequences import Example
-from gr4ad_jax.evaluation.interactions import Interactions
-from gr4ad_jax.evaluation.ranking import EvalRequests
+from gr4ad_jax.search.ranking import EvalRequests
 
 
 def group_requests(examples: Sequence[Example]) -> list[list[Example]]:
@@ -34,13 +31,4 @@ def eval_requests(groups: Sequence[Sequence[Example]]) -> EvalRequests:
     np.array([g[0].user for g in groups], np.int32),
     np.array([g[0].time_s for g in groups], np.int64),
     padded("target_C", -1, np.int32), padded("value_C", 0, np.float32), padded("new_C", 0, bool),
-  )
-
-
-def interactions(logs: Logs) -> Interactions:
-  """Engagements with products of the catalogue, promoted or organic, for the baselines."""
-  event_N, ad_N = product_engagements(logs)
-  events = logs.events
-  return Interactions(
-    events.user[event_N], ad_N, events.time_s[event_N], events.ad[event_N] >= 0
   )
