@@ -17,6 +17,7 @@ from fastapi.testclient import TestClient
 from gr4ad_jax.catalog.prepared import open_prepared
 from gr4ad_jax.data.pipeline import look_up, pad, train_batches, validation_batches, with_rows
 from gr4ad_jax.evaluation import evaluate as evaluation
+from gr4ad_jax.evaluation import rivals
 from gr4ad_jax.machine.peaks import Device
 from gr4ad_jax.search.artifact import Artifact
 from gr4ad_jax.search.config import SearchConfig
@@ -144,7 +145,7 @@ def test_recommends_what_brute_force_finds(opened):
 
 
 def test_is_evaluated_beside_the_baselines(opened, monkeypatch):
-  asked, tune, rank = [], evaluation.tune_baselines, evaluation.rank_all
+  asked, tune, rank = [], rivals.tune_baselines, rivals.rank_all
 
   def watched(function):
     def call(question, *args, **how):
@@ -153,17 +154,21 @@ def test_is_evaluated_beside_the_baselines(opened, monkeypatch):
 
     return call
 
-  monkeypatch.setattr(evaluation, "tune_baselines", watched(tune))
-  monkeypatch.setattr(evaluation, "rank_all", watched(rank))
+  monkeypatch.setattr(rivals, "tune_baselines", watched(tune))
+  monkeypatch.setattr(rivals, "rank_all", watched(rank))
   metrics = evaluation.evaluate(opened, bootstrap=20)
   # Baselines are tuned on validation requests, judged on test requests, and count events over all
-  # users up to where training ends.
-  tuned, judged = (question.requests.time_s_R for question in asked)
+  # users up to where training ends; once for all targets, once without what was seen.
   cut = opened.examples.config
-  assert (tuned >= cut.validation_start_s).all() and (tuned < cut.test_start_s).all()
-  assert (judged >= cut.test_start_s).all()
+  assert [question.without_seen for question in asked] == [False, False, True, True]
+  for question in asked[::2]:
+    tuned = question.requests.time_s_R
+    assert (tuned >= cut.validation_start_s).all() and (tuned < cut.test_start_s).all()
+  for question in asked[1::2]:
+    assert (question.requests.time_s_R >= cut.test_start_s).all()
   assert {question.train_end_s for question in asked} == {cut.validation_start_s}
-  for name in ("popularity", "cooccurrence", "own_history"):
+  for name in ("popularity", "cooccurrence", "own_history", "rule", "trending"):
+    assert 0 <= metrics[f"baseline/{name}/prospecting/recall@50"] <= 1
     difference = metrics["recall@50"] - metrics[f"baseline/{name}/recall@50"]
     assert metrics[f"difference/{name}/recall@50"] == pytest.approx(difference, abs=1e-9)
     assert difference < 0  # lists of sixteen SIDs against all forty ads

@@ -1,1 +1,1 @@
-"""How good ranked lists of ads are, and the simple baselines any model has to beat."""
+"""How good ranked lists of ads are, and the baselines any model has to beat."""

@@ -9,23 +9,25 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gr4ad_jax.evaluation.baselines import (
+from gr4ad_jax.evaluation.baseline_settings import (
   BaselineSettings,
   CooccurrenceSettings,
   OwnHistorySettings,
   PopularitySettings,
-  Question,
-  own_history,
-  popular_ads,
-  popularity,
-  rank_by_pairs,
+  RuleSettings,
+  TrendingSettings,
 )
-from gr4ad_jax.evaluation.interactions import Interactions, PairCounts, count_pairs
+from gr4ad_jax.evaluation.baselines import own_history, popular_ads, popularity, rank_by_pairs
+from gr4ad_jax.evaluation.interactions import Interactions, PairCounts, count_histories, count_pairs
+from gr4ad_jax.evaluation.question import Question
+from gr4ad_jax.evaluation.rule import rank_by_rule, shares_of, trending
 from gr4ad_jax.machine.progress import track
-from gr4ad_jax.search.ranking import EvalRequests, recall_per_request
+from gr4ad_jax.search.ranking import EvalRequests, only_new, recall_per_request
 
 SettingsT = TypeVar("SettingsT")
 
+TRENDING_DAYS = (1.5, 3.0, 7.0, 14.0, 28.0)
+_TRENDING_WEIGHTS = (0.0, 1.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 1000.0)
 _MAX_PERIODS = 6
 _MAX_REQUESTS = 1000  # drawn to judge on
 
@@ -44,22 +46,24 @@ def tune_baselines(question: Question, *, horizon_s: float | None = None) -> Bas
       length of the validation split.
 
   Raises:
-    ValueError: as `baselines.popularity`; a horizon that is not positive.
+    ValueError: as `baselines.popularity`; a horizon that is not positive; nothing new to find for
+      lists without what was seen.
   """
   if horizon_s is not None and not horizon_s > 0:
     raise ValueError(f"horizon_s = {horizon_s} must be positive")
   interactions, requests = question.interactions, question.requests
   train_end_s, end_s_U = question.train_end_s, question.end_s_U
   # The ends stay those of all requests where some are drawn.
-  trials = replace(question, requests=_draw(requests), train_end_s=end_s_U)
+  judged = only_new(requests) if question.without_seen else requests
+  trials = replace(question, requests=_draw(judged), train_end_s=end_s_U)
   count_ages, periods = [None], [trials]
-  if train_end_s is not None and np.ndim(train_end_s) == 0:
+  if question.times_are_real:
     end_s = int(requests.time_s_R.max()) + 1
     horizon_s = float(horizon_s or end_s - train_end_s)
     count_ages = [horizon_s, horizon_s / 2, 2 * horizon_s, None]
     past = [
       replace(question, requests=_draw(held_out), train_end_s=begin_s)
-      for begin_s, held_out in _past_periods(interactions, end_s, horizon_s)
+      for begin_s, held_out in _past_periods(question, end_s, horizon_s)
     ]
     periods = past or periods
   organic = [{"organic_weight": weight} for weight in (0.0, 0.3, 1.0)]
@@ -98,7 +102,49 @@ def tune_baselines(question: Question, *, horizon_s: float | None = None) -> Bas
     _cooccurrence_recall(trials, popular),
     "tuning co-occurrence",
   )  # fmt: skip
-  return BaselineSettings(popularity=popular, cooccurrence=together, own_history=own)
+  settings = BaselineSettings(popular, together, own, RuleSettings(own, trending_weight=0.0), None)
+  return _with_trending(trials, settings, organic, step_s) if question.times_are_real else settings
+
+
+def _with_trending(
+  trials: Question, settings: BaselineSettings, organic: list[dict[str, float]], step_s: float
+) -> BaselineSettings:
+  """Chooses the settings of trending ads alone, then those of the rule, from own history's."""
+  half_lives = [TrendingSettings(days) for days in TRENDING_DAYS]
+  of_late = _climb(
+    half_lives[0], [{"half_life_days": days} for days in TRENDING_DAYS[1:]],
+    lambda rule: _recall(trials, trending, replace(settings, trending=rule)), "tuning trending",
+  )  # fmt: skip
+  rule = RuleSettings(settings.own_history, of_late)
+  if trials.without_seen:  # the history's term counts only for ads that no list holds
+    return replace(settings, rule=rule, trending=of_late)
+  shares = lru_cache(shares_of(trials))  # a few of them, asked for again and again
+  popular_A = popular_ads(trials, settings.popularity)
+
+  def ranked(trials: Question, rule: RuleSettings) -> np.ndarray:
+    return rank_by_rule(trials, rule, shares, popular_A)
+
+  def recall(rule: RuleSettings) -> float:
+    return _recall(trials, ranked, rule)
+
+  for _ in range(2):  # what one term is worth depends on the other
+    rule = _climb(
+      rule,
+      [
+        *({"trending_weight": weight} for weight in _TRENDING_WEIGHTS),
+        *({"trending": half_life} for half_life in half_lives),
+      ],
+      recall, "tuning the rule",
+    )  # fmt: skip
+    of_rule = rule
+    own = _climb(
+      rule.own_history,
+      [*({"half_life_s": x and x * step_s} for x in (8, 16, 32, 64, 128, None)), *organic],
+      lambda own, of_rule=of_rule: recall(replace(of_rule, own_history=own)),
+      "tuning the rule's history",
+    )
+    rule = replace(rule, own_history=own)
+  return replace(settings, rule=rule, trending=of_late)
 
 
 def _recall(
@@ -150,10 +196,10 @@ def _draw(requests: EvalRequests) -> EvalRequests:
 
 
 def _past_periods(
-  interactions: Interactions, end_s: int, horizon_s: float
+  question: Question, end_s: int, horizon_s: float
 ) -> list[tuple[int, EvalRequests]]:
   """Periods of `horizon_s` up to end_s with a past as long; their baskets of ad events."""
-  periods = []
+  interactions, periods = question.interactions, []
   earliest_s = interactions.time_s_E.min() + horizon_s
   for number in range(1, _MAX_PERIODS + 1):
     begin_s = int(end_s - number * horizon_s)
@@ -168,10 +214,21 @@ def _past_periods(
     column_P = np.arange(pair_2P.shape[1]) - np.repeat(np.cumsum(length_R) - length_R, length_R)
     target_RC = np.full((len(length_R), length_R.max()), -1, np.int32)
     target_RC[pair_2P[0], column_P] = pair_2P[1]
-    periods.append((begin_s, EvalRequests(
+    new_RC = np.zeros(target_RC.shape, bool)
+    if question.without_seen:
+      seen_RA = count_histories(
+        interactions, user_R=baskets[0], time_s_R=baskets[1], num_ads=question.num_ads,
+        half_life_s=None, organic_weight=1.0,
+      )  # fmt: skip
+      new_RC[pair_2P[0], column_P] = np.asarray(seen_RA[pair_2P[0], pair_2P[1]]).ravel() == 0
+    held_out = EvalRequests(
       baskets[0].astype(np.int32), baskets[1], target_RC,
-      np.zeros(target_RC.shape, np.float32), np.zeros(target_RC.shape, bool),
-    )))  # fmt: skip
+      np.zeros(target_RC.shape, np.float32), new_RC,
+    )
+    if not question.without_seen:
+      periods.append((begin_s, held_out))
+    elif new_RC.any():
+      periods.append((begin_s, only_new(held_out)))
   return periods
 
 

@@ -20,19 +20,16 @@ import numpy as np
 from gr4ad_jax.catalog.catalog import ContextMaker
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.examples import read_split
-from gr4ad_jax.data.pipeline import pad
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.sequences import Example
-from gr4ad_jax.evaluation.baseline_tuning import tune_baselines
-from gr4ad_jax.evaluation.baselines import BaselineSettings, Question, rank_all
-from gr4ad_jax.evaluation.interactions import Interactions
+from gr4ad_jax.evaluation.rivals import Rivals, find_rivals
 from gr4ad_jax.machine import distributed
-from gr4ad_jax.machine.progress import console, track
+from gr4ad_jax.machine.progress import track
 from gr4ad_jax.machine.storage import write_json
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.held_out import eval_requests, group_requests
 from gr4ad_jax.search.opened import Opened
-from gr4ad_jax.search.ranking import EvalRequests, paired_difference, ranking_metrics
+from gr4ad_jax.search.ranking import paired_difference, prospecting_metrics, ranking_metrics
 from gr4ad_jax.search.recommender import Recommendations, Recommender, concatenate
 from gr4ad_jax.tokenizer import judge
 from gr4ad_jax.tokenizer.health_verdicts import as_record
@@ -122,16 +119,21 @@ def evaluate(opened: Opened, *, split: str = "test", bootstrap: int = 1000) -> d
   ranked = {"": result.recommendations.ad_RK}
   if opened.search.new_ad_bonus:
     ranked["without_bonus/"] = result.without_bonus.ad_RK
-  settings, lists = _baseline_lists(opened, requests)
-  ranked |= {f"baseline/{name}/": list_RK for name, list_RK in lists.items()}
+  rivals = find_rivals(logs, opened.examples, requests, k=DEPTH)
+  ranked |= {f"baseline/{name}/": list_RK for name, list_RK in rivals.lists.items()}
   metrics: dict[str, float] = {}
   for prefix, ranked_RK in track(ranked.items(), "metrics and intervals, lists", len(ranked)):
     values = ranking_metrics(
       ranked_RK, requests, advertiser_A=advertiser_A, ks=(10, DEPTH), bootstrap=bootstrap
     )
     metrics |= {prefix + name: value for name, value in values.items()}
+  for name, list_RK in rivals.prospecting.items():
+    values = prospecting_metrics(
+      list_RK, requests, advertiser_A=advertiser_A, ks=(10, DEPTH), bootstrap=bootstrap
+    )
+    metrics |= {f"baseline/{name}/{key}": value for key, value in values.items()}
   ours = [prefix for prefix in ranked if not prefix.startswith("baseline/")]
-  for prefix, (name, list_RK) in itertools.product(ours, lists.items()):
+  for prefix, (name, list_RK) in itertools.product(ours, rivals.lists.items()):
     difference = paired_difference(
       ranked[prefix], list_RK, requests=requests, k=DEPTH, bootstrap=bootstrap
     )
@@ -154,7 +156,7 @@ def evaluate(opened: Opened, *, split: str = "test", bootstrap: int = 1000) -> d
   metrics = {name: float(value) for name, value in metrics.items()}
   # JSON has no NaN: what cannot be measured (no new targets, no value) is left out.
   metrics = {name: value for name, value in metrics.items() if np.isfinite(value)}
-  write_json(workdir / "about.json", _about(opened, advertisers, settings, split))
+  write_json(workdir / "about.json", _about(opened, advertisers, rivals, split))
   lines = judge.judge(opened.sids, health)
   write_json(workdir / "sid_health.json", as_record(health, lines))
   write_json(workdir / "samples.json", _samples(opened, groups))
@@ -163,36 +165,8 @@ def evaluate(opened: Opened, *, split: str = "test", bootstrap: int = 1000) -> d
   return metrics
 
 
-def _baseline_lists(
-  opened: Opened, requests: EvalRequests
-) -> tuple[BaselineSettings, dict[str, np.ndarray]]:
-  """Tunes the baselines on validation requests, then ranks; trending ads are a fourth.
-
-  Counts over users come from the training period, as the model's parameters do; a user's own
-  history, as the model's context, goes up to the request.
-  """
-  history = Interactions.of(opened.logs)
-  validation = eval_requests(group_requests(read_split(opened.examples, "validation")))
-  config = opened.examples.config
-  by_time = config.split == "time"
-  common = {
-    "num_ads": len(opened.logs.ads.ad_id), "k": DEPTH,
-    "train_end_s": config.validation_start_s if by_time else None,
-  }
-  log_end_s = int(opened.logs.events.time_s.max()) + 1
-  horizon_s = log_end_s - config.test_start_s if by_time else None
-  console.print("baselines: choosing their settings on validation requests")
-  settings = tune_baselines(Question(history, validation, **common), horizon_s=horizon_s)
-  lists = rank_all(Question(history, requests, **common), settings)
-  if opened.examples.trending is not None:
-    trending = opened.examples.trending
-    best_RN = trending.ad_DN[trending.rows(requests.time_s_R)]
-    lists["trending"] = pad(list(best_RN[:, :DEPTH]), DEPTH)
-  return settings, lists
-
-
 def _about(
-  opened: Opened, advertisers: np.ndarray, settings: BaselineSettings, split: str
+  opened: Opened, advertisers: np.ndarray, rivals: Rivals, split: str
 ) -> dict[str, Any]:
   logs = opened.logs
   return {
@@ -203,7 +177,9 @@ def _about(
     "num_users": len(logs.users.user_id), "num_ads": len(logs.ads.ad_id),
     "num_advertisers": len(advertisers), "num_events": len(logs.events.user),
     "split": opened.examples.config.split, "evaluated_split": split,
-    "baseline_settings": dataclasses.asdict(settings),
+    "baseline_settings": dataclasses.asdict(rivals.settings),
+    "prospecting_settings":
+      rivals.prospecting_settings and dataclasses.asdict(rivals.prospecting_settings),
   }
 
 

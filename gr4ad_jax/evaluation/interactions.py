@@ -1,7 +1,7 @@
-"""Who engaged with which ad when, and counts over the past: of ads, of histories, of pairs.
+"""Who engaged with which ad when, and counts over the past: of days, of histories, of pairs.
 
-Letters: E events, U users, A ads, R requests, H events of the requests' histories, G baskets
-(groups of events), M ads in baskets (members), P pairs of baskets.
+Letters: E events, U users, A ads, R requests, D days, H events of the requests' histories, G
+baskets (groups of events), M ads in baskets (members), P pairs of baskets.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from gr4ad_jax.data.engagements import product_engagements
-from gr4ad_jax.data.records import Logs
+from gr4ad_jax.data.records import DAY_S, Logs
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,41 @@ def count_pairs(
   pairs_AA = pairs_AA.tocsr()
   pairs_AA.eliminate_zeros()
   return PairCounts(pairs_AA, source_GA.T @ aged_G, target_GA.T @ aged_G)
+
+
+def trending_shares(
+  interactions: Interactions, *, time_s_R: np.ndarray, num_ads: int, half_life_days: float
+) -> tuple[np.ndarray, np.ndarray]:
+  """Share of every ad in the engagements with ads on the days (UTC) before a time's day.
+
+  Args:
+    interactions: engagements of all users; organic ones do not count.
+    time_s_R: int64, unix s.
+    num_ads: ads of the catalogue.
+    half_life_days: an engagement counts 0.5 ** (its age in days / half-life).
+
+  Returns:
+    share_DA: float32 [D, num_ads], one row for each distinct day; 0 before the first engagement.
+    day_R: the row of each time.
+
+  Raises:
+    ValueError: an ad outside the catalogue.
+  """
+  check_catalogue(interactions, num_ads)
+  day_E = interactions.time_s_E[interactions.is_ad_E] // DAY_S
+  order_E = np.argsort(day_E, kind="stable")
+  day_E, ad_E = day_E[order_E], interactions.ad_E[interactions.is_ad_E][order_E]
+  days_D, day_R = np.unique(time_s_R // DAY_S, return_inverse=True)
+  share_DA = np.zeros((len(days_D), num_ads), np.float32)
+  score_A, begin = np.zeros(num_ads), 0
+  for row, (day, end) in enumerate(zip(days_D, np.searchsorted(day_E, days_D), strict=True)):
+    if row:
+      score_A *= 0.5 ** ((day - days_D[row - 1]) / half_life_days)
+    weight_E = 0.5 ** ((day - day_E[begin:end]) / half_life_days)
+    score_A += np.bincount(ad_E[begin:end], weight_E, num_ads)
+    share_DA[row] = score_A / max(score_A.sum(), 1e-300)
+    begin = end
+  return share_DA, day_R
 
 
 def check_catalogue(interactions: Interactions, num_ads: int) -> None:

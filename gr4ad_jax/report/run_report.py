@@ -135,6 +135,8 @@ def _settings(files: _RunFiles) -> dict[str, list[tuple[str, str]]]:
     "All settings of the run": files.run,
     "Settings of the baselines, chosen on the validation split":
       (files.about or {}).get("baseline_settings"),
+    "Settings of the baselines that leave out what a user has seen":
+      (files.about or {}).get("prospecting_settings"),
     "All numbers of metrics.json": files.metrics,
     "All numbers of sid_health.json": files.health and files.health["metrics"],
   }  # fmt: skip

@@ -11,7 +11,10 @@ from gr4ad_jax.report.plots import Interval
 
 METRICS = ("recall@50", "value_recall@50")
 SCOPES = {"": "over all targets", "new/": "over targets new to the user"}
-_NAMES = {"popularity": "popularity", "cooccurrence": "co-occurrence", "own_history": "own history"}
+_NAMES = {
+  "popularity": "popularity", "cooccurrence": "co-occurrence", "own_history": "own history",
+  "rule": "rule of two terms",
+}
 
 
 class Outcome(IntEnum):

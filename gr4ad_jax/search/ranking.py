@@ -64,6 +64,45 @@ def recall_per_request(ranked_RK: np.ndarray, requests: EvalRequests, *, k: int)
   return hit_RC.sum(axis=1) / (requests.target_RC >= 0).sum(axis=1)
 
 
+def only_new(requests: EvalRequests) -> EvalRequests:
+  """The requests with a target that is new to the user, and these targets of theirs.
+
+  Raises:
+    ValueError: there is none.
+  """
+  target_RC = np.where(requests.new_RC, requests.target_RC, -1)
+  keep_R = (target_RC >= 0).any(axis=1)
+  return EvalRequests(
+    requests.user_R[keep_R], requests.time_s_R[keep_R], target_RC[keep_R],
+    requests.value_RC[keep_R], requests.new_RC[keep_R],
+  )
+
+
+def prospecting_metrics(
+  ranked_RK: np.ndarray,
+  requests: EvalRequests,
+  *,
+  advertiser_A: np.ndarray,
+  ks: Sequence[int] = (10, 50),
+  bootstrap: int = 1000,
+) -> dict[str, float]:
+  """The `new/...` metrics of `ranking_metrics` as `prospecting/...`.
+
+  Prospecting is finding what a user does not know yet: the lists hold no product that the user has
+  engaged with before the request, and only targets that are new to the user count. Arguments as
+  `ranking_metrics`; {} where no target is new.
+  """
+  if not _target_sets(requests)[1][1].any():
+    return {}
+  metrics = ranking_metrics(
+    ranked_RK, requests, advertiser_A=advertiser_A, ks=ks, bootstrap=bootstrap
+  )
+  return {
+    name.replace("new/", "prospecting/", 1): value
+    for name, value in metrics.items() if name.startswith("new/")
+  }
+
+
 def ranking_metrics(
   ranked_RK: np.ndarray,
   requests: EvalRequests,

@@ -6,21 +6,17 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from gr4ad_jax.evaluation.baseline_tuning import tune_baselines
-from gr4ad_jax.evaluation.baselines import (
+from gr4ad_jax.evaluation.baseline_settings import (
   BaselineSettings,
   CooccurrenceSettings,
   OwnHistorySettings,
   PopularitySettings,
-  Question,
-  cooccurrence,
-  end_s_of_users,
-  own_history,
-  popularity,
-  rank_all,
-  similar_ads,
 )
+from gr4ad_jax.evaluation.baseline_tuning import tune_baselines
+from gr4ad_jax.evaluation.baselines import cooccurrence, own_history, popularity, similar_ads
 from gr4ad_jax.evaluation.interactions import Interactions, count_pairs
+from gr4ad_jax.evaluation.question import Question, end_s_of_users
+from gr4ad_jax.evaluation.rivals import rank_all
 from gr4ad_jax.search.ranking import EvalRequests, ranking_metrics, recall_per_request
 
 DAY = 86_400
@@ -264,7 +260,7 @@ def test_rank_all_names_its_lists():
   logs, requests = events(random_rows(0)), ask([(0, 15, 0)])
   options = {"settings": settings(), "num_ads": 7, "k": 5, "train_end_s": 15 * DAY}
   lists = answer(rank_all, logs, requests, **options)
-  assert list(lists) == ["popularity", "cooccurrence", "own_history"]
+  assert list(lists) == ["popularity", "cooccurrence", "own_history", "rule", "trending"]
   for baseline in (popularity, cooccurrence, own_history):
     ranked = answer(baseline, logs, requests, **options)
     np.testing.assert_array_equal(lists[baseline.__name__], ranked)
@@ -323,7 +319,7 @@ def test_tuning_finds_what_helps():
   assert tuned.popularity.organic_weight == 0
   before = answer(rank_all, events(rows), requests, settings=BaselineSettings(), **options)
   after = answer(rank_all, events(rows), requests, settings=tuned, **options)
-  for name in ("cooccurrence", "own_history"):
+  for name in ("cooccurrence", "own_history", "rule", "trending"):
     recall = [recall_per_request(lists[name], requests, k=5).mean() for lists in (before, after)]
     assert recall[1] >= recall[0], name
 
@@ -356,6 +352,9 @@ def test_tuning_of_leave_one_out_does_not_age_counts():
   tuned = tune(events(rows), requests, num_ads=100, k=5, train_end_s=None)
   assert tuned.popularity.half_life_s is None
   assert tuned.cooccurrence.count_half_life_s is None
+  # No time is real: nothing trends, and the rule is own history.
+  assert tuned.trending is None and tuned.rule.trending_weight == 0
+  assert tuned.rule.own_history == tuned.own_history
 
 
 def test_floor_of_amazon_beauty(shared_data):

@@ -2,22 +2,25 @@
 
 from tests.mutants.mutant import Mutant
 
-_RANKING, _BASELINES, _PAIRS = (
-  "search/ranking.py", "evaluation/baselines.py", "evaluation/interactions.py"
+_RANKING, _BASELINES, _PAIRS, _QUESTION, _RIVALS = (
+  "search/ranking.py", "evaluation/baselines.py", "evaluation/interactions.py",
+  "evaluation/question.py", "evaluation/rivals.py",
 )
-_METRICS, _FLOORS = "search/test_ranking.py::", "evaluation/test_baselines.py::"
+_METRICS, _FLOORS, _RULE = (
+  "search/test_ranking.py::", "evaluation/test_baselines.py::", "evaluation/test_rule.py::"
+)
 _WHOLE = ("test_a_fourth_system.py::test_is_evaluated_beside_the_baselines",)
 
 MUTANTS = (
   Mutant(
-    "baselines are tuned on validation requests", "evaluation/evaluate.py",
-    'validation = eval_requests(group_requests(read_split(opened.examples, "validation")))',
-    'validation = eval_requests(group_requests(read_split(opened.examples, "test")))', _WHOLE,
+    "baselines are tuned on validation requests", _RIVALS,
+    'validation = eval_requests(group_requests(read_split(examples, "validation")))',
+    'validation = eval_requests(group_requests(read_split(examples, "test")))', _WHOLE,
   ),
   Mutant(
-    "baselines count events over all users up to validation", "evaluation/evaluate.py",
-    '"train_end_s": config.validation_start_s if by_time else None',
-    '"train_end_s": config.test_start_s if by_time else None', _WHOLE,
+    "baselines count events over all users up to validation", _RIVALS,
+    "train_end_s=config.validation_start_s if by_time else None",
+    "train_end_s=config.test_start_s if by_time else None", _WHOLE,
   ),
   Mutant(
     "a difference is ours less the baseline's", "evaluation/evaluate.py",
@@ -89,17 +92,37 @@ MUTANTS = (
     "np.flatnonzero(user_G[step:] == user_G[step:])", (_FLOORS + "test_pairs_equal_plain_loops",),
   ),
   Mutant(
+    "what trends ends with the day before the request's", _PAIRS,
+    "np.searchsorted(day_E, days_D), strict=True",
+    'np.searchsorted(day_E, days_D, side="right"), strict=True',
+    (_RULE + "test_nothing_of_the_request_s_own_day_or_later_trends",),
+  ),
+  Mutant(
+    "a day's engagements fade while days go by", _PAIRS,
+    "score_A *= 0.5 **", "score_A += 0.5 **", (_RULE + "test_shares_by_hand",),
+  ),
+  Mutant(
+    "lists for prospecting hold nothing that was seen without promotion", _QUESTION,
+    "half_life_s=None,\n    organic_weight=1.0,", "half_life_s=None,\n    organic_weight=0.0,",
+    (_RULE + "test_lists_without_what_was_seen",),
+  ),
+  Mutant(
+    "for prospecting only new targets choose the settings", "evaluation/baseline_tuning.py",
+    "judged = only_new(requests) if question.without_seen else requests", "judged = requests",
+    (_RULE + "test_tuning_for_new_targets_sees_no_others",),
+  ),
+  Mutant(
     "of co-occurring ads the closest are kept", _BASELINES,
     "row[np.argpartition(row, -keep)[:-keep]] = 0", "row[np.argpartition(row, -keep)[-keep:]] = 0",
     (_FLOORS + "test_only_the_closest_neighbours_are_kept",),
   ),
   Mutant(
-    "equal scores follow in the order of popularity", _BASELINES,
+    "equal scores follow in the order of popularity", _QUESTION,
     "tie_A[popular_A] = np.arange(num_ads)[::-1]", "tie_A[popular_A] = np.arange(num_ads)",
     (_FLOORS + "test_own_history_by_hand",),
   ),
   Mutant(
-    "leave-one-out counts a user's events up to the own request", _BASELINES,
+    "leave-one-out counts a user's events up to the own request", _QUESTION,
     "    np.minimum.at(end_s_U, requests.user_R, requests.time_s_R)\n", "    pass\n",
     (_FLOORS + "test_leave_one_out_ends_at_the_own_request",),
   ),

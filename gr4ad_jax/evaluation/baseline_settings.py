@@ -1,0 +1,90 @@
+"""What the baselines can be set to; `baseline_tuning.tune_baselines` chooses it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gr4ad_jax.data.records import DAY_S
+
+
+@dataclass(frozen=True)
+class PopularitySettings:
+  """An event counts 0.5 ** (its age at train_end_s / half-life)."""
+
+  half_life_s: float | None = 28 * DAY_S
+  """None: events do not age."""
+  organic_weight: float = 0.0
+  """What an organic event counts beside 1 for an ad event."""
+
+
+@dataclass(frozen=True)
+class OwnHistorySettings:
+  """Score of an ad: its events in the user's past, each 0.5 ** (age at the request / half-life)."""
+
+  half_life_s: float | None = 112 * DAY_S
+  organic_weight: float = 0.3
+
+
+@dataclass(frozen=True)
+class CooccurrenceSettings:
+  """Score of ad j: sum over i of history_i * pairs_ij / norm_ij, where
+
+      norm_ij = (baskets_i + shrinkage) ** source_power * (baskets_j + shrinkage) ** target_power
+
+  history is that of `OwnHistorySettings`, pairs and baskets are those of `count_pairs`. Powers
+  (1, 0) give the conditional frequency of j given i, (0.5, 0.5) the cosine.
+  """
+
+  window: int = 4
+  """Baskets pair with those at most this many steps away; 0 = within a basket only."""
+  backward_weight: float = 0.5
+  """What a pair counts whose j came first."""
+  powers: tuple[float, float] = (1.0, 0.25)
+  """source_power, target_power."""
+  shrinkage: float = 1.0
+  """Baskets added to every count before the powers."""
+  count_half_life_s: float | None = 28 * DAY_S
+  """Pairs and baskets age to train_end_s; None: they do not."""
+  history_half_life_s: float | None = 28 * DAY_S
+  organic_weight: float = 0.3
+  neighbours: int = 200
+  """Largest entries pairs_ij / norm_ij kept per ad i."""
+
+  @property
+  def counting(self) -> dict[str, Any]:
+    """The arguments of `count_pairs` that say what a pair counts."""
+    return {
+      "half_life_s": self.count_half_life_s, "organic_weight": self.organic_weight,
+      "window": self.window, "backward_weight": self.backward_weight,
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrendingSettings:
+  """Score of an ad: its share of all engagements with ads on the days before the request's."""
+
+  half_life_days: float = 3.0
+  """An engagement counts 0.5 ** (its age in days / half-life)."""
+
+
+@dataclass(frozen=True)
+class RuleSettings:
+  """Score of an ad: that of `OwnHistorySettings` + trending_weight * that of `TrendingSettings`."""
+
+  own_history: OwnHistorySettings = OwnHistorySettings()
+  trending: TrendingSettings = TrendingSettings()
+  trending_weight: float = 40.0
+  """Events of an own history that a share of 1 is worth; 0 where no time is real."""
+
+
+@dataclass(frozen=True)
+class BaselineSettings:
+  """Settings of all baselines."""
+
+  popularity: PopularitySettings = PopularitySettings()
+  cooccurrence: CooccurrenceSettings = CooccurrenceSettings()
+  own_history: OwnHistorySettings = OwnHistorySettings()
+  rule: RuleSettings = RuleSettings()
+  trending: TrendingSettings | None = TrendingSettings()
+  """None: no list of trending ads, for times tell only the order inside a user."""

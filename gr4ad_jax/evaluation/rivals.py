@@ -1,0 +1,79 @@
+"""Baselines of a split: tuned on validation requests, asked for all targets and for new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gr4ad_jax.data.examples import ExampleSet, read_split
+from gr4ad_jax.data.records import Logs
+from gr4ad_jax.evaluation.baseline_settings import BaselineSettings
+from gr4ad_jax.evaluation.baseline_tuning import tune_baselines
+from gr4ad_jax.evaluation.baselines import cooccurrence, own_history, popularity
+from gr4ad_jax.evaluation.interactions import Interactions
+from gr4ad_jax.evaluation.question import Question
+from gr4ad_jax.evaluation.rule import rule, trending
+from gr4ad_jax.machine.progress import console
+from gr4ad_jax.search.held_out import eval_requests, group_requests
+from gr4ad_jax.search.ranking import EvalRequests
+
+BASELINES: tuple[Callable[[Question, BaselineSettings], np.ndarray], ...] = (
+  popularity, cooccurrence, own_history, rule, trending
+)
+
+
+@dataclass(frozen=True)
+class Rivals:
+  """What stands beside a model on one split.
+
+  Attributes:
+    settings: as they were chosen for all targets.
+    lists: name -> ranked_RK, int32 [R, k] for every request of the split.
+    prospecting_settings: as they were chosen for new targets; None where validation has none.
+    prospecting: name -> ranked_RK without what was seen; {} where there are no such settings.
+  """
+
+  settings: BaselineSettings
+  lists: dict[str, np.ndarray]
+  prospecting_settings: BaselineSettings | None
+  prospecting: dict[str, np.ndarray]
+
+
+def rank_all(question: Question, settings: BaselineSettings) -> dict[str, np.ndarray]:
+  """The lists of all baselines by name; trending ads where the settings have some."""
+  wanted = [b for b in BASELINES if b is not trending or settings.trending is not None]
+  return {baseline.__name__: baseline(question, settings) for baseline in wanted}
+
+
+def find_rivals(logs: Logs, examples: ExampleSet, requests: EvalRequests, *, k: int) -> Rivals:
+  """Tunes the baselines on validation requests, then ranks for `requests`.
+
+  Counts over users come from the training period, as a model's parameters do, but for trending ads,
+  which follow the days; a user's own history, as the model's context, goes up to the request.
+
+  Args:
+    logs: of the data.
+    examples: cut from them.
+    requests: of the split that is judged.
+    k: length of the lists.
+  """
+  config = examples.config
+  by_time = config.split == "time"
+  validation = eval_requests(group_requests(read_split(examples, "validation")))
+  asked = Question(
+    Interactions.of(logs), validation, len(logs.ads.ad_id), k,
+    train_end_s=config.validation_start_s if by_time else None,
+  )
+  horizon_s = int(logs.events.time_s.max()) + 1 - config.test_start_s if by_time else None
+  console.print("baselines: choosing their settings on validation requests")
+  settings = tune_baselines(asked, horizon_s=horizon_s)
+  lists = rank_all(replace(asked, requests=requests), settings)
+  if not validation.new_RC.any():
+    return Rivals(settings, lists, None, {})
+  console.print("baselines without what a user has seen: choosing their settings")
+  asked = replace(asked, without_seen=True)
+  prospecting_settings = tune_baselines(asked, horizon_s=horizon_s)
+  prospecting = rank_all(replace(asked, requests=requests), prospecting_settings)
+  return Rivals(settings, lists, prospecting_settings, prospecting)
