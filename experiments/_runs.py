@@ -63,7 +63,7 @@ def trained_metrics(folder: Path, data: Path, sids: Path, config: Config) -> dic
   """Trains in `folder`, goes on where an earlier call was interrupted, and scores the test split.
 
   Returns:
-    Ranking metrics at 10 and 50, the same under without_bonus/, and validation_sid_loss (nats).
+    Ranking metrics at 10 and 50, and validation_sid_loss (nats).
   """
   file = folder / "metrics.json"
   if file.exists():
@@ -83,13 +83,10 @@ def score(
   """Ranking metrics at 10 and 50 of a run with these search settings."""
   found = search_split(opened.recommender(config), opened.contexts, groups, config)
   _, advertiser_A = np.unique(opened.logs.ads.advertiser_id, return_inverse=True)
-  metrics = {}
-  for prefix, lists in (("", found.recommendations), ("without_bonus/", found.without_bonus)):
-    values = ranking_metrics(
-      lists.ad_RK, eval_requests(groups), advertiser_A=advertiser_A, ks=(10, 50), bootstrap=200
-    )
-    metrics |= {prefix + name: float(value) for name, value in values.items()}
-  return metrics
+  return ranking_metrics(
+    found.recommendations.ad_RK, eval_requests(groups), advertiser_A=advertiser_A, ks=(10, 50),
+    bootstrap=200,
+  )
 
 
 def run_of(data: Path, sids: Path, config: Config) -> RunFile:

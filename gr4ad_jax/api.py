@@ -135,7 +135,8 @@ def evaluate(run: Opened, *, split: str = "test") -> dict[str, float]:
 
 
 def recommend(
-  run: Opened, user_id: str, *, k: int = 10, where: Sequence[str] = ()
+  run: Opened, user_id: str, *, k: int = 10, where: Sequence[str] = (),
+  exclude_seen: bool | None = None,
 ) -> pd.DataFrame:
   """The best ads for a request right after the user's last event.
 
@@ -144,6 +145,8 @@ def recommend(
     user_id: of the logs.
     k: ads wanted.
     where: conditions that every ad meets, as "COLUMN=VALUE" of the ads table.
+    exclude_seen: prospecting: leave out every ad whose product the user has ever engaged with,
+      promoted or not; None = as the run's search.exclude_seen says.
 
   Returns:
     A row an ad, best first: ad_id, advertiser_id, text, sid, logp, expected_value (currency, of one
@@ -152,12 +155,13 @@ def recommend(
   Raises:
     ConfigError: an unknown user, or a condition that no ad meets.
   """
-  found = recommend_for_user(run, user_id, k, where=where)
+  found = recommend_for_user(run, user_id, k, where=where, exclude_seen=exclude_seen)
   return pd.DataFrame(found.ads, columns=RankedAd._fields)
 
 
 def recommend_many(
-  run: Opened, user_ids: Sequence[str] | None = None, *, k: int = 10, where: Sequence[str] = ()
+  run: Opened, user_ids: Sequence[str] | None = None, *, k: int = 10, where: Sequence[str] = (),
+  exclude_seen: bool | None = None,
 ) -> pd.DataFrame:
   """As `recommend`, for many users in batches; None = all of the logs.
 
@@ -165,7 +169,7 @@ def recommend_many(
     As `recommend`, with the columns user_id and rank (1 = best) before; a user for whom fewer than
     k are found has fewer rows.
   """
-  search = UserSearch(run, k, where=where)
+  search = UserSearch(run, k, where=where, exclude_seen=exclude_seen)
   users = search.users(user_ids)
   return pd.DataFrame(
     (row for batch in search.batches(users) for found in batch for row in found.rows()),

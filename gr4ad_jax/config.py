@@ -148,6 +148,24 @@ def from_dict(
   return kind(**fields) if base is None else dataclasses.replace(base, **fields)
 
 
+def take_out(values: dict[str, Any], paths: typing.Iterable[str]) -> list[tuple[str, Any]]:
+  """Takes fields out of plain JSON values; returns those that were there, with their values.
+
+  Args:
+    values: nested objects; they are changed.
+    paths: dotted ones.
+  """
+  taken = []
+  for path in paths:
+    *parts, name = path.split(".")
+    inner: Any = values
+    for part in parts:
+      inner = inner.get(part) if isinstance(inner, dict) else None
+    if isinstance(inner, dict) and name in inner:
+      taken.append((path, inner.pop(name)))
+  return taken
+
+
 def read_json(kind: type[ConfigT], path: Path) -> ConfigT:
   """The config stored at `path`.
 

@@ -15,7 +15,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from gr4ad_jax.catalog.prepared import open_prepared
+from gr4ad_jax.data.examples import read_split
 from gr4ad_jax.data.pipeline import look_up, pad, train_batches, validation_batches, with_rows
+from gr4ad_jax.data.records import Action
 from gr4ad_jax.evaluation import evaluate as evaluation
 from gr4ad_jax.evaluation import rivals
 from gr4ad_jax.machine.peaks import Device
@@ -23,7 +25,9 @@ from gr4ad_jax.search.artifact import Artifact
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.export import export_run
 from gr4ad_jax.search.generator import Generator
+from gr4ad_jax.search.held_out import eval_requests, group_requests
 from gr4ad_jax.search.opened import Opened
+from gr4ad_jax.search.ranking import prospecting_metrics
 from gr4ad_jax.search.recommend import recommend_for_user
 from gr4ad_jax.serving.config import ServingConfig
 from gr4ad_jax.serving.server import build_app
@@ -36,6 +40,7 @@ from gr4ad_jax.training.train_loop import read_params, train
 TRAIN = TrainConfig(num_steps=30, batch_size=16, learning_rate=0.1, eval_every=15, eval_batches=2,
                     checkpoint_every=15, log_every=10, data_parallel=1)
 SEARCH = SearchConfig(widths=(8, 12, 16), batch_size=4)
+WHOLE = SearchConfig(widths=(8, 32, 16), batch_size=4)  # every prefix, and then the best 16 SIDs
 
 
 class Context(NamedTuple):
@@ -119,6 +124,18 @@ def opened(tiny_data, tmp_path_factory) -> Opened:
   )
 
 
+def seen_ads(opened: Opened, user: str, before_s: float = np.inf) -> set[str]:
+  """Ads that a user clicked or bought before, or met as a content, event by event."""
+  logs, events, seen = opened.logs, opened.logs.events, set()
+  for row in np.flatnonzero(logs.users.user_id[events.user] == user):
+    ad, engaged = events.ad[row], events.action[row] >= Action.CLICK
+    if ad < 0:
+      ad, engaged = logs.contents.ad[events.content[row]], True
+    if ad >= 0 and engaged and events.time_s[row] < before_s:
+      seen.add(logs.ads.ad_id[ad])
+  return seen
+
+
 def best_ads(opened: Opened, user: str, k: int) -> list[str]:
   """By brute force over the catalogue, with numpy alone."""
   logs, codes_AL = opened.logs, opened.sids.codes_AL
@@ -142,6 +159,53 @@ def test_training_learns_and_keeps_the_best_step(opened):
 def test_recommends_what_brute_force_finds(opened):
   found = recommend_for_user(opened, "u7", 5)
   assert [ad.ad_id for ad in found.ads] == best_ads(opened, "u7", 5)
+
+
+def test_leaves_out_what_a_user_has_seen_and_fills_up(opened):
+  """Sixteen of the forty ads are found, whatever was seen: none of the beams goes to seen ads."""
+  opened = dataclasses.replace(opened, search=WHOLE)
+  for user in ("u7", "u8", "u9"):
+    seen = seen_ads(opened, user)
+    left = [ad for ad in best_ads(opened, user, 40) if ad not in seen]
+    found = recommend_for_user(opened, user, 12, exclude_seen=True).ads
+    assert [ad.ad_id for ad in found] == left[:12] and len(seen & {*best_ads(opened, user, 12)}) > 3
+    brand = [ad for ad in left if int(ad[2:]) % 8 == 3]
+    found = recommend_for_user(
+      opened, user, 12, exclude_seen=True, where=["advertiser_id=brand3"]
+    ).ads
+    assert [ad.ad_id for ad in found] == brand
+  always = dataclasses.replace(
+    opened, search=dataclasses.replace(WHOLE, exclude_seen=True)
+  )
+  assert [ad.ad_id for ad in recommend_for_user(always, "u9", 12).ads] == left[:12]
+  found = recommend_for_user(always, "u9", 12, exclude_seen=False).ads
+  assert [ad.ad_id for ad in found] == best_ads(opened, "u9", 12)
+
+
+def test_prospecting_is_judged_by_lists_without_what_was_seen(opened):
+  opened = dataclasses.replace(opened, search=WHOLE)
+  groups = group_requests(read_split(opened.examples, "test"))
+  ranked_RK = evaluation.prospecting_lists(opened.recommender(), opened, groups)
+  users, num_new = opened.logs.users.user_id, 0
+  for group, ad_K in zip(groups, ranked_RK, strict=True):
+    seen = seen_ads(opened, users[group[0].user], group[0].time_s)
+    targets = opened.logs.ads.ad_id[np.concatenate([e.target_C for e in group])]
+    new = np.concatenate([e.new_C for e in group])
+    assert [target not in seen for target in targets] == new.tolist()
+    found = {*opened.logs.ads.ad_id[ad_K[ad_K >= 0]]}
+    # Sixteen SIDs, each of one ad or more, where so many ads are left.
+    assert not found & seen and len(found) >= (min(16, 40 - len(seen)) if new.any() else 0)
+    assert new.any() or not found
+    num_new += new.any()
+  assert 0 < num_new < len(groups)
+  metrics = prospecting_metrics(
+    ranked_RK, eval_requests(groups), advertiser_A=np.arange(40), bootstrap=10
+  )
+  assert metrics["prospecting/recall@50"] > 0.6  # sixteen of the two dozen that are new
+  assert {f"prospecting/{name}" for name in (
+    "recall@10", "recall@50", "recall@50/ci_low", "value_recall@50/ci_high", "ndcg@10",
+  )} < metrics.keys()
+  assert not {name for name in metrics if not name.startswith("prospecting/")}
 
 
 def test_is_evaluated_beside_the_baselines(opened, monkeypatch):
@@ -168,10 +232,14 @@ def test_is_evaluated_beside_the_baselines(opened, monkeypatch):
     assert (question.requests.time_s_R >= cut.test_start_s).all()
   assert {question.train_end_s for question in asked} == {cut.validation_start_s}
   for name in ("popularity", "cooccurrence", "own_history", "rule", "trending"):
-    assert 0 <= metrics[f"baseline/{name}/prospecting/recall@50"] <= 1
+    new = metrics[f"baseline/{name}/prospecting/recall@50"]
+    difference = metrics["prospecting/recall@50"] - new
+    found = metrics[f"difference/{name}/prospecting/recall@50"]
+    assert found == pytest.approx(difference, abs=1e-9)
     difference = metrics["recall@50"] - metrics[f"baseline/{name}/recall@50"]
     assert metrics[f"difference/{name}/recall@50"] == pytest.approx(difference, abs=1e-9)
     assert difference < 0  # lists of sixteen SIDs against all forty ads
+  assert metrics["prospecting/recall@50"] > metrics["new/recall@50"]
   assert metrics["invalid_sid_rate"] == 0 and metrics["num_params"] == 3 * 9 * 8
   assert metrics["recall@10"] > 10 / 40  # better than any ten of the forty ads
   assert {"baseline/popularity/recall@10", "baseline/own_history/recall@10"} <= metrics.keys()

@@ -1,5 +1,6 @@
 """The public names: from two files to ranked ads, and cheap to import."""
 
+import json
 import subprocess
 import sys
 
@@ -31,7 +32,7 @@ def files(tmp_path_factory):
   return folder
 
 
-def test_from_two_files_to_ranked_ads(files, tmp_path):
+def test_from_two_files_to_ranked_ads(files, tmp_path, capsys):
   counts = gr.prepare(
     gr.Parquet(ads=files / "ads.parquet", events=files / "events.parquet"), tmp_path / "data",
     num_trending=4,
@@ -44,7 +45,15 @@ def test_from_two_files_to_ranked_ads(files, tmp_path):
     "train.data_parallel": 1, "model.width": 32,
   })
   assert run.step in (30, 60)
+  # A setting of earlier versions, which is no more, is said once and left out.
+  there = json.loads((tmp_path / "run" / "run.json").read_text())
+  there["config"]["search"]["new_ad_bonus"] = 1.0
+  (tmp_path / "run" / "run.json").write_text(json.dumps(there))
+  capsys.readouterr()
   again = gr.open_run(tmp_path / "run")
+  said = capsys.readouterr().err
+  assert said.count("new_ad_bonus") == 1
+  assert "run.json: config.search.new_ad_bonus=1.0 is no setting any more" in said
   ads = gr.recommend(again, "u7", k=5)
   columns = ["ad_id", "advertiser_id", "text", "sid", "logp", "expected_value", "score", "new"]
   assert list(ads.columns) == columns
@@ -55,6 +64,12 @@ def test_from_two_files_to_ranked_ads(files, tmp_path):
   only = gr.recommend(again, "u7", k=24, where=["advertiser_id=brand2"])
   assert set(only.advertiser_id) == {"brand2"} and len(only) == 8
   assert only.new.all() and not ads[ads.advertiser_id == "brand1"].new.all()
+  # u7 buys eight of the twenty-four ads, again and again.
+  unseen = gr.recommend(again, "u7", k=24, exclude_seen=True)
+  bought = {*pd.read_parquet(files / "events.parquet").query("user_id == 'u7'").ad_id}
+  assert {*unseen.ad_id} == {f"ad{i}" for i in range(24)} - bought and len(bought) == 8
+  some = gr.recommend_many(again, ["u3", "u7"], k=24, exclude_seen=True)
+  assert some[some.user_id == "u7"].ad_id.tolist() == unseen.ad_id.tolist()
   every = gr.recommend_many(again, k=5)
   assert every.groupby("user_id").size().to_dict() == {f"u{i}": 5 for i in range(30)}
   assert every[every.user_id == "u7"].ad_id.tolist() == ads.ad_id.tolist()

@@ -23,6 +23,11 @@ class AllowedSids(NamedTuple):
   before_BU: jax.Array  # int32, allowed SIDs in the words before
 
 
+def num_words(capacity: int) -> int:
+  """U, the words of a bitmap over the SIDs of a prefix tree."""
+  return capacity // _BITS + 1
+
+
 def pack_subsets(member_TS: np.ndarray, capacity: int) -> np.ndarray:
   """Bitmaps of T subsets.
 
@@ -41,7 +46,7 @@ def pack_subsets(member_TS: np.ndarray, capacity: int) -> np.ndarray:
     raise ValueError(f"member_TS: shape {member_TS.shape} of {member_TS.dtype}, needs [T, S] bool")
   if member_TS.shape[1] > capacity:
     raise ValueError(f"member_TS: {member_TS.shape[1]} SIDs, the tree has room for {capacity}")
-  padded_TS = np.zeros((len(member_TS), (capacity // _BITS + 1) * _BITS), bool)
+  padded_TS = np.zeros((len(member_TS), num_words(capacity) * _BITS), bool)
   padded_TS[:, : member_TS.shape[1]] = member_TS
   return np.packbits(padded_TS, axis=1, bitorder="little").view("<u4").astype(np.uint32)
 

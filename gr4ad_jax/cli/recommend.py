@@ -51,6 +51,9 @@ class Recommend:
   where: tuple[str, ...] = ()
   """Search only ads that meet all of these, as COLUMN=VALUE of the ads table; a category takes in
   those below it."""
+  exclude_seen: tyro.conf.FlagCreatePairsOff[bool] = False
+  """No ad whose product the user has ever engaged with, promoted or not: prospecting. Runs that are
+  set so (search.exclude_seen) need no option."""
   format: Literal["table", "json", "csv", "parquet"] | None = None
   """json is an object a user and line; default: as the name of OUT ends, else a table."""
   out: Path | None = None
@@ -70,7 +73,10 @@ def recommend(options: Flat[Recommend]) -> None:
   from gr4ad_jax.search.recommend import UserSearch
 
   opened = open_run(options.workdir, data=options.data)
-  search = UserSearch(opened, options.k, where=[_typed(text) for text in options.where])
+  search = UserSearch(
+    opened, options.k, where=[_typed(text) for text in options.where],
+    exclude_seen=options.exclude_seen or None,
+  )
   try:
     users = search.users(wanted)
   except ConfigError as error:
@@ -245,7 +251,7 @@ def print_ads(found: UserAds, opened: Opened) -> None:
 
   search, currency = opened.search, opened.logs.currency
   names = ["#", "ad", "advertiser", "text", "SID", "log p", f"expected value\n({currency})"]
-  ranked_by_more = bool(search.value_exponent or search.new_ad_bonus)
+  ranked_by_more = bool(search.value_exponent)
   names += ["score", "new"] * ranked_by_more
   rows = []
   for rank, ad in enumerate(found.ads, 1):

@@ -34,6 +34,22 @@ def product_engagements(logs: Logs) -> ProductEngagements:
   return ProductEngagements(event_N, ad_E[event_N].astype(np.int32))
 
 
+class SeenAds:
+  """Ads whose product a user of the logs has engaged with, by the wide rule."""
+
+  def __init__(self, logs: Logs):
+    event_N, self._ad_N = product_engagements(logs)
+    self._time_s_N = logs.events.time_s[event_N]
+    users = np.arange(len(logs.users.user_id) + 1)
+    self._begin_U = np.searchsorted(logs.events.user[event_N], users)
+
+  def before(self, user: int, time_s: int) -> np.ndarray:
+    """int32, distinct ads that were met strictly before a time, unix seconds."""
+    begin, end = self._begin_U[user : user + 2]
+    end = begin + np.searchsorted(self._time_s_N[begin:end], time_s)
+    return np.unique(self._ad_N[begin:end])
+
+
 class DailyEngagements(NamedTuple):
   """How often ads were engaged with, narrow rule; one row for each day and ad, in this order.
 

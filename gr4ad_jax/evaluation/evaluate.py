@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 
 from gr4ad_jax.catalog.catalog import ContextMaker
 from gr4ad_jax.config import ConfigError
+from gr4ad_jax.data.engagements import SeenAds
 from gr4ad_jax.data.examples import read_split
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.sequences import Example
@@ -29,7 +29,12 @@ from gr4ad_jax.machine.storage import write_json
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.held_out import eval_requests, group_requests
 from gr4ad_jax.search.opened import Opened
-from gr4ad_jax.search.ranking import paired_difference, prospecting_metrics, ranking_metrics
+from gr4ad_jax.search.ranking import (
+  EvalRequests,
+  paired_difference,
+  prospecting_metrics,
+  ranking_metrics,
+)
 from gr4ad_jax.search.recommender import Recommendations, Recommender, concatenate
 from gr4ad_jax.tokenizer import judge
 from gr4ad_jax.tokenizer.health_verdicts import as_record
@@ -44,8 +49,6 @@ class SearchResult:
   """Recommendations for the requests of a split, and how fast they came."""
 
   recommendations: Recommendations
-  without_bonus: Recommendations
-  """The same beams ranked without the bonus for ads that are new to the user."""
   requests_per_second: float
   """After the first (compiling) batch; look-up, search and expansion included."""
 
@@ -55,29 +58,57 @@ def search_split(
   contexts: ContextMaker,
   groups: Sequence[Sequence[Example]],
   config: SearchConfig,
+  *,
+  seen: SeenAds | None = None,
 ) -> SearchResult:
-  """The DEPTH best ads for every request; each of several processes searches its share."""
-  plain = dataclasses.replace(config, new_ad_bonus=0.0)
+  """The DEPTH best ads for every request; each of several processes searches its share.
+
+  Args:
+    recommender: of the run.
+    contexts: what its model reads.
+    groups: the requests.
+    config: of the search; whether seen ads are left out is not asked of it.
+    seen: prospecting: leaves out what users had seen before each request; None = nothing.
+  """
   batch_size = config.batch_size
-  parts, plain_parts, seconds, counted = [], [], 0.0, 0
+  parts, seconds, counted = [], 0.0, 0
   share = distributed.share_of(len(groups), batch_size)
   mine = [groups[min(i, len(groups) - 1)][0] for i in share]
   starts = range(0, len(mine), batch_size)
-  recommender(contexts.context(mine[:1]), DEPTH)  # compiles
+
+  def found_for(examples: Sequence[Example]) -> Recommendations:
+    allowed = None
+    if seen is not None:
+      allowed = [recommender.without(seen.before(e.user, e.time_s)) for e in examples]
+    return recommender(contexts.context(examples), DEPTH, allowed=allowed)
+
+  found_for(mine[:1])  # compiles
   for start in track(starts, "search, requests", len(mine), step=batch_size):
     begin = time.monotonic()
-    examples = mine[start : start + batch_size]
-    context = contexts.context(examples)
-    beams = recommender.search(context)
-    parts.append(recommender.rank(beams, context, DEPTH, config=config))
+    parts.append(found_for(mine[start : start + batch_size]))
     seconds += time.monotonic() - begin
     counted += sum(i < len(groups) for i in share[start : start + batch_size])
-    plain_parts.append(recommender.rank(beams, context, DEPTH, config=plain))
-  found, plain_found = distributed.gather(
-    (concatenate(parts), concatenate(plain_parts)), len(groups)
-  )
+  found = distributed.gather(concatenate(parts), len(groups))
   rates = distributed.gather(np.array([counted / seconds]), jax.process_count())
-  return SearchResult(found, plain_found, float(rates.sum()))
+  return SearchResult(found, float(rates.sum()))
+
+
+def prospecting_lists(
+  recommender: Recommender, opened: Opened, groups: Sequence[Sequence[Example]]
+) -> np.ndarray:
+  """ranked_RK, int32 [R, DEPTH], without what users had seen; -1 where a request has no new target.
+
+  Such requests are not searched: no metric of prospecting counts them.
+  """
+  ranked_RK = np.full((len(groups), DEPTH), -1, np.int32)
+  rows = [row for row, group in enumerate(groups) if any(e.new_C.any() for e in group)]
+  if rows:
+    result = search_split(
+      recommender, opened.contexts, [groups[row] for row in rows], opened.search,
+      seen=SeenAds(opened.logs),
+    )
+    ranked_RK[rows] = result.recommendations.ad_RK
+  return ranked_RK
 
 
 def invalid_rate(result: Recommendations, codes_AL: np.ndarray) -> float:
@@ -112,33 +143,17 @@ def evaluate(opened: Opened, *, split: str = "test", bootstrap: int = 1000) -> d
   requests = eval_requests(groups)
   advertisers, advertiser_A = np.unique(logs.ads.advertiser_id, return_inverse=True)
 
-  result = search_split(opened.recommender(), opened.contexts, groups, opened.search)
+  recommender = opened.recommender()
+  result = search_split(recommender, opened.contexts, groups, opened.search)
+  prospecting_RK = prospecting_lists(recommender, opened, groups)
   if not distributed.is_first():
     distributed.wait_for_all("evaluated")
     return {}
-  ranked = {"": result.recommendations.ad_RK}
-  if opened.search.new_ad_bonus:
-    ranked["without_bonus/"] = result.without_bonus.ad_RK
   rivals = find_rivals(logs, opened.examples, requests, k=DEPTH)
-  ranked |= {f"baseline/{name}/": list_RK for name, list_RK in rivals.lists.items()}
-  metrics: dict[str, float] = {}
-  for prefix, ranked_RK in track(ranked.items(), "metrics and intervals, lists", len(ranked)):
-    values = ranking_metrics(
-      ranked_RK, requests, advertiser_A=advertiser_A, ks=(10, DEPTH), bootstrap=bootstrap
-    )
-    metrics |= {prefix + name: value for name, value in values.items()}
-  for name, list_RK in rivals.prospecting.items():
-    values = prospecting_metrics(
-      list_RK, requests, advertiser_A=advertiser_A, ks=(10, DEPTH), bootstrap=bootstrap
-    )
-    metrics |= {f"baseline/{name}/{key}": value for key, value in values.items()}
-  ours = [prefix for prefix in ranked if not prefix.startswith("baseline/")]
-  for prefix, (name, list_RK) in itertools.product(ours, rivals.lists.items()):
-    difference = paired_difference(
-      ranked[prefix], list_RK, requests=requests, k=DEPTH, bootstrap=bootstrap
-    )
-    metrics |= {f"{prefix}difference/{name}/{key}": value for key, value in difference.items()}
-
+  metrics = _judged(
+    result.recommendations.ad_RK, prospecting_RK, rivals, requests, advertiser_A=advertiser_A,
+    bootstrap=bootstrap,
+  )
   # As the tokenizer has measured it, with the embeddings, which are not here.
   health = (opened.sids.health or {}).get("metrics") or judge.health(logs, opened.sids)
   rates = [row["examples_per_second"] for row in read_log(workdir) if "examples_per_second" in row]
@@ -162,6 +177,38 @@ def evaluate(opened: Opened, *, split: str = "test", bootstrap: int = 1000) -> d
   write_json(workdir / "samples.json", _samples(opened, groups))
   write_json(workdir / "metrics.json", metrics)
   distributed.wait_for_all("evaluated")
+  return metrics
+
+
+def _judged(
+  ranked_RK: np.ndarray,
+  prospecting_RK: np.ndarray,
+  rivals: Rivals,
+  requests: EvalRequests,
+  *,
+  advertiser_A: np.ndarray,
+  bootstrap: int,
+) -> dict[str, float]:
+  """Metrics of both tasks, of ours and of every baseline, and our differences to each."""
+  metrics: dict[str, float] = {}
+  how = {"bootstrap": bootstrap}
+  tasks = (
+    ("all targets", ranking_metrics, ranked_RK, rivals.lists),
+    ("prospecting", prospecting_metrics, prospecting_RK, rivals.prospecting),
+  )
+  for task, measure, ours_RK, of_rivals in tasks:
+    lists = {"": ours_RK} | {f"baseline/{name}/": theirs for name, theirs in of_rivals.items()}
+    for prefix, list_RK in track(lists.items(), f"metrics and intervals, {task}", len(lists)):
+      values = measure(list_RK, requests, advertiser_A=advertiser_A, ks=(10, DEPTH), **how)
+      metrics |= {prefix + name: value for name, value in values.items()}
+    for name, list_RK in of_rivals.items():
+      differences = paired_difference(ours_RK, list_RK, requests=requests, k=DEPTH, **how)
+      if task == "prospecting":  # where no other targets count
+        differences = {
+          key.replace("new/", "prospecting/"): value
+          for key, value in differences.items() if key.startswith("new/")
+        }
+      metrics |= {f"difference/{name}/{key}": value for key, value in differences.items()}
   return metrics
 
 

@@ -60,7 +60,7 @@ def wide_recommender(
   """What makes candidates: the policy by probability alone."""
   return Recommender(
     generator_of(decoder), params, index=inputs.index,
-    config=dataclasses.replace(search, value_exponent=0.0, new_ad_bonus=0.0),
+    config=dataclasses.replace(search, value_exponent=0.0),
     bin_means=inputs.scale.bin_means,
   )
 

@@ -263,9 +263,7 @@ PRESETS: dict[str, Config] = {
   "demo": Config(
     model=ModelConfig(width=128, num_heads=4, num_layers=4, num_lazy_layers=2, copy_path=True),
     train=TrainConfig(learning_rate=2e-3),
-    # On validation weeks this spends a tenth of recall on ads that are new to the user, and
-    # half again as many of those are found.
-    search=SearchConfig(value_exponent=0.25, new_ad_bonus=1.0),
+    search=SearchConfig(value_exponent=0.25),
   ),
   # 4.7 million parameters beside four codebooks of 256; what bench_training measures.
   "mini": Config(

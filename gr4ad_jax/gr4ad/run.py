@@ -25,6 +25,7 @@ from gr4ad_jax.gr4ad.generator import generator_of
 from gr4ad_jax.gr4ad.value import ValueScale, fit_value_scale
 from gr4ad_jax.gr4ad.vsl_task import vsl_task
 from gr4ad_jax.machine import distributed, storage
+from gr4ad_jax.machine.progress import console
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.search.opened import Opened
 from gr4ad_jax.tokenizer import semantic_id
@@ -33,6 +34,10 @@ from gr4ad_jax.training.mesh import search_mesh
 from gr4ad_jax.training.train_loop import read_params
 
 _CODES = "codes"  # not "sids": a run may lie in its data folder
+
+
+# Settings of earlier versions, which their runs may name.
+REMOVED = ("config.search.new_ad_bonus",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +127,10 @@ def read_run(workdir: Place) -> RunFile:
   """
   if not storage.exists(workdir / "run.json"):
     raise ConfigError(f"{workdir}: holds no run; `gr4ad train --workdir {workdir}` makes one")
-  return config_lib.read_json(RunFile, storage.fetch(workdir / "run.json"))
+  values = config_lib.read_values(storage.fetch(workdir / "run.json"))
+  for path, value in config_lib.take_out(values, REMOVED):
+    console.print(f"{workdir}/run.json: {path}={value} is no setting any more and is left out")
+  return config_lib.from_dict(RunFile, values)
 
 
 def context_tokens(inputs: Inputs) -> int:

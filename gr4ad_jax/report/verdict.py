@@ -54,10 +54,7 @@ def baseline_label(name: str) -> str:
 
 def methods(metrics: Mapping[str, float], *, system: str) -> dict[str, str]:
   """Label -> prefix of every ranked list that was measured, the system's own first."""
-  ours = {system: ""}
-  if "without_bonus/recall@50" in metrics:
-    ours[f"{system}, no bonus"] = "without_bonus/"
-  return ours | {
+  return {system: ""} | {
     baseline_label(name): f"baseline/{name}/" for name in baseline_names(metrics)
   }
 

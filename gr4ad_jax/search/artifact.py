@@ -9,9 +9,10 @@ alone: `python ARTIFACT/reader.py` answers its sample request, and
     ads, scores = artifact.recommend(context, k=10)
 
 Files: manifest.json (settings, versions, the arrays of a request and the bounds of their numbers),
-program.bin (a serialised jax.export program for CPU, CUDA and TPU, any batch size), arrays.npz
-(parameters, prefix tree, value of the buckets, ads of each SID, what histories are looked up in),
-sample.npz (one request). To read programs jax needs the package flatbuffers.
+program.bin (a serialised jax.export program for CPU, CUDA and TPU, any batch size), without.bin
+(the same for requests that exclude ads), arrays.npz (parameters, prefix tree, value of the buckets,
+ads of each SID, what histories are looked up in), sample.npz (one request). To read programs jax
+needs the package flatbuffers.
 """
 
 from __future__ import annotations
@@ -19,10 +20,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import math
 import sys
 import time as clock
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,16 @@ import jax
 import jax.export
 import numpy as np
 
+if __package__:
+  from gr4ad_jax.search.raw_histories import Kinds, read_items
+else:  # reader.py, in the folder of an artifact
+  from raw_histories import Kinds, read_items  # pyrefly: ignore[missing-import]
+
 FORMAT = 1
 NEG_INF = -1e30  # that of gr4ad_jax.nn, which this file does without
 # Arrays of the context with SIDs of the history, in artifacts whose manifest does not name them.
 _HISTORY = ("ad_code_BTL", "organic_code_BOL")
-_ACTIONS = ("impression", "click", "conversion")
-_DAY_S = 86_400
+_REMOVED = {"new_ad_bonus"}  # what earlier versions ranked by, too
 
 
 @functools.cache
@@ -56,20 +60,12 @@ def compiler_options() -> dict[str, str]:
   return options
 
 
-def score_beams(
-  beams: Mapping[str, np.ndarray],
-  history_RTL: np.ndarray,
-  *,
-  value_exponent: float,
-  new_ad_bonus: float,
-) -> np.ndarray:
-  """What SIDs are ranked by: log p(SID | X) + gamma log(expected value) + bonus for new SIDs.
+def score_beams(beams: Mapping[str, np.ndarray], *, value_exponent: float) -> np.ndarray:
+  """What SIDs are ranked by: log p(SID | X) + gamma log(expected value).
 
   Args:
-    beams: `logp_BW`, `code_BWL`, `sid_BW` and, where gamma is not 0, `expected_value_BW`.
-    history_RTL: int32 codes of the ads and contents that the request's history shows.
+    beams: `logp_BW`, `sid_BW` and, where gamma is not 0, `expected_value_BW`.
     value_exponent: gamma.
-    new_ad_bonus: nats added to SIDs that are not in the history.
 
   Returns:
     float32 [R, W]; NEG_INF where a beam is not filled.
@@ -77,17 +73,36 @@ def score_beams(
   score_RW = beams["logp_BW"]
   if value_exponent:
     score_RW = score_RW + value_exponent * np.log(np.maximum(beams["expected_value_BW"], 1e-6))
-  if new_ad_bonus:
-    score_RW = score_RW + new_ad_bonus * ~in_history(beams["code_BWL"], history_RTL)
   return np.where(beams["sid_BW"] >= 0, score_RW, NEG_INF)
 
 
-def in_history(code_RWL: np.ndarray, met_RTL: np.ndarray) -> np.ndarray:
-  """bool [R, W]: the SID is one of the request's history."""
-  sizes = 1 + np.maximum(code_RWL.max(axis=(0, 1)), met_RTL.max(axis=(0, 1))).astype(np.int64)
-  weight_L = np.append(np.cumprod(sizes[:0:-1])[::-1], 1)
-  flat_RW, flat_RT = code_RWL @ weight_L, met_RTL @ weight_L
-  return (flat_RW[:, :, None] == flat_RT[:, None, :]).any(axis=-1)
+def without_ads(
+  keep_A: np.ndarray, word_U: np.ndarray, ad_N: np.ndarray, *, sid_of_ad_A: np.ndarray,
+  ads_start: np.ndarray, ads_A: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Ads that may come and the SIDs that hold one, less some ads; an SID goes with its last ad.
+
+  Args:
+    keep_A: bool.
+    word_U: uint32, bit s % 32 of word s // 32 is SID s.
+    ad_N: ads to take out.
+    sid_of_ad_A, ads_start, ads_A: the SID of each ad (-1 = none), and the ads of SID s:
+      ads_A[ads_start[s] : ads_start[s + 1]].
+
+  Returns:
+    Copies of the first two.
+  """
+  keep_A, word_U = keep_A.copy(), word_U.copy()
+  keep_A[ad_N] = False
+  sid_N = np.unique(sid_of_ad_A[ad_N])
+  sid_N = sid_N[sid_N >= 0]
+  first_N, count_N = ads_start[sid_N], ads_start[sid_N + 1] - ads_start[sid_N]
+  of_E = np.repeat(np.arange(len(sid_N)), count_N)  # one entry for each ad of these SIDs
+  within_E = np.arange(len(of_E)) - (np.cumsum(count_N) - count_N)[of_E]
+  left_N = np.bincount(of_E, keep_A[ads_A[first_N[of_E] + within_E]], len(sid_N))
+  gone_N = sid_N[left_N == 0]
+  np.bitwise_and.at(word_U, gone_N // 32, ~(np.uint32(1) << (gone_N % 32).astype(np.uint32)))
+  return keep_A, word_U
 
 
 def digest(file: Path) -> str:
@@ -112,13 +127,21 @@ class Artifact:
     for name in ("ads_start", "ads_A", "ad_id_A", *fixed):
       if name not in self._arrays:
         raise ValueError(f"{self._folder / 'arrays.npz'}: lacks {name}; export the run again")
-    try:
-      program = jax.export.deserialize(self._checked("program.bin").read_bytes())
-    except Exception as error:  # of the format's own reader, which knows no better
-      raise _unreadable(self._folder / "program.bin", error) from None
-    # Every array that the program reads lies on the device once.
+    self._search = self._program("program.bin")
+    # Every array that the programs read lies on the device once.
     self._fixed = jax.device_put([self._arrays[name] for name in fixed])
-    self._search = jax.jit(program.call, compiler_options=compiler_options())
+
+  def _program(self, name: str) -> Callable[..., dict[str, jax.Array]]:
+    try:
+      program = jax.export.deserialize(self._checked(name).read_bytes())
+    except Exception as error:  # of the format's own reader, which knows no better
+      raise _unreadable(self._folder / name, error) from None
+    return jax.jit(program.call, compiler_options=compiler_options())
+
+  @functools.cached_property
+  def _search_some(self) -> Callable[..., dict[str, jax.Array]]:
+    """Among SIDs that each request names; artifacts of earlier versions have no such program."""
+    return self._program("without.bin")
 
   def _checked(self, name: str) -> Path:
     """A file, which is what was exported."""
@@ -197,11 +220,8 @@ class Artifact:
     Raises:
       ValueError: an item or a feature breaks a rule, or the artifact was exported without this.
     """
-    if "kinds" not in self.manifest:
-      raise ValueError(f"{self._folder}: takes no histories; export the run with this version")
-    now_s = int(clock.time() if time is None else time) + 1
-    kinds = _Kinds(self._arrays, self._rows, self.manifest["features"])
-    made = kinds.of(_items(history, now_s), features or {}, user_id, now_s)
+    kinds, now_s = self._kinds, _now_s(time)
+    made = kinds.of(read_items(history, now_s), features or {}, user_id, now_s)
     context = {}
     for name, kind in self.manifest["kinds"].items():
       shape = self.manifest["context"][name]
@@ -213,17 +233,38 @@ class Artifact:
         context[name][0, place] = value
     return context
 
-  @functools.cached_property
-  def _rows(self) -> dict[str, dict[str, int]]:
-    """Rows of ads and contents by their ids."""
-    ids = {"ad_id": self._arrays["ad_id_A"], "content_id": self._arrays["content_id_O"]}
-    return {name: {x: row for row, x in enumerate(array.tolist())} for name, array in ids.items()}
+  def seen(
+    self, history: Sequence[Mapping[str, Any]], *, time: float | None = None
+  ) -> list[str]:
+    """Ids of the ads whose product a history engages with, itself or as a content.
 
-  def search(self, context: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    Args:
+      history, time: as `context` takes them; give the whole history, the model may read less of it.
+    """
+    now_s = _now_s(time)
+    rows = self._kinds.seen(read_items(history, now_s), now_s)
+    return self._arrays["ad_id_A"][rows].tolist()
+
+  @functools.cached_property
+  def _kinds(self) -> Kinds:
+    """What makes numbers of histories."""
+    if "kinds" not in self.manifest:
+      raise ValueError(f"{self._folder}: takes no histories; export the run with this version")
+    ids = {"ad_id": self._row_of_ad, "content_id": _rows(self._arrays["content_id_O"])}
+    return Kinds(self._arrays, ids, self.manifest["features"])
+
+  @functools.cached_property
+  def _row_of_ad(self) -> dict[str, int]:
+    return _rows(self._arrays["ad_id_A"])
+
+  def search(
+    self, context: Mapping[str, np.ndarray], word_BU: np.ndarray | None = None
+  ) -> dict[str, np.ndarray]:
     """The most probable SIDs of each request, best first.
 
     Args:
       context: int32 arrays as the manifest lists them, one row a request, -1 = padding.
+      word_BU: uint32, the SIDs that each request may get (bit s % 32 of word s // 32); None = all.
 
     Returns:
       `code_BWL`, `logp_BW`, `level_logp_BWL`, `sid_BW` and `expected_value_BW`, as the records of
@@ -232,132 +273,80 @@ class Artifact:
     Raises:
       ValueError: see `check`.
     """
-    found = self._search(self._fixed, self.check(context))
+    context = self.check(context)
+    if word_BU is None:
+      found = self._search(self._fixed, context)
+    else:
+      found = self._search_some(self._fixed, context, word_BU)
     return {name: np.asarray(array) for name, array in found.items()}
 
   def recommend(
-    self, context: Mapping[str, np.ndarray], k: int
+    self, context: Mapping[str, np.ndarray], k: int, *,
+    exclude: Sequence[Sequence[str]] | None = None,
   ) -> tuple[list[list[str]], list[list[float]]]:
     """Ids of the k best ads of each request and the scores of their SIDs, best first.
 
+    Args:
+      context: as `search`.
+      k: ads wanted.
+      exclude: of each request, ids of ads that never come and take no place in the search, such as
+        `seen` gives; others are ignored. None = every ad may come.
+
     Raises:
-      ValueError: k below 1; and see `check`.
+      ValueError: k below 1, not one `exclude` a request, an artifact of an earlier version that
+        cannot; and see `check`.
     """
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
       raise ValueError(f"k={k!r}: must be a whole number of at least 1")
     context = self.check(context)
-    beams = self.search(context)
-    names = self.manifest.get("history", _HISTORY)
-    history_RTL = np.concatenate([context[name] for name in names], axis=1)
-    ranking = self.manifest["ranking"]
-    score_RW = score_beams(beams, history_RTL, **ranking)
+    keep_RA, word_RU = None, None
+    if exclude is not None:
+      if len(exclude) != (rows := len(next(iter(context.values())))):
+        raise ValueError(f"exclude: of {len(exclude)} request, the context has {rows}")
+      keep_RA, word_RU = map(np.stack, zip(*map(self._without, exclude), strict=True))
+    beams = self.search(context, word_RU)
+    score_RW = score_beams(beams, **self.manifest["ranking"])
     order_RW = np.argsort(-score_RW, axis=1, kind="stable")
     start, ads, ids = (self._arrays[name] for name in ("ads_start", "ads_A", "ad_id_A"))
     all_ids, all_scores = [], []
-    for order_W, score_W, sid_W in zip(order_RW, score_RW, beams["sid_BW"], strict=True):
+    for row, (order_W, score_W, sid_W) in enumerate(
+      zip(order_RW, score_RW, beams["sid_BW"], strict=True)
+    ):
       pairs = [
         (str(ids[ad]), float(score_W[beam]))
         for beam in order_W if sid_W[beam] >= 0
         for ad in ads[start[sid_W[beam]] : start[sid_W[beam] + 1]]
+        if keep_RA is None or keep_RA[row, ad]
       ][:k]
       all_ids.append([ad for ad, _ in pairs])
       all_scores.append([score for _, score in pairs])
     return all_ids, all_scores
 
+  def _without(self, ad_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The ads that are left, and the bitmap of their SIDs."""
+    start, ads = self._arrays["ads_start"], self._arrays["ads_A"]
+    rows = [self._row_of_ad[ad] for ad in ad_ids if ad in self._row_of_ad]
+    every_A = np.ones(len(self._sid_of_ad_A), bool)
+    every_U = np.full((len(start) - 1) // 32 + 1, 0xFFFFFFFF, np.uint32)
+    return without_ads(
+      every_A, every_U, np.array(rows, np.int64), sid_of_ad_A=self._sid_of_ad_A, ads_start=start,
+      ads_A=ads,
+    )
 
-class _Kinds:
-  """Numbers of a context's arrays by kind, as the run makes them of the same history."""
-
-  def __init__(
-    self, arrays: Mapping[str, np.ndarray], rows: Mapping[str, Mapping[str, int]],
-    features: Mapping[str, tuple[int, list[str]]],
-  ):
-    self._arrays, self._rows, self._features = arrays, rows, features
-
-  def of(self, items, features, user_id: str, now_s: int) -> dict[str, Any]:
-    """Kind -> (bounds of its numbers) -> the numbers, most recent first."""
-    ads, contents = (self._met(items, name, now_s) for name in ("ad_id", "content_id"))
-    tables, shares = self._arrays, self._shares(now_s)
-    ad_ids = [str(tables["ad_id_A"][row]) for row, _, _ in ads]
-    content_ids = [str(tables["content_id_O"][row]) for row, _, _ in contents]
-    made = {
-      "features": lambda below: self._feature(features, len(below)),
-      "user hash": lambda below: _digest(user_id) >> 1,
-      "ad hashes": lambda below: [_digest(ad) >> 1 for ad in ad_ids],
-      "content hashes": lambda below: [_digest(content) % below[0] for content in content_ids],
-      "trending codes": lambda below: [tables["ad_code_AL"][ad] for ad in shares],
-      "trending shares": lambda below: [*shares.values()],
-      "ad shares": lambda below: [shares.get(row, 0) for row, _, _ in ads],
-      "content shares": lambda below: [
-        shares.get(int(tables["content_ad_O"][row]), 0) for row, _, _ in contents
-      ],
-    }
-    for word, codes, met in ("ad", "ad_code_AL", ads), ("content", "content_code_OL", contents):
-      made |= {
-        f"{word} codes": lambda below, codes=codes, met=met: [tables[codes][m[0]] for m in met],
-        f"{word} counts": lambda below, met=met: [_half_octave(m[1], below[0]) for m in met],
-        f"{word} ages": lambda below, met=met: [
-          _half_octave(1 + max(now_s - m[2], 0) / 3600, below[0]) for m in met
-        ],
-      }
-    return made
-
-  def _met(self, items, name: str, now_s: int) -> list[tuple[int, int, int]]:
-    """Row, times met and last time of each distinct item, most recent first."""
-    rows, met = self._rows[name], {}
-    for item in items:
-      engaged = name != "ad_id" or item["action"] != "impression"
-      if item.get(name) in rows and engaged and item["time"] < now_s:
-        row = rows[item[name]]
-        met[row] = (met.pop(row, (0, 0))[0] + 1, item["time"])  # at the end, as the latest
-    return [(row, count, time_s) for row, (count, time_s) in reversed(met.items())]
-
-  def _shares(self, now_s: int) -> dict[int, int]:
-    """Bucket of the share of engagement of each ad that has one on that day, best first."""
-    if "trending_ad_DN" not in self._arrays:
-      return {}
-    ad_DN, first = self._arrays["trending_ad_DN"], int(self._arrays["trending_first_day"])
-    day = min(max(now_s // _DAY_S - first, 0), len(ad_DN) - 1)
-    pairs = zip(ad_DN[day].tolist(), self._arrays["trending_bucket_DN"][day].tolist(), strict=True)
-    return {ad: bucket for ad, bucket in pairs if ad >= 0}
-
-  def _feature(self, features: Mapping[str, str], count: int) -> list[int]:
-    numbers = [0] * count
-    for name, value in features.items():
-      if name not in self._features:
-        known = ", ".join(self._features)
-        raise ValueError(f"features: {name!r} is none of the model's: {known}")
-      place, values = self._features[name]
-      numbers[place] = 1 + values.index(value) if value in values else 0
-    return numbers
+  @functools.cached_property
+  def _sid_of_ad_A(self) -> np.ndarray:
+    start, sid_of_ad_A = self._arrays["ads_start"], np.full(len(self._arrays["ad_id_A"]), -1)
+    sid_of_ad_A[self._arrays["ads_A"]] = np.repeat(np.arange(len(start) - 1), np.diff(start))
+    return sid_of_ad_A
 
 
-def _items(history: Sequence[Mapping[str, Any]], now_s: int) -> list[dict[str, Any]]:
-  """A history by time, checked."""
-  items = []
-  for at, given in enumerate(history):
-    item = {"action": "click", "time": None} | dict(given)
-    unknown = set(item) - {"ad_id", "content_id", "action", "time", "value"}
-    if unknown:
-      raise ValueError(f"history[{at}]: {min(unknown)!r} is no field of an item")
-    if (item.get("ad_id") is None) == (item.get("content_id") is None):
-      raise ValueError(f"history[{at}]: exactly one of ad_id and content_id is needed")
-    if item["action"] not in _ACTIONS:
-      raise ValueError(f"history[{at}].action={item['action']!r}: one of {', '.join(_ACTIONS)}")
-    time_s = now_s - 2 if item["time"] is None else item["time"]
-    if not isinstance(time_s, int | float | np.number) or not math.isfinite(time_s):
-      raise ValueError(f"history[{at}].time={time_s!r}: must be unix seconds")
-    items.append(item | {"time": int(time_s)})
-  return sorted(items, key=lambda item: item["time"])
+def _now_s(time: float | None) -> int:
+  """Seconds; only what lies before counts."""
+  return int(clock.time() if time is None else time) + 1
 
 
-def _half_octave(x: float, below: int) -> int:
-  """1, 1.4, 2, 2.8, 4, ... -> 0, 1, 2, 3, 4, ..."""
-  return min(int(2 * math.log2(x) + 1e-6), below - 1)
-
-
-def _digest(text: str) -> int:
-  return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
+def _rows(ids: np.ndarray) -> dict[str, int]:
+  return {x: row for row, x in enumerate(ids.tolist())}
 
 
 def _manifest(file: Path) -> dict[str, Any]:
@@ -375,8 +364,11 @@ def _manifest(file: Path) -> dict[str, Any]:
   for name, kind in (("context", dict), ("program_arrays", int), ("ranking", dict)):
     if not isinstance(manifest.get(name), kind):
       raise ValueError(f"{file}: {name} is missing or no {kind.__name__}; export the run again")
-  if set(manifest["ranking"]) != {"value_exponent", "new_ad_bonus"}:
-    raise ValueError(f"{file}: ranking must name value_exponent and new_ad_bonus, and no other")
+  for name in _REMOVED & set(manifest["ranking"]):
+    value = manifest["ranking"].pop(name)
+    print(f"{file}: ranking.{name}={value} is no setting any more and is left out", file=sys.stderr)
+  if set(manifest["ranking"]) != {"value_exponent"}:
+    raise ValueError(f"{file}: ranking must name value_exponent, and no other")
   return manifest
 
 

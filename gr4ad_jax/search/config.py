@@ -27,9 +27,9 @@ class SearchConfig:
   """Requests decoded per call."""
   value_exponent: float = 0.0
   """gamma: rank by log p(SID) + gamma * log(expected value); 0 = by probability alone."""
-  new_ad_bonus: float = 0.0
-  """Added to the score (nats) of SIDs that the user's shown history does not hold: prospecting at
-  the expense of repetition; 0 = by probability alone."""
+  exclude_seen: bool = False
+  """Prospecting: no ad whose product the user has engaged with before, promoted or not; a request
+  may say otherwise. `gr4ad evaluate` measures both, whatever stands here."""
   precision: Literal["trained", "bfloat16", "int8", "fp8"] = "trained"
   """Number type of the decoder in search: as it was trained, bfloat16, int8 weights, or fp8 weights
   and activations (int8 and fp8 need qwix)."""

@@ -12,14 +12,16 @@ from typing import Any, NamedTuple
 import flax
 import jax
 import jax.export
+import jax.numpy as jnp
 import numpy as np
 
 from gr4ad_jax.catalog.ad_index import AdIndex
 from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
+from gr4ad_jax.catalog.subsets import num_words
 from gr4ad_jax.data.example_records import to_example
 from gr4ad_jax.machine import atomic, storage
 from gr4ad_jax.machine.storage import Place
-from gr4ad_jax.search import artifact
+from gr4ad_jax.search import artifact, raw_histories
 from gr4ad_jax.search.beam_search import search_function
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.generator import Generator, named_arrays
@@ -68,18 +70,24 @@ def write_artifact(
   arrays, known = named_arrays(sample), generator.arrays
   search = search_function(generator.start, generator.step, tree, config.widths)
 
-  def call(fixed: list[jax.Array], context: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  def call(
+    fixed: list[jax.Array], context: dict[str, jax.Array], word_BU: jax.Array | None = None
+  ) -> dict[str, jax.Array]:
     """What is exported: arrays without structure -> beams by name."""
     params, prefixes, bin_means = jax.tree.unflatten(structure, fixed)
     whole = jax.tree.unflatten(jax.tree.structure(sample), [context[name] for name in arrays])
-    beams = search(params, whole, prefixes, bin_means)
+    own_B1 = None if word_BU is None else jnp.arange(word_BU.shape[0])[:, None]
+    beams = search(params, whole, prefixes, bin_means, word_BU, own_B1)
     return {name: x for name, x in beams._asdict().items() if x is not None}
 
   (batch,) = jax.export.symbolic_shape("batch")
-  program = jax.export.export(jax.jit(call), platforms=PLATFORMS)(
+  request = (
     [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in fixed],
     {name: jax.ShapeDtypeStruct((batch, *x.shape[1:]), np.int32) for name, x in arrays.items()},
   )
+  word_BU = jax.ShapeDtypeStruct((batch, num_words(tree.capacity)), np.uint32)
+  export = jax.export.export(jax.jit(call), platforms=PLATFORMS)
+  programs = {"program.bin": export(*request), "without.bin": export(*request, word_BU)}
   manifest = {
     "format": artifact.FORMAT,
     "platforms": list(PLATFORMS),
@@ -89,7 +97,7 @@ def write_artifact(
     "precision": config.precision,
     "num_sids": tree.num_sids,
     "num_ads": len(ad_id_A),
-    "ranking": {"value_exponent": config.value_exponent, "new_ad_bonus": config.new_ad_bonus},
+    "ranking": {"value_exponent": config.value_exponent},
     "context": {name: list(array.shape[1:]) for name, array in arrays.items()},
     "history": list(generator.history),
     "program_arrays": len(fixed),
@@ -100,7 +108,8 @@ def write_artifact(
     manifest["kinds"] = {name: known[name].kind for name in arrays}
     manifest["features"] = histories.features
   with atomic.new_folder(folder) as fresh:
-    (fresh / "program.bin").write_bytes(program.serialize())
+    for name, program in programs.items():
+      (fresh / name).write_bytes(program.serialize())
     np.savez(
       fresh / "arrays.npz", ads_start=index.ads_start, ads_A=index.ads_A,
       ad_id_A=ad_id_A.astype(str), **{f"program_{i:04d}": x for i, x in enumerate(fixed)},
@@ -108,8 +117,9 @@ def write_artifact(
     )
     np.savez(fresh / "sample.npz", **arrays)
     shutil.copy(artifact.__file__, fresh / "reader.py")
+    shutil.copy(raw_histories.__file__, fresh)
     manifest["sha256"] = {
-      name: artifact.digest(fresh / name) for name in ("program.bin", "arrays.npz", "sample.npz")
+      name: artifact.digest(fresh / name) for name in (*programs, "arrays.npz", "sample.npz")
     }
     (fresh / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from gr4ad_jax.catalog.targeting import Targeting
 from gr4ad_jax.config import ConfigError
+from gr4ad_jax.data.engagements import SeenAds
 from gr4ad_jax.data.sequences import Example, ExampleMaker
 from gr4ad_jax.search.opened import Opened
 from gr4ad_jax.search.recommender import Recommendations
@@ -24,7 +25,7 @@ class RankedAd(NamedTuple):
   sid: tuple[int, ...]
   logp: float  # log p(SID | X), nats
   expected_value: float  # currency, of one `Opened.value_of`
-  score: float  # what ads are ranked by: logp, and what value and a bonus for new SIDs add
+  score: float  # what ads are ranked by: logp, and what value adds
   new: bool  # its SID is not in the history that the model reads
 
 
@@ -45,13 +46,17 @@ class UserAds(NamedTuple):
 class UserSearch:
   """A run's search for users of its logs: a request right after the last event of each."""
 
-  def __init__(self, opened: Opened, k: int, *, where: Sequence[str] = ()):
+  def __init__(
+    self, opened: Opened, k: int, *, where: Sequence[str] = (), exclude_seen: bool | None = None
+  ):
     """Prepares the search; it compiles with the first batch.
 
     Args:
       opened: the run.
       k: ads for a user; no more than there are.
       where: "COLUMN=VALUE" of the ads table; only ads that meet all of them are searched.
+      exclude_seen: leave out every ad whose product the user has ever engaged with; None = as the
+        run is set.
 
     Raises:
       ConfigError: k below 1, or a condition that no ad can meet.
@@ -61,6 +66,8 @@ class UserSearch:
     self._opened, self._k, self.allowed_A = opened, k, None
     self._maker = ExampleMaker(opened.logs, opened.examples.config)
     self._recommender, self._allowed = opened.recommender(with_value=True), None
+    exclude_seen = opened.search.exclude_seen if exclude_seen is None else exclude_seen
+    self._seen = SeenAds(opened.logs) if exclude_seen else None
     if where:
       targeting = Targeting(opened.logs.ads)
       try:
@@ -96,7 +103,12 @@ class UserSearch:
     for start in range(0, len(user_N), size):
       users = user_N[start : start + size].tolist()
       examples = [self._maker.latest_context(user) for user in users]
-      allowed = None if self._allowed is None else [self._allowed] * len(examples)
+      allowed = None
+      if self._seen is not None:
+        seen = [self._seen.before(example.user, example.time_s) for example in examples]
+        allowed = [self._recommender.without(ads, self._allowed) for ads in seen]
+      elif self._allowed is not None:
+        allowed = [self._allowed] * len(examples)
       found = self._recommender(self._opened.contexts.context(examples), k, allowed=allowed)
       yield [self._of(row, user, examples[row], found) for row, user in enumerate(users)]
 
@@ -123,13 +135,16 @@ class UserSearch:
       return f"{meet:,} of {ads:,} ads meet the conditions"
     if ads < self._k:
       return f"the catalogue has {ads:,} ads"
-    widths = self._opened.search.widths
-    return f"the search keeps {widths[-1]:,} SIDs (search.widths of the run) and finds their ads"
+    widths, seen = self._opened.search.widths, ", less what was seen" if self._seen else ""
+    return (
+      f"the search keeps {widths[-1]:,} SIDs (search.widths of the run) and finds their ads{seen}"
+    )
 
 
 def recommend_for_user(
-  opened: Opened, user_id: str, k: int, *, where: Sequence[str] = ()
+  opened: Opened, user_id: str, k: int, *, where: Sequence[str] = (),
+  exclude_seen: bool | None = None,
 ) -> UserAds:
   """The k best ads for a request right after the last event of a user; errors as `UserSearch`."""
-  search = UserSearch(opened, k, where=where)
+  search = UserSearch(opened, k, where=where, exclude_seen=exclude_seen)
   return next(search.batches(search.users([user_id])))[0]

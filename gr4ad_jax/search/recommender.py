@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
 from gr4ad_jax.catalog.targeting import Allowed, allow
 from gr4ad_jax.machine import sharding
 from gr4ad_jax.nn import NEG_INF
-from gr4ad_jax.search.artifact import in_history, score_beams
+from gr4ad_jax.search.artifact import score_beams, without_ads
 from gr4ad_jax.search.beam_search import Beams, Sampling
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.generator import Generator, num_requests
@@ -85,6 +86,14 @@ class Recommender:
     """Some of the ads, bool [A], as `allowed` of a request."""
     return allow(self._index, keep_A, self._searcher.tree.capacity)
 
+  @functools.cached_property
+  def _every_ad(self) -> Allowed:
+    return self.allow(self._index.sid_of_ad_A >= 0)
+
+  def without(self, ad_N: np.ndarray, allowed: Allowed | None = None) -> Allowed:
+    """All ads but some, or those of `allowed` but some, as `allowed` of a request."""
+    return without(self._index, allowed or self._every_ad, ad_N)
+
   def __call__(
     self, context: Any, k: int, *, allowed: Sequence[Allowed] | None = None
   ) -> Recommendations:
@@ -145,24 +154,20 @@ def rank_ads(
 ) -> Recommendations:
   """The k best ads among found SIDs.
 
-  They are ranked by log p(SID | X) + gamma log(expected value) (paper 3.3), and a bonus for SIDs
-  that are new to the user.
+  They are ranked by log p(SID | X) + gamma log(expected value) (paper 3.3).
 
   Args:
     index: of the search.
     beams: numpy arrays of R requests.
     met_RTL: int32 SIDs of the requests' histories, from `Generator.met_codes`.
     k: ads wanted.
-    config: gamma and bonus.
+    config: gamma.
     allowed: what each request may get; None = all ads.
   """
   value_RW = np.full_like(beams.logp_BW, np.nan)
   if beams.expected_value_BW is not None:
     value_RW = beams.expected_value_BW
-  score_RW = score_beams(
-    beams._asdict(), met_RTL,
-    value_exponent=config.value_exponent, new_ad_bonus=config.new_ad_bonus,
-  )
+  score_RW = score_beams(beams._asdict(), value_exponent=config.value_exponent)
   order_RW = np.argsort(-score_RW, axis=1, kind="stable")
 
   def in_order(x: np.ndarray) -> np.ndarray:
@@ -188,8 +193,26 @@ def rank_ads(
     np.where(empty_RK, np.nan, of_beam(value_RW)),
     np.where(empty_RK[..., None], NEG_INF, of_beam(beams.level_logp_BWL)),
     np.where(empty_RK, NEG_INF, of_beam(score_RW)).astype(np.float32),
-    ~empty_RK & of_beam(~in_history(beams.code_BWL, met_RTL)),
+    ~empty_RK & of_beam(~_in_history(beams.code_BWL, met_RTL)),
   )
+
+
+def without(index: AdIndex, allowed: Allowed, ad_N: np.ndarray) -> Allowed:
+  """What a request may get, less some ads; an SID is lost with the last of its ads.
+
+  Costs a copy of the record, and no look at the ads that stay.
+  """
+  return Allowed(*without_ads(
+    *allowed, ad_N, sid_of_ad_A=index.sid_of_ad_A, ads_start=index.ads_start, ads_A=index.ads_A
+  ))
+
+
+def _in_history(code_RWL: np.ndarray, met_RTL: np.ndarray) -> np.ndarray:
+  """bool [R, W]: the SID is one of the request's history."""
+  sizes = 1 + np.maximum(code_RWL.max(axis=(0, 1)), met_RTL.max(axis=(0, 1))).astype(np.int64)
+  weight_L = np.append(np.cumprod(sizes[:0:-1])[::-1], 1)
+  flat_RW, flat_RT = code_RWL @ weight_L, met_RTL @ weight_L
+  return (flat_RW[:, :, None] == flat_RT[:, None, :]).any(axis=-1)
 
 
 def _expand_allowed(

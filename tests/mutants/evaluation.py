@@ -24,7 +24,7 @@ MUTANTS = (
   ),
   Mutant(
     "a difference is ours less the baseline's", "evaluation/evaluate.py",
-    "ranked[prefix], list_RK, requests=requests", "list_RK, ranked[prefix], requests=requests",
+    "ours_RK, list_RK, requests=requests", "list_RK, ours_RK, requests=requests",
     _WHOLE,
   ),
   Mutant(

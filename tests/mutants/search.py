@@ -8,6 +8,7 @@ _PLAIN = (_TESTS + "test_equals_plain_beam_and_enumeration",)
 _EVERY = (_PROPERTIES + "test_equals_enumeration[lazy]",)
 _DRAWS = (_PROPERTIES + "test_sampling_draws_without_replacement_from_the_model",)
 _RANKED = (_TESTS + "test_recommender_expands_and_reranks_by_value[lazy]",)
+_SEEN = (_TESTS + "test_excluded_ads_never_come_and_take_no_place[lazy]",)
 _INDEX = "catalog/test_ad_index.py::"
 _LOAD = "search/test_beam_schedule.py::"
 
@@ -70,8 +71,16 @@ MUTANTS = (
     "score_RW + value_exponent * np.log(", "score_RW - value_exponent * np.log(", _RANKED,
   ),
   Mutant(
-    "the bonus is for ads that are new to the user", "search/artifact.py",
-    "score_RW + new_ad_bonus * ~in_history(", "score_RW + new_ad_bonus * in_history(", _RANKED,
+    "an SID with several ads goes with the last of them", "search/artifact.py",
+    "gone_N = sid_N[left_N == 0]", "gone_N = sid_N", _SEEN,
+  ),
+  Mutant(
+    "an excluded ad takes no place among the beams", "search/artifact.py",
+    "gone_N = sid_N[left_N == 0]", "gone_N = sid_N[left_N < 0]", _SEEN,
+  ),
+  Mutant(
+    "an excluded ad does not come by another ad of its SID", "search/artifact.py",
+    "keep_A[ad_N] = False", "keep_A[ad_N[:0]] = False", _SEEN,
   ),
   Mutant(
     "an ad's numbers come from the beam that holds its SID", "search/recommender.py",

@@ -159,11 +159,10 @@ def test_recommender_expands_and_reranks_by_value(trained_like):
   context = context._replace(ad_code_BTL=context.ad_code_BTL.copy())
   context.ad_code_BTL[:, 0] = sids[7]
 
-  def recommend(gamma: float, bonus: float = 0.0):
+  def recommend(gamma: float):
     return Recommender(
       generator_of(decoder), params, index=index, bin_means=bins, with_value=True,
-      config=SearchConfig(widths=(20, 20, 20), batch_size=4, value_exponent=gamma,
-                          new_ad_bonus=bonus),
+      config=SearchConfig(widths=(20, 20, 20), batch_size=4, value_exponent=gamma),
     )(context, 30)
 
   plain = recommend(0.0)
@@ -180,13 +179,11 @@ def test_recommender_expands_and_reranks_by_value(trained_like):
   for row in range(ROWS):
     best = plain.ad_RK[row, np.argmax(score[row, :25])]
     np.testing.assert_array_equal(codes_AL[by_value.ad_RK[row, 0]], codes_AL[best])
-  new_first = recommend(0.0, bonus=100.0)
   for row in range(ROWS):
     met = {tuple(c) for name in ("ad_code_BTL", "organic_code_BOL")
            for c in getattr(context, name)[row].tolist()}
-    known = [tuple(c) in met for c in new_first.code_RKL[row, :25].tolist()]
-    assert known == sorted(known)  # what is in the history comes last, nothing is lost
-    assert sorted(new_first.ad_RK[row, :25]) == list(range(25))
+    new = [tuple(c) not in met for c in plain.code_RKL[row, :25].tolist()]
+    assert plain.new_RK[row, :25].tolist() == new and not all(new)
   with pytest.raises(ValueError, match="batch_size"):
     Recommender(
       generator_of(decoder), params, index=index, bin_means=bins,
@@ -216,6 +213,52 @@ def test_recommender_keeps_to_the_allowed_ads(trained_like):
     recommender.allow(late[:3])
   with pytest.raises(ValueError, match=r"needs \[25\] bool"):
     recommender.allow(np.arange(25))
+
+
+def test_excluded_ads_never_come_and_take_no_place(trained_like):
+  """Every ad scored by teacher forcing, the excluded ones struck out: the best eight that remain.
+
+  The last level keeps eight beams: the eight best SIDs of which an ad is left.
+  """
+  decoder, params, context = trained_like
+  sids = random_sids(np.random.default_rng(4), 30)
+  codes_AL = np.concatenate([sids, sids[:12]])  # twelve SIDs hold two ads
+  index = build_ad_index(codes_AL, np.arange(42, dtype=np.float64))
+  recommender = Recommender(
+    generator_of(decoder), params, index=index, bin_means=(1.0, 4.0, 9.0, 16.0),
+    config=SearchConfig(widths=(30, 30, 8), batch_size=4),
+  )
+  every = np.broadcast_to(codes_AL, (ROWS, *codes_AL.shape))
+  forced = jax.jit(lambda p, every: decoder.apply({"params": p}, context, every))(params, every)
+  logp_RA = np.asarray(forced.sid_BCL.sum(axis=-1))
+  best_RA = np.argsort(-logp_RA, axis=1)
+  rng = np.random.default_rng(5)
+  seen = [
+    best_RA[0, :25],  # what the model likes best
+    np.append(np.arange(30, 36), np.arange(10)),  # both ads of some SIDs, one of others
+    rng.permutation(42)[:39],  # fewer are left than are asked for
+  ]
+  before = recommender(context, 8)
+  found = recommender(context, 8, allowed=[recommender.without(ads) for ads in seen])
+  for row in range(ROWS):
+    left = [ad for ad in best_RA[row].tolist() if ad not in seen[row].tolist()]
+    ads = found.ad_RK[row][found.ad_RK[row] >= 0].tolist()
+    assert len(ads) == min(8, len(left)) and not set(ads) & set(seen[row].tolist())
+    # Ads of one SID are equally likely, so that it is log-probabilities that are compared.
+    expected = logp_RA[row, left][: len(ads)]
+    np.testing.assert_allclose(logp_RA[row, ads], expected, atol=1e-4)
+    np.testing.assert_allclose(found.logp_RK[row, : len(ads)], expected, atol=1e-4)
+  # Conditions hold as well, and who excludes nothing gets what all get.
+  late = np.arange(42) >= 20
+  some = [recommender.without(ads, recommender.allow(late)) for ads in seen]
+  found = recommender(context, 8, allowed=some)
+  for row in range(ROWS):
+    left = [ad for ad in best_RA[row].tolist() if late[ad] and ad not in seen[row].tolist()]
+    ads = found.ad_RK[row][found.ad_RK[row] >= 0].tolist()
+    assert set(ads) <= set(left) and len(ads) == min(8, len(left))
+    np.testing.assert_allclose(logp_RA[row, ads], logp_RA[row, left][: len(ads)], atol=1e-4)
+  nothing = [recommender.without(np.zeros(0, np.int64))] * ROWS
+  np.testing.assert_array_equal(recommender(context, 8, allowed=nothing).ad_RK, before.ad_RK)
 
 
 def test_widths_can_change_from_call_to_call(trained_like):

@@ -22,7 +22,7 @@ from gr4ad_jax.search.recommender import Recommender
 from tests.support import VOCABULARY, random_codes, random_context, shaken_params
 
 BIN_MEANS = (1.0, 4.0, 9.0, 16.0)
-CONFIG = SearchConfig(widths=(5, 9, 12), batch_size=3, value_exponent=0.5, new_ad_bonus=1.0)
+CONFIG = SearchConfig(widths=(5, 9, 12), batch_size=3, value_exponent=0.5)
 AD_IDS = np.array([f"ad {n}" for n in range(40)], object)
 
 ANSWER = """
@@ -82,6 +82,42 @@ def test_recommends_what_the_run_recommends(exported):
   ads, scores = Artifact(folder).recommend(context.present(), k=6)
   assert ads == [[str(AD_IDS[ad]) for ad in row if ad >= 0] for row in expected.ad_RK.tolist()]
   assert all(row == sorted(row, reverse=True) for row in scores)
+
+
+def test_excludes_what_the_run_excludes(exported):
+  folder, decoder, params, index = exported
+  context = random_context(np.random.default_rng(5), 3)
+  recommender = Recommender(
+    generator_of(decoder), params, index=index, config=CONFIG, bin_means=BIN_MEANS
+  )
+  plain = recommender(context, 6)
+  seen = [plain.ad_RK[0], np.arange(35), np.zeros(0, np.int64)]
+  expected = recommender(context, 6, allowed=[recommender.without(ads) for ads in seen])
+  artifact = Artifact(folder)
+  ids = [[*AD_IDS[ads].tolist(), "unheard of"] for ads in seen]
+  ads, _ = artifact.recommend(context.present(), k=6, exclude=ids)
+  assert ads == [[str(AD_IDS[ad]) for ad in row if ad >= 0] for row in expected.ad_RK.tolist()]
+  assert [len(row) for row in ads] == [6, 5, 6] and not set(ads[0]) & set(ids[0])
+  assert set(ads[1]) == {f"ad {n}" for n in range(35, 40)}
+  with pytest.raises(ValueError, match="exclude: of 1 request, the context has 3"):
+    artifact.recommend(context.present(), k=6, exclude=ids[:1])
+
+
+def test_artifacts_of_earlier_versions_open(exported, tmp_path, capsys):
+  """They were ranked with a bonus that is no more, and know no excluded ads."""
+  folder = tmp_path / "artifact"
+  shutil.copytree(exported[0], folder)
+  (folder / "without.bin").unlink()
+  manifest = json.loads((folder / "manifest.json").read_text())
+  manifest["ranking"]["new_ad_bonus"] = 1.0
+  (folder / "manifest.json").write_text(json.dumps(manifest))
+  artifact = Artifact(folder)
+  said = capsys.readouterr().err
+  assert "ranking.new_ad_bonus=1.0 is no setting any more" in said and said.count("\n") == 1
+  whole = Artifact(exported[0])
+  assert artifact.recommend(artifact.sample(), 5) == whole.recommend(whole.sample(), 5)
+  with pytest.raises(ValueError, match="without.bin: is missing; export the run again"):
+    artifact.recommend(artifact.sample(), 5, exclude=[["ad 1"]])
 
 
 def test_manifest_and_sample(exported, tmp_path):
@@ -195,7 +231,8 @@ def test_damaged_files_of_an_artifact_are_named(exported, tmp_path, name, known)
 
 
 def test_the_reader_alone_says_in_one_line_what_is_wrong(exported, tmp_path):
-  shutil.copy(exported[0] / "reader.py", tmp_path)
+  for name in ("reader.py", "raw_histories.py"):
+    shutil.copy(exported[0] / name, tmp_path)
   (tmp_path / "manifest.json").write_text("{}")
   said = subprocess.run(
     [sys.executable, tmp_path / "reader.py"], capture_output=True, text=True, cwd=tmp_path
