@@ -266,6 +266,9 @@ def test_is_served_with_conditions_and_new_ads(opened, tmp_path):
       return [ad["ad_id"] for ad in reply.json()["ads"]]
 
     assert ask() == best_ads(opened, "u7", 5)
+    seen = seen_ads(opened, "u7")
+    unseen = [ad for ad in best_ads(opened, "u7", 40) if ad not in seen]
+    assert ask(exclude_seen=True) == unseen[:5] != ask()
     brand = [ad for ad in best_ads(opened, "u7", 40) if int(ad[2:]) % 8 == 3]
     assert ask(where=["advertiser_id=brand3"]) == brand
     like_ad0 = {

@@ -39,6 +39,7 @@ FORMAT = 1
 NEG_INF = -1e30  # that of gr4ad_jax.nn, which this file does without
 # Arrays of the context with SIDs of the history, in artifacts whose manifest does not name them.
 _HISTORY = ("ad_code_BTL", "organic_code_BOL")
+_WITHOUT = "without.bin"
 _REMOVED = {"new_ad_bonus"}  # what earlier versions ranked by, too
 
 
@@ -138,10 +139,14 @@ class Artifact:
       raise _unreadable(self._folder / name, error) from None
     return jax.jit(program.call, compiler_options=compiler_options())
 
+  @property
+  def can_exclude(self) -> bool:
+    """Whether ads can be left out; artifacts of earlier versions have no program for it."""
+    return (self._folder / _WITHOUT).is_file()
+
   @functools.cached_property
   def _search_some(self) -> Callable[..., dict[str, jax.Array]]:
-    """Among SIDs that each request names; artifacts of earlier versions have no such program."""
-    return self._program("without.bin")
+    return self._program(_WITHOUT)
 
   def _checked(self, name: str) -> Path:
     """A file, which is what was exported."""

@@ -1,8 +1,8 @@
 """`gr4ad serve --artifact`: an exported search answers contexts that its callers have made.
 
 The artifact knows neither users nor tokenizer: no stored histories, events or new ads. A request
-brings a history, or the arrays that the manifest lists, one row of each; calls are batched, bounded
-and given up as in the server of a run.
+brings a history, whose products it may leave out, or the arrays that the manifest lists, one row of
+each; calls are batched, bounded and given up as in the server of a run.
 """
 
 from __future__ import annotations
@@ -43,6 +43,9 @@ class ContextRequest(BaseModel):
   features: dict[Id, Word] = Field({}, description="Beside a history.", max_length=64)
   user_id: Id | None = Field(None, description="Beside a history; nothing is known of users.")
   time: Time | None = Field(None, description="Unix seconds of the request; default now.")
+  exclude_seen: bool = Field(
+    False, description="Beside a history: no ad whose product it engages with."
+  )
   k: int = Field(10, ge=1, description="Ads wanted.")
 
 
@@ -65,6 +68,7 @@ class ContextQuery(NamedTuple):
 
   context: dict[str, np.ndarray]  # one row
   k: int
+  exclude: Sequence[str] = ()  # ids of ads that must not come
 
 
 class ArtifactEngine(Compiled):
@@ -81,33 +85,41 @@ class ArtifactEngine(Compiled):
     self._sample = self.artifact.sample()
 
   def run_program(self, factor: float, size: int, *, conditions: bool) -> None:
-    """Answers the sample so many times; an artifact knows no conditions."""
-    del factor, conditions
-    self._answers([ContextQuery(self._sample, 10)] * size, size)
+    """Answers the sample so many times; the only conditions are ads that must not come."""
+    del factor
+    self._answers([ContextQuery(self._sample, 10)] * size, size, conditions=conditions)
 
   def query(self, request: ContextRequest) -> ContextQuery:
     """A request, checked against the manifest.
 
     Raises:
-      ConfigError: neither or both of context and history, an unknown feature, k is too large, or an
-        array is missing, unknown, of another shape, or holds a number out of its range.
+      ConfigError: neither or both of context and history, an unknown feature, k is too large, seen
+        ads cannot be known or left out, or an array is missing, unknown, of another shape, or holds
+        a number out of its range.
     """
     if request.k > self.config.max_k:
       raise ConfigError(f"k={request.k}: must be at most {self.config.max_k}")
     if (request.context is None) == (request.history is None):
       raise ConfigError("exactly one of context and history is needed")
+    if request.exclude_seen and request.history is None:
+      raise ConfigError("exclude_seen: needs a history; a context does not say what it was made of")
+    exclude: Sequence[str] = ()
     try:
       if request.history is not None:
+        history = [item.model_dump() for item in request.history]
         context = self.artifact.context(
-          [item.model_dump() for item in request.history], features=request.features,
-          user_id=request.user_id or "", time=request.time,
+          history, features=request.features, user_id=request.user_id or "", time=request.time
         )
+        if request.exclude_seen:
+          if not self.artifact.can_exclude:
+            raise ConfigError("exclude_seen: this artifact cannot; export the run again")
+          exclude = self.artifact.seen(history, time=request.time)
       else:
         given, known = request.context, self.artifact.manifest["context"]
         if unknown := sorted(set(given) - set(known)):
           raise ConfigError(f"context: {unknown[0]!r} is none of {', '.join(known)}")
         context = {name: [values] for name, values in given.items()}
-      return ContextQuery(self.artifact.check(context), request.k)
+      return ContextQuery(self.artifact.check(context), request.k, exclude)
     except ValueError as error:
       raise ConfigError(str(error)) from None
 
@@ -116,16 +128,21 @@ class ArtifactEngine(Compiled):
   ) -> list[list[tuple[str, float]]]:
     """(ad id, score) of each request's ads, best first."""
     del factor
-    return self._answers(queries, self.config.call_size(len(queries)))
+    conditions = not self.is_whole or any(query.exclude for query in queries)
+    return self._answers(queries, self.config.call_size(len(queries)), conditions=conditions)
 
   def _answers(
-    self, queries: Sequence[ContextQuery], size: int
+    self, queries: Sequence[ContextQuery], size: int, *, conditions: bool
   ) -> list[list[tuple[str, float]]]:
     context = {
       name: repeat_last(np.concatenate([query.context[name] for query in queries]), size)
       for name in queries[0].context
     }
-    ids, scores = self.artifact.recommend(context, max(query.k for query in queries))
+    exclude = None
+    if conditions and self.artifact.can_exclude:
+      exclude = [query.exclude for query in queries] + [()] * (size - len(queries))
+    most = max(query.k for query in queries)
+    ids, scores = self.artifact.recommend(context, most, exclude=exclude)
     return [
       list(zip(ids[row], scores[row], strict=True))[: query.k] for row, query in enumerate(queries)
     ]

@@ -38,7 +38,8 @@ class ServingConfig:
   max_k: int = 100
   """Ads that a request may ask for."""
   max_history: int = 512
-  """Events of a user that are read, or that a request may bring."""
+  """Events of a user that the model reads, or that a request may bring. What a user has seen
+  (`exclude_seen`) is known of all events."""
   max_body_bytes: int = 1 << 20
   """Larger request bodies are refused (413)."""
   body_timeout_s: float = 10.0

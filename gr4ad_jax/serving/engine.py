@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr4ad_jax.catalog.catalog import Catalog, LiveCatalog
+from gr4ad_jax.catalog.targeting import Allowed
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.data.trending import Trending
 from gr4ad_jax.search.beam_schedule import scaled_widths
 from gr4ad_jax.search.beam_search import Beams, compile_search
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.generator import Generator
-from gr4ad_jax.search.recommender import Recommendations, rank_ads
+from gr4ad_jax.search.recommender import Recommendations, rank_ads, without
 from gr4ad_jax.search.searcher import Searcher
 from gr4ad_jax.serving.compiled import REPEATS, Compiled, seconds_of
 from gr4ad_jax.serving.config import ServingConfig
@@ -36,6 +37,7 @@ class Query(NamedTuple):
   user_id: str  # hashed where the model has a table of ids
   k: int
   where: tuple[str, ...]  # conditions on ads
+  exclude_N: np.ndarray | None = None  # int32, ads that must not come
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +207,9 @@ class Engine(Compiled):
       ConfigError: a condition that no ad meets.
     """
     # The program for conditions answers those without any, too: all that there is at first.
-    conditions = not self.is_whole or any(query.where for query in queries)
+    conditions = not self.is_whole or any(
+      query.where or query.exclude_N is not None for query in queries
+    )
     size = self.config.call_size(len(queries))
     return self._answers(queries, factor=factor, size=size, conditions=conditions)
 
@@ -215,7 +219,7 @@ class Engine(Compiled):
     began = time.perf_counter()
     catalog, (params, step) = self.catalog.now, self._parameters
     context = self.context(queries, catalog)
-    allowed = [catalog.allowed(query.where) for query in queries] if conditions else None
+    allowed = [_allowed(query, catalog) for query in queries] if conditions else None
     searching = time.perf_counter()
     beams = self.searcher(
       params, catalog.prefixes, context, size=size, widths=self.widths[factor], allowed=allowed,
@@ -248,3 +252,10 @@ class Engine(Compiled):
     return contexts.context(
       [query.example for query in queries], user_ids=[query.user_id for query in queries]
     )
+
+
+def _allowed(query: Query, catalog: Catalog) -> Allowed:
+  allowed = catalog.allowed(query.where)
+  if query.exclude_N is None:
+    return allowed
+  return without(catalog.snapshot.index, allowed, query.exclude_N)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from gr4ad_jax.data.records import Action
@@ -17,6 +18,7 @@ from gr4ad_jax.serving.journal import Event, Journal
 
 REDIS_TIMEOUT_S = 0.05  # of one answer; a slower Redis counts as away
 REDIS_PAUSE_S = 1.0  # after a failure it is not asked for so long
+SHARED = 10_000  # events of a user that Redis keeps
 _BATCH = 500  # events sent at once
 
 
@@ -60,32 +62,40 @@ class Latest(NamedTuple):
   events: list[Event]  # oldest first
   version: str  # changes with every event
   degraded: bool  # the shared store is away, and its events are missing
+  earlier: Sequence[Event] = ()  # those before that the model does not read, where asked for
 
 
 class Histories:
   """Events of users; where servers share a Redis, `carry` takes the journal's events there."""
 
   def __init__(self, journal: Journal, limit: int, link: RedisLink | None = None):
-    """The last `limit` events of each user are read."""
+    """The model reads the last `limit` events of each user."""
     self._journal, self._limit, self._link = journal, limit, link
     self._sent, self._wake = journal.position("redis"), asyncio.Event()
 
-  async def latest(self, user_id: str) -> Latest:
-    """What is in Redis, and of this server's events those that are not, or no longer, there."""
-    shared, degraded = {}, False
+  async def latest(self, user_id: str, *, whole: bool = False) -> Latest:
+    """What is in Redis, and of this server's events those that are not, or no longer, there.
+
+    `whole` reads the `earlier` events too: all of this server's, and SHARED of those in Redis.
+    """
+    shared, degraded, limit = {}, False, SHARED if whole else self._limit
     if self._link is not None:
       reply = await self._link.call(
-        lambda client: client.lrange(_key(user_id), -self._limit, -1)
+        lambda client: client.lrange(_key(user_id), -limit, -1)
       )
       degraded = reply is None
       rows = [json.loads(row) for row in reply[0]] if reply else []
       shared = {row["from"]: _from_json(row["event"]) for row in rows}
     # An event that is in both has one name, and so stands there once.
-    events = shared | {
-      self._name(seq): event for seq, event in self._journal.of_user(user_id, self._limit)
-    }
+    if whole:  # which may be many
+      own = await asyncio.to_thread(self._journal.of_user, user_id, None)
+    else:
+      own = self._journal.of_user(user_id, limit)
+    events = shared | {self._name(seq): event for seq, event in own}
     in_time = sorted(events.values(), key=lambda event: event.time_s)
-    return Latest(in_time[-self._limit :], " ".join(sorted(events)), degraded)
+    last = max(0, len(in_time) - self._limit)
+    earlier = in_time[:last] if whole else ()
+    return Latest(in_time[last:], " ".join(sorted(events)), degraded, earlier)
 
   def added(self) -> None:
     """The journal has new events, which `carry` need not wait for."""
@@ -113,7 +123,7 @@ class Histories:
       if seq > sent and (event.action > Action.IMPRESSION or event.ad_id is None):
         row = {"from": self._name(seq), "event": event._asdict()}
         pipeline.rpush(_key(event.user_id), json.dumps(row))
-        pipeline.ltrim(_key(event.user_id), -self._limit, -1)
+        pipeline.ltrim(_key(event.user_id), -max(SHARED, self._limit), -1)
     pipeline.set(last, rows[-1][0])
     await pipeline.execute()
     return True

@@ -160,11 +160,11 @@ class Journal:
       )
       return Kept(new, self.last_seq)
 
-  def of_user(self, user_id: str, limit: int) -> list[tuple[int, Event]]:
-    """The user's last events with their numbers, oldest first; views of ads are no history."""
+  def of_user(self, user_id: str, limit: int | None) -> list[tuple[int, Event]]:
+    """The user's last events (None = all), oldest first, with their numbers; no views of ads."""
     return self._events(
       "where user_id = ? and (action > 0 or ad_id is null) order by seq desc limit ?",
-      user_id, limit,
+      user_id, -1 if limit is None else limit,  # as SQLite says it
     )[::-1]
 
   def after(self, seq: int, limit: int) -> list[tuple[int, Event]]:

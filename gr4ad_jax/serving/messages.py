@@ -91,6 +91,10 @@ class RecommendRequest(_Message):
   where: list[Word] = Field(
     [], max_length=8, description="Only ads that meet all of these, COLUMN=VALUE.",
   )
+  exclude_seen: bool | None = Field(
+    None, description="Prospecting: no ad whose product the user has engaged with before the "
+    "request, as an ad or as a content; default as the run is set.",
+  )
   time: Time | None = Field(None, description="Unix seconds of the request; default now.")
   beam_factor: float | None = Field(
     None, description="One of the server's beam factors; default as traffic allows."

@@ -34,6 +34,7 @@ class Searches:
   batcher: Batcher
   metrics: Metrics
   currency: str
+  exclude_seen: bool  # where a request does not say
 
   async def __call__(self, request: RecommendRequest, latest: Latest) -> dict[str, Any]:
     """What a reply says of a search, as JSON values.
@@ -55,7 +56,10 @@ class Searches:
       request.user_id, latest, self.catalog.now, now_s=now_s + 1, features=request.features,
       history=history,
     )
-    query = Query(profile.example, request.user_id or "", request.k, tuple(request.where))
+    exclude_N = profile.seen_N if self.excludes_seen(request) and len(profile.seen_N) else None
+    query = Query(
+      profile.example, request.user_id or "", request.k, tuple(request.where), exclude_N
+    )
     answer, waited_s = await self.batcher.submit(query, factor=request.beam_factor)
     self.metrics.answered(answer)
     seconds = {"queue": waited_s} | answer.seconds
@@ -70,6 +74,11 @@ class Searches:
       "latency_ms": {name: 1000 * value for name, value in seconds.items()},
       "levels": levels_of(answer) if request.explain else None,
     }
+
+
+  def excludes_seen(self, request: RecommendRequest) -> bool:
+    """Whether a request is one of prospecting."""
+    return self.exclude_seen if request.exclude_seen is None else request.exclude_seen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +114,9 @@ class Replies:
     self._check(request)
     latest = Latest([], "", False)
     if request.user_id is not None and request.history is None:
-      latest = await self.histories.latest(request.user_id)
+      latest = await self.histories.latest(
+        request.user_id, whole=self.searches.excludes_seen(request)
+      )
     histories_ms = 1000 * (time.perf_counter() - began)
     cached = False
     if self.cache and use_cache and request.user_id is not None and not request.explain:

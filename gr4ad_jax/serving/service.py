@@ -141,7 +141,7 @@ class Service:
     self.segments.sweep()
     self.recommend = Replies(
       Searches(self.users, self.catalog, trends, self.clock, self.batcher, self.metrics,
-               logs.currency),
+               logs.currency, search.exclude_seen),
       self.histories, _result_cache(config, self._link), self.parameters, opened.fingerprint,
       config,
     )
@@ -225,6 +225,7 @@ class Service:
         for factor, widths in engine.widths.items() if (factor, 1) in engine.call_s
       ],
       "parts_ms": self.parts_ms,
+      "exclude_seen": self.opened.search.exclude_seen,
       "max_k": self.config.max_k, "targeting": list(COLUMNS),
       "features": {name: values[:200] for name, values in self.users.features.items()},
     }

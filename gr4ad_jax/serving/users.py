@@ -23,6 +23,7 @@ class Profile(NamedTuple):
   example: Example
   known: bool  # the log or the store has the user
   unknown_items: int  # ads and contents of the history that the model cannot know
+  seen_N: np.ndarray  # int32, distinct ads whose product was engaged with before
 
 
 class Users:
@@ -37,6 +38,7 @@ class Users:
     self._config = examples.config
     self._row_of = {user: row for row, user in enumerate(logs.users.user_id.tolist())}
     self._content_row = {c: row for row, c in enumerate(logs.contents.content_id.tolist())}
+    self._ad_of_content_O = logs.contents.ad
     self.features = examples.features.user | examples.features.request  # name -> values
     # Name -> its place in `feature_F`, and the number of each value. Where user and request have a
     # feature of one name, it is the user's.
@@ -84,6 +86,7 @@ class Users:
     row = self._row_of.get(user_id, -1) if user_id is not None else -1
     since = list(latest.events) if latest else []
     past, unknown = self._past_of(history if history is not None else since, catalog)
+    earlier, _ = self._past_of(latest.earlier if latest and history is None else (), catalog)
     feature_F = np.zeros(self._num_features, np.int32)
     if row >= 0:
       feature_F = self._maker.feature(row, None)
@@ -96,7 +99,14 @@ class Users:
       at, number_of = self._numbers[name]
       feature_F[at] = number_of.get(value, 0)
     example = past.before(int(now_s), config=self._config, feature_F=feature_F, user=row)
-    return Profile(example, row >= 0 or bool(since), unknown)
+    seen_N = self._seen(earlier.merged(past), int(now_s))
+    return Profile(example, row >= 0 or bool(since), unknown, seen_N)
+
+  def _seen(self, past: Past, now_s: int) -> np.ndarray:
+    """Ads clicked or bought, or met as a content, as `SeenAds` has them of the log."""
+    content_N = past.organics[past.organic_time_s < now_s]
+    ad_N = np.append(past.ads[past.ad_time_s < now_s], self._ad_of_content_O[content_N])
+    return np.unique(ad_N[ad_N >= 0]).astype(np.int32)
 
   def _past_of(self, events: Sequence[Event], catalog: Catalog) -> tuple[Past, int]:
     """Engagements and contents among events, by time; how many of them are not known."""

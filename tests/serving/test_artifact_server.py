@@ -108,6 +108,7 @@ def test_a_history_becomes_what_the_server_of_the_run_makes_of_it(
   assert context.keys() == expected.keys()
   for name in expected:
     np.testing.assert_array_equal(context[name], expected[name], err_msg=name)
+  assert engine.artifact.seen(history, time=time) == opened.logs.ads.ad_id[profile.seen_N].tolist()
 
 
 def test_a_history_is_answered_over_http(client, engine):
@@ -116,7 +117,17 @@ def test_a_history_is_answered_over_http(client, engine):
   assert reply.status_code == 200, reply.text
   context = engine.artifact.context(HISTORY, features={"scene": "feed"}, time=NOW_S)
   assert [ad["ad_id"] for ad in reply.json()["ads"]] == engine.artifact.recommend(context, 5)[0][0]
+  # c3 is a content of ad3; ad2 was only shown, and ad5 comes later.
+  seen = {"ad1", "ad3", "ad7", "ad9"}
+  every = client.post("/v1/recommend", json=body | {"k": 40}).json()["ads"]
+  fresh = client.post("/v1/recommend", json=body | {"k": 40, "exclude_seen": True}).json()["ads"]
+  assert seen & {ad["ad_id"] for ad in every} and len(fresh) >= 16
+  assert not seen & {ad["ad_id"] for ad in fresh}
+  assert [ad["ad_id"] for ad in fresh] == engine.artifact.recommend(
+    context, 40, exclude=[[*seen]]
+  )[0][0]
   for bad, words in (
+    ({"history": None, "context": context_of(engine), "exclude_seen": True}, "needs a history"),
     ({"features": {"colour": "red"}}, "'colour' is none of the model's"),
     ({"k": -1}, "greater than or equal to 1"),
     ({"history": [{"ad_id": "ad1", "content_id": "c1"}]}, "exactly one of ad_id and content_id"),

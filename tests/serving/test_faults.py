@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 from experiments._serving import free_port, running_server
 from gr4ad_jax.serving.journal import Journal
 from gr4ad_jax.serving.server import build_app
-from tests.serving.support import ONE, ask, make
+from tests.serving.support import ONE, SERVING, ask, make
 
 OPTIONS = ("--clock", "log", "--serving.batch-sizes", "1", "--serving.beam-factors", "1.0",
            "--serving.body-timeout-s", "1")
@@ -135,6 +135,16 @@ def test_servers_share_a_redis_and_go_on_without_it(served_run, redis, tmp_path)
     assert ask(first, user_id="u5", k=3)["cached"] is False
     assert ask(second, user_id="u5", k=3)["cached"] is True  # what the other one computed
 
+    # What was seen with one server, before the last max_history events, is known to the other.
+    for _ in range(SERVING.max_history):
+      click(first, "shared", "ad9")
+    of_ad1 = {"user_id": "shared", "where": ["advertiser_id=brand1"], "k": 20}
+    assert until(lambda: "ad9" not in {
+      ad["ad_id"] for ad in ask(second, **of_ad1, exclude_seen=True)["ads"]
+    })
+    assert "ad1" not in {ad["ad_id"] for ad in ask(second, **of_ad1, exclude_seen=True)["ads"]}
+    assert "ad1" in {ad["ad_id"] for ad in ask(second, **of_ad1)["ads"]}
+
     redis.stop()
     reply = ask(first, user_id="shared", k=3)
     assert reply["degraded"] == ["user_events"] and reply["ads"] and reply["known_user"]
@@ -144,5 +154,5 @@ def test_servers_share_a_redis_and_go_on_without_it(served_run, redis, tmp_path)
     redis.start()  # empty: it kept nothing
     assert until(lambda: not ask(first, user_id="u6", k=3)["degraded"])
     assert until(lambda: ask(second, user_id="while away", k=3)["known_user"])
-    assert one.journal.last_seq == 3
+    assert one.journal.last_seq == 3 + SERVING.max_history
     assert ads(first, "while away") == ads(second, "while away")

@@ -56,14 +56,17 @@ def test_requests_of_one_call_get_what_they_get_alone(service):
   advertiser = f"advertiser_id={catalog.ads.advertiser_id[2]}"
   queries = [
     Query(service.users.profile(f"u{u}", None, catalog, now_s=service.clock.now_s, features={},
-                                history=None).example, f"u{u}", 5, where)
-    for u, where in ((3, ()), (4, (advertiser,)), (5, ()))
+                                history=None).example, f"u{u}", 5, where, exclude_N)
+    for u, where, exclude_N in (
+      (3, (), None), (4, (advertiser,), None), (5, (), None), (6, (), np.arange(30))
+    )
   ]
   together = service.engine(queries, factor=1.0)
   apart = [service.engine([query], factor=1.0)[0] for query in queries]
   for one, alone in zip(together, apart, strict=True):
     np.testing.assert_array_equal(one.found.ad_RK, alone.found.ad_RK)
     np.testing.assert_allclose(one.found.logp_RK, alone.found.logp_RK, atol=1e-4)
+  assert together[2].found.ad_RK.min() < 30 <= together[3].found.ad_RK.min()
 
 
 def test_wider_beams_never_find_less(client):
@@ -73,6 +76,45 @@ def test_wider_beams_never_find_less(client):
     return sum({tuple(ad["sid"]): ad["probability"] for ad in ads}.values())
 
   assert found(1.0) <= found(1.6) * 1.0001
+
+
+def test_a_request_may_leave_out_what_the_user_has_seen(client, service):
+  """Of the user's whole past: max_history is 50 events, and the first is older than those."""
+  program = service.engine.searcher.program(service.engine.widths[1.0])
+  compiled, begin_s = program._cache_size(), int(service.clock.now_s) - 1_000
+  live = {"ad_id": "live", "advertiser_id": "live shop", "text": "food snack product number 4"}
+  assert client.post("/v1/ads", json={"ads": [live]}).status_code == 200
+  first = {"user_id": "prospect", "ad_id": "ad4", "action": "click", "time": begin_s}
+  assert client.post("/v1/events", json={"events": [first]}).status_code == 200
+  alone = ask(client, user_id="prospect", k=40, exclude_seen=True)
+  events = [{"ad_id": "ad11", "action": "conversion"}] * 60 + [
+    {"content_id": "c3"},  # of ad3
+    {"content_id": "c29"},  # of none
+    {"ad_id": "ad8", "action": "impression"}, {"ad_id": "live", "action": "click"},
+  ]
+  assert client.post("/v1/events", json={"events": [
+    {"user_id": "prospect", "time": begin_s + 10 + i} | event for i, event in enumerate(events)
+  ]}).status_code == 200
+  body = {"user_id": "prospect", "k": 40, "beam_factor": 1.0}
+
+  def found(**more) -> set[str]:
+    return {ad["ad_id"] for ad in ask(client, **body, **more)["ads"]}
+
+  every, fresh = found(), found(exclude_seen=True)
+  seen = {"ad3", "ad4", "ad11", "live"}
+  assert every & seen and not fresh & seen and len(fresh) >= 16
+  for ad in seen | {"ad8"}:  # an advertiser's few ads are all found, but for what was seen
+    where = [f"advertiser_id={'live shop' if ad == 'live' else f'brand{int(ad[2:]) % 8}'}"]
+    assert ad in found(where=where)
+    assert (ad in found(where=where, exclude_seen=True)) == (ad == "ad8")
+  # What is seen later, or by others, does not count; and a history in the request is the past.
+  assert "ad11" in found(time=begin_s + 5, exclude_seen=True, where=["advertiser_id=brand3"])
+  assert "ad4" not in {ad["ad_id"] for ad in alone["ads"]}
+  history = [{"ad_id": "ad11"}, {"ad_id": "ad4", "action": "impression"}]
+  given = ask(client, history=history, k=40, exclude_seen=True, where=["advertiser_id=brand3"])
+  assert {ad["ad_id"] for ad in given["ads"]} == {"ad3", "ad19", "ad27", "ad35"}
+  assert program._cache_size() == compiled
+  client.delete("/v1/ads/live")
 
 
 def test_targeting_holds(client, service):
