@@ -31,8 +31,8 @@ from gr4ad_jax.training.metric_log import read_log
 CPU_MINUTES = 10.0
 FULL_STEPS = 5_000
 PLANNED = {"train.num_steps", "train.eval_every", "train.checkpoint_every"}
-COLUMNS = ("recall@10", "ndcg@50", "recall@50", "value_recall@50", "new/recall@50",
-           "new/value_recall@50")
+COLUMNS = ("recall@10", "ndcg@50", "recall@50", "value_recall@50", "prospecting/recall@50",
+           "prospecting/value_recall@50")
 PLOTTED = {"recall@50": "Recall@50", "value_recall@50": "Value recall@50"}
 
 
@@ -75,7 +75,7 @@ def table(results: Mapping[str, float]) -> str:
     f"\n\n{sentence}\n\n{results['training_minutes']:.1f} minutes of training, checkpoint of step "
     f"{results['checkpoint_step']:,.0f}; {results['num_requests']:,.0f} test requests of "
     f"{results['num_users']:,.0f} users, {results['num_ads']:,.0f} ads. Intervals: bootstrap over "
-    "users, 95%. new: targets that the user never bought before."
+    "users, 95%. prospecting: lists and targets without what the user had before."
   )
 
 
@@ -89,7 +89,7 @@ def _cell(results: Mapping[str, float], key: str) -> str:
 
 
 def plots(results: Mapping[str, float]) -> dict[str, Figure]:
-  """recall@50 and value_recall@50 of every list, over all and over new targets."""
+  """recall@50 and value_recall@50 of every list, over all targets and in prospecting."""
   labels = methods(results, system="GR4AD")
   figure = Figure(figsize=(9, 0.6 * len(labels) + 1.6), layout="constrained")
   axes = figure.subplots(1, len(PLOTTED), sharey=True)

@@ -141,8 +141,8 @@ def print_health(lines: Sequence[HealthLine], *, title: str, reasons: bool = Tru
   console.print(Group(*parts), soft_wrap=False)
 
 
-COLUMNS = ("recall@10", "recall@50", "ndcg@50", "value_recall@50", "new/recall@50",
-           "new/value_recall@50")
+COLUMNS = ("recall@10", "recall@50", "ndcg@50", "value_recall@50", "prospecting/recall@50",
+           "prospecting/value_recall@50")
 
 
 def print_metrics(metrics: dict[str, float], *, system: str, title: str) -> None:
@@ -152,7 +152,8 @@ def print_metrics(metrics: dict[str, float], *, system: str, title: str) -> None
   table = Table()
   table.add_column("", overflow="fold")
   for column in COLUMNS:
-    header = column.replace("_", "\n").replace("/", "\n").replace("@", "\n@")
+    header = column.replace("prospecting/", "prospect/")  # a terminal has 80 columns
+    header = header.replace("_", "\n").replace("/", "\n").replace("@", "\n@")
     table.add_column(header, justify="right")
   for name, prefix in methods(metrics, system=system).items():
     cells = []

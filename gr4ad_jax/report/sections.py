@@ -80,7 +80,7 @@ class CellTable(NamedTuple):
 def metric_tables(
   metrics: Mapping[str, float], prefixes: Mapping[str, str]
 ) -> dict[str, CellTable]:
-  """Heading -> every method by every metric, of all targets and of new ones.
+  """Heading -> every method by every metric, of all targets and of prospecting.
 
   Args:
     metrics: flat name -> number, as `evaluate` writes them.
@@ -99,9 +99,13 @@ def metric_tables(
       for label, prefix in prefixes.items()
     ]  # fmt: skip
     if best:
-      heading = words.removeprefix("over ").capitalize()
-      tables[heading] = CellTable([MEANINGS[name][0] for name in best], rows)
+      tables[_heading(words)] = CellTable([MEANINGS[name][0] for name in best], rows)
   return tables
+
+
+def _heading(words: str) -> str:
+  """A scope without its preposition."""
+  return words.split(" ", 1)[1].capitalize()
 
 
 def _metric_cell(metrics: Mapping[str, float], key: str, name: str, best: float) -> Cell | None:
@@ -127,7 +131,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> CellTable:
     cells.setdefault(comparison.baseline, {})[place] = Cell(points(difference.value), below)
   places = list(dict.fromkeys((c.scope, c.metric) for c in comparisons))
   return CellTable(
-    [f"{MEANINGS[metric][0]}, {'new' if scope else 'all'} targets" for scope, metric in places],
+    [f"{MEANINGS[metric][0]}, {_heading(SCOPES[scope]).lower()}" for scope, metric in places],
     [
       (baseline_label(name).capitalize(), [found.get(place) for place in places])
       for name, found in cells.items()
@@ -141,7 +145,7 @@ def interval_figures(metrics: Mapping[str, float], prefixes: Mapping[str, str]) 
   for name in METRICS:
     rows = [
       (label[0].upper() + label[1:], interval_of(metrics, prefix + name),
-       interval_of(metrics, f"{prefix}new/{name}"))
+       interval_of(metrics, f"{prefix}prospecting/{name}"))
       for label, prefix in prefixes.items()
     ]  # fmt: skip
     if any(estimate for _, *pair in rows for estimate in pair):

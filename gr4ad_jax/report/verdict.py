@@ -10,7 +10,7 @@ from gr4ad_jax.report.page import listing
 from gr4ad_jax.report.plots import Interval
 
 METRICS = ("recall@50", "value_recall@50")
-SCOPES = {"": "over all targets", "new/": "over targets new to the user"}
+SCOPES = {"": "over all targets", "prospecting/": "in prospecting"}
 _NAMES = {
   "popularity": "popularity", "cooccurrence": "co-occurrence", "own_history": "own history",
   "rule": "rule of two terms",

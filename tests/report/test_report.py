@@ -32,13 +32,13 @@ def ranking(prefix, scope, recall, value_recall):
 
 
 def metrics_of(ours, theirs):
-  """Metrics of a run: (recall, value recall) of ours and of each baseline, new = half of all."""
+  """Metrics of a run: (recall, value recall) of ours and of each baseline, in prospecting half."""
   metrics = {
     "invalid_sid_rate": 0.0, "decode_requests_per_second": 148.3, "num_params": 2431616.0,
     "train_examples_per_second": 1523.4, "sid_collision_rate": 0.05, "num_requests": 1234.0,
     "num_users": 567.0, "num_ads": 89.0, "checkpoint_step": 200.0,
   }  # fmt: skip
-  for scope, scale in (("", 1.0), ("new/", 0.5)):
+  for scope, scale in (("", 1.0), ("prospecting/", 0.5)):
     metrics |= ranking("", scope, ours[0] * scale, ours[1] * scale)
     for name, (recall, value_recall) in theirs.items():
       metrics |= ranking(f"baseline/{name}/", scope, recall * scale, value_recall * scale)
@@ -170,9 +170,11 @@ def test_cells_hold_the_numbers_of_the_metrics_file(tmp_path):
   ranked = ("recall@10", "recall@50", "ndcg@10", "ndcg@50", "value_recall@50",
             "advertiser_coverage@50")  # fmt: skip
   prefixes = ["", *(f"baseline/{name}/" for name in BASELINES)]
-  assert set(shown) == {p + s + m for p in prefixes for s in ("", "new/") for m in ranked}
+  scopes = ("", "prospecting/")
+  assert set(shown) == {p + s + m for p in prefixes for s in scopes for m in ranked}
   assert shown["recall@50"] == (["50.0%", "49.0–51.0%"], "best")
-  assert shown["baseline/own_history/new/value_recall@50"] == (["12.5%", "11.5–13.5%"], None)
+  theirs = shown["baseline/own_history/prospecting/value_recall@50"]
+  assert theirs == (["12.5%", "11.5–13.5%"], None)
   assert shown["ndcg@10"] == (["0.167"], "best")
   assert shown["advertiser_coverage@50"][1] == "best"  # all are equal: all are best
   assert shown["baseline/popularity/advertiser_coverage@50"][1] == "best"
@@ -235,7 +237,7 @@ def test_verdict_of_a_won_run(tmp_path):
   sentence, grade = verdict(compare_with_baselines(WON), system="GR4AD")
   assert sentence == (
     "GR4AD is clearly above every baseline (popularity, co-occurrence and own history) in "
-    "recall@50 and value recall@50, over all targets and over targets new to the user."
+    "recall@50 and value recall@50, over all targets and in prospecting."
   )
   assert grade == "good"
   assert sentence in report(tmp_path / "run").text
@@ -247,7 +249,7 @@ def test_verdict_of_a_lost_run(tmp_path):
   names = "popularity, co-occurrence and own history"
   assert sentence == (
     f"In recall@50 and value recall@50, GR4AD is, over all targets, clearly below {names}; "
-    f"over targets new to the user, clearly below {names}."
+    f"in prospecting, clearly below {names}."
   )
   assert grade == "poor"
   assert sentence in report(tmp_path / "run", metrics__json=lost).text
@@ -256,23 +258,26 @@ def test_verdict_of_a_lost_run(tmp_path):
 def test_verdict_tells_baselines_and_scopes_apart():
   theirs = {"popularity": (0.1, 0.1), "cooccurrence": (0.31, 0.1), "own_history": (0.4, 0.4)}
   metrics = metrics_of((0.3, 0.3), theirs)
-  metrics |= ranking("", "new/", 0.1, 0.1) | ranking("baseline/own_history/", "new/", 0.1, 0.1)
+  for prefix in ("", "baseline/own_history/"):
+    metrics |= ranking(prefix, "prospecting/", 0.1, 0.1)
   sentence, grade = verdict(compare_with_baselines(metrics), system="GR4AD")
   assert sentence == (
     "In recall@50 and value recall@50, GR4AD is, over all targets, clearly above popularity, above "
-    "co-occurrence in value recall@50 only, clearly below own history; over targets new to the "
-    "user, clearly above popularity, below co-occurrence in recall@50 but above in value recall@50,"
-    " not clearly different from own history."
+    "co-occurrence in value recall@50 only, clearly below own history; in prospecting, clearly "
+    "above popularity, below co-occurrence in recall@50 but above in value recall@50, not clearly "
+    "different from own history."
   )
   assert grade == "fair"
 
 
 def test_verdict_says_what_was_not_measured():
-  only_all = {key: value for key, value in WON.items() if "new/" not in key and "value_" not in key}
+  only_all = {
+    key: value for key, value in WON.items() if "prospecting/" not in key and "value_" not in key
+  }
   sentence, grade = verdict(compare_with_baselines(only_all), system="GR4AD")
   assert sentence == (
     "GR4AD is clearly above every baseline (popularity, co-occurrence and own history) in "
-    "recall@50, over all targets. Nothing was measured over targets new to the user."
+    "recall@50, over all targets. Nothing was measured in prospecting."
   )
   assert grade == "good"
 
