@@ -40,7 +40,7 @@ def by_two_processes(
     ["bash", "launch_tpu.sh", "--local", "2", "--", *before, sys.executable, "-m", "gr4ad_jax",
      *arguments],
     cwd=ROOT, env={**os.environ, "XLA_FLAGS": flags, **variables}, capture_output=True,
-    text=True, timeout=400,
+    text=True, timeout=900,
   )
   assert result.returncode == 0, result.stderr
   return result

@@ -75,7 +75,7 @@ def test_a_day_is_sent_and_written(tmp_path):
   Server.asked.clear()
   server = ThreadingHTTPServer(("localhost", 0), Server)
   threading.Thread(target=server.serve_forever, daemon=True).start()
-  config = LoadConfig(peak_qps=40, day_s=1, event_share=1, k=3)
+  config = LoadConfig(peak_qps=40, day_s=1, event_share=1, k=3, timeout_s=60)
   try:
     url = f"http://localhost:{server.server_port}"
     samples = bench_serve.run_load(url, config)

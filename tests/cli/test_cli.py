@@ -119,7 +119,7 @@ def test_worker_processes_write_the_same_examples(tmp_path):
     out = tmp_path / f"by{workers}"
     subprocess.run(
       [sys.executable, "-m", "gr4ad_jax", "prepare", "--out", out, "--workers", str(workers),
-       "parquet", *log], check=True, capture_output=True, timeout=120,
+       "parquet", *log], check=True, capture_output=True, timeout=600,
     )
     made.append(open_examples(out / "examples"))
   one, two = made
@@ -239,7 +239,7 @@ def test_parsing_imports_nothing_large():
     "  large = {'jax', 'pandas', 'matplotlib', 'aiohttp', 'grain', 'fastapi'}\n"
     "  print('large:', sorted(large & sys.modules.keys()))\n"
   )
-  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
   assert done.stdout.splitlines()[-1] == "large: []"
 
 

