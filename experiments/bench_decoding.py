@@ -62,6 +62,8 @@ class Settings:
   """Folder that holds amazon_beauty; without it the SIDs are random."""
   repeats: int = 15
   """Timed calls of each decoder."""
+  search_repeats: int = 100
+  """Timed calls of the search alone."""
   generated: int = 1_000_000
   """SIDs to generate and look up."""
 
@@ -88,7 +90,7 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
     search = compile_constrained(tree, beams)
     logp = random_log_probs(jax.random.key(0), batch, beams)
     seconds = time_in_turns(
-      {"search": lambda f=search, logp=logp: f(logp, prefixes)}, repeats=100
+      {"search": lambda f=search, logp=logp: f(logp, prefixes)}, repeats=settings.search_repeats
     )["search"]
     results[f"constrained_ms/b{batch}_k{beams}"] = 1e3 * float(np.median(seconds))
   return results | count_invalid(sids_SL, settings.generated)

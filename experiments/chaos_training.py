@@ -47,7 +47,7 @@ from gr4ad_jax.training.config import TrainConfig
 from gr4ad_jax.training.metric_log import read_log
 from gr4ad_jax.training.train_step import TrainState, abstract_state
 
-KINDS = ("sigkill", "sigterm", "disk_full", "truncated")
+KINDS = ("truncated", "disk_full", "sigkill", "sigterm")
 CONFIG = Config(
   model=ModelConfig(
     width=32, num_heads=2, num_layers=2, num_lazy_layers=1, copy_path=True, dropout=0.1

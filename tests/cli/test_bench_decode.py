@@ -73,6 +73,7 @@ def test_experiment_has_its_numbers_and_finds_no_invalid_sid(tmp_path, monkeypat
   monkeypatch.setattr(bench_decoding, "preset", lambda name: Config(TINY))
   overrides = {
     "settings.data": str(tmp_path), "settings.repeats": "2", "settings.generated": "9000",
+    "settings.search_repeats": "2",
   }  # fmt: skip
   results = bench_decoding.run(tmp_path, size="cpu", overrides=overrides)
   names = "lazyar_over_ar/b1 lazyar_over_ar/b8 flop_share/b8 constrained_ms/b1_k10 "
