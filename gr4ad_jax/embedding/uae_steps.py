@@ -207,16 +207,11 @@ def frozen_states(
   """
   width = encoder.config.hidden_size
   num_layers = len(jax.tree.leaves(params["layers"])[0]) if "layers" in params else 0
-  model = TokenStates(dataclasses.replace(encoder.config, num_hidden_layers=num_layers))
+  program = _compile_states(dataclasses.replace(encoder.config, num_hidden_layers=num_layers))
   params = jax.device_put(dict(params))
   token_lists = token_ids(encoder, texts, max_tokens=max_tokens)
   length_U = np.array([len(ids) for ids in token_lists])
   end_U = np.cumsum(length_U)
-
-  @jax.jit
-  def program(params, token_BT, mask_BT):
-    with jax.default_matmul_precision("float32"):
-      return model.apply({"params": params}, token_BT, mask_BT).astype(jnp.float16)
 
   def padded_length(longest):
     bucket = LENGTH_BUCKETS[np.searchsorted(LENGTH_BUCKETS, longest)]
@@ -247,3 +242,15 @@ def frozen_states(
     return state_BTD, mask_BT
 
   return look_up
+
+
+@functools.lru_cache(maxsize=8)
+def _compile_states(lower: BertConfig) -> Callable[..., jax.Array]:
+  model = TokenStates(lower)
+
+  @jax.jit
+  def program(params, token_BT, mask_BT):
+    with jax.default_matmul_precision("float32"):
+      return model.apply({"params": params}, token_BT, mask_BT).astype(jnp.float16)
+
+  return program

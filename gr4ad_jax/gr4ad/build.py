@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -41,14 +43,21 @@ def init_params(decoder: Decoder, key: jax.Array) -> Any:
     trend_code_BNL=jnp.zeros((*trending.shape, levels), jnp.int32), trend_share_BN=trending,
     **({"user_id_B": one[0], "ad_id_BT": one} if decoder.config.id_rows else {}),
   )
-  return jax.jit(decoder.init)(key, context, codes)["params"]
+  return _compile_init(decoder)(key, context, codes)["params"]
 
 
+@functools.lru_cache(maxsize=16)
+def _compile_init(decoder: Decoder) -> Callable[..., Any]:
+  return jax.jit(decoder.init)
+
+
+@functools.lru_cache(maxsize=16)  # one function has one set of programs
 def start_fn(decoder: Decoder):
   """(params, context) -> shared, one-beam state, log p(s_1 | X)."""
   return lambda params, context: decoder.apply({"params": params}, context, method="start")
 
 
+@functools.lru_cache(maxsize=16)
 def step_fn(decoder: Decoder):
   """(params, shared, state, code_BW, level) -> state, log-probs."""
   return lambda params, shared, state, code_BW, level: decoder.apply(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from gr4ad_jax.gr4ad.precision import at_precision
 from gr4ad_jax.search.generator import ContextArray, Generator
 
 
+@functools.lru_cache(maxsize=16)  # one generator has one set of programs
 def generator_of(decoder: Decoder) -> Generator:
   """The functions and sizes that search, export and serving take."""
 

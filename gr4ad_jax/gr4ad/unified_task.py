@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +37,7 @@ class UnifiedBatch(NamedTuple):
   lists: ListBatch
 
 
+@functools.lru_cache(maxsize=16)  # one task has one set of programs
 def unified_task(decoder: Decoder, loss_config: LossConfig, config: PreferenceConfig) -> Task:
   """Minimises the mean of w L_VSL over logged samples plus what the lists add.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from gr4ad_jax.gr4ad.supervised import vsl_loss
 from gr4ad_jax.training.task import Metrics, Task
 
 
+@functools.lru_cache(maxsize=16)  # one task has one set of programs
 def vsl_task(decoder: Decoder, config: LossConfig) -> Task:
   """Minimises the mean of w L over the targets of a batch (eq. 15); w has training mean 1."""
 

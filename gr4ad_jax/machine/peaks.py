@@ -7,6 +7,7 @@ v5p and v6e; NVIDIA's data sheets (SXM forms of A100, H100 and H200; without spa
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 import time
@@ -99,8 +100,10 @@ def matmul(dtype: str) -> tuple[Callable[[], jax.Array], int]:
   return lambda: multiply(left, right), 2 * rows * inner * columns
 
 
+@functools.cache
 def measured_rate(dtype: str, *, repeats: int = 5) -> float:
-  """FLOP/s of a large matrix product on the default device; the best of some calls."""
+  """FLOP/s of a large matrix product on the default device, measured once a process: the best of
+  some calls."""
   multiply, flops = matmul(dtype)
   multiply().block_until_ready()
   seconds = []

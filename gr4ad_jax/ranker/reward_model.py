@@ -14,6 +14,7 @@ Source: paper 4.1 (a reward model trained on real exposures); its form is our ch
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import Any, NamedTuple
 
@@ -104,6 +105,7 @@ def _attend(query_BCD: jax.Array, x_BND: jax.Array, there_BN: jax.Array) -> jax.
   return jnp.einsum("BCN,BND->BCD", weight_BCN, x_BND)
 
 
+@functools.lru_cache(maxsize=16)  # one task has one set of programs
 def reward_task(model: RewardModel) -> Task:
   """Mean log loss of clicks over shown ads, plus that of conversions, plus that of the towers.
 

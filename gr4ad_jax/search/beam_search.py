@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gr4ad_jax.catalog.legal_prefixes import LegalPrefixes, PrefixTree
 from gr4ad_jax.catalog.subsets import AllowedSids, combine, count_before
@@ -211,7 +212,17 @@ def compile_search(
     (params, context, prefixes, bin_value_V, word_TU, subset_BN, sampling) -> Beams. Those after
     prefixes may be None or left out: value step, subsets of `subsets.py`, sampling.
   """
-  search = search_function(start, step, tree, widths)
+  return _compile_search(start, step, tree.branching_L, tree.capacity, widths)
+
+
+@functools.lru_cache(maxsize=32)
+def _compile_search(
+  start: Callable[..., Any], step: Callable[..., Any], branching_L: tuple[int, ...], capacity: int,
+  widths: tuple[int, ...],
+) -> Callable[..., Beams]:
+  """Of the tree's static facts alone, so that no arrays are kept."""
+  nothing = LegalPrefixes(*[np.empty((0, 0), np.int32)] * 3)
+  search = search_function(start, step, PrefixTree(nothing, branching_L, capacity, 0), widths)
   return jax.jit(search, compiler_options=compiler_options())
 
 

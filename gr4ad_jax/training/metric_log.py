@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from gr4ad_jax.machine import atomic, distributed, storage
 from gr4ad_jax.machine.progress import console
@@ -53,6 +52,8 @@ class MetricLog:
     atomic.write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
     self._missed: set[str] = set()  # names that were said to be missing
     self._file = self._path.open("a", encoding="utf-8")
+    from tensorboardX import SummaryWriter  # loads the clients of gs:// and s3://, where they are
+
     self._writer = SummaryWriter(str(folder / "tb"), purge_step=first_step + 1)
 
   def write(self, step: int, kind: str, values: dict[str, float]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ def init_state(task: Task, config: TrainConfig, key: jax.Array) -> TrainState:
   return TrainState(jnp.zeros((), jnp.int32), params, optimizer)
 
 
+@functools.lru_cache(maxsize=16)
 def abstract_state(task: Task, config: TrainConfig, mesh: Mesh) -> TrainState:
   """Shapes, types and layouts of the state; nothing is computed."""
   abstract = jax.eval_shape(lambda key: init_state(task, config, key), jax.random.key(0))
@@ -57,8 +59,9 @@ class Programs(NamedTuple):
   to_devices: Callable[[Any], Any]  # this host's rows -> a batch
 
 
+@functools.lru_cache(maxsize=8)
 def compile_programs(task: Task, config: TrainConfig, mesh: Mesh) -> Programs:
-  """The programs of a training.
+  """The programs of a training; those of the last trainings of this process are still there.
 
   The loss is a ratio of sums over the whole batch, so it does not depend on the mesh. Dropout keys
   follow from the seed and the step, so a resumed run draws the same ones. The seed is an argument

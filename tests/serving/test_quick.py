@@ -3,6 +3,7 @@
 import threading
 import time
 
+import jax
 import pytest
 from fastapi.testclient import TestClient
 
@@ -20,6 +21,7 @@ def until(condition):
 @pytest.fixture
 def gated(served_run, tmp_path, monkeypatch):
   """A service whose other programs are compiled once the gate is open."""
+  jax.clear_caches()  # of programs that other tests' services share with this one
   service, gate = make(served_run, tmp_path, quick=True), threading.Event()
   compile_rest = service.engine.compile_rest
 
