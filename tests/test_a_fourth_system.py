@@ -231,7 +231,7 @@ def test_is_evaluated_beside_the_baselines(opened, monkeypatch):
   for question in asked[1::2]:
     assert (question.requests.time_s_R >= cut.test_start_s).all()
   assert {question.train_end_s for question in asked} == {cut.validation_start_s}
-  for name in ("popularity", "cooccurrence", "own_history", "rule", "trending"):
+  for name in ("popularity", "cooccurrence", "own_history", "counter", "rule", "trending"):
     new = metrics[f"baseline/{name}/prospecting/recall@50"]
     difference = metrics["prospecting/recall@50"] - new
     found = metrics[f"difference/{name}/prospecting/recall@50"]

@@ -79,12 +79,51 @@ class RuleSettings:
 
 
 @dataclass(frozen=True)
+class CounterSettings:
+  """Score of ad j: sum over i of latest_i * following_ij, where
+
+      following_ij = (pairs_ij + hop_weight * second_ij) / (pairs_i + 1) ** source_power
+                     + content_weight * cosine_ij * pairs_j / (pairs_j + content_shrinkage)
+      second_ij    = sum over n of pairs_in * pairs_nj / pairs_n
+
+  latest is that of `interactions.count_latest`, pairs are those of `count_pairs` (pairs_i and
+  pairs_n: all that begin there, pairs_j: all that lead to j), cosine is between the terms of both
+  ads.
+  """
+
+  window: int = 5
+  step_decay: float = 0.7
+  backward_weight: float = 0.0
+  count_half_life_s: float | None = None
+  history_steps: int = 10
+  history_decay: float = 0.6
+  organic_weight: float = 1.0
+  source_power: float = 0.0
+  hop_weight: float = 1.0
+  content_weight: float = 1.0
+  content_shrinkage: float = 0.0
+  """Where 0, every ad counts in full that some pair leads to, and no other."""
+  neighbours: int = 300
+  """Largest entries of pairs_ij, and of second_ij, kept per ad i."""
+
+  @property
+  def counting(self) -> dict[str, Any]:
+    """The arguments of `counter.count_transitions`."""
+    return {
+      "half_life_s": self.count_half_life_s, "organic_weight": self.organic_weight,
+      "window": self.window, "backward_weight": self.backward_weight,
+      "step_decay": self.step_decay, "neighbours": self.neighbours,
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
 class BaselineSettings:
   """Settings of all baselines."""
 
   popularity: PopularitySettings = PopularitySettings()
   cooccurrence: CooccurrenceSettings = CooccurrenceSettings()
   own_history: OwnHistorySettings = OwnHistorySettings()
+  counter: CounterSettings = CounterSettings()
   rule: RuleSettings = RuleSettings()
   trending: TrendingSettings | None = TrendingSettings()
   """None: no list of trending ads, for times tell only the order inside a user."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -12,14 +12,16 @@ import numpy as np
 from gr4ad_jax.evaluation.baseline_settings import (
   BaselineSettings,
   CooccurrenceSettings,
+  CounterSettings,
   OwnHistorySettings,
   PopularitySettings,
   RuleSettings,
   TrendingSettings,
 )
 from gr4ad_jax.evaluation.baselines import own_history, popular_ads, popularity, rank_by_pairs
+from gr4ad_jax.evaluation.counter import Transitions, count_transitions, rank_by_transitions
 from gr4ad_jax.evaluation.interactions import Interactions, PairCounts, count_histories, count_pairs
-from gr4ad_jax.evaluation.question import Question
+from gr4ad_jax.evaluation.question import Question, draw_requests
 from gr4ad_jax.evaluation.rule import rank_by_rule, shares_of, trending
 from gr4ad_jax.machine.progress import track
 from gr4ad_jax.search.ranking import EvalRequests, only_new, recall_per_request
@@ -32,7 +34,30 @@ _MAX_PERIODS = 6
 _MAX_REQUESTS = 1000  # drawn to judge on
 
 
-def tune_baselines(question: Question, *, horizon_s: float | None = None) -> BaselineSettings:
+@dataclass(frozen=True)
+class _Trials:
+  """What settings are tried on.
+
+  Attributes:
+    question: of validation requests, of which some are drawn.
+    periods: the same of several periods, for counts over all users.
+    count_ages: half-lives of such counts, None = they do not age.
+    organic: changes of a weight of organic events.
+    step_s: time between neighbouring baskets of a user.
+    known: settings chosen for all targets, where these are for new ones.
+  """
+
+  question: Question
+  periods: list[Question]
+  count_ages: list[float | None]
+  organic: list[dict[str, float]]
+  step_s: float
+  known: BaselineSettings | None
+
+
+def tune_baselines(
+  question: Question, *, horizon_s: float | None = None, known: BaselineSettings | None = None
+) -> BaselineSettings:
   """Settings with the best mean recall@k on validation requests; nothing later is looked at.
 
   One setting after the other is tried, and kept where it helps. What sells in one period says
@@ -44,6 +69,8 @@ def tune_baselines(question: Question, *, horizon_s: float | None = None) -> Bas
       to tell the order inside a user only, and counts over users do not age.
     horizon_s: for how long counts will be used unchanged, the length of the test split; None = the
       length of the validation split.
+    known: settings chosen for all targets, where the question is for new ones. What takes longest
+      to choose, which pairs of ads are counted, is taken from them.
 
   Raises:
     ValueError: as `baselines.popularity`; a horizon that is not positive; nothing new to find for
@@ -51,18 +78,45 @@ def tune_baselines(question: Question, *, horizon_s: float | None = None) -> Bas
   """
   if horizon_s is not None and not horizon_s > 0:
     raise ValueError(f"horizon_s = {horizon_s} must be positive")
-  interactions, requests = question.interactions, question.requests
-  train_end_s, end_s_U = question.train_end_s, question.end_s_U
+  trials = _trials(question, horizon_s, known)
+  popular = _climb(
+    PopularitySettings(half_life_s=trials.count_ages[0]),
+    [*({"half_life_s": age} for age in trials.count_ages), *trials.organic],
+    lambda rule: np.mean(
+      [_recall(period, popularity, BaselineSettings(popularity=rule)) for period in trials.periods]
+    ),
+    "tuning popularity",
+  )
+  own = _climb(
+    OwnHistorySettings(half_life_s=32 * trials.step_s),
+    [*({"half_life_s": x and x * trials.step_s} for x in (8, 128, None)), *trials.organic],
+    lambda rule: _recall(
+      trials.question, own_history, BaselineSettings(popularity=popular, own_history=rule)
+    ),
+    "tuning own history",
+  )
+  together = _tune_cooccurrence(trials, popular, own)
+  settings = BaselineSettings(
+    popular, together, own, _tune_counter(trials, popular, together),
+    RuleSettings(own, trending_weight=0.0), trending=None,
+  )
+  return _with_trending(trials, settings) if question.times_are_real else settings
+
+
+def _trials(
+  question: Question, horizon_s: float | None, known: BaselineSettings | None
+) -> _Trials:
+  interactions, requests, end_s_U = question.interactions, question.requests, question.end_s_U
   # The ends stay those of all requests where some are drawn.
   judged = only_new(requests) if question.without_seen else requests
-  trials = replace(question, requests=_draw(judged), train_end_s=end_s_U)
+  trials = replace(question, requests=draw_requests(judged, _MAX_REQUESTS), train_end_s=end_s_U)
   count_ages, periods = [None], [trials]
   if question.times_are_real:
     end_s = int(requests.time_s_R.max()) + 1
-    horizon_s = float(horizon_s or end_s - train_end_s)
+    horizon_s = float(horizon_s or end_s - question.train_end_s)
     count_ages = [horizon_s, horizon_s / 2, 2 * horizon_s, None]
     past = [
-      replace(question, requests=_draw(held_out), train_end_s=begin_s)
+      replace(question, requests=draw_requests(held_out, _MAX_REQUESTS), train_end_s=begin_s)
       for begin_s, held_out in _past_periods(question, end_s, horizon_s)
     ]
     periods = past or periods
@@ -70,62 +124,92 @@ def tune_baselines(question: Question, *, horizon_s: float | None = None) -> Bas
   if interactions.is_ad_E.all():
     organic = []
   step_s = _basket_step_s(interactions.before(end_s_U))
+  return _Trials(trials, periods, count_ages, organic, step_s, known)
 
-  popular = _climb(
-    PopularitySettings(half_life_s=count_ages[0]),
-    [*({"half_life_s": age} for age in count_ages), *organic],
-    lambda rule: np.mean(
-      [_recall(period, popularity, BaselineSettings(popularity=rule)) for period in periods]
-    ),
-    "tuning popularity",
-  )
-  own = _climb(
-    OwnHistorySettings(half_life_s=32 * step_s),
-    [*({"half_life_s": x and x * step_s} for x in (8, 128, None)), *organic],
-    lambda rule: _recall(
-      trials, own_history, BaselineSettings(popularity=popular, own_history=rule)
-    ),
-    "tuning own history",
-  )
-  together = _climb(
-    CooccurrenceSettings(
-      count_half_life_s=count_ages[0], history_half_life_s=8 * step_s,
-      organic_weight=own.organic_weight,
-    ),
-    [
-      {"window": 1},
-      {"backward_weight": 1.0},
-      *({"count_half_life_s": age} for age in count_ages),
-      *({"powers": powers} for powers in ((1.0, 0.0), (1.0, 0.5), (0.5, 0.5), (0.0, 0.5))),
-      *({"history_half_life_s": x and x * step_s} for x in (1, 2, 32, None)),
-    ],
-    _cooccurrence_recall(trials, popular),
-    "tuning co-occurrence",
+
+def _tune_cooccurrence(
+  trials: _Trials, popular: PopularitySettings, own: OwnHistorySettings
+) -> CooccurrenceSettings:
+  question, step_s, known = trials.question, trials.step_s, trials.known
+  popular_A = popular_ads(question, popular)
+  first = known.cooccurrence if known else CooccurrenceSettings(
+    count_half_life_s=trials.count_ages[0], history_half_life_s=8 * step_s,
+    organic_weight=own.organic_weight,
   )  # fmt: skip
-  settings = BaselineSettings(popular, together, own, RuleSettings(own, trending_weight=0.0), None)
-  return _with_trending(trials, settings, organic, step_s) if question.times_are_real else settings
+  counting = [
+    {"window": 1}, {"backward_weight": 1.0},
+    *({"count_half_life_s": age} for age in trials.count_ages),
+  ]  # fmt: skip
+  weights = [
+    *({"powers": powers} for powers in ((1.0, 0.0), (1.0, 0.5), (0.5, 0.5), (0.0, 0.5))),
+    *({"history_half_life_s": x and x * step_s} for x in (1, 2, 32, None)),
+  ]  # fmt: skip
+
+  @lru_cache(maxsize=2)  # several trials in a row share their pairs, which take longest to count
+  def pairs(**rule: Any) -> PairCounts:
+    return count_pairs(
+      question.interactions, num_ads=question.num_ads, end_s_U=question.end_s_U, **rule
+    )
+
+  def ranked(question: Question, rule: CooccurrenceSettings) -> np.ndarray:
+    return rank_by_pairs(question, pairs(**rule.counting), rule, popular_A)
+
+  return _climb(
+    first, weights if known else counting + weights,
+    lambda rule: _recall(question, ranked, rule), "tuning co-occurrence",
+  )  # fmt: skip
 
 
-def _with_trending(
-  trials: Question, settings: BaselineSettings, organic: list[dict[str, float]], step_s: float
-) -> BaselineSettings:
+def _tune_counter(
+  trials: _Trials, popular: PopularitySettings, together: CooccurrenceSettings
+) -> CounterSettings:
+  """How fast pairs age, and what an organic event counts, is that of co-occurrence."""
+  question, known = trials.question, trials.known
+  popular_A = popular_ads(question, popular)
+  first = known.counter if known else CounterSettings(
+    count_half_life_s=together.count_half_life_s, organic_weight=together.organic_weight
+  )
+  counting = [{"backward_weight": 0.5}, *({"step_decay": decay} for decay in (0.5, 0.9))]
+  weights = [
+    {"source_power": 0.5, "content_weight": 0.1}, {"source_power": 1.0, "content_weight": 0.01},
+    *({"content_weight": weight} for weight in (0.0, 0.01, 0.03, 0.1, 0.3, 3.0, 10.0)),
+    {"content_shrinkage": 5.0},
+    *({"hop_weight": weight} for weight in (0.0, 0.1, 0.3, 3.0)),
+    *({"history_decay": decay} for decay in (0.4, 0.8, 0.95)),
+  ]  # fmt: skip
+
+  @lru_cache(maxsize=2)
+  def transitions(**counting: Any) -> Transitions:
+    return count_transitions(question, **counting)
+
+  def ranked(question: Question, rule: CounterSettings) -> np.ndarray:
+    return rank_by_transitions(question, rule, transitions(**rule.counting), popular_A)
+
+  # Twice, for what one weight is worth depends on the others.
+  return _climb(
+    first, 2 * weights if known else weights + counting + weights,
+    lambda rule: _recall(question, ranked, rule), "tuning the counter",
+  )  # fmt: skip
+
+
+def _with_trending(trials: _Trials, settings: BaselineSettings) -> BaselineSettings:
   """Chooses the settings of trending ads alone, then those of the rule, from own history's."""
-  half_lives = [TrendingSettings(days) for days in TRENDING_DAYS]
+  question, half_lives = trials.question, [TrendingSettings(days) for days in TRENDING_DAYS]
   of_late = _climb(
     half_lives[0], [{"half_life_days": days} for days in TRENDING_DAYS[1:]],
-    lambda rule: _recall(trials, trending, replace(settings, trending=rule)), "tuning trending",
+    lambda rule: _recall(question, trending, replace(settings, trending=rule)), "tuning trending",
   )  # fmt: skip
   rule = RuleSettings(settings.own_history, of_late)
-  if trials.without_seen:  # the history's term counts only for ads that no list holds
+  if question.without_seen:  # the history's term counts only for ads that no list holds
     return replace(settings, rule=rule, trending=of_late)
-  shares = lru_cache(shares_of(trials))  # a few of them, asked for again and again
-  popular_A = popular_ads(trials, settings.popularity)
+  shares = lru_cache(shares_of(question))  # a few of them, asked for again and again
+  popular_A = popular_ads(question, settings.popularity)
 
-  def ranked(trials: Question, rule: RuleSettings) -> np.ndarray:
-    return rank_by_rule(trials, rule, shares, popular_A)
+  def ranked(question: Question, rule: RuleSettings) -> np.ndarray:
+    return rank_by_rule(question, rule, shares, popular_A)
 
   def recall(rule: RuleSettings) -> float:
-    return _recall(trials, ranked, rule)
+    return _recall(question, ranked, rule)
 
   for _ in range(2):  # what one term is worth depends on the other
     rule = _climb(
@@ -139,10 +223,11 @@ def _with_trending(
     of_rule = rule
     own = _climb(
       rule.own_history,
-      [*({"half_life_s": x and x * step_s} for x in (8, 16, 32, 64, 128, None)), *organic],
+      [*({"half_life_s": x and x * trials.step_s} for x in (8, 16, 32, 64, 128, None)),
+       *trials.organic],
       lambda own, of_rule=of_rule: recall(replace(of_rule, own_history=own)),
       "tuning the rule's history",
-    )
+    )  # fmt: skip
     rule = replace(rule, own_history=own)
   return replace(settings, rule=rule, trending=of_late)
 
@@ -155,24 +240,6 @@ def _recall(
   """Mean recall@k of a baseline's lists."""
   ranked_RK = baseline(question, settings)
   return recall_per_request(ranked_RK, question.requests, k=question.k).mean()
-
-
-def _cooccurrence_recall(
-  trials: Question, popular: PopularitySettings
-) -> Callable[[CooccurrenceSettings], float]:
-  """`cooccurrence` judged on trials; pairs are kept, for counting them takes most of the time."""
-  popular_A = popular_ads(trials, popular)
-
-  @lru_cache(maxsize=2)  # several trials in a row share their pairs
-  def pairs(**rule: Any) -> PairCounts:
-    return count_pairs(
-      trials.interactions, num_ads=trials.num_ads, end_s_U=trials.end_s_U, **rule
-    )
-
-  def ranked(trials: Question, rule: CooccurrenceSettings) -> np.ndarray:
-    return rank_by_pairs(trials, pairs(**rule.counting), rule, popular_A)
-
-  return lambda rule: _recall(trials, ranked, rule)
 
 
 def _climb(
@@ -188,11 +255,6 @@ def _climb(
     if trial != settings and (trial_score := score(trial)) > best:
       settings, best = trial, trial_score
   return settings
-
-
-def _draw(requests: EvalRequests) -> EvalRequests:
-  chosen_R = np.random.default_rng(0).permutation(len(requests.user_R))[:_MAX_REQUESTS]
-  return EvalRequests(*(getattr(requests, field.name)[chosen_R] for field in fields(requests)))
 
 
 def _past_periods(

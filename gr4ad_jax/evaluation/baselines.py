@@ -23,7 +23,7 @@ from gr4ad_jax.evaluation.interactions import (
   count_pairs,
   decay,
 )
-from gr4ad_jax.evaluation.question import Question, rank_by_score
+from gr4ad_jax.evaluation.question import Question, blocks, rank_by_score, seen_ads
 
 
 def popularity(question: Question, settings: BaselineSettings) -> np.ndarray:
@@ -40,10 +40,19 @@ def popularity(question: Question, settings: BaselineSettings) -> np.ndarray:
     ValueError: an ad outside the catalogue, a request before train_end_s.
   """
   popular_A = popular_ads(question, settings.popularity)
-  if question.without_seen:
-    return rank_by_score(question, lambda rows: _zeros(question, rows), popular_A)
   ranked_RK = np.full((len(question.requests.user_R), question.k), -1, np.int32)
-  ranked_RK[:, : question.num_ads] = popular_A[: question.k]
+  if not question.without_seen:
+    ranked_RK[:, : question.num_ads] = popular_A[: question.k]
+    return ranked_RK
+  for rows in blocks(question):
+    seen_RA = np.zeros((len(ranked_RK[rows]), question.num_ads), bool)
+    seen_RA[seen_ads(question, rows)] = True
+    # However much a user has seen, this many of the popular ads are enough to fill the list.
+    enough_N = popular_A[: question.k + seen_RA.sum(axis=1).max(initial=0)]
+    seen_RN = seen_RA[:, enough_N]
+    first_RK = np.argsort(seen_RN, axis=1, kind="stable")[:, : question.k]
+    left_RK = ~np.take_along_axis(seen_RN, first_RK, axis=1)
+    ranked_RK[rows, : first_RK.shape[1]] = np.where(left_RK, enough_N[first_RK], -1)
   return ranked_RK
 
 
@@ -89,12 +98,16 @@ def similar_ads(counts: PairCounts, settings: CooccurrenceSettings) -> sp.csr_ma
   target_A = (counts.target_A + settings.shrinkage) ** target_power
   similar_AA = counts.pairs_AA.copy()
   similar_AA.data /= np.repeat(source_A, np.diff(similar_AA.indptr)) * target_A[similar_AA.indices]
-  keep = settings.neighbours
-  for ad in np.flatnonzero(np.diff(similar_AA.indptr) > keep):
-    row = similar_AA.data[similar_AA.indptr[ad] : similar_AA.indptr[ad + 1]]
+  return keep_largest(similar_AA, settings.neighbours)
+
+
+def keep_largest(matrix: sp.csr_matrix, keep: int) -> sp.csr_matrix:
+  """The matrix, changed in place: of each row only the largest entries are left."""
+  for at in np.flatnonzero(np.diff(matrix.indptr) > keep):
+    row = matrix.data[matrix.indptr[at] : matrix.indptr[at + 1]]
     row[np.argpartition(row, -keep)[:-keep]] = 0
-  similar_AA.eliminate_zeros()
-  return similar_AA
+  matrix.eliminate_zeros()
+  return matrix
 
 
 def rank_by_pairs(
@@ -115,7 +128,3 @@ def histories(question: Question, settings: OwnHistorySettings, rows: slice) -> 
     time_s_R=question.requests.time_s_R[rows], num_ads=question.num_ads,
     half_life_s=settings.half_life_s, organic_weight=settings.organic_weight,
   )  # fmt: skip
-
-
-def _zeros(question: Question, rows: slice) -> np.ndarray:
-  return np.zeros((len(question.requests.user_R[rows]), question.num_ads), np.float32)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -150,9 +150,9 @@ def evaluate(opened: Opened, *, split: str = "test", bootstrap: int = 1000) -> d
     distributed.wait_for_all("evaluated")
     return {}
   rivals = find_rivals(logs, opened.examples, requests, k=DEPTH)
-  metrics = _judged(
-    result.recommendations.ad_RK, prospecting_RK, rivals, requests, advertiser_A=advertiser_A,
-    bootstrap=bootstrap,
+  metrics = judged(
+    result.recommendations.ad_RK, prospecting_RK, rivals.lists, rivals.prospecting, requests,
+    advertiser_A=advertiser_A, bootstrap=bootstrap,
   )
   # As the tokenizer has measured it, with the embeddings, which are not here.
   health = (opened.sids.health or {}).get("metrics") or judge.health(logs, opened.sids)
@@ -180,28 +180,42 @@ def evaluate(opened: Opened, *, split: str = "test", bootstrap: int = 1000) -> d
   return metrics
 
 
-def _judged(
-  ranked_RK: np.ndarray,
-  prospecting_RK: np.ndarray,
-  rivals: Rivals,
+def judged(
+  ranked_RK: np.ndarray | None,
+  prospecting_RK: np.ndarray | None,
+  lists: Mapping[str, np.ndarray],
+  prospecting: Mapping[str, np.ndarray],
   requests: EvalRequests,
   *,
   advertiser_A: np.ndarray,
   bootstrap: int,
 ) -> dict[str, float]:
-  """Metrics of both tasks, of ours and of every baseline, and our differences to each."""
+  """Metrics of both tasks, of every baseline and, where there are lists, of ours.
+
+  Args:
+    ranked_RK, prospecting_RK: lists of a model for either task; None = there are none.
+    lists, prospecting: name -> those of the baselines.
+    requests: R requests with their targets.
+    advertiser_A: int, advertiser of every ad.
+    bootstrap: resamples of users for the intervals.
+
+  Returns:
+    NAME of ours, baseline/ROW/NAME, difference/ROW/NAME: ours minus that baseline's, paired.
+  """
   metrics: dict[str, float] = {}
   how = {"bootstrap": bootstrap}
   tasks = (
-    ("all targets", ranking_metrics, ranked_RK, rivals.lists),
-    ("prospecting", prospecting_metrics, prospecting_RK, rivals.prospecting),
+    ("all targets", ranking_metrics, ranked_RK, lists),
+    ("prospecting", prospecting_metrics, prospecting_RK, prospecting),
   )
   for task, measure, ours_RK, of_rivals in tasks:
-    lists = {"": ours_RK} | {f"baseline/{name}/": theirs for name, theirs in of_rivals.items()}
-    for prefix, list_RK in track(lists.items(), f"metrics and intervals, {task}", len(lists)):
+    all_lists = {} if ours_RK is None else {"": ours_RK}
+    all_lists |= {f"baseline/{name}/": theirs for name, theirs in of_rivals.items()}
+    rows = track(all_lists.items(), f"metrics and intervals, {task}", len(all_lists))
+    for prefix, list_RK in rows:
       values = measure(list_RK, requests, advertiser_A=advertiser_A, ks=(10, DEPTH), **how)
       metrics |= {prefix + name: value for name, value in values.items()}
-    for name, list_RK in of_rivals.items():
+    for name, list_RK in of_rivals.items() if ours_RK is not None else ():
       differences = paired_difference(ours_RK, list_RK, requests=requests, k=DEPTH, **how)
       if task == "prospecting":  # where no other targets count
         differences = {

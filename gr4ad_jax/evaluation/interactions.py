@@ -91,17 +91,38 @@ def count_histories(
     ValueError: an ad outside the catalogue.
   """
   check_catalogue(interactions, num_ads)
-  # (user, time) as one number, in the order of the events: a search in it finds a request's past.
-  origin = min(interactions.time_s_E.min(initial=0), time_s_R.min(initial=0))
-  span = np.int64(1 + max(interactions.time_s_E.max(initial=0), time_s_R.max(initial=0)) - origin)
-  key_E = interactions.user_E * span + (interactions.time_s_E - origin)
-  start_R = np.searchsorted(interactions.user_E, user_R)
-  stop_R = np.searchsorted(key_E, user_R * span + (time_s_R - origin))
-  length_R = stop_R - start_R
-  row_H = np.repeat(np.arange(len(user_R)), length_R)
-  event_H = np.arange(len(row_H)) + np.repeat(stop_R - np.cumsum(length_R), length_R)
+  row_H, event_H = _past_events(interactions, user_R, time_s_R)
   weight_H = np.where(interactions.is_ad_E[event_H], 1, organic_weight)
   weight_H = weight_H * decay(time_s_R[row_H], interactions.time_s_E[event_H], half_life_s)
+  cells = (row_H, interactions.ad_E[event_H])
+  return sp.csr_matrix((weight_H.astype(np.float32), cells), (len(user_R), num_ads))
+
+
+def count_latest(
+  interactions: Interactions,
+  *,
+  user_R: np.ndarray,
+  time_s_R: np.ndarray,
+  num_ads: int,
+  steps: int,
+  step_decay: float,
+  organic_weight: float,
+) -> sp.csr_matrix:
+  """`count_histories` of the latest baskets alone, which age by steps, not by time.
+
+  Args:
+    interactions, user_R, time_s_R, num_ads, organic_weight: as of `count_histories`.
+    steps: baskets that count.
+    step_decay: what an event counts for each basket that came after its own.
+  """
+  check_catalogue(interactions, num_ads)
+  row_H, event_H = _past_events(interactions, user_R, time_s_R)
+  basket_E = np.cumsum(_begins_basket(interactions))
+  latest_R = np.zeros(len(user_R), basket_E.dtype)
+  np.maximum.at(latest_R, row_H, basket_E[event_H])
+  step_H = latest_R[row_H] - basket_E[event_H]
+  row_H, event_H, step_H = (column[step_H < steps] for column in (row_H, event_H, step_H))
+  weight_H = np.where(interactions.is_ad_E[event_H], 1, organic_weight) * step_decay**step_H
   cells = (row_H, interactions.ad_E[event_H])
   return sp.csr_matrix((weight_H.astype(np.float32), cells), (len(user_R), num_ads))
 
@@ -115,6 +136,7 @@ def count_pairs(
   organic_weight: float,
   window: int,
   backward_weight: float,
+  step_decay: float = 1.0,
 ) -> PairCounts:
   """Pairs of ads in baskets of one user, at most `window` steps apart in the user's sequence.
 
@@ -130,6 +152,7 @@ def count_pairs(
     organic_weight: a pair, and a basket of target_A, counts times this where j is organic only.
     window: steps; 0 = the same basket only.
     backward_weight: weight of pairs whose j came first.
+    step_decay: what a pair counts for each step between its baskets beyond the first.
 
   Returns:
     PairCounts over num_ads.
@@ -139,8 +162,7 @@ def count_pairs(
   """
   check_catalogue(interactions, num_ads)
   past = interactions.before(end_s_U)
-  first_E = np.ones(len(past.user_E), bool)
-  first_E[1:] = (np.diff(past.user_E) != 0) | (np.diff(past.time_s_E) != 0)
+  first_E = _begins_basket(past)
   user_G = past.user_E[first_E]
   aged_G = decay(end_s_U[user_G], past.time_s_E[first_E], half_life_s).astype(np.float32)
 
@@ -155,14 +177,14 @@ def count_pairs(
   target_GA.eliminate_zeros()
 
   # Inside a basket first, where an ad does not follow from itself; then between baskets.
-  pairs_AA = (source_GA.T @ _scale_rows(target_GA, aged_G)).tocsr()
+  pairs_AA = (source_GA.T @ scale_rows(target_GA, aged_G)).tocsr()
   pairs_AA.setdiag(0)
   earlier_P, later_P = _pairs_of_baskets(user_G, window)
-  aged_P = aged_G[later_P]
-  pairs_AA += source_GA[earlier_P].T @ _scale_rows(target_GA[later_P], aged_P)
+  aged_P = aged_G[later_P] * (step_decay ** (later_P - earlier_P - 1.0)).astype(np.float32)
+  pairs_AA += source_GA[earlier_P].T @ scale_rows(target_GA[later_P], aged_P)
   if backward_weight:
     back_P = np.float32(backward_weight) * aged_P
-    pairs_AA += source_GA[later_P].T @ _scale_rows(target_GA[earlier_P], back_P)
+    pairs_AA += source_GA[later_P].T @ scale_rows(target_GA[earlier_P], back_P)
   pairs_AA = pairs_AA.tocsr()
   pairs_AA.eliminate_zeros()
   return PairCounts(pairs_AA, source_GA.T @ aged_G, target_GA.T @ aged_G)
@@ -216,6 +238,34 @@ def decay(now_s: np.ndarray, time_s: np.ndarray, half_life_s: float | None) -> n
   return np.exp2((time_s - now_s) / half_life_s)
 
 
+def scale_rows(matrix: sp.csr_matrix, factor: np.ndarray) -> sp.csr_matrix:
+  """The matrix with each row times its factor."""
+  data = matrix.data * np.repeat(factor, np.diff(matrix.indptr))
+  return sp.csr_matrix((data, matrix.indices, matrix.indptr), matrix.shape)
+
+
+def _past_events(
+  interactions: Interactions, user_R: np.ndarray, time_s_R: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Row of the request and index of the event, for every event in the past of a request."""
+  # (user, time) as one number, in the order of the events: a search in it finds a request's past.
+  origin = min(interactions.time_s_E.min(initial=0), time_s_R.min(initial=0))
+  span = np.int64(1 + max(interactions.time_s_E.max(initial=0), time_s_R.max(initial=0)) - origin)
+  key_E = interactions.user_E * span + (interactions.time_s_E - origin)
+  start_R = np.searchsorted(interactions.user_E, user_R)
+  stop_R = np.searchsorted(key_E, user_R * span + (time_s_R - origin))
+  length_R = stop_R - start_R
+  row_H = np.repeat(np.arange(len(user_R)), length_R)
+  return row_H, np.arange(len(row_H)) + np.repeat(stop_R - np.cumsum(length_R), length_R)
+
+
+def _begins_basket(interactions: Interactions) -> np.ndarray:
+  """bool [E], the first event of every basket."""
+  first_E = np.ones(len(interactions.user_E), bool)
+  first_E[1:] = (np.diff(interactions.user_E) != 0) | (np.diff(interactions.time_s_E) != 0)
+  return first_E
+
+
 def _pairs_of_baskets(user_G: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
   """Earlier and later basket of every pair of one user, 1 to `window` steps apart."""
   earlier, later = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
@@ -224,8 +274,3 @@ def _pairs_of_baskets(user_G: np.ndarray, window: int) -> tuple[np.ndarray, np.n
     earlier.append(same_G)
     later.append(same_G + step)
   return np.concatenate(earlier), np.concatenate(later)
-
-
-def _scale_rows(matrix: sp.csr_matrix, factor: np.ndarray) -> sp.csr_matrix:
-  data = matrix.data * np.repeat(factor, np.diff(matrix.indptr))
-  return sp.csr_matrix((data, matrix.indices, matrix.indptr), matrix.shape)

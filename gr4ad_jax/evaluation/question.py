@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import scipy.sparse as sp
 
 from gr4ad_jax.evaluation.interactions import Interactions, count_histories
 from gr4ad_jax.search.ranking import EvalRequests
@@ -26,6 +27,7 @@ class Question:
     train_end_s: unix s, events from then on do not enter counts over all users. One for all; or one
       per user, int64 [num_users]; or None, leave-one-out: the first request of each user, and no
       end for users without a request.
+    content_AN: unit rows of what the ads say, sparse, by `counter.content_terms`; None = nothing.
     without_seen: prospecting: lists leave out every ad whose product the user has engaged with
       before the request, promoted or not.
   """
@@ -35,6 +37,7 @@ class Question:
   num_ads: int
   k: int
   train_end_s: float | np.ndarray | None
+  content_AN: sp.csr_matrix | None = None
   without_seen: bool = False
 
   @cached_property
@@ -75,6 +78,18 @@ def end_s_of_users(
   return end_s_U
 
 
+def draw_requests(requests: EvalRequests, most: int) -> EvalRequests:
+  """Some of the requests, always the same, where there are more than `most`."""
+  return requests.rows(np.random.default_rng(0).permutation(len(requests.user_R))[:most])
+
+
+def blocks(question: Question) -> Iterator[slice]:
+  """The requests, so many at once that a score of every ad for each takes little memory."""
+  num_requests, step = len(question.requests.user_R), max(1, _MAX_CELLS // question.num_ads)
+  for at in range(0, num_requests, step):
+    yield slice(at, min(at + step, num_requests))
+
+
 def rank_by_score(
   question: Question, score: Callable[[slice], np.ndarray], popular_A: np.ndarray
 ) -> np.ndarray:
@@ -95,9 +110,7 @@ def rank_by_score(
   tie_A = np.empty(num_ads, np.int64)
   tie_A[popular_A] = np.arange(num_ads)[::-1]
   ranked_RK = np.full((len(requests.user_R), question.k), -1, np.int32)
-  step = max(1, _MAX_CELLS // num_ads)
-  for at in range(0, len(ranked_RK), step):
-    rows = slice(at, min(at + step, len(ranked_RK)))
+  for rows in blocks(question):
     key_RA = (score(rows).view(np.int32).astype(np.int64) << 32) | tie_A
     if question.without_seen:
       key_RA[seen_ads(question, rows)] = -1

@@ -12,15 +12,19 @@ from gr4ad_jax.data.records import Logs
 from gr4ad_jax.evaluation.baseline_settings import BaselineSettings
 from gr4ad_jax.evaluation.baseline_tuning import tune_baselines
 from gr4ad_jax.evaluation.baselines import cooccurrence, own_history, popularity
+from gr4ad_jax.evaluation.counter import content_terms, counter
 from gr4ad_jax.evaluation.interactions import Interactions
-from gr4ad_jax.evaluation.question import Question
+from gr4ad_jax.evaluation.question import Question, end_s_of_users
 from gr4ad_jax.evaluation.rule import rule, trending
+from gr4ad_jax.evaluation.trees import is_installed as trees_are_installed
+from gr4ad_jax.evaluation.trees import trees
+from gr4ad_jax.machine import extras
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.search.held_out import eval_requests, group_requests
 from gr4ad_jax.search.ranking import EvalRequests
 
 BASELINES: tuple[Callable[[Question, BaselineSettings], np.ndarray], ...] = (
-  popularity, cooccurrence, own_history, rule, trending
+  popularity, cooccurrence, own_history, counter, rule, trending
 )
 
 
@@ -30,7 +34,9 @@ class Rivals:
 
   Attributes:
     settings: as they were chosen for all targets.
-    lists: name -> ranked_RK, int32 [R, k] for every request of the split.
+    lists: name -> ranked_RK, int32 [R, k] for every request of the split. The names are those of
+      BASELINES (no trending where no time is real) and, where LightGBM is installed and times are
+      real, trees.
     prospecting_settings: as they were chosen for new targets; None where validation has none.
     prospecting: name -> ranked_RK without what was seen; {} where there are no such settings.
   """
@@ -50,8 +56,9 @@ def rank_all(question: Question, settings: BaselineSettings) -> dict[str, np.nda
 def find_rivals(logs: Logs, examples: ExampleSet, requests: EvalRequests, *, k: int) -> Rivals:
   """Tunes the baselines on validation requests, then ranks for `requests`.
 
-  Counts over users come from the training period, as a model's parameters do, but for trending ads,
-  which follow the days; a user's own history, as the model's context, goes up to the request.
+  Counts over users come from the training period, as a model's parameters do (leave-one-out: each
+  user's events before the validating request), but for trending ads, which follow the days; a
+  user's own history, as the model's context, goes up to the request.
 
   Args:
     logs: of the data.
@@ -62,18 +69,35 @@ def find_rivals(logs: Logs, examples: ExampleSet, requests: EvalRequests, *, k: 
   config = examples.config
   by_time = config.split == "time"
   validation = eval_requests(group_requests(read_split(examples, "validation")))
+  history = Interactions.of(logs)
   asked = Question(
-    Interactions.of(logs), validation, len(logs.ads.ad_id), k,
-    train_end_s=config.validation_start_s if by_time else None,
+    history, validation, len(logs.ads.ad_id), k, content_AN=content_terms(logs.ads),
+    train_end_s=config.validation_start_s if by_time else end_s_of_users(history, validation, None),
   )
   horizon_s = int(logs.events.time_s.max()) + 1 - config.test_start_s if by_time else None
   console.print("baselines: choosing their settings on validation requests")
   settings = tune_baselines(asked, horizon_s=horizon_s)
-  lists = rank_all(replace(asked, requests=requests), settings)
+  judged = replace(asked, requests=requests)
+  lists = rank_all(judged, settings)
+  training = training_of_trees(examples)
+  if training is not None:
+    lists["trees"] = trees(judged, training, validation, logs.ads)
   if not validation.new_RC.any():
     return Rivals(settings, lists, None, {})
   console.print("baselines without what a user has seen: choosing their settings")
-  asked = replace(asked, without_seen=True)
-  prospecting_settings = tune_baselines(asked, horizon_s=horizon_s)
-  prospecting = rank_all(replace(asked, requests=requests), prospecting_settings)
+  asked, judged = (replace(question, without_seen=True) for question in (asked, judged))
+  prospecting_settings = tune_baselines(asked, horizon_s=horizon_s, known=settings)
+  prospecting = rank_all(judged, prospecting_settings)
+  if training is not None and training.new_RC.any():
+    prospecting["trees"] = trees(judged, training, validation, logs.ads)
   return Rivals(settings, lists, prospecting_settings, prospecting)
+
+
+def training_of_trees(examples: ExampleSet) -> EvalRequests | None:
+  """The requests that trees learn from; None, and a line why, where there can be no trees."""
+  if examples.config.split != "time":
+    return None  # their features are of days
+  if not trees_are_installed():
+    console.print(f"baselines: no boosted trees; they need LightGBM, {extras.install('trees')}")
+    return None
+  return eval_requests(group_requests(read_split(examples, "train")))

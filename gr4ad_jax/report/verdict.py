@@ -13,7 +13,8 @@ METRICS = ("recall@50", "value_recall@50")
 SCOPES = {"": "over all targets", "prospecting/": "in prospecting"}
 _NAMES = {
   "popularity": "popularity", "cooccurrence": "co-occurrence", "own_history": "own history",
-  "rule": "rule of two terms",
+  "counter": "transition counter", "rule": "rule of two terms",
+  "trees": "boosted trees",
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -48,6 +48,10 @@ class EvalRequests:
     if wrong.any():
       raise ValueError(f"value_RC holds {value[wrong][0]}; values are finite and >= 0")
 
+  def rows(self, index: np.ndarray) -> EvalRequests:
+    """Some of the requests, by number or mask."""
+    return EvalRequests(*(column[index] for column in vars(self).values()))
+
 
 def recall_per_request(ranked_RK: np.ndarray, requests: EvalRequests, *, k: int) -> np.ndarray:
   """Share of each request's targets among the first k of its list.
@@ -70,12 +74,8 @@ def only_new(requests: EvalRequests) -> EvalRequests:
   Raises:
     ValueError: there is none.
   """
-  target_RC = np.where(requests.new_RC, requests.target_RC, -1)
-  keep_R = (target_RC >= 0).any(axis=1)
-  return EvalRequests(
-    requests.user_R[keep_R], requests.time_s_R[keep_R], target_RC[keep_R],
-    requests.value_RC[keep_R], requests.new_RC[keep_R],
-  )
+  kept = requests.rows(_target_sets(requests)[1][1].any(axis=1))
+  return replace(kept, target_RC=np.where(kept.new_RC, kept.target_RC, -1))
 
 
 def prospecting_metrics(

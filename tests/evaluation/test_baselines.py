@@ -14,13 +14,16 @@ from gr4ad_jax.evaluation.baseline_settings import (
 )
 from gr4ad_jax.evaluation.baseline_tuning import tune_baselines
 from gr4ad_jax.evaluation.baselines import cooccurrence, own_history, popularity, similar_ads
+from gr4ad_jax.evaluation.counter import counter
 from gr4ad_jax.evaluation.interactions import Interactions, count_pairs
 from gr4ad_jax.evaluation.question import Question, end_s_of_users
 from gr4ad_jax.evaluation.rivals import rank_all
 from gr4ad_jax.search.ranking import EvalRequests, ranking_metrics, recall_per_request
 
 DAY = 86_400
-BASELINES = pytest.mark.parametrize("baseline", [popularity, own_history, cooccurrence])
+BASELINES = pytest.mark.parametrize(
+  "baseline", [popularity, own_history, cooccurrence, counter]
+)
 
 
 def events(rows):
@@ -260,7 +263,9 @@ def test_rank_all_names_its_lists():
   logs, requests = events(random_rows(0)), ask([(0, 15, 0)])
   options = {"settings": settings(), "num_ads": 7, "k": 5, "train_end_s": 15 * DAY}
   lists = answer(rank_all, logs, requests, **options)
-  assert list(lists) == ["popularity", "cooccurrence", "own_history", "rule", "trending"]
+  assert list(lists) == [
+    "popularity", "cooccurrence", "own_history", "counter", "rule", "trending"
+  ]
   for baseline in (popularity, cooccurrence, own_history):
     ranked = answer(baseline, logs, requests, **options)
     np.testing.assert_array_equal(lists[baseline.__name__], ranked)

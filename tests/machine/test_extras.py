@@ -13,7 +13,7 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["p
 ]
 
 
-@pytest.mark.parametrize("name", ["search", "beam", "redis", "quantize", "gcs", "s3"])
+@pytest.mark.parametrize("name", ["search", "trees", "beam", "redis", "quantize", "gcs", "s3"])
 def test_an_extra_is_advised_by_what_it_holds(name):
   (package,) = EXTRAS[name]
   words = extras.install(name)

@@ -6,6 +6,7 @@ _RANKING, _BASELINES, _PAIRS, _QUESTION, _RIVALS = (
   "search/ranking.py", "evaluation/baselines.py", "evaluation/interactions.py",
   "evaluation/question.py", "evaluation/rivals.py",
 )
+_COUNTER, _COUNTED = "evaluation/counter.py", "evaluation/test_counter.py::test_by_hand"
 _METRICS, _FLOORS, _RULE = (
   "search/test_ranking.py::", "evaluation/test_baselines.py::", "evaluation/test_rule.py::"
 )
@@ -19,8 +20,8 @@ MUTANTS = (
   ),
   Mutant(
     "baselines count events over all users up to validation", _RIVALS,
-    "train_end_s=config.validation_start_s if by_time else None",
-    "train_end_s=config.test_start_s if by_time else None", _WHOLE,
+    "train_end_s=config.validation_start_s if by_time",
+    "train_end_s=config.test_start_s if by_time", _WHOLE,
   ),
   Mutant(
     "a difference is ours less the baseline's", "evaluation/evaluate.py",
@@ -110,6 +111,29 @@ MUTANTS = (
     "for prospecting only new targets choose the settings", "evaluation/baseline_tuning.py",
     "judged = only_new(requests) if question.without_seen else requests", "judged = requests",
     (_RULE + "test_tuning_for_new_targets_sees_no_others",),
+  ),
+  Mutant(
+    "leave-one-out counts no validating request", _RIVALS,
+    "else end_s_of_users(history, validation, None)", "else None",
+    ("evaluation/test_counter.py::test_leave_one_out_counts_what_was_trained_on",),
+  ),
+  Mutant(
+    "the counter's history ages by steps", _PAIRS,
+    "organic_weight) * step_decay**step_H", "organic_weight) * step_decay",
+    (_COUNTED, "evaluation/test_counter.py::test_only_the_latest_baskets_count"),
+  ),
+  Mutant(
+    "pairs of more steps count less", _PAIRS,
+    "step_decay ** (later_P - earlier_P - 1.0)", "step_decay ** (later_P * 0.0)", (_COUNTED,),
+  ),
+  Mutant(
+    "the second hop shares what leads to the ad between", _COUNTER,
+    "pairs_AA[at : at + _ROWS] @ share_AA", "share_AA[at : at + _ROWS] @ share_AA", (_COUNTED,),
+  ),
+  Mutant(
+    "content of ads that nobody comes to counts little", _COUNTER,
+    "target_A / np.maximum(target_A + settings.content_shrinkage, 1e-9)", "target_A >= 0",
+    (_COUNTED,),
   ),
   Mutant(
     "of co-occurring ads the closest are kept", _BASELINES,
