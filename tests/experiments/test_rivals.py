@@ -1,0 +1,75 @@
+"""The table of rivals: from a data folder, and beside a run's own lists."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import rivals, run
+from gr4ad_jax.data.examples import open_examples, read_split
+from gr4ad_jax.data.log_folder import read_logs
+from gr4ad_jax.search.held_out import group_requests
+
+
+@pytest.fixture(scope="module")
+def results(tiny_data, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("rivals")
+  argv = ["rivals", "--set", f"settings.data={tiny_data}", "settings.bootstrap=20"]
+  run.main([*argv, "--workdir", str(folder)])
+  return folder, json.loads((folder / "results.json").read_text())
+
+
+def test_rows_of_a_data_folder(results):
+  folder, numbers = results
+  for row in ("rule", "counter", "popularity", "cooccurrence", "own_history", "trending"):
+    for metric in ("recall@50", "value_recall@50", "prospecting/recall@50"):
+      low, high = (numbers[f"{row}/{metric}/{end}"] for end in ("ci_low", "ci_high"))
+      assert low <= numbers[f"{row}/{metric}"] <= high
+    assert 0 < numbers[f"{row}/ndcg@50"] <= 1
+  assert not any(name.startswith(("ours/", "difference/", "baseline/")) for name in numbers)
+  page = (folder / "results.md").read_text()
+  assert "| rule of two terms | " in page and "Ours minus each" not in page
+
+
+def test_beside_a_run_its_lists_are_compared_with_each_row(
+  results, tiny_data, tmp_path, monkeypatch
+):
+  """A run that ranks as popularity does, but that its lists of prospecting are empty."""
+  folder, before = results
+  lists, prospecting = rivals.load_lists(folder / "lists.npz")
+
+  class Opened:
+    unscorable = ""
+    logs, examples = read_logs(tiny_data / "logs"), open_examples(tiny_data / "examples")
+    contexts = search = recommender = staticmethod(lambda: None)
+
+  class Found:
+    class recommendations:
+      ad_RK = lists["popularity"]
+
+  monkeypatch.setattr(rivals, "open_run", lambda place: Opened)
+  monkeypatch.setattr(rivals, "search_split", lambda *args: Found)
+  monkeypatch.setattr(rivals, "prospecting_lists",
+                      lambda *args: np.full_like(prospecting["rule"], -1))
+  rivals.save_lists(rivals.Rivals(None, lists, None, prospecting), tmp_path / "lists.npz")
+  overrides = {"settings.run": "somewhere", "settings.bootstrap": "20"}
+  numbers = rivals.run(tmp_path, size="cpu", overrides=overrides)
+  assert numbers["ours/recall@50"] == before["popularity/recall@50"]
+  assert numbers["difference/popularity/recall@50"] == 0
+  for row in ("rule", "counter", "own_history"):
+    for metric in ("recall@50", "value_recall@50"):
+      assert numbers[f"{row}/{metric}"] == before[f"{row}/{metric}"]
+      ours, theirs = numbers[f"ours/{metric}"], numbers[f"{row}/{metric}"]
+      assert numbers[f"difference/{row}/{metric}"] == pytest.approx(ours - theirs)
+      assert f"difference/{row}/{metric}/ci_low" in numbers
+    theirs = numbers[f"{row}/prospecting/recall@50"]
+    assert numbers[f"difference/{row}/prospecting/recall@50"] == pytest.approx(-theirs)
+  assert "| popularity | +0.000 (+0.000 to +0.000)" in rivals.table(numbers)
+  assert rivals.plots(numbers).keys() == {"recall"}
+  assert len(group_requests(read_split(Opened.examples, "test"))) == len(lists["rule"])
+
+
+@pytest.mark.parametrize("overrides", [{}, {"settings.run": "a", "settings.data": "b"}])
+def test_one_of_run_and_data(overrides, tmp_path):
+  with pytest.raises(ValueError, match="give one of them"):
+    rivals.run(tmp_path, size="cpu", overrides=overrides)
