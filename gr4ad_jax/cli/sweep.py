@@ -34,16 +34,19 @@ from gr4ad_jax.machine import extras, storage
 from gr4ad_jax.machine.progress import console, track
 from gr4ad_jax.machine.storage import write_json
 from gr4ad_jax.training.metric_log import read_log
+from gr4ad_jax.training.selection import Selection
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What came of a run; `loss` is of the last validation, NaN where there is none."""
+  """What came of a run: the loss of the last validation, and the best by `train.best_by`; NaN where
+  there is none."""
 
   name: str
   settings: Mapping[str, str]
   status: str  # finished, failed
   loss: float = math.nan
+  best: float = math.nan
   values: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -80,7 +83,7 @@ def run_sweep(sweep: Sweep) -> list[Result]:
 
 
 def _search(sweep: Sweep) -> list[Result]:
-  """Optuna proposes; the loss of the last validation is minimised."""
+  """Optuna proposes; what counts of a run is its best validation by `train.best_by`."""
   try:
     import optuna
     from optuna.storages import JournalStorage
@@ -89,7 +92,8 @@ def _search(sweep: Sweep) -> list[Result]:
     raise ConfigError(f"a search needs Optuna; {extras.install('search')}") from None
   optuna.logging.set_verbosity(optuna.logging.WARNING)
   study = optuna.create_study(
-    study_name="sweep", direction="minimize", load_if_exists=True,
+    study_name="sweep", load_if_exists=True,
+    direction="minimize" if sweep.config_of({}).train.best_by == "loss" else "maximize",
     storage=JournalStorage(JournalFileBackend(str(sweep.workdir / "search.log"))),
   )
   # A search that goes on draws anew, not what it has drawn at first.
@@ -107,8 +111,8 @@ def _search(sweep: Sweep) -> list[Result]:
       run = waiting.pop(0) if waiting else _proposed(sweep, study.ask())
       result = _run_one(sweep, run, processes)
       results[run.number] = result
-      if result.status == "finished" and math.isfinite(result.loss):
-        study.tell(run.number, result.loss)
+      if result.status == "finished" and math.isfinite(result.best):
+        study.tell(run.number, result.best)
       else:
         study.tell(run.number, state=optuna.trial.TrialState.FAIL)
       _write(sweep, results)
@@ -228,15 +232,19 @@ def _option(path: str, value: str) -> list[str]:
 
 def _result(sweep: Sweep, run: _Run) -> Result:
   """What the folder of a run holds."""
-  folder, steps = sweep.workdir / run.name, sweep.config_of(run.settings).train.num_steps
+  folder, config = sweep.workdir / run.name, sweep.config_of(run.settings).train
+  log = read_log(folder)
+  selection = Selection(config, log)
+  steps = log[-1]["step"] if selection.gives_up else config.num_steps
   if not (folder / "checkpoints" / str(steps)).is_dir():
     return Result(run.name, run.settings, "failed")
-  rows = {row["kind"]: row for row in read_log(folder) if row["step"] == steps}
+  rows = {row["kind"]: row for row in log if row["step"] == steps}
   values = {k: v for k, v in rows.get("validation", {}).items() if k not in ("step", "kind")}
   loss = values.get("loss", math.nan)
   trained = rows.get("train", {})
   values |= {k: trained[k] for k in ("examples_per_second", "mfu") if k in trained}
-  return Result(run.name, run.settings, "finished", loss, values)
+  best = selection.best[1] if selection.best else math.nan
+  return Result(run.name, run.settings, "finished", loss, best, values)
 
 
 def _in_order(results: Mapping[int, Result]) -> list[Result]:
@@ -246,5 +254,5 @@ def _in_order(results: Mapping[int, Result]) -> list[Result]:
 def _write(sweep: Sweep, results: Mapping[int, Result]) -> None:
   rows = [dataclasses.asdict(result) for result in _in_order(results)]
   for row in rows:  # JSON knows no NaN
-    row["loss"] = row["loss"] if math.isfinite(row["loss"]) else None
+    row |= {name: row[name] if math.isfinite(row[name]) else None for name in ("loss", "best")}
   write_json(sweep.workdir / "results.json", rows)

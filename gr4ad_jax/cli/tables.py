@@ -61,20 +61,24 @@ def print_numbers(numbers: Mapping[str, float | str], *, title: str) -> None:
   show(table, title=title)
 
 
-def print_sweep(results: Sequence[Result], *, title: str) -> None:
-  """Runs by their loss, failed ones last."""
+def print_sweep(results: Sequence[Result], *, title: str, best_by: str = "loss") -> None:
+  """Runs by what names their best checkpoint, failed ones last."""
   table = Table()
   paths = list(dict.fromkeys(path for result in results for path in result.settings))
   for path in paths:
     table.add_column(path.replace(".", ".\n"), justify="right", overflow="fold")
-  for column in ("loss", "SID loss", "examples/s"):
+  by_loss = best_by == "loss"
+  for column in ("loss", "SID loss", "examples/s", *([] if by_loss else [f"best {best_by}"])):
     table.add_column(column, justify="right", overflow="fold")
-  for result in sorted(results, key=lambda r: (r.status != "finished", r.loss)):
+  for result in sorted(results, key=lambda r: (
+    r.status != "finished", r.loss if by_loss else -r.best
+  )):
     cells = [result.settings.get(path, "") for path in paths]
     if result.status == "finished":
       speed = result.values.get("examples_per_second")
       cells += [f"{result.loss:.4f}", f"{result.values.get('sid_loss', float('nan')):.4f}",
                 "" if speed is None else f"{speed:,.0f}"]
+      cells += [] if by_loss else [f"{result.best:.4f}"]
     else:
       cells += ["failed", "", ""]
     table.add_row(*cells)

@@ -74,7 +74,8 @@ def sweep(options: Flat[Sweep]) -> None:
   from gr4ad_jax.cli.sweep import run_sweep
 
   results = run_sweep(options)
-  tables.print_sweep(results, title=f"{options.workdir}/results.json")
+  by = options.config_of({}).train.best_by
+  tables.print_sweep(results, title=f"{options.workdir}/results.json", best_by=by)
   if any(result.status != "finished" for result in results):
     sys.exit(1)
 

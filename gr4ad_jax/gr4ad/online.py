@@ -303,7 +303,7 @@ class _Learner:
     self.logs, step = segment.appended.logs, int(state.step)
     if step > (checkpoints.latest_step or 0):
       learned = self.queue.record() | {"reward_scale": list(self.reward_scale or ())}
-      checkpoints.save(state, validation_loss=None, data_iterator=learned)
+      checkpoints.save(state, validation=None, data_iterator=learned)
       checkpoints.wait()
       self.publisher.kept(state)
 

@@ -149,19 +149,24 @@ def example_flops(config: ModelConfig, inputs: Inputs) -> int:
 
 
 def load_params(run: RunFile, workdir: Place, vocabulary: Vocabulary) -> tuple[Decoder, Any, int]:
-  """The decoder, the parameters with the best validation loss, and their step.
+  """The decoder, the parameters with the best validation, and their step.
 
-  A run that learned from candidate lists, or goes on learning, gives its last parameters:
-  validation knows only the loss on logged samples, which list learning trades for value.
+  A run that goes on learning gives its last parameters, and so does one that learned from candidate
+  lists and was validated by the loss alone: that is of logged samples, which list learning trades
+  for value.
 
   Raises:
     ConfigError: no checkpoint.
   """
   decoder = build_decoder(run.config.model, vocabulary)
   task = vsl_task(decoder, run.config.loss)
-  newest = bool(run.lists or run.segments)
-  params, step = read_params(task, run.config.train, workdir, newest=newest)
+  params, step = read_params(task, run.config.train, workdir, newest=gives_newest(run))
   return decoder, params, step
+
+
+def gives_newest(run: RunFile) -> bool:
+  """Whether a run gives its last parameters, whatever its validations say."""
+  return bool(run.segments or (run.lists and run.config.train.best_by == "loss"))
 
 
 def open_run(workdir: Place, *, data: Place | None = None) -> Opened:

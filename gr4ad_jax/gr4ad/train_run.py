@@ -12,13 +12,15 @@ from gr4ad_jax import config as config_lib
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.list_records import open_lists, to_list
 from gr4ad_jax.data.pipeline import batch_dataset, read_ahead, validation_batches
-from gr4ad_jax.gr4ad.build import build_decoder
+from gr4ad_jax.gr4ad.build import Decoder, build_decoder
 from gr4ad_jax.gr4ad.config import PRESETS, Config
+from gr4ad_jax.gr4ad.generator import generator_of
 from gr4ad_jax.gr4ad.list_batches import ListBatchMaker
 from gr4ad_jax.gr4ad.run import (
   Inputs,
   RunFile,
   example_flops,
+  gives_newest,
   keep_codes,
   keeps_codes,
   load_params,
@@ -34,9 +36,14 @@ from gr4ad_jax.machine.peaks import peak_flops
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.search.config import check_widths
-from gr4ad_jax.training.mesh import check_rows, training_mesh
+from gr4ad_jax.search.held_out import sample_requests
+from gr4ad_jax.search.judge import Judge
+from gr4ad_jax.search.recommender import Recommender
+from gr4ad_jax.training.mesh import check_rows, search_mesh, training_mesh
+from gr4ad_jax.training.metric_log import read_log
 from gr4ad_jax.training.pace import Pace
 from gr4ad_jax.training.profiling import Speed
+from gr4ad_jax.training.selection import Selection
 from gr4ad_jax.training.train_loop import train
 from gr4ad_jax.training.train_step import TrainState
 
@@ -108,14 +115,40 @@ def _train_run(run: RunFile, workdir: Place, resume: bool, profile: range | None
       example_flops=example_flops(run.config.model, inputs),
       peak=peak_flops(list(mesh.devices.flat), run.config.model.compute_dtype),
     )
-  return train(
+  state = train(
     task, config, batches=read_ahead(batches), folder=workdir,
     validation=level_weights(validation_batches(
       inputs.examples.sources["validation"], inputs.make_batch, batch_size=config.batch_size,
       most=config.eval_batches, host=host, num_hosts=hosts, parts=sharding.row_parts(mesh),
     )),
-    start_params=start_params, speed=speed, profile=profile, pace=Pace(_instead(run, inputs)),
+    judge=_judge(run, inputs, decoder), start_params=start_params, speed=speed, profile=profile,
+    pace=Pace(_instead(run, inputs)),
   )
+  if distributed.is_first() and not gives_newest(run):
+    console.print(f"{workdir}: {Selection(config, read_log(workdir))}")
+  return state
+
+
+def _judge(run: RunFile, inputs: Inputs, decoder: Decoder) -> Judge | None:
+  """Judges parameters by the run's own search; None where the loss alone decides.
+
+  Raises:
+    ConfigError: value decides, and no validation request has any.
+  """
+  config, by = run.config, run.config.train.best_by
+  if by == "loss":
+    return None
+  groups = sample_requests(inputs.examples, "validation", most=config.train.rank_requests)
+  if by == "value_recall@50" and not any(e.value_C.any() for group in groups for e in group):
+    raise ConfigError(f"train.best_by={by!r}: nothing in the validation requests has a value")
+
+  def recommender(params: Any) -> Recommender:
+    return Recommender(
+      generator_of(decoder), params, index=inputs.index, config=config.search,
+      bin_means=inputs.scale.bin_means, mesh=search_mesh(config.train, config.search.batch_size),
+    )
+
+  return Judge(recommender, inputs.make_batch, groups, batch_size=config.search.batch_size)
 
 
 def _require_same(there: RunFile, run: RunFile, workdir: Place) -> None:

@@ -85,6 +85,13 @@ def gather(part: Any, number: int) -> Any:
   return jax.tree.map(lambda x: np.asarray(x)[:number], joined)
 
 
+def whole(arrays: Any) -> Any:
+  """Arrays on any devices of any processes as numpy arrays, on every process; all have to ask."""
+  if jax.process_count() == 1:
+    return jax.tree.map(np.asarray, arrays)
+  return multihost_utils.process_allgather(arrays, tiled=True)
+
+
 def local(replicated: Any) -> Any:
   """This process's own copy of arrays that all processes hold whole."""
   return jax.tree.map(lambda x: x.addressable_data(0), replicated)

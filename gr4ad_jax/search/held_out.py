@@ -6,8 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gr4ad_jax.data.example_records import to_example
+from gr4ad_jax.data.examples import ExampleSet
 from gr4ad_jax.data.pipeline import pad
 from gr4ad_jax.data.sequences import Example
+from gr4ad_jax.data.splits import SPLITS
 from gr4ad_jax.search.ranking import EvalRequests
 
 
@@ -17,6 +20,18 @@ def group_requests(examples: Sequence[Example]) -> list[list[Example]]:
   for example in examples:
     groups.setdefault(example.request, []).append(example)
   return list(groups.values())
+
+
+def sample_requests(examples: ExampleSet, split: str, *, most: int) -> list[list[Example]]:
+  """A fixed sample of the requests of a split, with all their examples; a larger one holds it.
+
+  Only the sample is kept in memory.
+  """
+  source = examples.sources[split]
+  request_N = np.array([record["request"] for record in source], np.int64)
+  drawn = np.random.default_rng(0).permutation(np.unique(request_N))[:most]
+  rows = np.flatnonzero(np.isin(request_N, drawn)).tolist()
+  return group_requests([to_example(source[row], SPLITS.index(split)) for row in rows])
 
 
 def eval_requests(groups: Sequence[Sequence[Example]]) -> EvalRequests:

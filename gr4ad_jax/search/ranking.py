@@ -103,6 +103,22 @@ def prospecting_metrics(
   }
 
 
+def mean_metrics(
+  ranked_RK: np.ndarray, requests: EvalRequests, *, k: int
+) -> dict[str, float]:
+  """recall@k, ndcg@k and value_recall@k as `ranking_metrics` has them, without intervals.
+
+  value_recall@k is NaN where the targets have no value.
+  """
+  rank_RC, real_RC = _rank_of_targets(ranked_RK, requests), requests.target_RC >= 0
+  recall_R, captured_R = _found(rank_RC, requests, real_RC, k)
+  held_out = np.where(real_RC, requests.value_RC, 0).sum(dtype=np.float64)
+  return {
+    f"recall@{k}": _mean(recall_R), f"ndcg@{k}": _mean(_ndcg(rank_RC, real_RC, k)),
+    f"value_recall@{k}": float(_ratio(captured_R.sum(), held_out)),
+  }
+
+
 def ranking_metrics(
   ranked_RK: np.ndarray,
   requests: EvalRequests,

@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class CheckpointError(RuntimeError):
 
 
 class Checkpoints:
-  """The checkpoints of one run: the two latest steps and the one with the best validation loss.
+  """The checkpoints of one run: the two latest steps and the one with the best validation.
 
   A step appears under its final name only when all of it is on disk, so a killed process leaves
   either a whole checkpoint or none. In gs:// orbax writes and reads in place, every host its part.
@@ -94,7 +94,7 @@ class Checkpoints:
     return link
 
   def _leave_out_losses(self, damaged: Sequence[Path]) -> None:
-    """Steps whose validation loss cannot be read have none; orbax would open none of them all."""
+    """Steps whose validation cannot be read have none; orbax would open none of them all."""
     self._without_loss = [int(step.name) for step in damaged]
     if not self._only_read:
       self._say_without_loss(self._without_loss)
@@ -116,7 +116,7 @@ class Checkpoints:
   def _say_without_loss(self, steps: Sequence[int]) -> None:
     for step in steps if distributed.is_first() else ():
       console.print(
-        f"{self._place / str(step)}: its validation loss cannot be read; it does not count as best"
+        f"{self._place / str(step)}: its validation cannot be read; it does not count as best"
       )
 
   def _open(self) -> None:
@@ -127,7 +127,7 @@ class Checkpoints:
         [
           _policies.LatestN(2),
           _policies.BestN(
-            get_metric_fn=lambda metrics: -metrics["loss"], n=1,
+            get_metric_fn=lambda metrics: -_cost(metrics), n=1,
             keep_checkpoints_without_metrics=False,
           ),
         ]
@@ -136,22 +136,22 @@ class Checkpoints:
     )
 
   def save(
-    self, state: TrainState, *, data_iterator: Any, validation_loss: float | None
+    self, state: TrainState, *, data_iterator: Any, validation: Mapping[str, float] | None
   ) -> None:
     """Starts writing; returns once the arrays are copied.
 
     Args:
       state: the training state; its step names the checkpoint.
       data_iterator: the JSON state of this run's input.
-      validation_loss: of these parameters where it was measured; decides which step is the best.
+      validation: of these parameters, where they were validated: the "loss", and the "score" where
+        one was measured. The step with the highest score, or the lowest loss, is the best.
 
     Raises:
       CheckpointError: this step, or the one before, could not be written (a full disk).
     """
-    metrics = None if validation_loss is None else {"loss": validation_loss}
     with self._writing():
       self._checkpointer.save_async(
-        int(state.step), state._asdict(), metrics=metrics,
+        int(state.step), state._asdict(), metrics=validation,
         custom_metadata={"data_iterator": data_iterator},
       )
       if self._copy:
@@ -177,11 +177,11 @@ class Checkpoints:
 
   @property
   def best_step(self) -> int | None:
-    """The checkpoint with the lowest validation loss; the newest where none was measured."""
+    """The checkpoint with the best validation, the latest of equals; without any, the newest."""
     measured = [c for c in self._checkpointer.checkpoints if c.metrics]
     if not measured:
       return self.latest_step
-    return min(measured, key=lambda c: c.metrics["loss"]).step
+    return min(measured, key=lambda c: (_cost(c.metrics), -c.step)).step
 
   def restore_newest(self, abstract: TrainState) -> tuple[TrainState, Any] | None:
     """Restores the newest step that can be read; None where there is none at all.
@@ -308,14 +308,19 @@ class Checkpoints:
         raise
 
 
+def _cost(metrics: Mapping[str, float]) -> float:
+  """What the best checkpoint has least of; those of earlier versions have only a loss."""
+  return -metrics["score"] if "score" in metrics else metrics["loss"]
+
+
 def _without_loss(folder: Path) -> list[Path]:
-  """Steps of a folder that have a validation loss in a file that is damaged."""
+  """Steps of a folder that have a validation in a file that is damaged."""
   damaged = []
   for file in sorted(folder.glob("[0-9]*/metrics/metrics")):
     if not file.parent.parent.name.isdigit():  # set aside before
       continue
     try:
-      float(json.loads(file.read_bytes())["loss"])
+      float(_cost(json.loads(file.read_bytes())))
     except (ValueError, LookupError, TypeError, OSError):
       damaged.append(file.parent.parent)
   return damaged

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from gr4ad_jax.config import require
 
@@ -36,6 +37,14 @@ class TrainConfig:
   """Steps between validation losses (also the moments a 'best' checkpoint can be kept)."""
   eval_batches: int = 40
   """Validation batches per validation loss."""
+  best_by: Literal["loss", "recall@50", "ndcg@50", "value_recall@50"] = "loss"
+  """What names the best checkpoint: the least validation loss, or the most of what a search like
+  that of the run finds for a sample of validation requests."""
+  rank_requests: int = 512
+  """Requests of that sample."""
+  patience: int = 0
+  """Training ends after so many validations in a row that were no better by `best_by` than one
+  before them; 0 = never."""
   checkpoint_every: int = 500
   """Steps between checkpoints."""
   data_parallel: int = 0
@@ -49,13 +58,14 @@ class TrainConfig:
 
   def __post_init__(self):
     for name in ("num_steps", "batch_size", "log_every", "eval_every", "eval_batches",
-                 "checkpoint_every", "fsdp", "tensor", "accumulate"):
+                 "checkpoint_every", "rank_requests", "fsdp", "tensor", "accumulate"):
       require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
     for name in ("learning_rate", "clip_norm"):
       require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be positive")
     require(self.batch_size % self.accumulate == 0, "train.accumulate", self.accumulate,
             f"must divide train.batch_size={self.batch_size}")
-    require(self.table_learning_rate >= 0, "train.table_learning_rate", self.table_learning_rate,
-            "must not be negative")
+    for name in ("table_learning_rate", "patience"):
+      require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name),
+              "must not be negative")
     require(0 <= self.warmup_share < 1, "train.warmup_share", self.warmup_share, "needs [0, 1)")
     require(0 <= self.seed < 2**31, "train.seed", self.seed, "needs 0 <= seed < 2**31")

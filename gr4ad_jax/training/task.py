@@ -25,8 +25,6 @@ class Task(NamedTuple):
   sparse_tables: tuple[str, ...] = ()
   """Endings of the paths of tables of which a batch touches few rows: where
   `TrainConfig.table_learning_rate` is set they learn by row-wise Adagrad."""
-  best_by: str = "loss"
-  """The metric whose smallest mean over validation names the best checkpoint."""
 
 
 def count_params(params: Any) -> int:

@@ -13,7 +13,7 @@ import jax
 
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.machine import distributed, sharding, storage
-from gr4ad_jax.machine.progress import track
+from gr4ad_jax.machine.progress import console, track
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.training.checkpoint import Checkpoints
 from gr4ad_jax.training.config import TrainConfig
@@ -22,6 +22,7 @@ from gr4ad_jax.training.metric_log import MeanMetrics, MetricLog, read_log
 from gr4ad_jax.training.pace import Pace
 from gr4ad_jax.training.preemption import PreemptedError, Preemption
 from gr4ad_jax.training.profiling import Speed, Trace
+from gr4ad_jax.training.selection import Selection
 from gr4ad_jax.training.steps import run_steps
 from gr4ad_jax.training.task import Metrics, Task
 from gr4ad_jax.training.train_step import (
@@ -37,7 +38,7 @@ class DivergedError(RuntimeError):
   """Training became useless; the message names the step and the last good checkpoint."""
 
 
-# Nine parameters: what is learned from what and where, and what is told of it.
+# Ten parameters: what is learned from what and where, and what is told of it.
 def train(
   task: Task,
   config: TrainConfig,
@@ -46,11 +47,14 @@ def train(
   validation: Sequence[Any],
   folder: Place,
   start_params: Any = None,
+  judge: Callable[[Any], dict[str, float]] | None = None,
   speed: Speed | None = None,
   profile: range | None = None,
   pace: Pace | None = None,
 ) -> TrainState:
   """Trains to `config.num_steps`, continuing from the newest checkpoint in `folder`, if any.
+
+  It ends before where `config.patience` validations in a row were no better.
 
   A run that is killed at any moment and started again ends with the same bits as one that is not:
   the state, the input position and the dropout keys all follow from the checkpoint.
@@ -63,6 +67,8 @@ def train(
     folder: checkpoints/, train_log.jsonl and tb/ go here; to a bucket, the logs with every
       checkpoint and at the end.
     start_params: parameters of step 0; None = the task's own.
+    judge: parameters -> further numbers of each validation, the larger the better; `config.best_by`
+      may name one of them.
     speed: counts examples for the log; None = one that knows no FLOPs.
     profile: steps to trace into folder/profile; None = none.
     pace: says after the first steps how long all will take; None = one that compares with nothing.
@@ -71,11 +77,18 @@ def train(
     The final state.
 
   Raises:
+    ConfigError: `config.best_by` names what is not measured.
     DivergedError: a loss or gradient that is not finite, or a loss twice that of the first window.
     PreemptedError: SIGTERM or Ctrl-C came; the state of the step then finished is saved.
     CheckpointError: a checkpoint could not be written.
   """
+  if config.best_by != "loss" and judge is None:
+    raise ConfigError(f"train.best_by={config.best_by!r}: nothing is searched here; only by loss")
   programs = compile_programs(task, config, training_mesh(config))
+
+  def validate(params: Any) -> dict[str, float]:
+    return mean_loss(programs, params, validation) | (judge(params) if judge else {})
+
   with Checkpoints(folder / "checkpoints") as checkpoints, Preemption() as preemption:
     state, position = begin(programs, checkpoints, seed=config.seed, start_params=start_params)
     first_step = int(state.step)
@@ -86,24 +99,27 @@ def train(
     with storage.working_copy(folder) as copy:
       earlier = read_log(copy.path)
       distributed.wait_for_all("read the log")
+      selection = Selection(config, (row for row in earlier if row["step"] <= first_step))
+      if selection.gives_up:
+        return state
       log = MetricLog(copy.path, first_step=first_step)
       trace = Trace(copy.path / "profile", profile)
       after_step = _AfterStep(
-        config, lambda params: mean_loss(programs, params, validation), batches.get_state,
+        config, validate, batches.get_state, selection,
         checkpoints, preemption, log, copy, trace, speed or Speed(), pace or Pace(),
         first_step=first_step, last_saved=first_step or None,
         first_loss=next(
           (row["loss"] for row in earlier if row["kind"] == "train" and "loss" in row), None
         ),
-        best_by=task.best_by,
       )
       steps = range(first_step + 1, config.num_steps + 1)
       shown = track(
         steps, "train, steps", config.num_steps, completed=first_step, note=after_step.note
       )
       try:
+        wanted = _batches(shown, batches, trace, selection)
         return run_steps(
-          programs.step, state, map(programs.to_devices, _traced(shown, batches, trace)),
+          programs.step, state, map(programs.to_devices, wanted),
           after_step=after_step, first_step=first_step,
         )
       finally:
@@ -111,9 +127,14 @@ def train(
         log.close()
 
 
-def _traced(steps: Iterable[int], batches: Iterator[Any], trace: Trace) -> Iterator[Any]:
-  """A batch for each step; a step's trace begins before its batch is there."""
+def _batches(
+  steps: Iterable[int], batches: Iterator[Any], trace: Trace, selection: Selection
+) -> Iterator[Any]:
+  """A batch for each step, until none is wanted; a step's trace begins before its batch is there.
+  """
   for step in steps:
+    if selection.gives_up:
+      return
     trace.before(step)
     yield next(batches)
 
@@ -139,7 +160,7 @@ def read_params(
   Args:
     task, config: those of the training.
     folder: as given to `train`.
-    newest: the last checkpoint instead of that with the best validation loss.
+    newest: the last checkpoint instead of that with the best validation.
 
   Raises:
     ConfigError: no checkpoint, or none that can be read.
@@ -161,6 +182,7 @@ class _AfterStep:
   config: TrainConfig
   validate: Callable[[Any], dict[str, float]]  # parameters -> means
   position: Callable[[], Any]  # of the input
+  selection: Selection
   checkpoints: Checkpoints
   preemption: Preemption
   log: MetricLog
@@ -171,7 +193,6 @@ class _AfterStep:
   first_step: int
   last_saved: int | None
   first_loss: float | None  # of the first window; twice as much is divergence
-  best_by: str
   window: MeanMetrics = dataclasses.field(default_factory=MeanMetrics)
   shown: dict[str, float] = dataclasses.field(default_factory=dict)
 
@@ -192,17 +213,21 @@ class _AfterStep:
     logging = saving or step % config.log_every == 0
     if logging:
       self._log(step, with_speed=not first)  # the first step is mostly compilation
-    validation_loss = self._validate(step, state.params) if validating else None
+    measured = self._validate(step, state.params) if validating else None
     if saving:
       # Only after the checks above, so that the last checkpoint is always a good one.
       self.copy.push()
-      self.checkpoints.save(state, data_iterator=self.position(), validation_loss=validation_loss)
+      self.checkpoints.save(state, data_iterator=self.position(), validation=measured)
       self.last_saved = step
     if stopping:
       self.checkpoints.wait()
       raise PreemptedError(
         f"asked to stop: step {step} is saved in {self.copy.place}; the same command goes on "
         "(train and reward with --resume)", self.preemption.asked or signal.SIGTERM,
+      )
+    if self.selection.gives_up and not last:
+      console.print(
+        f"step {step:,}: {config.patience} validations in a row were no better; training ends here"
       )
     if first or logging:
       self.speed.restart()
@@ -220,14 +245,19 @@ class _AfterStep:
         step, f"loss {means['loss']:.3f} is over twice the first one ({self.first_loss:.3f})"
       )
 
-  def _validate(self, step: int, params: Any) -> float:
-    values = self.validate(params)
-    loss = values[self.best_by]
+  def _validate(self, step: int, params: Any) -> dict[str, float]:
+    """What decides which checkpoint is the best."""
+    values, by = self.validate(params), self.config.best_by
+    loss, value = values["loss"], values[by]
     if not math.isfinite(loss):
       raise self._diverged(step, f"validation loss is {loss}")
     self.log.write(step, "validation", values)
+    self.selection.add(step, value)
     self.shown["validation"] = loss
-    return loss
+    if by == "loss":
+      return {"loss": loss}
+    self.shown[by] = value
+    return {"loss": loss, "score": value}
 
   def _diverged(self, step: int, what: str) -> DivergedError:
     kept = "no checkpoint yet"

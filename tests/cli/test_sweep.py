@@ -76,6 +76,21 @@ def test_a_sweep_goes_on_where_it_was_and_outlives_a_failure(tiny_data, tmp_path
     run_sweep(dataclasses.replace(again, set=longer))
 
 
+def test_a_run_that_ended_early_is_finished_and_gives_its_best(tiny_data, tmp_path):
+  sweep = sweep_of(tiny_data, tmp_path, "train.seed=7", launch="false")
+  early = ("train.num_steps=9", "train.patience=1", "train.best_by=ndcg@50")
+  sweep = dataclasses.replace(sweep, set=(*sweep.set, *early))
+  folder = tmp_path / "train.seed=7"
+  (folder / "checkpoints" / "6").mkdir(parents=True)
+  rows = [{"step": step, "kind": "validation", "loss": 9 - step, "ndcg@50": ndcg}
+          for step, ndcg in ((2, 0.25), (4, 0.5), (6, 0.375))]  # fmt: skip
+  for count, status in ((2, "failed"), (3, "finished")):
+    (folder / "train_log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows[:count]))
+    (result,) = run_sweep(sweep)
+    assert result.status == status
+  assert (result.loss, result.best, result.values["ndcg@50"]) == (3, 0.5, 0.375)
+
+
 def test_a_launch_stands_before_the_command(tiny_data, tmp_path):
   sweep = sweep_of(tiny_data, tmp_path / "s", "train.seed=4,5", launch="echo slice-{number} --")
   assert [result.status for result in run_sweep(sweep)] == ["failed"] * 2  # echo trains nothing

@@ -208,7 +208,7 @@ def test_training_on_lists_starts_from_a_run_and_resumes_exactly(world, tmp_path
   # parameters count, however bad it is. So they do of a run that goes on learning.
   with Checkpoints(tmp_path / "whole" / "checkpoints") as checkpoints:
     checkpoints.save(
-      whole._replace(step=whole.step + 1), data_iterator={}, validation_loss=1e9
+      whole._replace(step=whole.step + 1), data_iterator={}, validation={"loss": 1e9}
     )
   read = read_run(tmp_path / "whole")
   vocabulary = open_inputs(read).vocabulary

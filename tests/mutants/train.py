@@ -59,14 +59,14 @@ MUTANTS = (
   ),
   Mutant(
     "the best checkpoint has the smallest loss", "training/checkpoint.py",
-    'return min(measured, key=lambda c: c.metrics["loss"]).step',
-    'return max(measured, key=lambda c: c.metrics["loss"]).step',
+    "return min(measured, key=lambda c: (_cost(c.metrics), -c.step)).step",
+    "return max(measured, key=lambda c: (_cost(c.metrics), -c.step)).step",
     (_TESTS + "test_the_best_checkpoint_has_the_lowest_validation_loss_and_is_kept",),
   ),
   Mutant(
     "the best checkpoint is kept", "training/checkpoint.py",
-    'get_metric_fn=lambda metrics: -metrics["loss"]',
-    'get_metric_fn=lambda metrics: metrics["loss"]',
+    "get_metric_fn=lambda metrics: -_cost(metrics)",
+    "get_metric_fn=lambda metrics: _cost(metrics)",
     (_TESTS + "test_the_best_checkpoint_has_the_lowest_validation_loss_and_is_kept",),
   ),
   Mutant(
@@ -88,7 +88,8 @@ MUTANTS = (
   ),
   Mutant(
     "a run that learned from lists gives its last parameters", "gr4ad/run.py",
-    "newest = bool(run.lists or run.segments)", "newest = bool(run.segments)",
+    'bool(run.segments or (run.lists and run.config.train.best_by == "loss"))',
+    "bool(run.segments)",
     ("gr4ad/test_candidates.py::test_training_on_lists_starts_from_a_run_and_resumes_exactly",),
   ),
   Mutant(
@@ -104,7 +105,7 @@ MUTANTS = (
   ),
   Mutant(
     "a run that goes on learning gives its last parameters", "gr4ad/run.py",
-    "newest = bool(run.lists or run.segments)", "newest = bool(run.lists)",
+    "bool(run.segments or (run.lists", "bool((run.lists",
     ("gr4ad/test_candidates.py::test_training_on_lists_starts_from_a_run_and_resumes_exactly",),
   ),
 )

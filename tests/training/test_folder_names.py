@@ -34,7 +34,7 @@ def test_checkpoints_logs_and_records_are_found_again(tmp_path, name):
   )
   with Checkpoints(folder / "checkpoints") as checkpoints:
     for step, loss in ((3, 1.0), (5, 2.0)):
-      checkpoints.save(a_state(step), data_iterator={"at": step}, validation_loss=loss)
+      checkpoints.save(a_state(step), data_iterator={"at": step}, validation={"loss": loss})
     checkpoints.wait()
   with Checkpoints(folder / "checkpoints") as checkpoints:
     assert (checkpoints.latest_step, checkpoints.best_step) == (5, 3)

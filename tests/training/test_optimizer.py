@@ -114,12 +114,13 @@ def test_means_are_of_all_that_was_counted_and_begin_anew():
 
 
 def test_the_best_checkpoint_has_the_lowest_validation_loss_and_is_kept(tmp_path):
+  """The latest of equal ones."""
   task = drawing_task()
   state = init_state(task, CONFIG, jax.random.key(0))
   with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-    for step, loss in enumerate((3.0, 1.0, 2.0, 4.0, None), 1):
+    for step, loss in enumerate((1.0, 1.0, 2.0, 4.0, None), 1):
       now = state._replace(step=jnp.int32(step), params={"w": jnp.full(2, float(step))})
-      checkpoints.save(now, data_iterator={"at": step}, validation_loss=loss)
+      checkpoints.save(now, data_iterator={"at": step}, validation=loss and {"loss": loss})
     checkpoints.wait()
     assert (checkpoints.best_step, checkpoints.latest_step) == (2, 5)
   best, step = read_params(task, CONFIG, tmp_path)

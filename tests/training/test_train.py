@@ -17,11 +17,15 @@ import pytest
 
 from gr4ad_jax.config import ConfigError, to_json
 from gr4ad_jax.data.examples import read_split
+from gr4ad_jax.evaluation.evaluate import search_split
 from gr4ad_jax.gr4ad import train_run as run_module
 from gr4ad_jax.gr4ad.config import Config, ModelConfig
 from gr4ad_jax.gr4ad.run import RunFile, load_params, open_inputs, open_run, read_run
 from gr4ad_jax.gr4ad.train_run import train_run
+from gr4ad_jax.search import searcher
 from gr4ad_jax.search.config import SearchConfig
+from gr4ad_jax.search.held_out import eval_requests, group_requests, sample_requests
+from gr4ad_jax.search.ranking import ranking_metrics
 from gr4ad_jax.tokenizer import semantic_id
 from gr4ad_jax.tokenizer.config import TokenizerConfig
 from gr4ad_jax.tokenizer.stage import tokenize
@@ -130,6 +134,41 @@ def test_finished_run_is_kept_and_best_checkpoint_is_readable(finished, tiny_dat
   if best == 14:
     assert_same_bits(params, state.params)
   assert list((workdir / "tb").glob("events*"))
+
+
+def test_a_search_validates_as_evaluation_does_and_changes_no_bit(
+  finished, tiny_data, tmp_path, monkeypatch, capsys
+):
+  programs, compiled = [], searcher.compile_search
+  monkeypatch.setattr(
+    searcher, "compile_search", lambda *args: programs.append(compiled(*args)) or programs[-1]
+  )
+  workdir = tmp_path / "run"
+  run = run_of(tiny_data, best_by="recall@50", rank_requests=10_000, eval_every=4)
+  assert_same_bits(train_run(run, workdir), finished[0])
+  assert [program._cache_size() for program in programs] == [1]  # by all four validations
+  rows = [row for row in read_log(workdir) if row["kind"] == "validation"]
+  best = max(rows, key=lambda row: (row["recall@50"], row["step"]))
+  assert len(rows) == 4
+  assert f"best by recall@50: step {best['step']} ({best['recall@50']:.4f})" in (
+    capsys.readouterr().err
+  )
+  opened = open_run(workdir)
+  assert opened.step == best["step"]
+  groups = group_requests(read_split(opened.examples, "validation"))
+  found = search_split(opened.recommender(), opened.contexts, groups, opened.search)
+  expected = ranking_metrics(
+    found.recommendations.ad_RK, eval_requests(groups), bootstrap=1,
+    advertiser_A=np.zeros(len(opened.logs.ads.ad_id)),
+  )
+  for name in ("recall@50", "ndcg@50", "value_recall@50"):
+    assert 0 < best[name] < 1 and best[name] == pytest.approx(expected[name], abs=1e-9)
+  sample = sample_requests(opened.examples, "validation", most=7)
+  assert len(sample) == 7 and all(request in groups_of(groups) for request in groups_of(sample))
+
+
+def groups_of(groups) -> list[tuple]:
+  return [(g[0].request, sorted(ad for e in g for ad in e.target_C.tolist())) for g in groups]
 
 
 @pytest.fixture
@@ -267,12 +306,12 @@ def test_a_full_disk_is_said_and_the_last_good_checkpoint_stays(finished, tmp_pa
   handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
   with pytest.raises(CheckpointError, match="last good step is 14. Is the disk full"):
     with Checkpoints(tmp_path) as checkpoints:
-      checkpoints.save(state, data_iterator={}, validation_loss=None)
+      checkpoints.save(state, data_iterator={}, validation=None)
       checkpoints.wait()
       try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
         checkpoints.save(state._replace(step=state.step + 1), data_iterator={},
-                         validation_loss=None)
+                         validation=None)
         checkpoints.wait()
       finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

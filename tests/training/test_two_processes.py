@@ -17,12 +17,14 @@ from gr4ad_jax.machine import distributed
 from gr4ad_jax.training.metric_log import read_log
 from tests.commands import by_two_processes, train_arguments
 
+BY_SEARCH = ("--train.best-by", "recall@50", "--train.rank-requests", "100")
+
 
 @pytest.fixture(scope="module")
 def alone(tiny_data, tmp_path_factory):
   """The same run by this one process."""
   workdir = tmp_path_factory.mktemp("alone") / "run"
-  main(train_arguments(tiny_data, workdir))
+  main(train_arguments(tiny_data, workdir, *BY_SEARCH))
   return workdir
 
 
@@ -34,22 +36,26 @@ def params_of(workdir: Path):
 
 def test_two_processes_train_as_one_and_resume(tiny_data, alone, tmp_path, capsys):
   workdir = tmp_path / "run"
-  result = by_two_processes(*train_arguments(tiny_data, workdir))
+  result = by_two_processes(*train_arguments(tiny_data, workdir, *BY_SEARCH))
   assert "trained 8 steps" in result.stdout and result.stdout.count("trained") == 1
   rows, expected = read_log(workdir), read_log(alone)
   assert [(r["step"], r["kind"]) for r in rows] == [(r["step"], r["kind"]) for r in expected]
   np.testing.assert_allclose(
     [r["loss"] for r in rows], [r["loss"] for r in expected], rtol=2e-5
   )
+  # Each process searches for its share of the requests.
+  for row, want in zip(rows, expected, strict=True):
+    if row["kind"] == "validation":
+      assert row["ndcg@50"] == pytest.approx(want["ndcg@50"], abs=0.02)
   for got, want in zip(
     jax.tree.leaves(params_of(workdir)), jax.tree.leaves(params_of(alone)), strict=True
   ):
     assert np.mean(np.abs(got - want) > 1e-3) < 0.01
 
   with pytest.raises(SystemExit, match="2"):
-    main(train_arguments(tiny_data, workdir))
+    main(train_arguments(tiny_data, workdir, *BY_SEARCH))
   assert "pass --resume" in capsys.readouterr().err
-  main(train_arguments(tiny_data, workdir, "--resume"))
+  main(train_arguments(tiny_data, workdir, *BY_SEARCH, "--resume"))
   assert "trained 8 steps" in capsys.readouterr().out
 
 
