@@ -28,7 +28,12 @@ class AutoregressiveDecoder(DecoderParts):
     self.layers = [DecoderLayer(config.layers) for _ in range(config.num_layers)]
 
   def __call__(
-    self, context: Context, target_BCL: jax.Array, *, deterministic: bool = True
+    self,
+    context: Context,
+    target_BCL: jax.Array,
+    *,
+    deterministic: bool = True,
+    code_means: bool = False,
   ) -> TargetLogProbs:
     """Teacher forcing; see `LazyDecoder.__call__`."""
     encoded, source = self.read(context)
@@ -39,7 +44,8 @@ class AutoregressiveDecoder(DecoderParts):
     for layer in self.layers:
       kv = layer.keys_values(encoded.token_BSD)
       h_BCPD, _ = layer(h_BCPD, kv, encoded.mask_BS, deterministic=deterministic)
-    return self.target_log_probs(self.final_norm(h_BCPD), target_BCL, source)
+    h_BCPD = self.final_norm(h_BCPD)
+    return self.target_log_probs(h_BCPD, target_BCL, source, code_means=code_means)
 
   def start(self, context: Context) -> tuple[SharedByBeams, BeamState, jax.Array]:
     """The first level; see `LazyDecoder.start`."""

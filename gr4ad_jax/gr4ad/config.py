@@ -90,6 +90,9 @@ class LossConfig:
   """lambda_e, weight of the eCPM-bucket loss."""
   mtp_weight: float = 0.3
   """lambda_mtp, weight of the auxiliary loss on the un-fused trunk (LazyAR only)."""
+  label_smoothing: float = 0.0
+  """epsilon: share of L_SID's target probability that all codes of a level have in common, in
+  training (beyond the paper; off = paper)."""
   num_ecpm_bins: int = 32
   """Equiprobable buckets of the training samples' eCPM (fewer where quantiles coincide)."""
   click_weight: float = 1.0
@@ -106,6 +109,8 @@ class LossConfig:
       self.click_weight + self.conversion_weight > 0, "loss.conversion_weight",
       self.conversion_weight, "must be positive where loss.click_weight is 0",
     )
+    require(0 <= self.label_smoothing < 1, "loss.label_smoothing", self.label_smoothing,
+            "needs [0, 1)")
     require(self.num_ecpm_bins >= 1, "loss.num_ecpm_bins", self.num_ecpm_bins, "must be >= 1")
     low, high = self.user_weight_range
     require(0 <= low <= high, "loss.user_weight_range", (low, high), "needs 0 <= low <= high")

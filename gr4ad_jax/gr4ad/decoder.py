@@ -22,6 +22,7 @@ class TargetLogProbs(NamedTuple):
   sid_BCL: jax.Array  # log p(s_t | s_<t, X)
   ecpm_BCV: jax.Array  # log p(bucket | SID, X) over all buckets
   mtp_BCL: jax.Array | None  # the generator on the un-fused pass (paper: L_MTP); LazyAR alone
+  code_mean_BCL: jax.Array | None = None  # mean of log p(. | s_<t, X) over the codes of the level
 
 
 class SharedByBeams(NamedTuple):
@@ -66,14 +67,33 @@ class DecoderParts(nn.Module):
     )
 
   def target_log_probs(
-    self, h_BCPD: jax.Array, target_BCL: jax.Array, source: CopySource | None
+    self,
+    h_BCPD: jax.Array,
+    target_BCL: jax.Array,
+    source: CopySource | None,
+    *,
+    code_means: bool,
   ) -> TargetLogProbs:
-    """What normalised states of all positions say of the targets."""
+    """What normalised states of all positions say of the targets, and of all codes if asked to."""
     return TargetLogProbs(
       self.output.target_log_probs(h_BCPD[:, :, :-1], target_BCL, source),
       self.output.ecpm_log_probs(h_BCPD[:, :, -1]),
       None,
+      self._code_means(h_BCPD, target_BCL, source) if code_means else None,
     )
+
+  def _code_means(
+    self, h_BCPD: jax.Array, target_BCL: jax.Array, source: CopySource | None
+  ) -> jax.Array:
+    """Mean log-probability over all codes of each level after the target's codes, [B, C, L]."""
+    means, match_BCS = [], first_match(source)
+    for level in range(target_BCL.shape[-1]):
+      log_prob_BCV = self.output.log_probs(h_BCPD[:, :, level], level, source, match_BCS)
+      means.append(jnp.mean(log_prob_BCV, axis=-1))
+      if source is not None:
+        code_B1S = source.code_BSL[:, None, :, level]
+        match_BCS = match_BCS & (code_B1S == target_BCL[..., level, None])
+    return jnp.stack(means, axis=-1)
 
   def begin_search(
     self,

@@ -46,7 +46,12 @@ class LazyDecoder(DecoderParts):
     self.fuse = Fuse(config)
 
   def __call__(
-    self, context: Context, target_BCL: jax.Array, *, deterministic: bool = True
+    self,
+    context: Context,
+    target_BCL: jax.Array,
+    *,
+    deterministic: bool = True,
+    code_means: bool = False,
   ) -> TargetLogProbs:
     """Teacher forcing: log-probabilities of C target SIDs per request.
 
@@ -54,6 +59,7 @@ class LazyDecoder(DecoderParts):
       context: the request.
       target_BCL: int32 SID codes, -1 = padding.
       deterministic: False applies dropout (needs the "dropout" rng).
+      code_means: also give means over all codes of each level.
     """
     encoded, source = self.read(context)
     trunk_B1PD = self._trunk(encoded.token_BSD, encoded.mask_BS, deterministic)
@@ -73,9 +79,9 @@ class LazyDecoder(DecoderParts):
       kv = layer.keys_values(encoded.token_BSD)
       h_BRPD, _ = layer(h_BRPD, kv, encoded.mask_BS, deterministic=deterministic)
     h_BRPD = self.final_norm(h_BRPD)
-    return self.target_log_probs(h_BRPD[:, :-1], target_BCL, source)._replace(
-      mtp_BCL=self.output.target_log_probs(h_BRPD[:, -1:, :-1], target_BCL, None)
-    )
+    return self.target_log_probs(
+      h_BRPD[:, :-1], target_BCL, source, code_means=code_means
+    )._replace(mtp_BCL=self.output.target_log_probs(h_BRPD[:, -1:, :-1], target_BCL, None))
 
   def start(self, context: Context) -> tuple[SharedByBeams, BeamState, jax.Array]:
     """The lazy part of decoding and the first level.

@@ -79,7 +79,12 @@ class MultiTokenDecoder(DecoderParts):
     self.modules = [PositionModule(config) for _ in range(vocabulary.num_levels)]
 
   def __call__(
-    self, context: Context, target_BCL: jax.Array, *, deterministic: bool = True
+    self,
+    context: Context,
+    target_BCL: jax.Array,
+    *,
+    deterministic: bool = True,
+    code_means: bool = False,
   ) -> TargetLogProbs:
     """Teacher forcing; see `LazyDecoder.__call__`."""
     encoded, source = self.read(context)
@@ -94,7 +99,8 @@ class MultiTokenDecoder(DecoderParts):
           deterministic=deterministic,
         )
       )
-    return self.target_log_probs(self.final_norm(jnp.stack(states, axis=2)), target_BCL, source)
+    h_BCPD = self.final_norm(jnp.stack(states, axis=2))
+    return self.target_log_probs(h_BCPD, target_BCL, source, code_means=code_means)
 
   def start(self, context: Context) -> tuple[SharedByMultiToken, MultiTokenState, jax.Array]:
     """The first level; see `LazyDecoder.start`."""

@@ -151,7 +151,7 @@ class _Learner:
     train = start.config.train
     train = dataclasses.replace(
       train, learning_rate=config.learning_rate_share * train.learning_rate, warmup_share=0.0,
-      final_learning_rate_share=1.0, seed=config.seed,
+      final_learning_rate_share=1.0, seed=config.seed, ema=0.0,
     )
     if not reward:
       preference = dataclasses.replace(preference, method="none")

@@ -16,13 +16,14 @@ class VslTerms(NamedTuple):
   sid_BC: jax.Array  # L_SID, nats summed over levels
   ecpm_BC: jax.Array  # L_eCPM, nats
   mtp_BC: jax.Array  # L_MTP, nats summed over levels 2..L
-  total_BC: jax.Array  # L_SID + lambda_e L_eCPM + lambda_mtp L_MTP, not weighted
+  total_BC: jax.Array  # L_SID + lambda_e L_eCPM + lambda_mtp L_MTP, not weighted; smoothed
 
 
 def vsl_loss(
   sid_log_prob_BCL: jax.Array,
   ecpm_log_prob_BCV: jax.Array,
   mtp_log_prob_BCL: jax.Array | None,
+  code_mean_BCL: jax.Array | None = None,
   *,
   ecpm_bin_BC: jax.Array,
   where_BC: jax.Array,
@@ -37,13 +38,21 @@ def vsl_loss(
 
   Level 1 is left out of L_MTP: where position 1 bypasses Fuse, its un-fused pass is the main one.
 
+  With label smoothing epsilon the target of level t is (1 - epsilon) 1[v = s_t] + epsilon / V_t
+  over its V_t codes v, so that in L_NTP
+
+      L_SID  = - sum_t ((1 - epsilon) log p(s_t | s_<t, X) + epsilon mean_v log p(v | s_<t, X))
+
+  What is returned as L_SID stays (12), to be held against that of validation.
+
   Args:
     sid_log_prob_BCL: float32, of the target codes.
     ecpm_log_prob_BCV: float32, over value buckets.
     mtp_log_prob_BCL: float32, of the target codes without token input; None = no L_MTP.
+    code_mean_BCL: float32, means over the codes of each level; None = no smoothing.
     ecpm_bin_BC: int32, the target bucket; -1 drops the eCPM term of that row.
     where_BC: bool, False = padding.
-    config: lambda_e and lambda_mtp.
+    config: lambda_e, lambda_mtp and epsilon.
   """
   sid_BC = -jnp.sum(sid_log_prob_BCL, axis=-1)
   picked_BC = jnp.take_along_axis(
@@ -55,4 +64,7 @@ def vsl_loss(
     mtp_BC = -jnp.sum(mtp_log_prob_BCL[..., 1:], axis=-1)
   sid_BC, ecpm_BC, mtp_BC = (jnp.where(where_BC, x, 0.0) for x in (sid_BC, ecpm_BC, mtp_BC))
   total_BC = sid_BC + config.ecpm_weight * ecpm_BC + config.mtp_weight * mtp_BC
+  if code_mean_BCL is not None:
+    uniform_BC = jnp.where(where_BC, -jnp.sum(code_mean_BCL, axis=-1), 0.0)
+    total_BC += config.label_smoothing * (uniform_BC - sid_BC)
   return VslTerms(sid_BC, ecpm_BC, mtp_BC, total_BC)

@@ -14,7 +14,7 @@ from gr4ad_jax.gr4ad.build import Decoder
 from gr4ad_jax.gr4ad.config import LossConfig, PreferenceConfig
 from gr4ad_jax.gr4ad.supervised import vsl_loss
 from gr4ad_jax.gr4ad.unified import unified_weights
-from gr4ad_jax.gr4ad.vsl_task import vsl_task
+from gr4ad_jax.gr4ad.vsl_task import teaching, vsl_task
 from gr4ad_jax.learning import preference
 from gr4ad_jax.learning.preference import Lists, RowLoss
 from gr4ad_jax.training.task import Metrics, Task
@@ -76,8 +76,8 @@ def unified_task(decoder: Decoder, loss_config: LossConfig, config: PreferenceCo
       return metrics
     rows = batch.lists
     log_probs = decoder.apply(
-      {"params": params}, rows.context, rows.code_BCL, deterministic=key is None,
-      rngs=None if key is None else {"dropout": jax.random.fold_in(key, 1)},
+      {"params": params}, rows.context, rows.code_BCL,
+      **teaching(loss_config, None if key is None else jax.random.fold_in(key, 1)),
     )
     pairing_key = jax.random.fold_in(jax.random.key(0) if key is None else key, 2)
     list_loss = list_rows(log_probs.sid_BCL, rows.lists, pairing_key)
@@ -93,8 +93,7 @@ def unified_task(decoder: Decoder, loss_config: LossConfig, config: PreferenceCo
       if config.vsl_on == "engaged":
         learned_BC, own_BC = learned_BC & (rows.weight_BC > 0), rows.weight_BC
       terms = vsl_loss(
-        log_probs.sid_BCL, log_probs.ecpm_BCV, log_probs.mtp_BCL, ecpm_bin_BC=rows.ecpm_bin_BC,
-        where_BC=learned_BC, config=loss_config,
+        *log_probs, ecpm_bin_BC=rows.ecpm_bin_BC, where_BC=learned_BC, config=loss_config
       )
       total = config.base_weight * total + jnp.sum(terms.total_BC * weights.vsl_BC * own_BC)
       samples = samples + jnp.sum(learned_BC)

@@ -16,19 +16,27 @@ from gr4ad_jax.gr4ad.supervised import vsl_loss
 from gr4ad_jax.training.task import Metrics, Task
 
 
+def teaching(config: LossConfig, key: jax.Array | None) -> dict[str, Any]:
+  """How a decoder is asked for the targets: with dropout and smoothing, or without a key neither.
+  """
+  if key is None:
+    return {"deterministic": True}
+  return {
+    "deterministic": False, "rngs": {"dropout": key}, "code_means": config.label_smoothing > 0,
+  }
+
+
 @functools.lru_cache(maxsize=16)  # one task has one set of programs
 def vsl_task(decoder: Decoder, config: LossConfig) -> Task:
   """Minimises the mean of w L over the targets of a batch (eq. 15); w has training mean 1."""
 
   def loss(params: Any, batch: Batch, key: jax.Array | None) -> Metrics:
     log_probs = decoder.apply(
-      {"params": params}, batch.context, batch.target_BCL, deterministic=key is None,
-      rngs=None if key is None else {"dropout": key},
+      {"params": params}, batch.context, batch.target_BCL, **teaching(config, key)
     )
     where_BC = batch.weight_BC > 0
     terms = vsl_loss(
-      log_probs.sid_BCL, log_probs.ecpm_BCV, log_probs.mtp_BCL, ecpm_bin_BC=batch.ecpm_bin_BC,
-      where_BC=where_BC, config=config,
+      *log_probs, ecpm_bin_BC=batch.ecpm_bin_BC, where_BC=where_BC, config=config
     )
     targets = jnp.sum(where_BC).astype(jnp.float32)
     with_ecpm = jnp.sum(where_BC & (batch.ecpm_bin_BC >= 0)).astype(jnp.float32)

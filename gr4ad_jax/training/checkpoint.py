@@ -151,7 +151,7 @@ class Checkpoints:
     """
     with self._writing():
       self._checkpointer.save_async(
-        int(state.step), state._asdict(), metrics=validation,
+        int(state.step), _stored(state), metrics=validation,
         custom_metadata={"data_iterator": data_iterator},
       )
       if self._copy:
@@ -242,7 +242,7 @@ class Checkpoints:
 
   def restore(self, abstract: TrainState, step: int) -> tuple[TrainState, Any]:
     """State (laid out as `abstract`) and data-iterator state of a step."""
-    state = self._load(step, abstract._asdict())
+    state = self._load(step, _stored(abstract))
     metadata = self._checkpointer.metadata(step).custom_metadata
     return TrainState(**state), metadata["data_iterator"]
 
@@ -268,11 +268,9 @@ class Checkpoints:
     return params, step
 
   def _params(self, abstract: TrainState, step: int) -> Any:
-    partial = {
-      "params": abstract.params, "step": ocp.PLACEHOLDER,
-      "optimizer": _placeholders(abstract.optimizer),
-    }
-    return self._load(step, partial)["params"]
+    name = "params" if abstract.ema is None else "ema"
+    partial = _placeholders(_stored(abstract)) | {name: abstract.served}
+    return self._load(step, partial)[name]
 
   def _load(self, step: int, abstract: Any) -> Any:
     try:
@@ -350,6 +348,11 @@ def _shortly(error: Exception) -> str:
   """Its first words; tensorstore's own go on for hundreds of lines."""
   words = " ".join(str(error).split()) or type(error).__name__
   return words if len(words) <= 200 else f"{words[:200]} ..."
+
+
+def _stored(state: TrainState) -> dict[str, Any]:
+  """What a checkpoint holds; without an average it is that of earlier versions."""
+  return {name: part for name, part in state._asdict().items() if part is not None}
 
 
 def _placeholders(tree: Any) -> Any:

@@ -20,8 +20,13 @@ class TrainConfig:
   """Peak, reached after the warm-up."""
   warmup_share: float = 0.02
   """Share of the steps spent warming up linearly."""
+  schedule: Literal["cosine", "wsd"] = "cosine"
+  """Course of the learning rate after the warm-up: half a cosine over all steps, or constant and at
+  last falling in a line (warm-up, stable, decay), so that up to there it knows no end."""
+  decay_share: float = 0.2
+  """wsd: share of the steps, the last ones, in which the rate falls."""
   final_learning_rate_share: float = 0.1
-  """The cosine ends at this share of the peak."""
+  """Either ends at this share of the peak."""
   weight_decay: float = 0.1
   """AdamW decay, on matrices only."""
   clip_norm: float = 1.0
@@ -29,6 +34,9 @@ class TrainConfig:
   table_learning_rate: float = 0.0
   """Constant rate of row-wise Adagrad for the table of ids (model.id_rows), which keeps one number
   a row instead of AdamW's two a weight; 0 = AdamW like all else."""
+  ema: float = 0.0
+  """Decay of a moving average of the parameters over the steps, which then is what is validated and
+  what the run gives; (1 + t) / (10 + t) after t steps where that is less. 0 = none."""
   seed: int = 0
   """Seed of parameters, shuffling and dropout."""
   log_every: int = 50
@@ -67,5 +75,9 @@ class TrainConfig:
     for name in ("table_learning_rate", "patience"):
       require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name),
               "must not be negative")
+    require(0 <= self.ema < 1, "train.ema", self.ema, "needs [0, 1)")
     require(0 <= self.warmup_share < 1, "train.warmup_share", self.warmup_share, "needs [0, 1)")
+    most = 1 - self.warmup_share if self.schedule == "wsd" else 1.0
+    require(0 < self.decay_share <= most, "train.decay_share", self.decay_share,
+            f"needs (0, {most}]; wsd warms up before")
     require(0 <= self.seed < 2**31, "train.seed", self.seed, "needs 0 <= seed < 2**31")

@@ -1,4 +1,4 @@
-"""AdamW with warm-up and cosine decay; row-wise Adagrad for large tables."""
+"""AdamW with warm-up and decay of its rate; row-wise Adagrad for large tables."""
 
 from __future__ import annotations
 
@@ -13,8 +13,18 @@ from gr4ad_jax.training.config import TrainConfig
 
 
 def learning_rate(config: TrainConfig) -> optax.Schedule:
-  """Linear warm-up to the peak, cosine to `final_learning_rate_share` of it."""
+  """Linear warm-up to the peak, then a cosine to `final_learning_rate_share` of it; or the peak,
+  and a line to that in the last `decay_share` of the steps (wsd; MiniCPM, arXiv 2404.06395)."""
   warmup = max(1, round(config.warmup_share * config.num_steps))
+  if config.schedule == "wsd":
+    peak, decay = config.learning_rate, max(1, round(config.decay_share * config.num_steps))
+    return optax.join_schedules(
+      [
+        optax.linear_schedule(0.0, peak, warmup), optax.constant_schedule(peak),
+        optax.linear_schedule(peak, peak * config.final_learning_rate_share, decay),
+      ],
+      [warmup, max(warmup, config.num_steps - decay)],
+    )
   return optax.warmup_cosine_decay_schedule(
     init_value=0.0,
     peak_value=config.learning_rate,

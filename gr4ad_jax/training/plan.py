@@ -34,7 +34,8 @@ class Plan:
     mesh: devices along data, fsdp and tensor.
     flops_per_example: of one request, forward and backward, recomputation left out.
     flops_per_step: of the whole batch.
-    params_bytes, optimizer_bytes, gradients_bytes: on each device.
+    params_bytes, optimizer_bytes, gradients_bytes: on each device; the average of `train.ema` is
+      counted with the optimizer.
     activations_bytes: on each device, kept for the backward pass of one part of the batch.
     memory_bytes: of one device.
     mfu: assumed share of the peak.
@@ -101,7 +102,7 @@ def plan_run(
   params_bytes = _bytes_per_device(state.params)
   rows = config.batch_size // (sharding.row_parts(mesh) * config.accumulate)
   per_step = example_flops * config.batch_size
-  optimizer_bytes = _bytes_per_device(state.optimizer)
+  optimizer_bytes = _bytes_per_device((state.optimizer, state.ema))
   activations_bytes = _kept_for_backward(task, example, state.params, rows)
   # Weights are read twice for each part and written once; gradients, optimizer state and what is
   # kept for the backward pass are written and read.

@@ -213,7 +213,7 @@ class _AfterStep:
     logging = saving or step % config.log_every == 0
     if logging:
       self._log(step, with_speed=not first)  # the first step is mostly compilation
-    measured = self._validate(step, state.params) if validating else None
+    measured = self._validate(step, state.served) if validating else None
     if saving:
       # Only after the checks above, so that the last checkpoint is always a good one.
       self.copy.push()

@@ -24,13 +24,20 @@ class TrainState(NamedTuple):
   step: jax.Array  # int32
   params: Any
   optimizer: Any
+  ema: Any = None  # a moving average of the parameters; None where `TrainConfig.ema` is 0
+
+  @property
+  def served(self) -> Any:
+    """The parameters that are validated, and that a run gives."""
+    return self.params if self.ema is None else self.ema
 
 
 def init_state(task: Task, config: TrainConfig, key: jax.Array) -> TrainState:
   """Step 0."""
   params = task.init(key)
   optimizer = build_optimizer(config, task.sparse_tables).init(params)
-  return TrainState(jnp.zeros((), jnp.int32), params, optimizer)
+  ema = jax.tree.map(jnp.copy, params) if config.ema else None
+  return TrainState(jnp.zeros((), jnp.int32), params, optimizer, ema)
 
 
 @functools.lru_cache(maxsize=16)
@@ -46,7 +53,11 @@ def abstract_state(task: Task, config: TrainConfig, mesh: Mesh) -> TrainState:
 def begin_with(state: TrainState, params: Any) -> TrainState:
   """The state with other parameters, in its layout; copies, as steps give their buffers away."""
   layout = jax.tree.map(lambda leaf: leaf.sharding, state.params)
-  return state._replace(params=jax.device_put(jax.tree.map(np.array, params), layout))
+
+  def laid_out() -> Any:
+    return jax.device_put(jax.tree.map(np.array, params), layout)
+
+  return state._replace(params=laid_out(), ema=None if state.ema is None else laid_out())
 
 
 class Programs(NamedTuple):
@@ -109,9 +120,21 @@ def _train_step(task: Task, config: TrainConfig) -> Callable[..., tuple[TrainSta
     metrics["grad_norm"] = (optax.tree.norm(grads), one)
     metrics["learning_rate"] = (schedule(state.step), one)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, optimizer_state), metrics
+    ema = moving_average(state.ema, params, state.step, config.ema) if config.ema else None
+    return TrainState(state.step + 1, params, optimizer_state, ema), metrics
 
   return train_step
+
+
+def moving_average(average: Any, params: Any, step: jax.Array, decay: float) -> Any:
+  """d average + (1 - d) params with d = min(decay, (1 + t) / (10 + t)), for t = 0, 1, ...
+
+  The parameters of the start, of which the average is made, are forgotten within some steps, so
+  that a short run has an average of what it has learned. Source: TensorFlow's
+  `ExponentialMovingAverage` with `num_updates`.
+  """
+  decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+  return jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, params)
 
 
 def _accumulated(gradient, params: Any, batch: Any, key: jax.Array, parts: int):

@@ -173,6 +173,22 @@ def test_steps_equal_teacher_forcing(model, traced):
   np.testing.assert_allclose(ecpm, expected.ecpm_BCV, atol=2e-5)
 
 
+def test_means_over_codes_are_those_of_all_targets(model):
+  """Each code in the place of a target's tells what it would have been worth."""
+  decoder, params, forced = model
+  context = random_context(np.random.default_rng(5), 2)
+  codes = context.ad_code_BTL[:, :2].copy()  # so that there is something to copy
+  codes[:, 1, 2] = (codes[:, 1, 2] + 1) % VOCABULARY.codebook_sizes[2]
+  means = decoder.apply({"params": params}, context, codes, code_means=True).code_mean_BCL
+  for level, size in enumerate(VOCABULARY.codebook_sizes):
+    other, total = codes.copy(), 0
+    for code in range(size):
+      other[..., level] = code
+      total = total + np.asarray(forced(context, other).sid_BCL[..., level])
+    np.testing.assert_allclose(means[..., level], total / size, rtol=1e-4)
+  assert forced(context, codes).code_mean_BCL is None
+
+
 def test_padding_changes_nothing(model):
   _, _, forced = model
   rng = np.random.default_rng(4)

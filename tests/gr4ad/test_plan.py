@@ -20,7 +20,8 @@ from gr4ad_jax.training.train_step import compile_programs
 SHAPE = DataShape(codebook_sizes=(256, 64, 64), context_tokens=40, max_targets=2)
 ONE = Device(1e12, 1e9, float("inf"))
 ON_MESH = override_all(
-  preset("tiny"), {"train.fsdp": 2, "train.tensor": 2, "train.batch_size": 64}
+  preset("tiny"),
+  {"train.fsdp": 2, "train.tensor": 2, "train.batch_size": 64, "train.ema": 0.9},
 )
 
 

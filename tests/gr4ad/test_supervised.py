@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gr4ad_jax.gr4ad.batch import Batch
 from gr4ad_jax.gr4ad.config import LossConfig
+from gr4ad_jax.gr4ad.decoder import TargetLogProbs
 from gr4ad_jax.gr4ad.supervised import vsl_loss
+from gr4ad_jax.gr4ad.vsl_task import vsl_task
 
 CONFIG = LossConfig(ecpm_weight=0.5, mtp_weight=0.25)
 
@@ -22,6 +25,36 @@ def test_by_hand():
   np.testing.assert_allclose(terms.ecpm_BC, [[2 * log2]], rtol=1e-6)
   np.testing.assert_allclose(terms.mtp_BC, [[4 * log2]], rtol=1e-6)
   np.testing.assert_allclose(terms.total_BC, [[(4 + 0.5 * 2 + 0.25 * 4) * log2]], rtol=1e-6)
+
+
+def test_smoothing_by_hand():
+  """Four codes a level: the target's share is 0.8 + 0.2 / 4, that of each other code 0.2 / 4."""
+  p_LV = np.array([[0.5, 0.25, 0.125, 0.125], [0.1, 0.2, 0.3, 0.4]])
+  share_LV = np.full((2, 4), 0.05) + np.array([[0.8, 0, 0, 0], [0, 0, 0, 0.8]])
+  expected = -(share_LV * np.log(p_LV)).sum()
+  terms = vsl_loss(
+    jnp.log(jnp.array([[[0.5, 0.4]] * 2])), jnp.zeros((1, 2, 1)), None,
+    jnp.log(p_LV).mean(axis=1)[None, None].repeat(2, axis=1), ecpm_bin_BC=jnp.zeros((1, 2), int),
+    where_BC=jnp.array([[True, False]]), config=LossConfig(label_smoothing=0.2),
+  )
+  np.testing.assert_allclose(terms.total_BC, [[expected, 0]], rtol=1e-6)
+  np.testing.assert_allclose(terms.sid_BC, [[-np.log(0.5 * 0.4), 0]], rtol=1e-6)
+
+
+def test_smoothing_is_of_training_alone():
+  sizes = []
+
+  class Decoder:
+    def apply(self, variables, context, target_BCL, **how):
+      sizes.append(how.get("code_means", False))
+      means = jnp.full((1, 1, 2), -9.0) if sizes[-1] else None
+      return TargetLogProbs(jnp.full((1, 1, 2), -1.0), jnp.zeros((1, 1, 1)), None, means)
+
+  batch = Batch(None, jnp.zeros((1, 1, 2), int), jnp.zeros((1, 1), int), jnp.ones((1, 1)))
+  loss = vsl_task(Decoder(), LossConfig(label_smoothing=0.5)).loss
+  found = {key: loss({}, batch, key) for key in (None, "dropout")}
+  assert [float(found[key]["loss"][0]) for key in (None, "dropout")] == [2, (2 + 18) / 2]
+  assert [float(found[key]["sid_loss"][0]) for key in (None, "dropout")] == [2, 2]
 
 
 def test_missing_ecpm_drops_only_that_term():

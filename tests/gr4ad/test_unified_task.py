@@ -21,9 +21,9 @@ from gr4ad_jax.learning.preference import Lists
 LOSS = LossConfig(ecpm_weight=0.5, mtp_weight=0.3)
 
 
-def apply(variables, context, target_BCL, *, deterministic, rngs):
+def apply(variables, context, target_BCL, *, deterministic, rngs=None, code_means=False):
   """Codes are independent of everything: log p = log softmax of a row of `table` per level."""
-  del context, deterministic, rngs
+  del context, deterministic, rngs, code_means
   table_LV = jax.nn.log_softmax(variables["params"]["table"], axis=-1)
   levels = jnp.arange(table_LV.shape[0])
   sid_BCL = table_LV[levels, jnp.maximum(target_BCL, 0)]
@@ -130,7 +130,7 @@ def test_uvr_by_its_equation(vsl_on):
       learned = ROWS.lists.where_BC[b, c] and (vsl_on == "all" or ROWS.weight_BC[b, c] > 0)
       if learned:
         terms = vsl_loss(
-          *(x[b : b + 1, c : c + 1] for x in out),
+          *(x[b : b + 1, c : c + 1] for x in out[:3]),
           ecpm_bin_BC=ROWS.ecpm_bin_BC[b : b + 1, c : c + 1],
           where_BC=np.ones((1, 1), bool), config=LOSS,
         )

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from orbax.checkpoint import v1 as ocp
 
+from gr4ad_jax.config import ConfigError
 from gr4ad_jax.machine import sharding
 from gr4ad_jax.training.checkpoint import Checkpoints
 from gr4ad_jax.training.config import TrainConfig
@@ -15,7 +17,7 @@ from gr4ad_jax.training.metric_log import MeanMetrics
 from gr4ad_jax.training.optimizer import build_optimizer, learning_rate
 from gr4ad_jax.training.task import Task
 from gr4ad_jax.training.train_loop import read_params
-from gr4ad_jax.training.train_step import compile_programs, init_state
+from gr4ad_jax.training.train_step import begin_with, compile_programs, init_state
 
 CONFIG = TrainConfig(
   num_steps=10, batch_size=4, learning_rate=0.5, warmup_share=0.1, weight_decay=0.1, clip_norm=1.0,
@@ -28,6 +30,19 @@ def test_the_rate_rises_in_a_line_and_falls_along_a_cosine():
   np.testing.assert_allclose(
     [rate(step) for step in (0, 5, 10, 55, 100)], [0, 1, 2, (2 + 0.2) / 2, 0.2], rtol=1e-5
   )
+
+
+def test_the_rate_can_stay_at_its_peak_until_it_falls_in_a_line():
+  config = dataclasses.replace(CONFIG, schedule="wsd", learning_rate=2.0, decay_share=0.2)
+  rate = learning_rate(dataclasses.replace(config, num_steps=100))
+  np.testing.assert_allclose(
+    [rate(step) for step in (0, 5, 10, 55, 80, 90, 100)], [0, 1, 2, 2, 2, (2 + 0.2) / 2, 0.2],
+    rtol=1e-5,
+  )
+  longer = learning_rate(dataclasses.replace(config, num_steps=200, warmup_share=0.05))
+  assert [rate(step) for step in range(81)] == [longer(step) for step in range(81)]
+  with pytest.raises(ConfigError, match="train.decay_share=0.95: needs"):
+    dataclasses.replace(config, decay_share=0.95)
 
 
 def test_three_steps_of_adamw_by_hand():
@@ -94,6 +109,39 @@ def test_a_step_follows_the_mean_over_the_batch_and_draws_anew():
   assert first["drawn"] != second["drawn"]
   assert steps(CONFIG, 1)[0]["drawn"] == first["drawn"]
   assert steps(dataclasses.replace(CONFIG, seed=1), 1)[0]["drawn"] != first["drawn"]
+
+
+def test_an_average_of_the_parameters_is_kept_and_given(tmp_path):
+  """Against a loop; the second half is of a run that was stopped and goes on."""
+  config, mesh = dataclasses.replace(CONFIG, ema=0.5), sharding.build_mesh(data_parallel=1)
+  programs = compile_programs(drawing_task(), config, mesh)
+  state = begin_with(programs.init(jax.random.key(0)), {"w": np.array([8.0, -8])})
+  batch = programs.to_devices(np.float32([[1, 0], [3, 0], [0, 4], [0, 8]]))
+  average = np.array([8.0, -8])
+  with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    for step in range(12):
+      state, _ = programs.step(state, batch)
+      decay = min(0.5, (1 + step) / (10 + step))
+      average = decay * average + (1 - decay) * np.asarray(state.params["w"])
+      np.testing.assert_allclose(state.ema["w"], average, rtol=1e-5)
+      if step == 5:
+        checkpoints.save(state, data_iterator={}, validation=None)
+        checkpoints.wait()
+        state, _ = checkpoints.restore_newest(programs.abstract)
+  given, _ = read_params(drawing_task(), config, tmp_path)
+  with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    kept, _ = checkpoints.restore_newest(programs.abstract)
+  np.testing.assert_array_equal(given["w"], kept.ema["w"])
+  assert abs(given["w"] - kept.params["w"]).max() > 1e-3
+  # Without an average a checkpoint is what earlier versions wrote.
+  plain = init_state(drawing_task(), CONFIG, jax.random.key(0))
+  with Checkpoints(tmp_path / "plain") as checkpoints:
+    checkpoints.save(plain, data_iterator={}, validation=None)
+  parts = {"step": plain.step, "params": plain.params, "optimizer": plain.optimizer}
+  with ocp.training.Checkpointer(tmp_path / "plain") as plainly:
+    assert plainly.load(0, parts)["params"]["w"].tolist() == [0, 0]
+    with pytest.raises(Exception, match="ema"):  # a part more or less is noticed
+      plainly.load(0, parts | {"ema": plain.params})
 
 
 def test_parts_of_a_batch_draw_for_themselves():

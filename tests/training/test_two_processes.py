@@ -17,7 +17,9 @@ from gr4ad_jax.machine import distributed
 from gr4ad_jax.training.metric_log import read_log
 from tests.commands import by_two_processes, train_arguments
 
-BY_SEARCH = ("--train.best-by", "recall@50", "--train.rank-requests", "100")
+BY_SEARCH = (
+  "--train.best-by", "recall@50", "--train.rank-requests", "100", "--train.ema", "0.5"
+)
 
 
 @pytest.fixture(scope="module")
