@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from typing import TYPE_CHECKING
 
 import tyro
 
@@ -17,15 +18,18 @@ from gr4ad_jax.machine.memory import keep_freed_memory
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.training.config import TrainConfig
 
+if TYPE_CHECKING:
+  from gr4ad_jax.gr4ad.run import RunFile
+
 
 @dataclasses.dataclass(frozen=True)
 class Train:
   """What to train on, where, and how."""
 
-  data: Place
-  """Folder that `prepare` wrote."""
   workdir: Place
   """Folder of the run; of several hosts one that all share, or gs://BUCKET/FOLDER."""
+  data: Place | None = None
+  """Folder that `prepare` wrote; to be named, but with --refit that of the tuned run."""
   sids: Place | None = None
   """Folder that `tokenize` wrote; default DATA/sids."""
   preset: Preset = "small"
@@ -36,6 +40,9 @@ class Train:
   """Folder of a trained run to begin with, of the same model and data."""
   lists: Place | None = None
   """Folder that `candidates` wrote: learn from these lists, too, as --preference.method says."""
+  refit: Place | None = None
+  """Folder of a tuned run: the same settings, on training and validation requests together, for as
+  many passes as were best there. Nothing is validated; only the test split judges such a run."""
   profile: str | None = None
   """Steps to trace, as 10:20, into WORKDIR/profile; `xprof WORKDIR/profile` shows them."""
   config: Flat[Config] = Config()
@@ -43,30 +50,50 @@ class Train:
 
 def train_defaults(preset: str) -> Train:
   """Options of `train` where nothing but the preset is named."""
-  return Train(tyro.MISSING, tyro.MISSING, preset=preset, config=PRESETS[preset])
+  return Train(tyro.MISSING, preset=preset, config=PRESETS[preset])
 
 
 def train(options: Flat[Train]) -> None:
   """Semantic IDs and examples -> a trained decoder in WORKDIR."""
-  from gr4ad_jax.gr4ad.run import RunFile
   from gr4ad_jax.gr4ad.train_run import train_run
   from gr4ad_jax.machine import distributed
   from gr4ad_jax.training.profiling import parse_steps
 
   keep_freed_memory()
   distributed.join()
-  sids = options.sids or options.data / "sids"
-  data, sids, start, lists = (
-    storage.absolute(place) if place else ""
-    for place in (options.data, sids, options.start, options.lists)
-  )
   state = train_run(
-    RunFile(data, sids, options.config, start, lists), options.workdir, resume=options.resume,
+    _run_of(options), options.workdir, resume=options.resume,
     profile=parse_steps(options.profile) if options.profile else None,
   )
   if distributed.is_first():
     tables.console.print(f"trained {int(state.step):,} steps in {options.workdir}")
     tables.print_next("evaluate", "--workdir", options.workdir)
+
+
+def _run_of(options: Train) -> RunFile:
+  """What the options ask for.
+
+  Raises:
+    ConfigError: no data, or --refit beside what it takes from the tuned run.
+  """
+  from gr4ad_jax.gr4ad.refit import refit_of
+  from gr4ad_jax.gr4ad.run import RunFile
+
+  if options.refit is not None:
+    if options != dataclasses.replace(
+      train_defaults(options.preset), workdir=options.workdir, data=options.data,
+      resume=options.resume, refit=options.refit, profile=options.profile,
+    ):
+      raise ConfigError("--refit: settings, --sids, --start and --lists are those of the tuned run")
+    return refit_of(options.refit, data=options.data)
+  if options.data is None:
+    raise ConfigError("--data is missing: the folder that `gr4ad prepare` wrote")
+  sids = options.sids or options.data / "sids"
+  data, sids, start, lists = (
+    storage.absolute(place) if place else ""
+    for place in (options.data, sids, options.start, options.lists)
+  )
+  return RunFile(data, sids, options.config, start, lists)
 
 
 def sweep(options: Flat[Sweep]) -> None:

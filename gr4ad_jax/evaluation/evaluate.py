@@ -138,6 +138,10 @@ def evaluate(opened: Opened, *, split: str = "test", bootstrap: int = 1000) -> d
   """
   if opened.unscorable:
     raise ConfigError(f"{opened.folder}: {opened.unscorable}")
+  if split not in opened.held_out:
+    raise ConfigError(
+      f"{opened.folder}: has learned from the {split} split; --split test judges it"
+    )
   workdir, logs = opened.folder, opened.logs
   groups = group_requests(read_split(opened.examples, split))
   requests = eval_requests(groups)
@@ -149,7 +153,9 @@ def evaluate(opened: Opened, *, split: str = "test", bootstrap: int = 1000) -> d
   if not distributed.is_first():
     distributed.wait_for_all("evaluated")
     return {}
-  rivals = find_rivals(logs, opened.examples, requests, k=DEPTH)
+  rivals = find_rivals(
+    logs, opened.examples, requests, k=DEPTH, with_validation="validation" not in opened.held_out
+  )
   metrics = judged(
     result.recommendations.ad_RK, prospecting_RK, rivals.lists, rivals.prospecting, requests,
     advertiser_A=advertiser_A, bootstrap=bootstrap,

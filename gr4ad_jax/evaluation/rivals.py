@@ -53,7 +53,9 @@ def rank_all(question: Question, settings: BaselineSettings) -> dict[str, np.nda
   return {baseline.__name__: baseline(question, settings) for baseline in wanted}
 
 
-def find_rivals(logs: Logs, examples: ExampleSet, requests: EvalRequests, *, k: int) -> Rivals:
+def find_rivals(
+  logs: Logs, examples: ExampleSet, requests: EvalRequests, *, k: int, with_validation: bool = False
+) -> Rivals:
   """Tunes the baselines on validation requests, then ranks for `requests`.
 
   Counts over users come from the training period, as a model's parameters do (leave-one-out: each
@@ -65,6 +67,7 @@ def find_rivals(logs: Logs, examples: ExampleSet, requests: EvalRequests, *, k: 
     examples: cut from them.
     requests: of the split that is judged.
     k: length of the lists.
+    with_validation: counts take in the validation period, as the parameters of a refit do.
   """
   config = examples.config
   by_time = config.split == "time"
@@ -78,6 +81,8 @@ def find_rivals(logs: Logs, examples: ExampleSet, requests: EvalRequests, *, k: 
   console.print("baselines: choosing their settings on validation requests")
   settings = tune_baselines(asked, horizon_s=horizon_s)
   judged = replace(asked, requests=requests)
+  if by_time and with_validation:
+    judged = replace(judged, train_end_s=config.test_start_s)
   lists = rank_all(judged, settings)
   training = training_of_trees(examples)
   if training is not None:

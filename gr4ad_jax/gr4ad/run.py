@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from gr4ad_jax import config as config_lib
@@ -55,6 +56,8 @@ class RunFile:
   """Folder that `gr4ad candidates` wrote, to learn from beside the logged samples; "" = none."""
   segments: str = ""
   """Folder of log segments that the run goes on learning from (`gr4ad online`); "" = none."""
+  refit: str = ""
+  """Folder of the tuned run that this one fits anew, with the validation requests (`refit.py`)."""
   system: Literal["gr4ad"] = "gr4ad"
   """What is trained."""
   fingerprint: str = ""
@@ -87,10 +90,8 @@ def open_inputs(run: RunFile, workdir: Place | None = None) -> Inputs:
     workdir: of a run that is there, whose own codes are taken; None = those that `run` names, as
       also for runs of earlier versions, which keep none.
   """
-  sids = run.sids
-  if workdir is not None and keeps_codes(workdir):
-    sids = storage.absolute(workdir / _CODES)
-  prepared = open_prepared(run.data, sids, fingerprint=run.fingerprint)
+  sids = own_codes(workdir) if workdir is not None else ""
+  prepared = open_prepared(run.data, sids or run.sids, fingerprint=run.fingerprint)
   logs, examples, sids = prepared.logs, prepared.examples, prepared.sids
   scale = fit_value_scale(examples, run.config.loss)
   make_batch = BatchMaker(
@@ -108,9 +109,10 @@ def open_inputs(run: RunFile, workdir: Place | None = None) -> Inputs:
   )
 
 
-def keeps_codes(workdir: Place) -> bool:
-  """Whether a run has its own copy of its codes."""
-  return storage.exists(workdir / _CODES / "config.json")  # the last of its files in a bucket
+def own_codes(workdir: Place) -> str:
+  """Folder of a run's own copy of its codes; "" = it has none."""
+  there = storage.exists(workdir / _CODES / "config.json")  # the last of its files in a bucket
+  return storage.absolute(workdir / _CODES) if there else ""
 
 
 def keep_codes(sids: SemanticIds, workdir: Place) -> None:
@@ -166,7 +168,7 @@ def load_params(run: RunFile, workdir: Place, vocabulary: Vocabulary) -> tuple[D
 
 def gives_newest(run: RunFile) -> bool:
   """Whether a run gives its last parameters, whatever its validations say."""
-  return bool(run.segments or (run.lists and run.config.train.best_by == "loss"))
+  return bool(run.refit or run.segments or (run.lists and run.config.train.best_by == "loss"))
 
 
 def open_run(workdir: Place, *, data: Place | None = None) -> Opened:
@@ -191,21 +193,34 @@ def open_run(workdir: Place, *, data: Place | None = None) -> Opened:
     read_params=lambda: load_params(run, workdir, inputs.vocabulary)[1:],
     mesh=search_mesh(run.config.train, run.config.search.batch_size),
     value_of="impression" if inputs.scale.uses_ecpm else "engagement",
-    unscorable=_unscorable(run),
+    unscorable=_unscorable(run), held_out=held_out(run),
   )
 
 
 def _unscorable(run: RunFile) -> str:
   """Why the splits tell nothing of a run that has gone on with later days, or began with one."""
-  while not run.segments:
-    start = storage.place(run.start) if run.start else None
-    if start is None or not storage.exists(start / "run.json"):
-      return ""
-    run = read_run(start)
-  return (
-    f"its parameters have learned from the segments in {run.segments}, days that no split of the "
-    "data lies behind; `loss_before` of each segment in the learner's train_log.jsonl judges them"
-  )
+  for learned in _with_origins(run):
+    if learned.segments:
+      return (
+        f"its parameters have learned from the segments in {learned.segments}, days that no split "
+        "of the data lies behind; `loss_before` of each segment in the learner's train_log.jsonl "
+        "judges them"
+      )
+  return ""
+
+
+def held_out(run: RunFile) -> tuple[str, ...]:
+  """The splits that neither a run nor those it began with have learned from."""
+  refitted = any(learned.refit for learned in _with_origins(run))
+  return ("test",) if refitted else ("validation", "test")
+
+
+def _with_origins(run: RunFile) -> Iterator[RunFile]:
+  """A run, the one whose parameters it began with, and so on, as far as they are still there."""
+  yield run
+  while run.start and storage.exists(storage.place(run.start) / "run.json"):
+    run = read_run(storage.place(run.start))
+    yield run
 
 
 def with_data(run: RunFile, workdir: Place, data: Place | None) -> RunFile:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import grain
@@ -21,10 +22,11 @@ from gr4ad_jax.gr4ad.run import (
   RunFile,
   example_flops,
   gives_newest,
+  held_out,
   keep_codes,
-  keeps_codes,
   load_params,
   open_inputs,
+  own_codes,
   read_run,
 )
 from gr4ad_jax.gr4ad.unified_task import UnifiedBatch, unified_task
@@ -69,7 +71,7 @@ def train_run(
 
 def _train_run(run: RunFile, workdir: Place, resume: bool, profile: range | None) -> TrainState:
   taken = storage.exists(workdir / "run.json")
-  has_codes = taken and keeps_codes(workdir)
+  has_codes = taken and own_codes(workdir) != ""
   distributed.wait_for_all("looked for run.json")  # before the first process writes it
   if taken and not resume:
     raise ConfigError(
@@ -89,8 +91,9 @@ def _train_run(run: RunFile, workdir: Place, resume: bool, profile: range | None
   mesh = training_mesh(config)
   start_params = _start_params(run, inputs) if run.start else None
   decoder = build_decoder(run.config.model, inputs.vocabulary)
+  source = _requests(run, inputs)
   logged = batch_dataset(
-    inputs.examples.sources["train"], inputs.make_batch, batch_size=config.batch_size,
+    source, inputs.make_batch, batch_size=config.batch_size,
     seed=config.seed, host=host, num_hosts=hosts,
   )
   if run.lists:
@@ -108,25 +111,35 @@ def _train_run(run: RunFile, workdir: Place, resume: bool, profile: range | None
     if not has_codes:
       keep_codes(inputs.sids, workdir)
     storage.write_text(workdir / "run.json", config_lib.to_json(run))
-    _announce(run, inputs, workdir)
+    _announce(run, len(source), workdir)
   speed = Speed()
   if not run.lists:
     speed = Speed(
       example_flops=example_flops(run.config.model, inputs),
       peak=peak_flops(list(mesh.devices.flat), run.config.model.compute_dtype),
     )
+  validation = [] if run.refit else level_weights(validation_batches(
+    inputs.examples.sources["validation"], inputs.make_batch, batch_size=config.batch_size,
+    most=config.eval_batches, host=host, num_hosts=hosts, parts=sharding.row_parts(mesh),
+  ))
   state = train(
-    task, config, batches=read_ahead(batches), folder=workdir,
-    validation=level_weights(validation_batches(
-      inputs.examples.sources["validation"], inputs.make_batch, batch_size=config.batch_size,
-      most=config.eval_batches, host=host, num_hosts=hosts, parts=sharding.row_parts(mesh),
-    )),
+    task, config, batches=read_ahead(batches), folder=workdir, validation=validation,
     judge=_judge(run, inputs, decoder), start_params=start_params, speed=speed, profile=profile,
     pace=Pace(_instead(run, inputs)),
   )
   if distributed.is_first() and not gives_newest(run):
     console.print(f"{workdir}: {Selection(config, read_log(workdir))}")
   return state
+
+
+def _requests(run: RunFile, inputs: Inputs) -> Sequence[dict]:
+  """Records of the requests that are learned from."""
+  sources = inputs.examples.sources
+  if not run.refit:
+    return sources["train"]
+  return grain.MapDataset.concatenate(
+    [grain.MapDataset.source(sources[split]) for split in ("train", "validation")]
+  )
 
 
 def _judge(run: RunFile, inputs: Inputs, decoder: Decoder) -> Judge | None:
@@ -166,13 +179,13 @@ def _require_same(there: RunFile, run: RunFile, workdir: Place) -> None:
   raise ConfigError(f"{workdir}: the run there has other settings ({', '.join(differing)}){more}")
 
 
-def _announce(run: RunFile, inputs: Inputs, workdir: Place) -> None:
+def _announce(run: RunFile, requests: int, workdir: Place) -> None:
   """What is about to be trained; `Pace` says how long it takes once that is measured."""
-  train, requests = run.config.train, len(inputs.examples.sources["train"])
+  train = run.config.train
   passes = train.num_steps * train.batch_size / requests
   console.print(
     f"{workdir}: {train.num_steps:,} steps of {train.batch_size:,} examples, {passes:,.1f} times "
-    f"through the {requests:,} of training"
+    f"through the {requests:,} of training" + (" and validation" if run.refit else "")
   )
 
 
@@ -191,6 +204,8 @@ def _start_params(run: RunFile, inputs: Inputs) -> Any:
   start = read_run(folder)
   if start.config.model != run.config.model or not inputs.are(start.fingerprint):
     raise ConfigError(f"{run.start}: was trained with another model, other data or other SIDs")
+  if "validation" not in held_out(start):
+    raise ConfigError(f"{run.start}: has learned from the requests that would validate this run")
   return load_params(start, folder, inputs.vocabulary)[1]
 
 

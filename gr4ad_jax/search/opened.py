@@ -36,6 +36,7 @@ class Opened(Prepared):
     read_params: () -> float32 parameters that the folder holds now, and their step.
     params, step: of the moment of opening.
     mesh: devices of this host that share a search; None = one.
+    held_out: splits of the data that these parameters have not learned from.
     unscorable: why the splits of the data tell nothing of these parameters; "" = they do.
   """
 
@@ -53,6 +54,7 @@ class Opened(Prepared):
   step: int
   mesh: Mesh | None = None
   value_of: Literal["impression", "engagement"] = "engagement"
+  held_out: tuple[str, ...] = ("validation", "test")
   unscorable: str = ""
 
   @property

@@ -63,7 +63,8 @@ def train(
     task: what is trained.
     config: steps, optimizer, intervals, mesh.
     batches: this host's endless input; its state is saved and restored.
-    validation: this host's fixed validation batches.
+    validation: this host's fixed validation batches; without any, and without a judge, nothing is
+      validated.
     folder: checkpoints/, train_log.jsonl and tb/ go here; to a bucket, the logs with every
       checkpoint and at the end.
     start_params: parameters of step 0; None = the task's own.
@@ -105,7 +106,7 @@ def train(
       log = MetricLog(copy.path, first_step=first_step)
       trace = Trace(copy.path / "profile", profile)
       after_step = _AfterStep(
-        config, validate, batches.get_state, selection,
+        config, validate if validation or judge else None, batches.get_state, selection,
         checkpoints, preemption, log, copy, trace, speed or Speed(), pace or Pace(),
         first_step=first_step, last_saved=first_step or None,
         first_loss=next(
@@ -171,8 +172,21 @@ def read_params(
   with Checkpoints(folder / "checkpoints", only_read=True) as checkpoints:
     found = checkpoints.restore_params(abstract, newest=newest)
     if found is None:
-      raise ConfigError(f"{folder}: no checkpoint yet; run `gr4ad train` first")
+      raise _no_checkpoint(folder)
     return found
+
+
+def kept_step(folder: Place, *, newest: bool = False) -> int:
+  """The step whose parameters `read_params` gives, without reading them; raises as it does."""
+  with Checkpoints(folder / "checkpoints", only_read=True) as checkpoints:
+    step = checkpoints.latest_step if newest else checkpoints.best_step
+  if step is None:
+    raise _no_checkpoint(folder)
+  return step
+
+
+def _no_checkpoint(folder: Place) -> ConfigError:
+  return ConfigError(f"{folder}: no checkpoint yet; run `gr4ad train` first")
 
 
 @dataclasses.dataclass
@@ -180,7 +194,7 @@ class _AfterStep:
   """What a training does after each step: logs, validation, checkpoints, and reasons to stop."""
 
   config: TrainConfig
-  validate: Callable[[Any], dict[str, float]]  # parameters -> means
+  validate: Callable[[Any], dict[str, float]] | None  # parameters -> means
   position: Callable[[], Any]  # of the input
   selection: Selection
   checkpoints: Checkpoints
@@ -208,8 +222,8 @@ class _AfterStep:
     self.pace.after(metrics, left=config.num_steps - step)
     last = step == config.num_steps
     stopping = self.preemption.reached(step) and not last
-    validating = last or step % config.eval_every == 0
-    saving = validating or stopping or step % config.checkpoint_every == 0
+    validating = self.validate is not None and (last or step % config.eval_every == 0)
+    saving = last or validating or stopping or step % config.checkpoint_every == 0
     logging = saving or step % config.log_every == 0
     if logging:
       self._log(step, with_speed=not first)  # the first step is mostly compilation

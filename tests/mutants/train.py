@@ -88,8 +88,8 @@ MUTANTS = (
   ),
   Mutant(
     "a run that learned from lists gives its last parameters", "gr4ad/run.py",
-    'bool(run.segments or (run.lists and run.config.train.best_by == "loss"))',
-    "bool(run.segments)",
+    'bool(run.refit or run.segments or (run.lists and run.config.train.best_by == "loss"))',
+    "bool(run.refit or run.segments)",
     ("gr4ad/test_candidates.py::test_training_on_lists_starts_from_a_run_and_resumes_exactly",),
   ),
   Mutant(
@@ -105,7 +105,7 @@ MUTANTS = (
   ),
   Mutant(
     "a run that goes on learning gives its last parameters", "gr4ad/run.py",
-    "bool(run.segments or (run.lists", "bool((run.lists",
+    "bool(run.refit or run.segments or (", "bool(run.refit or (",
     ("gr4ad/test_candidates.py::test_training_on_lists_starts_from_a_run_and_resumes_exactly",),
   ),
 )

@@ -34,7 +34,8 @@ from gr4ad_jax.training.config import TrainConfig
 from gr4ad_jax.training.metric_log import read_log
 from gr4ad_jax.training.preemption import PreemptedError, Preemption
 from gr4ad_jax.training.profiling import parse_steps
-from gr4ad_jax.training.train_loop import DivergedError
+from gr4ad_jax.training.train_loop import DivergedError, kept_step
+from tests.commands import run as main_exit
 
 CONFIG = Config(
   model=ModelConfig(
@@ -42,7 +43,7 @@ CONFIG = Config(
   ),
   train=TrainConfig(
     num_steps=14, batch_size=16, learning_rate=3e-3, log_every=1, eval_every=7, eval_batches=2,
-    checkpoint_every=4, data_parallel=1,
+    checkpoint_every=4, data_parallel=1, ema=0.5,
   ),
   search=SearchConfig(widths=(8, 16, 32)),
 )
@@ -132,7 +133,7 @@ def test_finished_run_is_kept_and_best_checkpoint_is_readable(finished, tiny_dat
   _, params, step = load_params(run, workdir, open_inputs(run).vocabulary)
   assert step == best
   if best == 14:
-    assert_same_bits(params, state.params)
+    assert_same_bits(params, state.ema)
   assert list((workdir / "tb").glob("events*"))
 
 
@@ -343,6 +344,43 @@ def test_a_run_learns_from_training_requests_and_is_validated_on_others(
     train_run(run_of(tiny_data), tmp_path / "run")
   for name, split in (("learned", "train"), ("validated", "validation")):
     assert sources[name] == {e.request for e in read_split(examples, split)}
+
+
+def test_a_refit_learns_from_validation_requests_too_and_only_test_judges_it(
+  finished, tiny_data, tmp_path, monkeypatch, capsys
+):
+  learned, batches = [], run_module.batch_dataset
+
+  def see(source, *args, **how):
+    learned.extend(record["request"] for record in source)
+    return batches(source, *args, **how)
+
+  monkeypatch.setattr(run_module, "batch_dataset", see)
+  workdir, tuned = tmp_path / "run", finished[1]
+  assert main_exit("train", "--refit", tuned, "--workdir", workdir) == 0
+  opened = open_run(workdir)
+  sizes = [len(opened.examples.sources[split]) for split in ("train", "validation")]
+  assert len(learned) == sum(sizes)
+  assert set(learned) == {
+    e.request for split in ("train", "validation") for e in read_split(opened.examples, split)
+  }
+  rows = read_log(workdir)
+  assert {row["kind"] for row in rows} == {"train"}
+  assert opened.step == rows[-1]["step"] == round(kept_step(tuned) * sum(sizes) / sizes[0])
+  assert read_run(workdir).config.model == CONFIG.model and opened.held_out == ("test",)
+  capsys.readouterr()
+  assert main_exit("evaluate", "--workdir", workdir, "--split", "validation") == 2
+  assert "has learned from the validation split; --split test judges it" in capsys.readouterr().err
+  for options, words in (
+    (("--refit", workdir), "has learned from more than training requests"),
+    (("--refit", tuned, "--train.num-steps", 3), "settings, --sids, --start and --lists are those"),
+    ((), "--data is missing"),
+  ):
+    assert main_exit("train", *options, "--workdir", tmp_path / "new") == 2
+    assert words in capsys.readouterr().err
+  with pytest.raises(ConfigError, match="has learned from the requests that would validate"):
+    started = dataclasses.replace(run_of(tiny_data), start=str(workdir))
+    train_run(started, tmp_path / "new")
 
 
 def test_training_loss_falls(finished):
