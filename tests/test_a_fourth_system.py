@@ -15,6 +15,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from gr4ad_jax.catalog.prepared import open_prepared
+from gr4ad_jax.data.engagements import SeenAds
 from gr4ad_jax.data.examples import read_split
 from gr4ad_jax.data.pipeline import look_up, pad, train_batches, validation_batches, with_rows
 from gr4ad_jax.data.records import Action
@@ -26,8 +27,9 @@ from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.export import export_run
 from gr4ad_jax.search.generator import Generator
 from gr4ad_jax.search.held_out import eval_requests, group_requests
+from gr4ad_jax.search.judge import Judge
 from gr4ad_jax.search.opened import Opened
-from gr4ad_jax.search.ranking import prospecting_metrics
+from gr4ad_jax.search.ranking import prospecting_metrics, ranking_metrics
 from gr4ad_jax.search.recommend import recommend_for_user
 from gr4ad_jax.serving.config import ServingConfig
 from gr4ad_jax.serving.server import build_app
@@ -244,6 +246,28 @@ def test_is_evaluated_beside_the_baselines(opened, monkeypatch):
   assert metrics["recall@10"] > 10 / 40  # better than any ten of the forty ads
   assert {"baseline/popularity/recall@10", "baseline/own_history/recall@10"} <= metrics.keys()
   assert json.loads((opened.folder / "about.json").read_text())["model"] == "Two tables."
+
+
+def test_its_searches_judge_parameters_of_a_training(opened):
+  """By all targets and, without what users had seen, by new ones; as evaluation measures both."""
+  groups = group_requests(read_split(opened.examples, "validation"))
+  recommender, requests = opened.recommender(), eval_requests(groups)
+  all_RK = evaluation.search_split(recommender, opened.contexts, groups, SEARCH)
+  unseen_RK = evaluation.prospecting_lists(recommender, opened, groups)
+  for seen, list_RK, measure, prefix in (
+    (None, all_RK.recommendations.ad_RK, ranking_metrics, ""),
+    (SeenAds(opened.logs), unseen_RK, prospecting_metrics, "prospecting/"),
+  ):
+    expected = measure(list_RK, requests, advertiser_A=np.zeros(40), bootstrap=1)
+    judge = Judge(
+      lambda params: dataclasses.replace(opened, params=params).recommender(), opened.contexts,
+      groups, batch_size=4, seen=seen,
+    )
+    blank = judge(jax.tree.map(jnp.zeros_like, opened.params))
+    found = judge(opened.params)
+    assert found == pytest.approx({name: expected[prefix + name] for name in found}, abs=1e-9)
+    assert found.keys() == {"recall@50", "ndcg@50", "value_recall@50"}
+    assert blank["ndcg@50"] != found["ndcg@50"] > 0
 
 
 def test_is_exported_and_read_without_the_package(opened, tmp_path):

@@ -11,6 +11,7 @@ import jax
 
 from gr4ad_jax import config as config_lib
 from gr4ad_jax.config import ConfigError
+from gr4ad_jax.data.engagements import SeenAds
 from gr4ad_jax.data.list_records import open_lists, to_list
 from gr4ad_jax.data.pipeline import batch_dataset, read_ahead, validation_batches
 from gr4ad_jax.gr4ad.build import Decoder, build_decoder
@@ -146,7 +147,7 @@ def _judge(run: RunFile, inputs: Inputs, decoder: Decoder) -> Judge | None:
   """Judges parameters by the run's own search; None where the loss alone decides.
 
   Raises:
-    ConfigError: value decides, and no validation request has any.
+    ConfigError: value decides, and no validation request has any; or new targets do, and none is.
   """
   config, by = run.config, run.config.train.best_by
   if by == "loss":
@@ -154,6 +155,9 @@ def _judge(run: RunFile, inputs: Inputs, decoder: Decoder) -> Judge | None:
   groups = sample_requests(inputs.examples, "validation", most=config.train.rank_requests)
   if by == "value_recall@50" and not any(e.value_C.any() for group in groups for e in group):
     raise ConfigError(f"train.best_by={by!r}: nothing in the validation requests has a value")
+  prospecting = config.search.exclude_seen
+  if prospecting and not any(e.new_C.any() for group in groups for e in group):
+    raise ConfigError(f"train.best_by={by!r}: no target of the validation requests is new to them")
 
   def recommender(params: Any) -> Recommender:
     return Recommender(
@@ -161,7 +165,10 @@ def _judge(run: RunFile, inputs: Inputs, decoder: Decoder) -> Judge | None:
       bin_means=inputs.scale.bin_means, mesh=search_mesh(config.train, config.search.batch_size),
     )
 
-  return Judge(recommender, inputs.make_batch, groups, batch_size=config.search.batch_size)
+  return Judge(
+    recommender, inputs.make_batch, groups, batch_size=config.search.batch_size,
+    seen=SeenAds(inputs.logs) if prospecting else None,
+  )
 
 
 def _require_same(there: RunFile, run: RunFile, workdir: Place) -> None:

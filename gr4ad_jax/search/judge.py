@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from gr4ad_jax.catalog.catalog import ContextMaker
+from gr4ad_jax.catalog.targeting import Allowed
+from gr4ad_jax.data.engagements import SeenAds
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.machine import distributed
 from gr4ad_jax.search.held_out import eval_requests
-from gr4ad_jax.search.ranking import mean_metrics
-from gr4ad_jax.search.recommender import Recommender, concatenate
+from gr4ad_jax.search.ranking import mean_metrics, only_new
+from gr4ad_jax.search.recommender import Recommender
 
 DEPTH = 50
 
@@ -18,7 +22,8 @@ DEPTH = 50
 class Judge:
   """Parameters -> recall@50, ndcg@50 and value_recall@50; the search is compiled once.
 
-  The settings of the search are those of its users: its value exponent and bonus count.
+  The settings of the search are those of its users: its value exponent counts, and where it leaves
+  out what users have seen, new targets alone do.
   """
 
   def __init__(
@@ -28,6 +33,7 @@ class Judge:
     groups: Sequence[Sequence[Example]],
     *,
     batch_size: int,
+    seen: SeenAds | None = None,
   ):
     """Makes the contexts of this process's share of the requests; compiles nothing yet.
 
@@ -36,14 +42,20 @@ class Judge:
       contexts: histories -> what the model reads.
       groups: the requests, each as its examples.
       batch_size: requests of a search.
+      seen: leaves out what users had seen before each request; None = nothing.
+
+    Raises:
+      ValueError: no target is new to its user, and seen ones are left out.
     """
-    self._make, self._recommender = recommender, None
+    self._make, self._recommender, self._seen = recommender, None, seen
     self._requests = eval_requests(groups)
+    if seen is not None:
+      groups = [group for group in groups if any(e.new_C.any() for e in group)]
+      self._requests = only_new(self._requests)
     share = distributed.share_of(len(groups), batch_size)
     mine = [groups[min(i, len(groups) - 1)][0] for i in share]
-    self._contexts = [
-      contexts.context(mine[at : at + batch_size]) for at in range(0, len(mine), batch_size)
-    ]
+    parts = (mine[at : at + batch_size] for at in range(0, len(mine), batch_size))
+    self._batches = [(part, contexts.context(part)) for part in parts]
 
   def __call__(self, params: Any) -> dict[str, float]:
     """The metrics, the same on every process; all of them have to ask.
@@ -55,6 +67,14 @@ class Judge:
     self._recommender = (
       self._make(params) if self._recommender is None else self._recommender.with_params(params)
     )
-    found = concatenate([self._recommender(context, DEPTH) for context in self._contexts])
-    ad_RK = distributed.gather(found.ad_RK, len(self._requests.user_R))
+    ad_RK = np.concatenate([
+      self._recommender(context, DEPTH, allowed=self._allowed(examples)).ad_RK
+      for examples, context in self._batches
+    ])
+    ad_RK = distributed.gather(ad_RK, len(self._requests.user_R))
     return mean_metrics(ad_RK, self._requests, k=DEPTH)
+
+  def _allowed(self, examples: Sequence[Example]) -> list[Allowed] | None:
+    if self._seen is None:
+      return None
+    return [self._recommender.without(self._seen.before(e.user, e.time_s)) for e in examples]
