@@ -155,7 +155,7 @@ def interval_figures(metrics: Mapping[str, float], prefixes: Mapping[str, str]) 
 
 
 def loss_curves(log: Sequence[Mapping[str, Any]], step: float | None) -> list[Figure]:
-  """A plot of each loss that was logged, the known ones first.
+  """A plot of each loss that was logged, the known ones first, and of what searches found.
 
   Args:
     log: rows of train_log.jsonl.
@@ -165,7 +165,8 @@ def loss_curves(log: Sequence[Mapping[str, Any]], step: float | None) -> list[Fi
   if "logged_loss" in logged[len(_CURVES):]:
     # Training's total counts candidate lists, too: validation's is not to be held against it.
     log = [{k: x for k, x in row.items() if k != "loss" or row["kind"] == "train"} for row in log]
-  return curves(log, dict.fromkeys(name for name in logged if name.endswith("loss")), step)
+  drawn = (name for name in logged if name.endswith("loss") or "@" in name)
+  return curves(log, dict.fromkeys(drawn), step)
 
 
 def curves(

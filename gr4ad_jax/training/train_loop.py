@@ -54,17 +54,15 @@ def train(
 ) -> TrainState:
   """Trains to `config.num_steps`, continuing from the newest checkpoint in `folder`, if any.
 
-  It ends before where `config.patience` validations in a row were no better.
-
-  A run that is killed at any moment and started again ends with the same bits as one that is not:
-  the state, the input position and the dropout keys all follow from the checkpoint.
+  It ends before that where `config.patience` validations in a row were no better. A run that is
+  killed at any moment and started again ends with the same bits as one that is not: the state, the
+  input position and the dropout keys all follow from the checkpoint.
 
   Args:
     task: what is trained.
     config: steps, optimizer, intervals, mesh.
     batches: this host's endless input; its state is saved and restored.
-    validation: this host's fixed validation batches; without any, and without a judge, nothing is
-      validated.
+    validation: this host's fixed validation batches; without any, nothing is validated.
     folder: checkpoints/, train_log.jsonl and tb/ go here; to a bucket, the logs with every
       checkpoint and at the end.
     start_params: parameters of step 0; None = the task's own.
@@ -83,13 +81,8 @@ def train(
     PreemptedError: SIGTERM or Ctrl-C came; the state of the step then finished is saved.
     CheckpointError: a checkpoint could not be written.
   """
-  if config.best_by != "loss" and judge is None:
-    raise ConfigError(f"train.best_by={config.best_by!r}: nothing is searched here; only by loss")
   programs = compile_programs(task, config, training_mesh(config))
-
-  def validate(params: Any) -> dict[str, float]:
-    return mean_loss(programs, params, validation) | (judge(params) if judge else {})
-
+  validate = _validation(programs, config, validation, judge)
   with Checkpoints(folder / "checkpoints") as checkpoints, Preemption() as preemption:
     state, position = begin(programs, checkpoints, seed=config.seed, start_params=start_params)
     first_step = int(state.step)
@@ -106,8 +99,8 @@ def train(
       log = MetricLog(copy.path, first_step=first_step)
       trace = Trace(copy.path / "profile", profile)
       after_step = _AfterStep(
-        config, validate if validation or judge else None, batches.get_state, selection,
-        checkpoints, preemption, log, copy, trace, speed or Speed(), pace or Pace(),
+        config, validate, batches.get_state, selection, checkpoints, preemption,
+        log, copy, trace, speed or Speed(), pace or Pace(),
         first_step=first_step, last_saved=first_step or None,
         first_loss=next(
           (row["loss"] for row in earlier if row["kind"] == "train" and "loss" in row), None
@@ -126,6 +119,20 @@ def train(
       finally:
         trace.close()
         log.close()
+
+
+def _validation(
+  programs: Programs,
+  config: TrainConfig,
+  batches: Sequence[Any],
+  judge: Callable[[Any], dict[str, float]] | None,
+) -> Callable[[Any], dict[str, float]] | None:
+  """Parameters -> the numbers of a validation; None where there is none."""
+  if config.best_by != "loss" and judge is None:
+    raise ConfigError(f"train.best_by={config.best_by!r}: nothing is searched here; only by loss")
+  if not batches:
+    return None
+  return lambda params: mean_loss(programs, params, batches) | (judge(params) if judge else {})
 
 
 def _batches(

@@ -12,6 +12,16 @@ _COPY = (_DECODERS + "test_copying_starts_by_frequency_recency_and_share",)
 
 MUTANTS = (
   Mutant(
+    "smoothing takes from the target what it gives to all codes", "gr4ad/supervised.py",
+    "config.label_smoothing * (uniform_BC - sid_BC)", "config.label_smoothing * uniform_BC",
+    ("gr4ad/test_supervised.py::test_smoothing_by_hand",),
+  ),
+  Mutant(
+    "means over codes follow the target's prefix", "gr4ad/decoder.py",
+    "match_BCS & (code_B1S == target_BCL[..., level, None])", "match_BCS & (code_B1S >= 0)",
+    (_DECODERS + "test_means_over_codes_are_those_of_all_targets[lazy, copy path]",),
+  ),
+  Mutant(
     "queries to the context are scaled by the root of a head's width", _LAYERS,
     "self.query(h_BCQD) * (h_BCQD.shape[-1] // self.config.num_heads) ** -0.5",
     "self.query(h_BCQD)", _LAYER,

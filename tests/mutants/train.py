@@ -7,6 +7,14 @@ _TESTS = "training/test_optimizer.py::"
 _ADAMW = (_TESTS + "test_three_steps_of_adamw_by_hand",)
 _RATE = (_TESTS + "test_the_rate_rises_in_a_line_and_falls_along_a_cosine",)
 
+_AVERAGE = _TESTS + "test_an_average_of_the_parameters_is_kept_and_given"
+_BEST, _PATIENCE = (
+  "training/test_selection.py::test_the_checkpoint_with_the_best_recall_is_kept_and_given",
+  "training/test_selection.py::test_patience_ends_a_run_which_then_is_complete",
+)
+_REFIT = ("training/test_train.py::"
+          "test_a_refit_learns_from_validation_requests_too_and_only_test_judges_it")
+
 MUTANTS = (
   Mutant(
     "weights decay in matrices alone, not in biases and scales", _OPTIMIZER,
@@ -74,6 +82,52 @@ MUTANTS = (
     "if not newest and (best := self.best_step) is not None:",
     "if newest and (best := self.best_step) is not None:",
     (_TESTS + "test_the_best_checkpoint_has_the_lowest_validation_loss_and_is_kept",),
+  ),
+  Mutant(
+    "the best checkpoint has the highest score, where there is one", "training/checkpoint.py",
+    'return -metrics["score"] if', 'return metrics["score"] if', (_BEST,),
+  ),
+  Mutant(
+    "of scores a larger one is better", "training/selection.py",
+    'sign = -1 if self._name == "loss" else 1', "sign = -1", (_BEST,),
+  ),
+  Mutant(
+    "an equal validation is no better one", "training/selection.py",
+    "0 if gain > 0 else", "0 if gain >= 0 else", (_PATIENCE,),
+  ),
+  Mutant(
+    "a stopped run counts the validations before", "training/train_loop.py",
+    'selection = Selection(config, (row for row in earlier if row["step"] <= first_step))',
+    "selection = Selection(config)", (_PATIENCE,),
+  ),
+  Mutant(
+    "the average is validated, where there is one", "training/train_loop.py",
+    "self._validate(step, state.served)", "self._validate(step, state.params)", (_BEST,),
+  ),
+  Mutant(
+    "an average soon forgets the start", _STEP,
+    "decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))", "decay = jnp.float32(decay)",
+    (_AVERAGE,),
+  ),
+  Mutant(
+    "a run gives its average", "training/checkpoint.py",
+    'name = "params" if abstract.ema is None else "ema"', 'name = "params"', (_AVERAGE,),
+  ),
+  Mutant(
+    "a constant rate falls at last", _OPTIMIZER, "config.num_steps - decay)", "config.num_steps)",
+    (_TESTS + "test_the_rate_can_stay_at_its_peak_until_it_falls_in_a_line",),
+  ),
+  Mutant(
+    "a refit makes as many passes as were best", "gr4ad/refit.py",
+    "round(step * (learned + added) / learned)", "step", (_REFIT,),
+  ),
+  Mutant(
+    "a refit learns from validation requests, too", "gr4ad/train_run.py",
+    'for split in ("train", "validation")]', 'for split in ("train", "train")]', (_REFIT,),
+  ),
+  Mutant(
+    "validation cannot judge what has learned from it", "evaluation/evaluate.py",
+    "if split not in opened.held_out:", "if not opened.held_out:", (_REFIT,),
   ),
   Mutant(
     "validation judges requests that nothing is learned from", "gr4ad/train_run.py",

@@ -354,11 +354,10 @@ def test_training_reports_the_lowest_validation_loss(tmp_path):
     "Trained to step 200. The validation loss was lowest at step 200 (8.000), the last one "
     "measured: more steps may still help."
   ) in page.text
-  rising = [*LOG, {"step": 300, "kind": "validation", "loss": 8.75}]
-  assert (
-    "lowest at step 200 (8.000) and 8.750 at the end"
-    in report(tmp_path / "rising", train_log__jsonl=rising).text
-  )
+  rising = [*LOG, {"step": 300, "kind": "validation", "loss": 8.75, "recall@50": 0.25}]
+  searched = report(tmp_path / "rising", train_log__jsonl=rising)
+  assert "lowest at step 200 (8.000) and 8.750 at the end" in searched.text
+  assert "Recall@50" in [a.get("aria-label") for name, a in searched.tags if name == "svg"]
   # No curve for the auxiliary loss, 0 throughout; no point for a loss that is not a number.
   labels = [a["aria-label"] for name, a in page.tags if name == "svg" and "aria-label" in a]
   assert "Value loss" in labels and "Auxiliary loss" not in labels

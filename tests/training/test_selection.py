@@ -75,6 +75,9 @@ def test_the_checkpoint_with_the_best_recall_is_kept_and_given(tmp_path):
     assert checkpoints.latest_step == 8
   assert str(Selection(CONFIG, rows)) == "best by recall@50: step 5 (0.7500)"
   assert learn(tmp_path / "by_loss", best_by="loss")[1] == 8
+  # With an average of the parameters, that is what is judged and given.
+  _, best, params, averaged = learn(tmp_path / "averaged", ema=0.9)
+  assert float(params["w"][0]) == averaged[best - 1] < judged[best - 1]
 
 
 def test_patience_ends_a_run_which_then_is_complete(tmp_path, capsys):
