@@ -81,8 +81,9 @@ def find_rivals(
   console.print("baselines: choosing their settings on validation requests")
   settings = tune_baselines(asked, horizon_s=horizon_s)
   judged = replace(asked, requests=requests)
-  if by_time and with_validation:
-    judged = replace(judged, train_end_s=config.test_start_s)
+  if with_validation:
+    end_s = config.test_start_s if by_time else end_s_of_users(history, requests, None)
+    judged = replace(judged, train_end_s=end_s)
   lists = rank_all(judged, settings)
   training = training_of_trees(examples)
   if training is not None:

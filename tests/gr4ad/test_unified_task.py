@@ -1,7 +1,8 @@
 """One step over logged samples and lists, with a decoder whose log-probs are a table."""
 
 import dataclasses
-from types import SimpleNamespace
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,11 @@ def apply(variables, context, target_BCL, *, deterministic, rngs=None, code_mean
   )
 
 
-DECODER = SimpleNamespace(apply=apply)
+class Fake(NamedTuple):
+  apply: Callable
+
+
+DECODER = Fake(apply)
 PARAMS = {
   "table": jnp.asarray(np.random.default_rng(0).normal(size=(2, 4)), jnp.float32),
   "bins": jnp.float32([0.1, -0.2, 0.5]),

@@ -144,6 +144,7 @@ def test_a_search_validates_as_evaluation_does_and_changes_no_bit(
   monkeypatch.setattr(
     searcher, "compile_search", lambda *args: programs.append(compiled(*args)) or programs[-1]
   )
+  jax.clear_caches()  # of searches that other tests have compiled
   workdir = tmp_path / "run"
   run = run_of(tiny_data, best_by="recall@50", rank_requests=10_000, eval_every=4)
   assert_same_bits(train_run(run, workdir), finished[0])
