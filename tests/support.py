@@ -1,5 +1,6 @@
 """What several tests share: inputs, a catalogue and its encoder, collectives, text, pages."""
 
+import functools
 import re
 from html.parser import HTMLParser
 
@@ -80,6 +81,7 @@ def ring_pairs(num_ads=40) -> ItemPairs:
   return ItemPairs(item, neighbour, np.tile(np.float32([2, 1]), num_ads))
 
 
+@functools.cache
 def tiny_encoder() -> BertEncoder:
   """A random BERT of two layers that reads the words of the catalogue."""
   instruction = INSTRUCTIONS["product"].replace(":", " :").replace(",", " ,").replace(".", " .")
@@ -95,7 +97,7 @@ def tiny_encoder() -> BertEncoder:
     intermediate_size=32, max_position_embeddings=32, layer_norm_eps=1e-12,
   )  # fmt: skip
   tokens = jnp.zeros((1, 4), int), jnp.ones((1, 4), bool)
-  params = TokenStates(config).init(jax.random.key(0), *tokens)["params"]
+  params = jax.jit(TokenStates(config).init)(jax.random.key(0), *tokens)["params"]
   params["token_table"] *= 25  # so that texts differ
   return BertEncoder("tiny", config, jax.tree.map(np.asarray, params), tokenizer)
 

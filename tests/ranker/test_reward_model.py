@@ -124,7 +124,7 @@ def test_logs_without_impressions_are_refused(tiny_logs):
 def test_padding_changes_nothing(logs, maker):
   make = batch_maker(logs, maker, max_history=8)
   model = RewardModel(make.config, make.vocabulary)
-  params = reward_task(model).init(jax.random.key(0))
+  params = jax.jit(reward_task(model).init)(jax.random.key(0))
   rows = read_impressions(maker, "test")
   contexts, ads = rows.contexts[:4], rows.shown_RC[:4, :3]
   wide = batch_maker(logs, maker, max_history=50)
@@ -140,11 +140,12 @@ def test_padding_changes_nothing(logs, maker):
 def test_loss_counts_conversions_of_clicked_ads_alone(logs, maker):
   make = batch_maker(logs, maker)
   task = reward_task(RewardModel(make.config, make.vocabulary))
-  params = task.init(jax.random.key(0))
+  params = jax.jit(task.init)(jax.random.key(0))
   rows = read_impressions(maker, "test")
   batch = make(rows.contexts[:64], rows.shown_RC[:64], rows.action_RC[:64])
-  metrics = task.loss(params, batch, None)
-  logits = RewardModel(make.config, make.vocabulary).apply({"params": params}, batch)
+  metrics = jax.jit(task.loss)(params, batch, None)
+  model = RewardModel(make.config, make.vocabulary)
+  logits = jax.jit(model.apply)({"params": params}, batch)
   loss = 0.0
   for click, conversion, ad, action in zip(
     np.asarray(logits.click_BC).ravel(), np.asarray(logits.conversion_BC).ravel(),
@@ -184,7 +185,7 @@ def test_the_towers_learn_from_their_own_loss_alone(logs, maker):
   """Their match is a field of the ranker, whose losses must not bend it; nor the other way."""
   make = batch_maker(logs, maker)
   task = reward_task(RewardModel(make.config, make.vocabulary))
-  params = task.init(jax.random.key(0))
+  params = jax.jit(task.init)(jax.random.key(0))
   rows = read_impressions(maker, "test")
   batch = make(rows.contexts[:64], rows.shown_RC[:64], rows.action_RC[:64])
 
