@@ -63,7 +63,7 @@ def test_flops_are_those_of_the_compiled_search(changes):
   config, vocabulary = dataclasses.replace(CONFIG, **changes), WIDER
   rng, widths = np.random.default_rng(0), (32, 48, 64)
   decoder = build_decoder(config, vocabulary)
-  params = init_params(decoder, jax.random.key(0))
+  params = jax.eval_shape(lambda: init_params(decoder, jax.random.key(0)))
   sids = np.stack(np.unravel_index(np.arange(64 * 32 * 32), vocabulary.codebook_sizes), axis=1)
   tree = build_prefix_tree(sids[rng.random(len(sids)) < 0.1].astype(np.int32))
   context = random_context(rng, 1, history=30, organic=20)
