@@ -19,7 +19,13 @@ from gr4ad_jax.evaluation.baseline_settings import (
   TrendingSettings,
 )
 from gr4ad_jax.evaluation.baselines import own_history, popular_ads, popularity, rank_by_pairs
-from gr4ad_jax.evaluation.counter import Transitions, count_transitions, rank_by_transitions
+from gr4ad_jax.evaluation.counter import (
+  ScoreParts,
+  Transitions,
+  count_transitions,
+  rank_by_transitions,
+  score_parts,
+)
 from gr4ad_jax.evaluation.interactions import Interactions, PairCounts, count_histories, count_pairs
 from gr4ad_jax.evaluation.question import Question, draw_requests
 from gr4ad_jax.evaluation.rule import rank_by_rule, shares_of, trending
@@ -182,8 +188,18 @@ def _tune_counter(
   def transitions(**counting: Any) -> Transitions:
     return count_transitions(question, **counting)
 
+  @lru_cache(maxsize=2)  # weights alone are tried many times
+  def parts(unweighted: CounterSettings, begin: int, end: int) -> ScoreParts:
+    return score_parts(
+      question, unweighted, transitions(**unweighted.counting), slice(begin, end)
+    )
+
   def ranked(question: Question, rule: CounterSettings) -> np.ndarray:
-    return rank_by_transitions(question, rule, transitions(**rule.counting), popular_A)
+    unweighted = replace(rule, hop_weight=0.0, content_weight=0.0, content_shrinkage=0.0)
+    return rank_by_transitions(
+      question, rule, transitions(**rule.counting), popular_A,
+      parts=lambda rows: parts(unweighted, rows.start, rows.stop),
+    )
 
   # Twice, for what one weight is worth depends on the others.
   return _climb(

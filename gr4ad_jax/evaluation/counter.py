@@ -7,6 +7,7 @@ in. On review sequences such a counter is above most published generative models
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +37,14 @@ class Transitions(NamedTuple):
   target_A: np.ndarray
 
 
+class ScoreParts(NamedTuple):
+  """float32 [rows, num_ads]: by pairs, by the second hop, by content (None = none is known)."""
+
+  pairs_RA: np.ndarray
+  second_RA: np.ndarray
+  like_RA: np.ndarray | None
+
+
 def counter(question: Question, settings: BaselineSettings) -> np.ndarray:
   """The ads that users took soon after the latest ones of the request's user, and ads like these.
 
@@ -63,30 +72,44 @@ def count_transitions(question: Question, *, neighbours: int, **counting: Any) -
 
 
 def rank_by_transitions(
-  question: Question, settings: CounterSettings, transitions: Transitions, popular_A: np.ndarray
+  question: Question, settings: CounterSettings, transitions: Transitions, popular_A: np.ndarray,
+  *, parts: Callable[[slice], ScoreParts] | None = None,
 ) -> np.ndarray:
-  """`counter` of transitions that are counted already."""
-  pairs_AA, second_AA, source_A, target_A = transitions
-  following_AA = (pairs_AA + np.float32(settings.hop_weight) * second_AA).tocsr()
-  following_AA = scale_rows(following_AA, (source_A + 1) ** np.float32(-settings.source_power))
+  """`counter` of transitions that are counted already, and of parts of scores that may be known."""
   # An ad that nobody has come to counts little, whatever it says of itself.
+  target_A = transitions.target_A
   known_A = target_A / np.maximum(target_A + settings.content_shrinkage, 1e-9)
   content_A = (settings.content_weight * known_A).astype(np.float32)
+  parts = parts or (lambda rows: score_parts(question, settings, transitions, rows))
 
   def score(rows: slice) -> np.ndarray:
-    latest_RA = count_latest(
-      question.interactions, user_R=question.requests.user_R[rows],
-      time_s_R=question.requests.time_s_R[rows], num_ads=question.num_ads,
-      steps=settings.history_steps, step_decay=settings.history_decay,
-      organic_weight=settings.organic_weight,
-    )  # fmt: skip
-    score_RA = (latest_RA @ following_AA).toarray()
-    if question.content_AN is not None and settings.content_weight:
-      like_RA = ((latest_RA @ question.content_AN) @ question.content_AN.T).toarray()
-      score_RA += like_RA * content_A[None]
-    return score_RA
+    pairs_RA, second_RA, like_RA = parts(rows)
+    following_RA = pairs_RA + np.float32(settings.hop_weight) * second_RA
+    return following_RA if like_RA is None else following_RA + like_RA * content_A[None]
 
   return rank_by_score(question, score, popular_A)
+
+
+def score_parts(
+  question: Question, settings: CounterSettings, transitions: Transitions, rows: slice
+) -> ScoreParts:
+  """The terms of the score of some requests, before their weights."""
+  latest_RA = count_latest(
+    question.interactions, user_R=question.requests.user_R[rows],
+    time_s_R=question.requests.time_s_R[rows], num_ads=question.num_ads,
+    steps=settings.history_steps, step_decay=settings.history_decay,
+    organic_weight=settings.organic_weight,
+  )  # fmt: skip
+  divided_A = (transitions.source_A + 1) ** np.float32(-settings.source_power)
+  divided_RA = latest_RA.multiply(divided_A[None]).tocsr()
+  content_AN, like_RA = question.content_AN, None
+  if content_AN is not None:
+    like_RA = ((latest_RA @ content_AN) @ content_AN.T).toarray()
+  pairs_RA, second_RA = (
+    (divided_RA @ following_AA).toarray()
+    for following_AA in (transitions.pairs_AA, transitions.second_AA)
+  )
+  return ScoreParts(pairs_RA, second_RA, like_RA)
 
 
 def content_terms(ads: AdTable) -> sp.csr_matrix:

@@ -7,7 +7,7 @@ LightGBM is an extra: `machine.extras.install("trees")`.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -57,8 +57,12 @@ class AdGroups:
 
 
 def is_installed() -> bool:
-  """Whether LightGBM can be imported."""
-  return importlib.util.find_spec("lightgbm") is not None
+  """Whether LightGBM can be imported; without OpenMP on the machine it cannot, installed or not."""
+  try:
+    importlib.import_module("lightgbm")
+  except (ImportError, OSError):
+    return False
+  return True
 
 
 def group_ads(ads: AdTable) -> AdGroups:

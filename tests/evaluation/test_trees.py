@@ -87,6 +87,13 @@ def test_trees_learn_what_no_single_rule_says(tiny_data, tiny_logs):
   assert len(np.unique(ranked_RK[0])) == 5
 
 
+def test_trees_learn_from_training_requests(tiny_data):
+  examples = open_examples(tiny_data / "examples")
+  training = rivals.training_of_trees(examples)
+  assert training is not None and len(training.time_s_R) == examples.counts["train"]["requests"]
+  assert training.time_s_R.max() < examples.config.validation_start_s
+
+
 def test_without_lightgbm_there_is_no_row_and_a_line_says_so(tiny_data, monkeypatch, capsys):
   monkeypatch.setattr(rivals, "trees_are_installed", lambda: False)
   assert rivals.training_of_trees(open_examples(tiny_data / "examples")) is None

@@ -136,6 +136,12 @@ MUTANTS = (
     (_COUNTED,),
   ),
   Mutant(
+    "trees train on requests before those they are judged on", _RIVALS,
+    'eval_requests(group_requests(read_split(examples, "train")))',
+    'eval_requests(group_requests(read_split(examples, "test")))',
+    ("evaluation/test_trees.py::test_trees_learn_from_training_requests",),
+  ),
+  Mutant(
     "of co-occurring ads the closest are kept", _BASELINES,
     "row[np.argpartition(row, -keep)[:-keep]] = 0", "row[np.argpartition(row, -keep)[-keep:]] = 0",
     (_FLOORS + "test_only_the_closest_neighbours_are_kept",),
