@@ -32,7 +32,13 @@ from gr4ad_jax.api import open_run
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.examples import open_examples, read_split
 from gr4ad_jax.data.log_folder import read_logs
-from gr4ad_jax.evaluation.evaluate import DEPTH, judged, prospecting_lists, search_split
+from gr4ad_jax.evaluation.evaluate import (
+  DEPTH,
+  judged,
+  prospecting_lists,
+  require_held_out,
+  search_split,
+)
 from gr4ad_jax.evaluation.rivals import Rivals, find_rivals
 from gr4ad_jax.machine import atomic
 from gr4ad_jax.report.verdict import baseline_label, interval_of
@@ -63,11 +69,11 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
     raise ConfigError(
       "--set settings.run=RUN_FOLDER or --set settings.data=DATA_FOLDER: give one of them"
     )
-  opened = open_run(settings.run) if settings.run else None
-  if opened is not None and opened.unscorable:
-    raise ConfigError(f"{settings.run}: {opened.unscorable}")
+  opened, with_validation = open_run(settings.run) if settings.run else None, False
   if opened is not None:
+    require_held_out(opened, settings.split)
     logs, examples = opened.logs, opened.examples
+    with_validation = "validation" not in opened.held_out
   else:
     data = Path(settings.data)
     logs, examples = read_logs(data / "logs"), open_examples(data / "examples")
@@ -75,12 +81,13 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
   requests = eval_requests(groups)
   kept = workdir / "lists.npz"
   if not kept.exists():
-    save_lists(find_rivals(logs, examples, requests, k=DEPTH), kept)
+    found = find_rivals(logs, examples, requests, k=DEPTH, with_validation=with_validation)
+    save_lists(found, kept)
   ranked_RK = prospecting_RK = None
   if opened is not None:
     recommender = opened.recommender()
-    found = search_split(recommender, opened.contexts, groups, opened.search)
-    ranked_RK = found.recommendations.ad_RK
+    result = search_split(recommender, opened.contexts, groups, opened.search)
+    ranked_RK = result.recommendations.ad_RK
     prospecting_RK = prospecting_lists(recommender, opened, groups)
   metrics = judged(
     ranked_RK, prospecting_RK, *load_lists(kept), requests,

@@ -120,6 +120,16 @@ def invalid_rate(result: Recommendations, codes_AL: np.ndarray) -> float:
   return float(np.mean([tuple(row) not in existing for row in found_RKL.tolist()]))
 
 
+def require_held_out(opened: Opened, split: str) -> None:
+  """Raises ConfigError where a run's parameters have learned from a split, or from later days."""
+  if opened.unscorable:
+    raise ConfigError(f"{opened.folder}: {opened.unscorable}")
+  if split not in opened.held_out:
+    raise ConfigError(
+      f"{opened.folder}: has learned from the {split} split; --split test judges it"
+    )
+
+
 def evaluate(opened: Opened, *, split: str = "test", bootstrap: int = 1000) -> dict[str, float]:
   """Evaluates a run against the simple baselines and writes the files above.
 
@@ -136,12 +146,7 @@ def evaluate(opened: Opened, *, split: str = "test", bootstrap: int = 1000) -> d
   Raises:
     ConfigError: the parameters have learned from days that are not before the split.
   """
-  if opened.unscorable:
-    raise ConfigError(f"{opened.folder}: {opened.unscorable}")
-  if split not in opened.held_out:
-    raise ConfigError(
-      f"{opened.folder}: has learned from the {split} split; --split test judges it"
-    )
+  require_held_out(opened, split)
   workdir, logs = opened.folder, opened.logs
   groups = group_requests(read_split(opened.examples, split))
   requests = eval_requests(groups)

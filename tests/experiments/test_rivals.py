@@ -39,7 +39,7 @@ def test_beside_a_run_its_lists_are_compared_with_each_row(
   lists, prospecting = rivals.load_lists(folder / "lists.npz")
 
   class Opened:
-    unscorable = ""
+    unscorable, held_out = "", ("validation", "test")
     logs, examples = read_logs(tiny_data / "logs"), open_examples(tiny_data / "examples")
     contexts = search = recommender = staticmethod(lambda: None)
 
