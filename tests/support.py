@@ -103,9 +103,18 @@ def tiny_encoder() -> BertEncoder:
 
 
 def shaken_params(decoder: Decoder) -> dict:
-  """Parameters far from their start, so that gates are not neutral."""
-  params, rng = init_params(decoder, jax.random.key(0)), np.random.default_rng(0)
-  return jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), params)
+  """Parameters far from their start, so that gates are not neutral.
+
+  Their shapes alone are the decoder's: its own start takes seconds to compile.
+  """
+  rng = np.random.default_rng(0)
+  shapes = jax.eval_shape(lambda: init_params(decoder, jax.random.key(0)))
+
+  def drawn(path, leaf):
+    start = float(getattr(path[-1], "key", "") == "scale")  # of a norm
+    return jnp.asarray(start + 0.35 * rng.normal(size=leaf.shape), leaf.dtype)
+
+  return jax.tree_util.tree_map_with_path(drawn, shapes)
 
 
 COLLECTIVE = re.compile(

@@ -7,14 +7,14 @@ import pytest
 
 from gr4ad_jax.catalog.ad_index import build_ad_index
 from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
-from gr4ad_jax.gr4ad.build import build_decoder, init_params, start_fn, step_fn
+from gr4ad_jax.gr4ad.build import build_decoder, start_fn, step_fn
 from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.gr4ad.generator import generator_of
 from gr4ad_jax.nn import NEG_INF
 from gr4ad_jax.search.beam_search import beam_search, compile_search
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.recommender import Recommender
-from tests.support import VOCABULARY, random_context
+from tests.support import VOCABULARY, random_context, shaken_params
 
 SIZES = VOCABULARY.codebook_sizes
 ROWS = 3
@@ -108,7 +108,7 @@ def trained_like(request):
     decoder=request.param, width=16, num_heads=2, num_layers=2, num_lazy_layers=1, copy_path=True
   )
   decoder = build_decoder(config, VOCABULARY)
-  params = init_params(decoder, jax.random.key(0))
+  params = shaken_params(decoder)
   return decoder, params, random_context(np.random.default_rng(0), ROWS)
 
 
