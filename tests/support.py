@@ -10,12 +10,14 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from gr4ad_jax.data.records import AdTable
+from gr4ad_jax.data.shortlist import NUMBERS
 from gr4ad_jax.embedding.ad_text import INSTRUCTIONS
 from gr4ad_jax.embedding.cooccurrence import ItemPairs
 from gr4ad_jax.embedding.text_encoder import BertConfig, BertEncoder, TokenStates
 from gr4ad_jax.gr4ad.batch import Context, Vocabulary
 from gr4ad_jax.gr4ad.build import Decoder, init_params
 
+SHORTLIST = 7  # ads of a random context's
 VOCABULARY = Vocabulary(
   codebook_sizes=(7, 5, 6), feature_sizes=(3, 4), num_ecpm_bins=4, num_count_buckets=16,
   num_age_buckets=32, num_trend_buckets=32, num_trending=3, num_organic_buckets=8192,
@@ -38,6 +40,8 @@ def random_context(rng, rows: int, history: int = 5, organic: int = 4) -> Contex
     organic_id_BO=buckets(organic, 8192), organic_count_BO=buckets(organic),
     organic_age_BO=buckets(organic), organic_trend_BO=buckets(organic),
     trend_code_BNL=random_codes(rng, rows, 3).astype(np.int32), trend_share_BN=buckets(3),
+    short_code_BML=random_codes(rng, rows, SHORTLIST).astype(np.int32),
+    short_number_BMF=rng.integers(0, 5000, (rows, SHORTLIST, len(NUMBERS))).astype(np.int32),
   )
 
 

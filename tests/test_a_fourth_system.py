@@ -61,7 +61,7 @@ class Maker:
   def context(self, examples, *, user_ids=None):
     return Context(look_up(self.codes_AL, pad([e.ad_T[:3] for e in examples], 3)))
 
-  def with_ads(self, row_N, ad_ids, code_NL):
+  def with_ads(self, row_N, ads, code_NL):
     return Maker(with_rows(self.codes_AL, row_N, code_NL))
 
   def with_trending(self, trending):

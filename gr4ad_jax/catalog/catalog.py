@@ -52,8 +52,8 @@ class ContextMaker(Protocol):
     """
     ...
 
-  def with_ads(self, row_N: np.ndarray, ad_ids: Sequence[str], code_NL: np.ndarray) -> Self:
-    """The same with the SIDs of some ads; rows past the end follow without a gap."""
+  def with_ads(self, row_N: np.ndarray, ads: AdTable, code_NL: np.ndarray) -> Self:
+    """The same with columns and SIDs of some ads; rows past the end follow without a gap."""
     ...
 
   def with_trending(self, trending: Trending) -> Self:
@@ -247,7 +247,7 @@ class LiveCatalog:
         ads=_with_ads(now.ads, row_N, table),
         codes_AL=with_rows(now.codes_AL, row_N, code_NL),
         targeting=now.targeting.updated(row_N, table),
-        contexts=now.contexts.with_ads(row_N, ids, code_NL),
+        contexts=now.contexts.with_ads(row_N, table, code_NL),
       )
     self._now = changed
 

@@ -76,7 +76,9 @@ def compile_decode(
   """A search with fresh parameters and a random context; what it costs does not depend on them."""
   decoder = build_decoder(config, vocabulary)
   params = init_params(decoder, jax.random.key(seed))
-  context = random_context(vocabulary, batch, context_tokens, seed=seed)
+  context = random_context(
+    vocabulary, batch, context_tokens, shortlist=config.copy_path * config.shortlist, seed=seed
+  )
   search = compile_search(start_fn(decoder), step_fn(decoder), tree, tuple(widths))
   args = (params, *jax.device_put((context, tree.arrays)))
   if with_value:

@@ -79,6 +79,8 @@ class PrepareConfig:
   """Distinct ads of a user's history that a request shows."""
   max_organic_history: int = 96
   """Distinct organic contents of the history."""
+  max_met_ads: int = 512
+  """Ads of the user's past that a request counts, at several half-lives (for the copy path)."""
   num_trending: int | None = None
   """Currently most engaged ads shown to every request; default 64, and 0 for leave-one-out."""
   max_targets: int = 4

@@ -12,6 +12,8 @@ import numpy as np
 
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.example_records import to_example
+from gr4ad_jax.data.records import AdTable
+from gr4ad_jax.data.shortlist import AdFacts
 
 _training_example = functools.partial(to_example, split=0)
 
@@ -37,6 +39,14 @@ def pad(rows: list[np.ndarray], width: int, *, fill: float = -1, dtype=np.int32)
   for i, row in enumerate(rows):
     padded[i, : len(row)] = row
   return padded
+
+
+def ad_facts(ads: AdTable) -> AdFacts:
+  """What shortlists need to know of ads."""
+  parent_A = np.array([path.rpartition(" > ")[0] for path in ads.category], object)
+  columns = (ads.advertiser_id, ads.category, parent_A, ads.text)
+  keys = [hash_ids(column) for column in columns]
+  return AdFacts(np.stack(keys, axis=1), np.nan_to_num(ads.price).astype(np.float32))
 
 
 def look_up(table: np.ndarray, index: np.ndarray) -> np.ndarray:

@@ -67,7 +67,9 @@ def _checked(source: Source, config: PrepareConfig) -> dict[str, int]:
 
 
 def _sequences(source: Source, config: PrepareConfig, parts: LogParts) -> SequenceConfig:
-  limits = ("max_ad_history", "max_organic_history", "max_targets", "num_trending")
+  limits = (
+    "max_ad_history", "max_organic_history", "max_met_ads", "max_targets", "num_trending"
+  )
   chosen = {name: getattr(config, name) for name in limits if getattr(config, name) is not None}
   return dataclasses.replace(_split(source, parts), **chosen)
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gr4ad_jax.data.records import EventTable, Logs
+from gr4ad_jax.data.shortlist import met_ads
 from gr4ad_jax.data.splits import SequenceConfig, require_requests, split_requests
 
 NUM_COUNT_BUCKETS = 16
@@ -33,6 +34,8 @@ class Example:
     feature_F: int32, user then request features, 0 = unknown.
     ad_T, organic_O: int32 ad and content numbers, distinct, most recent first.
     ad_count_T, ad_age_T, organic_count_O, organic_age_O: uint8 buckets.
+    met_P: int32, ads whose product the user engaged with, promoted or organic, most counted first.
+    met_count_PH: float16 [P, H], their decayed counts, see `shortlist.met_ads`.
     target_C: int32 ad numbers, distinct.
     action_C: int8, deepest Action of each target in this request.
     value_C: float32 currency, summed over the request.
@@ -52,6 +55,8 @@ class Example:
   organic_O: np.ndarray
   organic_count_O: np.ndarray
   organic_age_O: np.ndarray
+  met_P: np.ndarray
+  met_count_PH: np.ndarray
   target_C: np.ndarray
   action_C: np.ndarray
   value_C: np.ndarray
@@ -168,8 +173,7 @@ class ExampleMaker:
       return
     past = self.past(user)
     seen, seen_s = _first_met(
-      np.append(past.ads, self.logs.contents.ad[past.organics]),
-      np.append(past.ad_time_s, past.organic_time_s),
+      np.append(past.ads, past.organic_ads), np.append(past.ad_time_s, past.organic_time_s)
     )
     ad_requests = events.request[ad_rows]
     for request in requests:
@@ -230,6 +234,7 @@ class ExampleMaker:
     return Past(
       events.ad[rows][engaged_E], time_s_E[engaged_E],
       events.value[rows][engaged_E].astype(np.float64), content_E[organic_E], time_s_E[organic_E],
+      self.logs.contents.ad[content_E[organic_E]],
     )
 
   def feature(self, user: int, row: int | None) -> np.ndarray:
@@ -253,6 +258,7 @@ class Past:
   Attributes:
     ads, ad_time_s, ad_value: ads engaged with; unix seconds; currency.
     organics, organic_time_s: contents met.
+    organic_ads: ads of the same products, -1 = none.
   """
 
   ads: np.ndarray
@@ -260,6 +266,7 @@ class Past:
   ad_value: np.ndarray
   organics: np.ndarray
   organic_time_s: np.ndarray
+  organic_ads: np.ndarray
 
   def merged(self, other: Past) -> Past:
     """Both pasts of one user as one; at equal times `other` comes later."""
@@ -286,10 +293,14 @@ class Past:
       self.organics[:num_organics], self.organic_time_s[:num_organics], now_s,
       config.max_organic_history,
     )
+    met = met_ads(
+      self.ads[:num_ads], self.ad_time_s[:num_ads], self.organic_ads[:num_organics],
+      self.organic_time_s[:num_organics], now_s=now_s, limit=config.max_met_ads,
+    )
     empty = np.zeros(0)
     return Example(
       request, user, split, now_s, float(self.ad_value[:num_ads].sum()), feature_F,
-      *history, *organic, empty.astype(np.int32), empty.astype(np.int8),
+      *history, *organic, *met, empty.astype(np.int32), empty.astype(np.int8),
       empty.astype(np.float32), empty.astype(np.float32), empty.astype(bool),
     )
 

@@ -32,6 +32,8 @@ class SequenceConfig:
   """Distinct ads kept, most recent first."""
   max_organic_history: int = 96
   """Distinct organic contents kept, most recent first."""
+  max_met_ads: int = 512
+  """Ads kept whose products the user engaged with, each with its decayed counts."""
   num_trending: int = 64
   """Currently most engaged ads shown to every request; 0 = none (needs real times)."""
   max_targets: int = 4
@@ -41,7 +43,7 @@ class SequenceConfig:
     def check(name: str, ok: bool, rule: str) -> None:
       require(ok, f"sequences.{name}", getattr(self, name), rule)
 
-    for name in ("max_ad_history", "max_organic_history", "max_targets"):
+    for name in ("max_ad_history", "max_organic_history", "max_met_ads", "max_targets"):
       check(name, getattr(self, name) >= 1, "must be at least 1")
     check("num_trending", self.num_trending >= 0, "must not be negative")
     rule = "must be 0 with leave_one_out, where the held-out items of other users would count"

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from gr4ad_jax.data.shortlist import BELOW, NUMBERS
+
 
 class Context(NamedTuple):
   """What is known of a request before an ad is chosen. Padding is -1 in every integer field.
@@ -31,6 +33,9 @@ class Context(NamedTuple):
   # 31-bit hashes of ids; None where the model has no table of ids (ModelConfig.id_rows).
   user_id_B: np.ndarray | None = None
   ad_id_BT: np.ndarray | None = None  # of the ad history
+  # The shortlist; None where the model has no copy path.
+  short_code_BML: np.ndarray | None = None  # int32, SID codes of its ads
+  short_number_BMF: np.ndarray | None = None  # int32, see data/shortlist.py
 
   def present(self) -> dict[str, np.ndarray]:
     """Fields that are there, by name."""
@@ -74,8 +79,6 @@ class EncodedContext(NamedTuple):
 
   token_BSD: jax.Array
   mask_BS: jax.Array  # bool, True = a real token
-  code_BSL: jax.Array  # int32 SID of each token, -1 where it has none
-  copy_bias_BS: jax.Array | None  # float32, see `copy_bias`; None where the copy path is off
 
 
 def random_vocabulary(codebook_sizes: Sequence[int]) -> Vocabulary:
@@ -88,9 +91,9 @@ def random_vocabulary(codebook_sizes: Sequence[int]) -> Vocabulary:
 
 
 def random_context(
-  vocabulary: Vocabulary, batch: int, context_tokens: int, *, seed: int = 0
+  vocabulary: Vocabulary, batch: int, context_tokens: int, *, shortlist: int = 0, seed: int = 0
 ) -> Context:
-  """A full context: no padding, half ads and half organic contents.
+  """A full context: no padding, half ads and half organic contents, and so many ads to copy.
 
   Raises:
     ValueError: no token left for the histories.
@@ -121,4 +124,8 @@ def random_context(
     ad_trend_BT=below(trend, ads), organic_trend_BO=below(trend, organic),
     trend_code_BNL=codes(vocabulary.num_trending),
     trend_share_BN=below(trend, vocabulary.num_trending),
+    **({
+      "short_code_BML": codes(shortlist),
+      "short_number_BMF": rng.integers(0, BELOW // 2, (batch, shortlist, len(NUMBERS)), np.int32),
+    } if shortlist else {}),
   )

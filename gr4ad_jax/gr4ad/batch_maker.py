@@ -7,8 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gr4ad_jax.data.pipeline import hash_ids, look_up, pad, with_rows
+from gr4ad_jax.data.pipeline import ad_facts, hash_ids, look_up, pad, with_rows
+from gr4ad_jax.data.records import AdTable
 from gr4ad_jax.data.sequences import NUM_AGE_BUCKETS, NUM_COUNT_BUCKETS, Example
+from gr4ad_jax.data.shortlist import NO_SHARES, AdFacts
+from gr4ad_jax.data.shortlist import shortlist as make_shortlist
 from gr4ad_jax.data.splits import SequenceConfig
 from gr4ad_jax.data.trending import NUM_TREND_BUCKETS, Trending
 from gr4ad_jax.gr4ad.batch import Batch, Context, Vocabulary
@@ -32,6 +35,7 @@ class BatchMaker:
     content_ad_O: int32 ad of the same product, -1 = none.
     trending: current shares by day, or None.
     user_hash_U, ad_hash_A: int32 hashes of ids, for models with a table of ids; else None.
+    facts, shortlist: what shortlists need of ads, and M, for models with a copy path; else None, 0.
   """
 
   sequence: SequenceConfig
@@ -44,6 +48,8 @@ class BatchMaker:
   trending: Trending | None
   user_hash_U: np.ndarray | None = None
   ad_hash_A: np.ndarray | None = None
+  facts: AdFacts | None = None
+  shortlist: int = 0
 
   def vocabulary(self, feature_sizes: Sequence[int], codebook_sizes: Sequence[int]) -> Vocabulary:
     """Sizes that the model needs for these batches."""
@@ -52,13 +58,15 @@ class BatchMaker:
       NUM_AGE_BUCKETS, NUM_TREND_BUCKETS, self.sequence.num_trending, NUM_ORGANIC_BUCKETS,
     )
 
-  def with_ads(self, row_N: np.ndarray, ad_ids: Sequence[str], code_NL: np.ndarray) -> BatchMaker:
+  def with_ads(self, row_N: np.ndarray, ads: AdTable, code_NL: np.ndarray) -> BatchMaker:
     """The same with the SIDs of some ads; rows past the end follow without a gap."""
-    ad_hash_A = self.ad_hash_A
+    ad_hash_A, facts = self.ad_hash_A, self.facts
     if ad_hash_A is not None:
-      ad_hash_A = with_rows(ad_hash_A, row_N, hash_ids(np.array(ad_ids, object)))
+      ad_hash_A = with_rows(ad_hash_A, row_N, hash_ids(ads.ad_id))
+    if facts is not None:
+      facts = AdFacts(*map(with_rows, facts, (row_N, row_N), ad_facts(ads)))
     return dataclasses.replace(
-      self, codes_AL=with_rows(self.codes_AL, row_N, code_NL), ad_hash_A=ad_hash_A
+      self, codes_AL=with_rows(self.codes_AL, row_N, code_NL), ad_hash_A=ad_hash_A, facts=facts
     )
 
   def with_trending(self, trending: Trending) -> BatchMaker:
@@ -97,7 +105,25 @@ class BatchMaker:
       trend_share_BN=share_BN,
       user_id_B=user_id_B,
       ad_id_BT=None if self.ad_hash_A is None else look_up(self.ad_hash_A, ad_BT),
+      **self._shortlists(examples, time_s_B),
     )
+
+  def _shortlists(
+    self, examples: Sequence[Example], time_s_B: np.ndarray
+  ) -> dict[str, np.ndarray]:
+    """Codes and numbers of each request's shortlist."""
+    if self.facts is None:
+      return {}
+    days = [NO_SHARES] * len(examples)
+    if self.trending is not None:
+      row_B = self.trending.rows(time_s_B).tolist()
+      of_day = {row: self.trending.shares(row) for row in set(row_B)}
+      days = [of_day[row] for row in row_B]
+    ad_BM, number_BMF = map(np.stack, zip(*(
+      make_shortlist(e.met_P, e.met_count_PH, shares, self.facts, self.shortlist)
+      for e, shares in zip(examples, days, strict=True)
+    ), strict=True))
+    return {"short_code_BML": look_up(self.codes_AL, ad_BM), "short_number_BMF": number_BMF}
 
   def _share_buckets(
     self, time_s_B: np.ndarray, item_BX: np.ndarray, ad_BX: np.ndarray

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gr4ad_jax.data import shortlist
 from gr4ad_jax.gr4ad.autoregressive import AutoregressiveDecoder
 from gr4ad_jax.gr4ad.batch import Context, Vocabulary
 from gr4ad_jax.gr4ad.config import ModelConfig
@@ -34,6 +35,7 @@ def init_params(decoder: Decoder, key: jax.Array) -> Any:
   levels = vocabulary.num_levels
   one = jnp.zeros((1, 1), jnp.int32)
   codes = jnp.zeros((1, 1, levels), jnp.int32)
+  numbers = jnp.zeros((1, 1, len(shortlist.NUMBERS)), jnp.int32)
   trending = jnp.zeros((1, vocabulary.num_trending), jnp.int32)
   context = Context(
     feature_BF=jnp.zeros((1, len(vocabulary.feature_sizes)), jnp.int32),
@@ -42,6 +44,7 @@ def init_params(decoder: Decoder, key: jax.Array) -> Any:
     organic_trend_BO=one,
     trend_code_BNL=jnp.zeros((*trending.shape, levels), jnp.int32), trend_share_BN=trending,
     **({"user_id_B": one[0], "ad_id_BT": one} if decoder.config.id_rows else {}),
+    **({"short_code_BML": codes, "short_number_BMF": numbers} if decoder.config.copy_path else {}),
   )
   return _compile_init(decoder)(key, context, codes)["params"]
 

@@ -36,8 +36,10 @@ class ModelConfig:
   fuse_bos: bool = False
   """Also fuse a learned BOS token at position 1 (eq. 7 read literally; the figures bypass it)."""
   copy_path: bool = False
-  """Mix in next codes copied from ads in the context: the user's history and what is trending
-  (beyond the paper; off = paper)."""
+  """Mix in next codes copied from a shortlist of ads that the user met or that are trending, each
+  weighed by its numbers (beyond the paper; off = paper)."""
+  shortlist: int = 512
+  """Ads of that shortlist."""
   id_rows: int = 0
   """Rows of a table that ids of users and of ads in the history are hashed into (beyond the paper);
   0 = none, then an ad is known by its codes and a user by features alone."""
@@ -66,6 +68,7 @@ class ModelConfig:
     for name in ("mlp_width", "id_rows"):
       require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name),
               "must not be negative")
+    require(self.shortlist >= 1, "model.shortlist", self.shortlist, "must be at least 1")
     require(self.id_width >= 1, "model.id_width", self.id_width, "must be at least 1")
 
   @property

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 
 from gr4ad_jax.gr4ad.batch import Context, EncodedContext, Vocabulary
 from gr4ad_jax.gr4ad.config import ModelConfig
-from gr4ad_jax.gr4ad.copy_path import CopyBias
 from gr4ad_jax.gr4ad.tokens import TokenTables
 from gr4ad_jax.machine.sharding import ROWS, TENSOR, constrain
 from gr4ad_jax.nn.layers import Linear, Norm
@@ -78,8 +77,6 @@ class ContextProcessor(nn.Module):
       trend_BND += table("trend_share", vocabulary.num_trend_buckets, context.trend_share_BN)
       groups_BSD.append(Linear(width, name="trend_projection")(trend_BND))
 
-    num_features = features_BFD.shape[1]
-    no_code_BFL = jnp.full((num_rows, num_features, vocabulary.num_levels), -1, jnp.int32)
     return EncodedContext(
       # Split along the width, as heads are: lazy keys and values are these tokens.
       constrain(
@@ -88,22 +85,13 @@ class ContextProcessor(nn.Module):
       ),
       jnp.concatenate(
         [
-          jnp.ones((num_rows, num_features), bool),
+          jnp.ones((num_rows, features_BFD.shape[1]), bool),
           context.ad_count_BT >= 0,
           context.organic_count_BO >= 0,
           context.trend_share_BN >= 0,
         ],
         axis=1,
       ),
-      jnp.concatenate(
-        [
-          no_code_BFL, context.ad_code_BTL, context.organic_code_BOL, context.trend_code_BNL
-        ],
-        axis=1,
-      ),
-      CopyBias(vocabulary, num_features, name="copy_bias")(context)
-      if self.config.copy_path
-      else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""The copy path: next codes copied from ads and contents of the context (beyond the paper)."""
+"""The copy path: next codes copied from the ads of the request's shortlist (beyond the paper)."""
 
 from __future__ import annotations
 
@@ -9,131 +9,125 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gr4ad_jax.gr4ad.batch import Context, Vocabulary
+from gr4ad_jax.data import shortlist
+from gr4ad_jax.gr4ad.batch import Context
 from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.nn import NEG_INF
-from gr4ad_jax.nn.layers import Linear
 
 
-class CopyBias(nn.Module):
-  """How much each context token is copied from before the decoder's state has a say.
+class CopyScore(nn.Module):
+  """How much each ad of the shortlist is copied from, whatever the decoder's state: its log weight.
 
-  A sum of one learned number per bucket, so that copying can weigh ads by frequency x recency x
-  current share, as simple rules do; it starts at such a rule: proportional to the count, halved
-  every HALF_LIFE_DAYS, and a trending ad with a share of EQUAL_SHARE like one met once just now.
+      log (count + a organic + b share) + MLP(numbers)
+
+  The first term is the rule of `data.shortlist` on the numbers themselves: the user's own
+  engagements at a half-life of 112 days, the organic ones weighing a, and the ad's current share of
+  all engagements at 1.5 days, weighing b. The MLP sees every number and begins at zero, so that the
+  model starts at the rule's ranking and learns from there.
   """
 
-  vocabulary: Vocabulary
-  num_features: int
-
-  HALF_LIFE_DAYS = 112.0
-  EQUAL_SHARE = 0.01
-  # Parameters are the biases divided by this: AdamW moves each by about the learning rate a step.
-  STEP = 8.0
+  HIDDEN = 32
+  STEP = 2.5  # Weights are parameters times this: AdamW moves each by about the learning rate.
 
   @nn.compact
-  def __call__(self, context: Context) -> jax.Array:
-    vocabulary = self.vocabulary
-
-    def bias(name: str, start: np.ndarray, index: jax.Array) -> jax.Array:
-      table_V = self.param(name, lambda _: jnp.asarray(start / self.STEP, jnp.float32)) * self.STEP
-      return jnp.where(index >= 0, table_V[jnp.maximum(index, 0)], 0.0)
-
-    counts = np.log(2) / 2 * np.arange(vocabulary.num_count_buckets)
-    hours = 2 ** (np.arange(vocabulary.num_age_buckets) / 2) - 1
-    ages = -np.log(2) * np.minimum(hours / 24, 730) / self.HALF_LIFE_DAYS
-    shares = np.log(2) * (np.arange(vocabulary.num_trend_buckets) / 2 - 16)
-    shares -= np.log(self.EQUAL_SHARE)
-    none = np.zeros(vocabulary.num_trend_buckets)
-    groups = [
-      jnp.zeros((context.feature_BF.shape[0], self.num_features)),
-      bias("ad_count", counts, context.ad_count_BT)
-      + bias("ad_age", ages, context.ad_age_BT)
-      + bias("ad_trend", none, context.ad_trend_BT),
-      bias("organic_count", counts, context.organic_count_BO)
-      + bias("organic_age", ages, context.organic_age_BO)
-      + bias("organic_trend", none, context.organic_trend_BO),
-      bias("trend_share", shares, context.trend_share_BN),
-    ]
-    return jnp.concatenate(groups, axis=1)
+  def __call__(self, number_BMF: jax.Array) -> jax.Array:
+    """int32 numbers, -1 = no ad -> float32 [B, M]; no ad gives any finite value."""
+    log_BMF = jnp.maximum(number_BMF, 0).astype(jnp.float32) / shortlist.SCALE
+    x_BMF = jnp.expm1(log_BMF) / shortlist.UNIT_F[None, None]
+    start = np.log((shortlist.ORGANIC_WEIGHT, shortlist.SHARE_WEIGHT)) / self.STEP
+    weight_2 = jnp.exp(self.param("rule", lambda _: jnp.asarray(start, jnp.float32)) * self.STEP)
+    rule_BM = (
+      x_BMF[..., shortlist.COUNT] + weight_2[0] * x_BMF[..., shortlist.ORGANIC]
+      + weight_2[1] * x_BMF[..., shortlist.SHARE]
+    )
+    score_BM = jnp.log(rule_BM + 1e-6)
+    mean_F, spread_F = (x.astype(np.float32) for x in (shortlist.MEAN_F, shortlist.SPREAD_F))
+    normal_BMF = (log_BMF - mean_F[None, None]) / spread_F[None, None]
+    h = jnp.concatenate([normal_BMF, score_BM[..., None]], axis=-1)
+    start = nn.initializers.variance_scaling(self.STEP**-2, "fan_in", "truncated_normal")
+    for layer in ("first", "second"):
+      kernel = self.param(f"{layer}_kernel", start, (h.shape[-1], self.HIDDEN))
+      bias = self.param(f"{layer}_bias", nn.initializers.zeros, (self.HIDDEN,))
+      h = jax.nn.gelu(self.STEP * (h @ kernel.astype(jnp.float32) + bias[None, None]))
+    last = self.param("last_kernel", nn.initializers.zeros, (self.HIDDEN, 1))
+    return score_BM + self.STEP * (h @ last.astype(jnp.float32))[..., 0]
 
 
 def first_match(source: CopySource | None) -> jax.Array | None:
-  """Context tokens that a beam without codes may copy from, bool [B, 1, S]."""
-  return None if source is None else source.code_BSL[:, None, :, 0] >= 0
+  """Ads of the shortlist that a beam without codes may copy, bool [B, 1, M]."""
+  return None if source is None else source.code_BML[:, None, :, 0] >= 0
 
 
 def follow_codes(shared: Any, state: Any, code_BW: jax.Array, level: int | jax.Array) -> Any:
-  """Narrows the context tokens that a beam may copy from to those with `code_BW` at `level`."""
+  """Narrows the ads that a beam may copy to those with `code_BW` at `level`."""
   if shared.copy_source is None:
     return state
-  code_BS = jax.lax.dynamic_index_in_dim(
-    shared.copy_source.code_BSL, level, axis=2, keepdims=False
+  code_BM = jax.lax.dynamic_index_in_dim(
+    shared.copy_source.code_BML, level, axis=2, keepdims=False
   )
-  same_BWS = code_BS[:, None, :] == code_BW[..., None]
-  return state._replace(match_BWS=state.match_BWS & same_BWS)
+  same_BWM = code_BM[:, None, :] == code_BW[..., None]
+  return state._replace(match_BWM=state.match_BWM & same_BWM)
 
 
 class CopySource(NamedTuple):
-  """Context tokens whose codes can be copied."""
+  """The ads whose codes can be copied."""
 
-  key_BSD: jax.Array
-  code_BSL: jax.Array  # int32, -1 = the token has no SID
-  bias_BS: jax.Array  # float32, how much is copied from a token whatever the decoder's state
+  code_BML: jax.Array  # int32, -1 = no ad
+  score_BM: jax.Array  # float32, log weight of each
 
 
 class CopyTerms(NamedTuple):
-  """A distribution over context tokens and the gate between copying and generating.
+  """A distribution over the shortlist and the gate between copying and generating.
 
   `...` stands for [C] in search and [C, L] in teacher forcing.
   """
 
-  attention: jax.Array  # [B, ..., S], sums to 1 where any token matches, else 0
-  log_gate: jax.Array  # [B, ...], log of the copy probability; NEG_INF where no token matches
+  attention: jax.Array  # [B, ..., M], sums to 1 where any ad matches, else 0
+  log_gate: jax.Array  # [B, ...], log of the copy probability; NEG_INF where no ad matches
   log_rest: jax.Array  # [B, ...], log of the generator's share
 
 
 class CopyPath(nn.Module):
-  """Attention from the decoder's last state over context tokens that share the decoded prefix.
+  """A pointer into the request's shortlist, followed code by code, beside the generator.
 
       p(s_t | s_<t, X) = (1 - g) softmax(W_t h_t) + g sum_i a_i 1[s_t(i) = s_t]
 
-  over the tokens i whose SID starts with s_<t, with a = softmax(q(h_t) k(x_i) + bias_i) over them
-  and a gate g = sigmoid(w_t h_t + b_t) that closes where there are none. The query starts at zero,
-  so that at first ads are copied by frequency, recency and current share (`context.CopyBias`).
+  over the ads i of the shortlist whose SID starts with s_<t, with a = softmax(score_i) over them
+  (`CopyScore`) and a gate g = sigmoid(w_t h_t + b_t) that closes where there are none. Along a
+  whole SID the a_i multiply to the share of its ads in the whole shortlist: what is copied is
+  ranked by score. The gate starts nearly open, so that the model first ranks as the rule does.
   Beyond the paper: a pointer mixture as in See et al. 2017.
   """
 
   config: ModelConfig
   num_levels: int
 
-  def setup(self):
-    self.query = Linear(self.config.width, scale=0.0)
-    self.key = Linear(self.config.width)
-    self.gate = self.param(
-      "gate", nn.initializers.zeros, (self.num_levels, self.config.width + 1)
-    )
+  OPEN = 3.0  # the gate's first logit: .95
 
-  def keys(self, context_BSD: jax.Array) -> jax.Array:
-    """Keys of the context tokens, computed once per request."""
-    return self.key(context_BSD)
+  def setup(self):
+    self.score = CopyScore()
+
+    def open_gate(_, shape):
+      return jnp.zeros(shape).at[:, -1].set(self.OPEN)
+
+    self.gate = self.param("gate", open_gate, (self.num_levels, self.config.width + 1))
+
+  def source(self, context: Context) -> CopySource:
+    """What can be copied; computed once per request."""
+    return CopySource(context.short_code_BML, self.score(context.short_number_BMF))
 
   def __call__(
     self, h: jax.Array, source: CopySource, match: jax.Array, gate: jax.Array
   ) -> CopyTerms:
-    """How much each context token is copied from.
+    """How much each ad is copied.
 
     Args:
       h: [B, ..., D] last decoder states.
-      source: keys and biases of the context tokens.
-      match: bool [B, ..., S], tokens whose SID starts with the decoded prefix.
+      source: ads and their weights.
+      match: bool [B, ..., M], ads whose SID starts with the decoded prefix.
       gate: float32 [..., D + 1], gate weights and bias (a row of `self.gate`, or all rows).
     """
-    score = jnp.einsum(
-      "B...D,BSD->B...S", self.query(h) * self.config.width**-0.5, source.key_BSD,
-      preferred_element_type=jnp.float32,
-    )
-    score += jnp.expand_dims(source.bias_BS, tuple(range(1, score.ndim - 1)))
+    score = jnp.expand_dims(source.score_BM, tuple(range(1, match.ndim - 1)))
     some = jnp.any(match, axis=-1)
     attention = jax.nn.softmax(jnp.where(match, score, NEG_INF), axis=-1)
     gate = jnp.expand_dims(gate, tuple(range(h.ndim - gate.ndim)))

@@ -7,11 +7,12 @@ positions of decoding are element-wise too, and the narrow projection of hashed 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
+from gr4ad_jax.data.shortlist import NUMBERS
 from gr4ad_jax.gr4ad.batch import Vocabulary
 from gr4ad_jax.gr4ad.config import ModelConfig
+from gr4ad_jax.gr4ad.copy_path import CopyScore
 
 
 def num_params(config: ModelConfig, vocabulary: Vocabulary) -> int:
@@ -33,7 +34,8 @@ def num_params(config: ModelConfig, vocabulary: Vocabulary) -> int:
   if config.id_rows:
     output += config.id_width * (config.id_rows + d)
   if config.copy_path:
-    output += 2 * d * d + levels * (d + 1)
+    hidden = CopyScore.HIDDEN
+    output += levels * (d + 1) + 2 + hidden * (len(NUMBERS) + 1 + 1 + hidden + 1 + 1)
   return own + tables + output + _context_params(config, vocabulary)
 
 
@@ -42,8 +44,7 @@ def num_table_params(config: ModelConfig, vocabulary: Vocabulary) -> int:
 
   What is left of `num_params` without them is the N of scaling laws.
   """
-  narrow = dataclasses.replace(config, copy_path=False)
-  context = _context_params(narrow, vocabulary) - config.width
+  context = _context_params(config, vocabulary) - config.width
   groups = 3 + bool(vocabulary.num_trending)
   tables = sum(vocabulary.codebook_sizes) * config.width + config.id_rows * config.id_width
   return tables + context - groups * config.width**2
@@ -55,11 +56,11 @@ def _context_params(config: ModelConfig, vocabulary: Vocabulary) -> int:
     vocabulary.num_count_buckets + vocabulary.num_age_buckets + vocabulary.num_trend_buckets
   )
   rows = 1 + sum(vocabulary.feature_sizes) + 2 * buckets + vocabulary.num_organic_buckets
-  groups, biases = 3, 2 * buckets + vocabulary.num_trend_buckets
+  groups = 3
   if vocabulary.num_trending:
     rows += vocabulary.num_trending + vocabulary.num_trend_buckets
     groups += 1
-  return rows * d + groups * d * d + d + (biases if config.copy_path else 0)
+  return rows * d + groups * d * d + d
 
 
 def _layer_weights(config: ModelConfig) -> int:
@@ -107,8 +108,8 @@ def decode_flops(
     2 * n * v * d for n, v in zip(tokens[:levels], vocabulary.codebook_sizes, strict=True)
   )
   if config.copy_path:
-    heads += sum(
-      2 * n * (d * d + S * d + S * v)
+    heads += _score_flops(config) + sum(
+      2 * n * config.shortlist * v
       for n, v in zip(tokens[:levels], vocabulary.codebook_sizes, strict=True)
     )
   if with_value:
@@ -117,9 +118,15 @@ def decode_flops(
 
 
 def _context_flops(config: ModelConfig, tokens: int, layers_with_kv: int) -> int:
-  """Context tokens, once more for the copy path, and keys and values where layers project them."""
-  products = 1 + config.copy_path + (2 * layers_with_kv if config.kv_mode == "projected" else 0)
+  """Context tokens, and keys and values where layers project them."""
+  products = 1 + (2 * layers_with_kv if config.kv_mode == "projected" else 0)
   return 2 * tokens * config.width**2 * products
+
+
+def _score_flops(config: ModelConfig) -> int:
+  """The copy path's network over the numbers of the shortlist."""
+  hidden = CopyScore.HIDDEN
+  return 2 * config.shortlist * hidden * (len(NUMBERS) + 1 + hidden + 1)
 
 
 def train_flops(
@@ -156,5 +163,5 @@ def train_flops(
   heads = 2 * head_rows * d * sum(vocabulary.codebook_sizes)
   heads += 2 * targets * d * vocabulary.num_ecpm_bins
   if config.copy_path:
-    heads += 2 * targets * levels * (d * d + S * d)
+    heads += _score_flops(config)
   return 3 * (_context_flops(config, S, layers_with_kv) + own + heads)

@@ -38,7 +38,7 @@ class BeamState(NamedTuple):
   """What each beam carries; every leaf is [B, W, ...], so that selection is one gather."""
 
   cache: tuple[LayerCache, ...]  # one per autoregressive layer
-  match_BWS: jax.Array | None  # context tokens whose SID starts with the beam's codes
+  match_BWM: jax.Array | None  # ads of the shortlist whose SID starts with the beam's codes
 
 
 class DecoderParts(nn.Module):
@@ -56,8 +56,7 @@ class DecoderParts(nn.Module):
 
   def read(self, context: Context) -> tuple[EncodedContext, CopySource | None]:
     """The context as tokens, and what may be copied from it."""
-    encoded = self.context_processor(context)
-    return encoded, self.output.copy_source(encoded)
+    return self.context_processor(context), self.output.copy_source(context)
 
   def target_tokens(self, target_BCL: jax.Array) -> jax.Array:
     """Token inputs of all codes of the targets, [B, C, L, D]."""
@@ -135,5 +134,5 @@ class DecoderParts(nn.Module):
       h_BW1D, cache = layer(h_BW1D, kv, shared.mask_BS, cache=cache, position=position)
       written.append(cache)
     h_BWD = self.final_norm(h_BW1D[:, :, 0])
-    state = BeamState(tuple(written), state.match_BWS)
-    return state, self.output.log_probs(h_BWD, position, shared.copy_source, state.match_BWS)
+    state = BeamState(tuple(written), state.match_BWM)
+    return state, self.output.log_probs(h_BWD, position, shared.copy_source, state.match_BWM)

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from gr4ad_jax.data import shortlist
 from gr4ad_jax.gr4ad.batch import Vocabulary
 from gr4ad_jax.gr4ad.build import Decoder, start_fn, step_fn
 from gr4ad_jax.gr4ad.layouts import LAYOUTS
@@ -53,4 +54,6 @@ def _arrays(vocabulary: Vocabulary) -> dict[str, ContextArray]:
     "trend_share_BN": ContextArray("trending shares", share),
     "user_id_B": ContextArray("user hash", (2**31,)),
     "ad_id_BT": ContextArray("ad hashes", (2**31,)),
+    "short_code_BML": ContextArray("shortlist codes", codes),
+    "short_number_BMF": ContextArray("shortlist numbers", (shortlist.BELOW,)),
   }

@@ -32,7 +32,7 @@ class MultiTokenState(NamedTuple):
   """What each beam carries; every leaf is [B, W, ...]."""
 
   hidden_BWD: jax.Array  # top state of the position before
-  match_BWS: jax.Array | None  # context tokens whose SID starts with the beam's codes
+  match_BWM: jax.Array | None  # context tokens whose SID starts with the beam's codes
 
 
 class PositionModule(nn.Module):
@@ -152,4 +152,4 @@ class MultiTokenDecoder(DecoderParts):
     self, shared: SharedByMultiToken, state: MultiTokenState, level: int | jax.Array
   ) -> jax.Array:
     h_BWD = self.final_norm(state.hidden_BWD)
-    return self.output.log_probs(h_BWD, level, shared.copy_source, state.match_BWS)
+    return self.output.log_probs(h_BWD, level, shared.copy_source, state.match_BWM)

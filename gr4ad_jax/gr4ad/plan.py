@@ -31,7 +31,9 @@ def plan_run(
   `vocabulary` is that of data which are there; None = as a small run has it.
   """
   vocabulary = vocabulary or random_vocabulary(shape.codebook_sizes)
-  context = random_context(vocabulary, 1, shape.context_tokens)
+  context = random_context(
+    vocabulary, 1, shape.context_tokens, shortlist=config.model.copy_path * config.model.shortlist
+  )
   if config.model.id_rows:
     context = context._replace(user_id_B=np.zeros(1, np.int32), ad_id_BT=context.ad_count_BT)
   example = Batch(

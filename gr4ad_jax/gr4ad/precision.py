@@ -21,7 +21,7 @@ _QWIX_RULES = {
   "int8": {"weight_qtype": "int8"},
   "fp8": {"weight_qtype": "float8_e4m3fn", "act_qtype": "float8_e4m3fn"},
 }
-_QUANTISED = "(?!tables)(context_processor|lazy_layers|layers|modules|fuse|output).*"
+_QUANTISED = "(?!tables|output/copy)(context_processor|lazy_layers|layers|modules|fuse|output).*"
 
 
 def at_precision(decoder: Decoder, precision: str) -> tuple[Decoder, Callable[[Any], Any]]:
@@ -41,7 +41,7 @@ def at_precision(decoder: Decoder, precision: str) -> tuple[Decoder, Callable[[A
     return decoder, lambda params: params
   if precision == "bfloat16":
     config = dataclasses.replace(decoder.config, compute_dtype="bfloat16")
-    # Vectors (norms, biases of the copy path) are few, and are used in float32.
+    # Vectors (norms, biases) are few, and are used in float32.
     return build_decoder(config, decoder.vocabulary), lambda params: jax.tree.map(
       lambda x: x.astype(jnp.bfloat16) if x.ndim > 1 else x, params
     )

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from gr4ad_jax import config as config_lib
 from gr4ad_jax.catalog.prepared import Prepared, open_prepared
 from gr4ad_jax.config import ConfigError
-from gr4ad_jax.data.pipeline import hash_buckets, hash_ids
+from gr4ad_jax.data.pipeline import ad_facts, hash_buckets, hash_ids
 from gr4ad_jax.gr4ad.batch import Vocabulary
 from gr4ad_jax.gr4ad.batch_maker import NUM_ORGANIC_BUCKETS, BatchMaker
 from gr4ad_jax.gr4ad.build import Decoder, build_decoder
@@ -102,6 +102,10 @@ def open_inputs(run: RunFile, workdir: Place | None = None) -> Inputs:
   if run.config.model.id_rows:
     make_batch = dataclasses.replace(
       make_batch, user_hash_U=hash_ids(logs.users.user_id), ad_hash_A=hash_ids(logs.ads.ad_id)
+    )
+  if run.config.model.copy_path:
+    make_batch = dataclasses.replace(
+      make_batch, facts=ad_facts(logs.ads), shortlist=run.config.model.shortlist
     )
   return Inputs(
     **vars(prepared), make_batch=make_batch, scale=scale,

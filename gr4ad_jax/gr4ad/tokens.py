@@ -1,22 +1,17 @@
-"""SID code tables, output heads, and the path that copies codes from ads in the context."""
+"""SID code tables, output heads, and the path that copies codes of the shortlist."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gr4ad_jax.gr4ad.batch import Vocabulary
+from gr4ad_jax.gr4ad.batch import Context, Vocabulary
 from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.gr4ad.copy_path import CopyPath, CopySource
 from gr4ad_jax.machine.sharding import ROWS, TENSOR, constrain
 from gr4ad_jax.nn import NEG_INF
 from gr4ad_jax.nn.layers import Linear
-
-if TYPE_CHECKING:  # context.py reads the tables of this module
-  from gr4ad_jax.gr4ad.batch import EncodedContext
 
 
 class TokenTables(nn.Module):
@@ -76,11 +71,9 @@ class TokenOutput(nn.Module):
     if self.config.copy_path:
       self.copy = CopyPath(self.config, self.vocabulary.num_levels)
 
-  def copy_source(self, encoded: EncodedContext) -> CopySource | None:
+  def copy_source(self, context: Context) -> CopySource | None:
     """What the copy path needs of the context; None where it is off."""
-    if encoded.copy_bias_BS is None:
-      return None
-    return CopySource(self.copy.keys(encoded.token_BSD), encoded.code_BSL, encoded.copy_bias_BS)
+    return self.copy.source(context) if self.config.copy_path else None
 
   def target_log_probs(
     self, h_BRLD: jax.Array, target_BCL: jax.Array, source: CopySource | None
@@ -103,14 +96,14 @@ class TokenOutput(nn.Module):
     )
     if source is None:
       return log_prob_BCL
-    code_B1LS = jnp.swapaxes(source.code_BSL, 1, 2)[:, None]
-    same_BCLS = code_B1LS == target_BCL[..., None]
-    with_sid_BC1S = jnp.broadcast_to(code_B1LS[:, :, :1] >= 0, same_BCLS[:, :, :1].shape)
-    match = [with_sid_BC1S]  # level l may copy from tokens that share levels < l
+    code_B1LM = jnp.swapaxes(source.code_BML, 1, 2)[:, None]
+    same_BCLM = code_B1LM == target_BCL[..., None]
+    real_BC1M = jnp.broadcast_to(code_B1LM[:, :, :1] >= 0, same_BCLM[:, :, :1].shape)
+    match = [real_BC1M]  # level l may copy ads that share levels < l
     for level in range(self.vocabulary.num_levels - 1):
-      match.append(match[-1] & same_BCLS[:, :, level : level + 1])
+      match.append(match[-1] & same_BCLM[:, :, level : level + 1])
     terms = self.copy(h_BRLD, source, jnp.concatenate(match, axis=2), self.copy.gate)
-    copied_BCL = jnp.sum(jnp.where(same_BCLS, terms.attention, 0.0), axis=-1)
+    copied_BCL = jnp.sum(jnp.where(same_BCLM, terms.attention, 0.0), axis=-1)
     return jnp.logaddexp(terms.log_rest + log_prob_BCL, terms.log_gate + _safe_log(copied_BCL))
 
   def log_probs(
@@ -118,7 +111,7 @@ class TokenOutput(nn.Module):
     h_BCD: jax.Array,
     level: int | jax.Array,
     source: CopySource | None,
-    match_BCS: jax.Array | None,
+    match_BCM: jax.Array | None,
   ) -> jax.Array:
     """log p(. | prefix, X) over the codes of one level.
 
@@ -127,7 +120,7 @@ class TokenOutput(nn.Module):
       level: 0-based; level L (a Python int) is the value bucket; a traced level gives rows padded
         to the largest codebook with NEG_INF.
       source: from `copy_source`.
-      match_BCS: bool, context tokens whose SID starts with the beam's prefix (copy path only).
+      match_BCM: bool, ads of the shortlist that start with the beam's prefix (copy path only).
 
     Returns:
       float32 [B, C, V].
@@ -138,7 +131,7 @@ class TokenOutput(nn.Module):
       sizes = self.vocabulary.codebook_sizes
       branches = [
         lambda i=i, size=size: jnp.pad(
-          self.log_probs(h_BCD, i, source, match_BCS),
+          self.log_probs(h_BCD, i, source, match_BCM),
           ((0, 0), (0, 0), (0, max(sizes) - size)), constant_values=NEG_INF,
         )
         for i, size in enumerate(sizes)
@@ -147,9 +140,9 @@ class TokenOutput(nn.Module):
     log_prob_BCV = jax.nn.log_softmax(self.tables.logits(h_BCD, level), axis=-1)
     if source is None:
       return log_prob_BCV
-    terms = self.copy(h_BCD, source, match_BCS, self.copy.gate[level])
-    one_hot_BSV = jax.nn.one_hot(source.code_BSL[..., level], log_prob_BCV.shape[-1])
-    copied_BCV = jnp.einsum("BCS,BSV->BCV", terms.attention, one_hot_BSV)
+    terms = self.copy(h_BCD, source, match_BCM, self.copy.gate[level])
+    one_hot_BMV = jax.nn.one_hot(source.code_BML[..., level], log_prob_BCV.shape[-1])
+    copied_BCV = jnp.einsum("BCM,BMV->BCV", terms.attention, one_hot_BMV)
     return jnp.logaddexp(
       terms.log_rest[..., None] + log_prob_BCV,
       terms.log_gate[..., None] + _safe_log(copied_BCV),

@@ -18,7 +18,9 @@ import numpy as np
 from gr4ad_jax.catalog.ad_index import AdIndex
 from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
 from gr4ad_jax.catalog.subsets import num_words
+from gr4ad_jax.data import shortlist
 from gr4ad_jax.data.example_records import to_example
+from gr4ad_jax.data.pipeline import ad_facts
 from gr4ad_jax.machine import atomic, storage
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.search import artifact, raw_histories
@@ -117,7 +119,8 @@ def write_artifact(
     )
     np.savez(fresh / "sample.npz", **arrays)
     shutil.copy(artifact.__file__, fresh / "reader.py")
-    shutil.copy(raw_histories.__file__, fresh)
+    for module in (raw_histories, shortlist):  # which it imports
+      shutil.copy(module.__file__, fresh)
     manifest["sha256"] = {
       name: artifact.digest(fresh / name) for name in (*programs, "arrays.npz", "sample.npz")
     }
@@ -149,6 +152,8 @@ def _histories(opened: Opened) -> Histories:
   arrays = {
     "ad_code_AL": opened.sids.codes_AL, "content_id_O": contents.content_id.astype(str),
     "content_code_OL": opened.sids.content_codes_OL, "content_ad_O": contents.ad,
+    "max_met_ads": np.array(opened.examples.config.max_met_ads),
+    **{f"ad_{name}": array for name, array in ad_facts(opened.logs.ads)._asdict().items()},
   }
   if trending is not None:
     arrays |= {f"trending_{name}": np.asarray(x) for name, x in vars(trending).items()}

@@ -37,6 +37,7 @@ class Users:
     )
     self._config = examples.config
     self._row_of = {user: row for row, user in enumerate(logs.users.user_id.tolist())}
+    self._ad_of_content = logs.contents.ad
     self._content_row = {c: row for row, c in enumerate(logs.contents.content_id.tolist())}
     self._ad_of_content_O = logs.contents.ad
     self.features = examples.features.user | examples.features.request  # name -> values
@@ -126,5 +127,5 @@ class Users:
     content_N2 = np.array(contents, np.int64).reshape(-1, 2)
     return Past(
       ad_N3[:, 0].astype(np.int32), ad_N3[:, 1].astype(np.int64), ad_N3[:, 2],
-      content_N2[:, 0].astype(np.int32), content_N2[:, 1],
+      content_N2[:, 0].astype(np.int32), content_N2[:, 1], self._ad_of_content[content_N2[:, 0]],
     ), unknown

@@ -64,6 +64,11 @@ def test_history_holds_distinct_items_before_the_request(hand_maker):
   assert third.ad_count_T.tolist() == count_bucket(np.array([2, 1])).tolist()
   assert third.ad_age_T.tolist() == age_bucket(np.array([3, 5]) * HOUR).tolist()
   assert third.past_value == 5.0
+  # a0 twice, a1 clicked, and a3, whose product was met as content; a2 was only shown.
+  assert third.met_P.tolist() == [0, 1, 3]
+  promoted, organic = [2, 1, 0], [0, 0, 1]
+  assert third.met_count_PH[:, :4].round().T.tolist() == [promoted] * 4
+  assert third.met_count_PH[:, 4:].round().T.tolist() == [organic] * 4
 
 
 def test_targets_are_merged_and_marked_new(hand_maker):
@@ -87,7 +92,8 @@ def test_later_events_change_nothing(hand_logs, hand_maker):
   ])
   shorter = ExampleMaker(cut, hand_maker.config)
   for a, b in zip(shorter.user_examples(0, 0), hand_maker.user_examples(0, 0), strict=True):
-    for name in ("ad_T", "ad_count_T", "ad_age_T", "organic_O", "target_C", "value_C", "new_C"):
+    names = ("ad_T", "ad_count_T", "ad_age_T", "organic_O", "target_C", "value_C", "new_C")
+    for name in (*names, "met_P", "met_count_PH"):
       np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
 
 

@@ -30,6 +30,13 @@ def test_shares_decay_and_leave_out_the_day_itself(tiny_logs):
       trending.bucket_of(row, np.arange(40)),
       np.where(score_A > 0, share_bucket(score_A / score_A.sum()), 0),
     )
+    shares = trending.shares(row)
+    for place, half_life in enumerate((1.5, 7, 28)):
+      weight = np.where(age >= 0, 0.5 ** (np.maximum(age, 0) / half_life), 0)
+      score_A = np.bincount(events.ad[ads], weights=weight, minlength=40)
+      np.testing.assert_allclose(
+        shares.share_NH[:, place], score_A[shares.ad_N] / score_A.sum(), rtol=1e-5
+      )
 
 
 def test_the_future_does_not_leak(tiny_logs):
@@ -45,6 +52,7 @@ def test_the_future_does_not_leak(tiny_logs):
   rows = len(a.ad_DN)
   np.testing.assert_array_equal(a.ad_DN, b.ad_DN[:rows])
   np.testing.assert_array_equal(a.bucket_DN, b.bucket_DN[:rows])
+  np.testing.assert_array_equal(a.share_DNH, b.share_DNH[:rows])
 
 
 def test_a_request_sees_the_row_of_its_own_day(tiny_logs):
@@ -60,6 +68,7 @@ def test_times_outside_the_log_take_the_nearest_day(tiny_logs, tmp_path):
   save_trending(trending, tmp_path / "t.npz")
   again = load_trending(tmp_path / "t.npz")
   np.testing.assert_array_equal(again.ad_DN, trending.ad_DN)
+  np.testing.assert_array_equal(again.share_DNH, trending.share_DNH)
   last = len(trending.ad_DN) - 1
   assert again.rows(np.array([0, 10**12])).tolist() == [0, last]
   assert share_bucket(np.array([0, 2.0**-16, 0.5, 1])).tolist() == [0, 0, 30, 31]
@@ -86,6 +95,7 @@ def test_live_shares_are_those_of_a_log_that_has_grown(tiny_logs):
   assert grown.first_day == whole.first_day
   np.testing.assert_array_equal(grown.bucket_DN, whole.bucket_DN)
   np.testing.assert_array_equal(grown.ad_DN, whole.ad_DN)
+  np.testing.assert_allclose(grown.share_DNH, whole.share_DNH, rtol=1e-6)
 
 
 def test_live_shares_know_ads_that_came_later(tiny_logs):

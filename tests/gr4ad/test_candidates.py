@@ -48,7 +48,8 @@ MARKET = MarketConfig(
 NONE, SMALL = np.zeros(0, np.int32), np.zeros(0, np.uint8)
 CONTEXT = Example(
   4, 2, 0, 1_700_000_000, 7.5, np.array([1, 2], np.int32), NONE, SMALL, SMALL, NONE, SMALL, SMALL,
-  NONE, np.zeros(0, np.int8), np.zeros(0, np.float32), np.zeros(0, np.float32), np.zeros(0, bool),
+  NONE, np.zeros((0, 8), np.float16), NONE, np.zeros(0, np.int8), np.zeros(0, np.float32),
+  np.zeros(0, np.float32), np.zeros(0, bool),
 )
 LISTS = CandidateConfig(top=4, rest=4, sampled=3, max_lists=60, shown=True)
 

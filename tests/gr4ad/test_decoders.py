@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gr4ad_jax.data.shortlist import NUMBERS
 from gr4ad_jax.gr4ad.batch import Context
 from gr4ad_jax.gr4ad.build import build_decoder, init_params, start_fn, step_fn
 from gr4ad_jax.gr4ad.config import ModelConfig, preset
-from gr4ad_jax.gr4ad.copy_path import CopyBias
+from gr4ad_jax.gr4ad.copy_path import CopyScore
 from gr4ad_jax.gr4ad.lazy_decoder import Fuse
 from gr4ad_jax.gr4ad.tokens import TokenTables
 from gr4ad_jax.training.task import count_params
@@ -242,17 +243,16 @@ def test_copy_path_mixture_by_hand():
   params = init_params(decoder, jax.random.key(0))
   rng = np.random.default_rng(7)
   context = random_context(rng, 1)
-  context = context._replace(  # three tokens start with code 2, two of them go on with 4
-    ad_code_BTL=np.array([[[2, 4, 1], [2, 4, 3], [2, 0, 5], [1, 4, 1], [0, 0, 0]]], np.int32),
-    organic_code_BOL=np.full((1, 4, 3), -1, np.int32),
-    trend_code_BNL=np.full((1, 3, 3), -1, np.int32),
-    ad_count_BT=np.array([[2, 2, 2, 0, 0]], np.int32),  # a count of 2 each
-    ad_age_BT=np.zeros((1, 5), np.int32), ad_trend_BT=np.zeros((1, 5), np.int32),
+  promoted = NUMBERS.index("promoted engagements, half-life 112 d")
+  number_BMF = np.zeros((1, 5, len(NUMBERS)), np.int32)
+  number_BMF[0, :, promoted] = np.rint(1024 * np.log1p([2, 2, 2, 1, 1]))
+  context = context._replace(  # three ads start with code 2, two of them go on with 4
+    short_code_BML=np.array([[[2, 4, 1], [2, 4, 3], [2, 0, 5], [1, 4, 1], [0, 0, 0]]], np.int32),
+    short_number_BMF=number_BMF,
   )
   open_gate = jax.tree.map(jnp.array, params)
   gate = open_gate["output"]["copy"]["gate"]
   open_gate["output"]["copy"]["gate"] = gate.at[:, -1].set(1.0)  # logit 1 on every level
-  assert not np.any(params["output"]["copy"]["query"]["kernel"])  # biases alone decide at start
   closed = jax.tree.map(jnp.array, open_gate)
   closed["output"]["copy"]["gate"] = gate.at[:, -1].set(-1e9)
 
@@ -270,23 +270,20 @@ def test_copy_path_mixture_by_hand():
   np.testing.assert_allclose(level_two(open_gate, 5), level_two(closed, 5), atol=1e-7)
 
 
-def test_copying_starts_by_frequency_recency_and_share():
-  """exp(bias): the count, halved every 112 days; for a trending ad its share over .01."""
-  context = random_context(np.random.default_rng(12), 1)._replace(
-    ad_count_BT=np.array([[0, 2, 4, 4, -1]]), ad_age_BT=np.array([[0, 0, 0, 22, -1]]),
-    ad_trend_BT=np.array([[3, 9, 0, 0, -1]]), organic_count_BO=np.array([[6, 0, -1, -1]]),
-    organic_age_BO=np.array([[2, 22, -1, -1]]), trend_share_BN=np.array([[32, 20, -1]]),
-  )
-  vocabulary = dataclasses.replace(VOCABULARY, num_trend_buckets=33)
-  bias_BS, _ = CopyBias(vocabulary, 3).init_with_output(jax.random.key(0), context)
-  hours = 2**11 - 1  # bucket 22 of half octaves of 1 + hours, bucket 2 is an hour
-  old = 0.5 ** (hours / 24 / 112)
-  weights = [
-    1, 1, 1,  # the constant and two features
-    1, 2, 4, 4 * old, 1, 8 * 0.5 ** (1 / 24 / 112), old, 1, 1,
-    1 / 0.01, 2.0**-6 / 0.01, 1,  # buckets of 2 ** (half - 16)
-  ]
-  np.testing.assert_allclose(np.exp(bias_BS[0]), weights, rtol=1e-4)
+def test_copying_starts_by_own_counts_and_share():
+  """exp(score): engagements at 112 days, organic ones times .3, and 160 times the share."""
+  x = {
+    "promoted engagements, half-life 112 d": [2, 0, 0.5],
+    "promoted engagements, half-life 7 d": [1, 0, 0],
+    "organic engagements, half-life 112 d": [0, 3, 1],
+    "share of all engagements, half-life 1.5 d": [0, 0, 0.01], "price": [4, 0, 9],
+  }
+  number_BMF = np.zeros((1, 3, len(NUMBERS)), np.int32)
+  for name, values in x.items():
+    unit = 1e6 if name.startswith("share") else 1.0
+    number_BMF[0, :, NUMBERS.index(name)] = np.rint(1024 * np.log1p(np.array(values) * unit))
+  score_BM, _ = CopyScore().init_with_output(jax.random.key(0), number_BMF)
+  np.testing.assert_allclose(np.exp(score_BM[0]), [2, 0.9, 0.5 + 0.3 + 1.6], rtol=2e-3)
 
 
 def test_fuse_by_hand():

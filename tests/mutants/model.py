@@ -8,7 +8,7 @@ _DECODERS = "gr4ad/test_decoders.py::"
 _FIELDS = (_DECODERS + "test_every_field_of_the_context_is_read_and_rows_never_mix",)
 _FORCED = _DECODERS + "test_steps_equal_teacher_forcing"
 _STEPS, _COPIES = (f"{_FORCED}[lazy-static level]",), (f"{_FORCED}[lazy, copy path-static level]",)
-_COPY = (_DECODERS + "test_copying_starts_by_frequency_recency_and_share",)
+_COPY = (_DECODERS + "test_copying_starts_by_own_counts_and_share",)
 
 MUTANTS = (
   Mutant(
@@ -89,9 +89,9 @@ MUTANTS = (
     (_DECODERS + "test_an_input_token_is_the_square_root_of_the_width_times_a_row",),
   ),
   Mutant(
-    "level l copies from tokens that share all levels before it", "gr4ad/tokens.py",
-    "match.append(match[-1] & same_BCLS[:, :, level : level + 1])",
-    "match.append(same_BCLS[:, :, level : level + 1])", _COPIES,
+    "level l copies ads that share all levels before it", "gr4ad/tokens.py",
+    "match.append(match[-1] & same_BCLM[:, :, level : level + 1])",
+    "match.append(same_BCLM[:, :, level : level + 1])", _COPIES,
   ),
   Mutant(
     "the gate mixes what is copied with what is generated", "gr4ad/tokens.py",
@@ -103,16 +103,16 @@ MUTANTS = (
     (_DECODERS + "test_copy_path_mixture_by_hand",),
   ),
   Mutant(
-    "older ads are copied less", "gr4ad/copy_path.py",
-    "ages = -np.log(2)", "ages = np.log(2)", _COPY,
+    "an organic engagement counts less than a promoted one", "gr4ad/copy_path.py",
+    "+ weight_2[0] * x_BMF[..., shortlist.ORGANIC]", "+ x_BMF[..., shortlist.ORGANIC]", _COPY,
   ),
   Mutant(
-    "copying starts in proportion to the count", "gr4ad/copy_path.py",
-    "counts = np.log(2) / 2 *", "counts = np.log(2) *", _COPY,
+    "a trending ad is copied by its share", "gr4ad/copy_path.py",
+    "x_BMF[..., shortlist.SHARE]", "x_BMF[..., shortlist.SHARE + 1]", _COPY,
   ),
   Mutant(
-    "a trending ad is copied by its share over an equal one", "gr4ad/copy_path.py",
-    "shares -= np.log(self.EQUAL_SHARE)", "shares += np.log(self.EQUAL_SHARE)", _COPY,
+    "copying starts at the rule", "gr4ad/copy_path.py",
+    'self.param("last_kernel", nn.initializers.zeros', 'self.param("last_kernel", start', _COPY,
   ),
   Mutant(
     "a history tells how long ago an ad was met", _CONTEXT,

@@ -1,0 +1,97 @@
+"""Shortlists and their numbers by hand."""
+
+import numpy as np
+
+from gr4ad_jax.data.shortlist import (
+  BELOW,
+  NO_SHARES,
+  NUMBERS,
+  SCALE,
+  AdFacts,
+  Shares,
+  met_ads,
+  shortlist,
+)
+
+DAY = 86_400
+NOW_S = 1_700_000_000
+# Ads 0 and 1 are of one advertiser, 1 and 2 of one category, 0, 1 and 2 of one parent category; all
+# have texts of their own.
+FACTS = AdFacts(
+  np.array([[7, 1, 5, 10], [7, 2, 5, 11], [8, 2, 5, 12], [9, 3, 6, 13]], np.int32),
+  np.array([0, 3, 5, 7], np.float32),
+)
+
+
+def before(*days):
+  return NOW_S - DAY * np.array(days, np.int64)
+
+
+def plain(number_MF, column):
+  """A column as it was before it was stored, where its unit is one."""
+  return np.expm1(number_MF[:, NUMBERS.index(column)] / SCALE)
+
+
+def test_engagements_are_counted_at_every_half_life():
+  """Ad 1: promoted 28 days ago and organic 7 days ago; ad 2: promoted now; content without ad."""
+  ad_P, count_PH = met_ads(
+    np.array([1, 2]), before(28, 0), np.array([1, -1]), before(7, 1), now_s=NOW_S, limit=9
+  )
+  assert ad_P.tolist() == [1, 2]  # .84 + .3 * .96 against 1
+  promoted = [2**-4, 2**-1, 2**-0.25, 2**-0.07]
+  organic = [2**-1, 2**-0.25, 2**-0.0625, 2**-0.0175]
+  np.testing.assert_allclose(count_PH[0], promoted + organic, rtol=1e-3)
+  np.testing.assert_allclose(count_PH[1], [1, 1, 1, 1, 0, 0, 0, 0])
+
+
+def test_the_ads_that_count_most_are_kept():
+  ad_P, count_PH = met_ads(
+    np.array([0, 2, 2, 3]), before(1, 1, 1, 300), np.array([0]), before(1), now_s=NOW_S, limit=2
+  )
+  assert ad_P.tolist() == [2, 0] and count_PH.shape == (2, 8)
+  ad_P, count_PH = met_ads(*(np.zeros(0, np.int64),) * 4, now_s=NOW_S, limit=2)
+  assert ad_P.shape == (0,) and count_PH.shape == (0, 8)
+
+
+def test_a_list_holds_what_is_known_of_own_and_of_trending_ads():
+  """Ad 1 is met and trending: it stands there once, with both. The likeliest come first."""
+  shares = Shares(
+    np.array([2, 1, 3], np.int32),
+    np.array([[0.01, 0.02, 0.03], [0.1, 0.2, 0.3], [0.05, 0, 0]], np.float32),
+  )
+  count_PH = np.zeros((2, 8), np.float16)
+  count_PH[0, 2], count_PH[1, 6] = 2, 1  # at 112 days: ad 1 promoted twice, ad 0 organic once
+  ad_M, number_MF = shortlist(np.array([1, 0]), count_PH, shares, FACTS, 6)
+  # 1.1 + 160 * .1 + 40 * .2 + .07; 160 * .05; 160 * .01 + 40 * .02 + .07; .7 + .07
+  assert ad_M.tolist() == [1, 3, 2, 0, -1, -1]
+  assert (number_MF[4:] == -1).all() and (number_MF[:4] >= 0).all() and (number_MF < BELOW).all()
+  real = number_MF[:4]
+  half = "engagements, half-life 112 d"
+  np.testing.assert_allclose(plain(real, f"promoted {half}"), [2, 0, 0, 0], atol=2e-3)
+  np.testing.assert_allclose(plain(real, f"organic {half}"), [0, 0, 0, 1], atol=2e-3)
+  for days, expected in (("1.5", [0.1, 0.05, 0.01, 0]), ("28", [0.3, 0, 0.03, 0])):
+    share = plain(real, f"share of all engagements, half-life {days} d") / 1e6
+    np.testing.assert_allclose(share, expected, rtol=1e-3)
+  # The user's engagements, promoted and organic, with what an ad shares with the ads met.
+  for column, expected in {
+    "engagements with the advertiser": [3, 0, 0, 3], "with the category": [2, 0, 2, 1],
+    "with the parent category": [3, 0, 3, 3], "with the text": [2, 0, 0, 1],
+    "price": [3, 7, 5, 0],
+  }.items():
+    np.testing.assert_allclose(plain(real, column), expected, atol=8e-3, err_msg=column)
+  np.testing.assert_allclose(plain(real, "engagements of the user"), [3, 3, 3, 3], atol=4e-3)
+
+
+def test_a_shorter_list_is_the_beginning_of_a_longer_one():
+  shares = Shares(np.array([3], np.int32), np.full((1, 3), 0.5, np.float32))
+  met = np.array([2, 1, 0]), np.ones((3, 8), np.float16)
+  long, short = shortlist(*met, shares, FACTS, 5), shortlist(*met, shares, FACTS, 2)
+  for x, y in zip(long, short, strict=True):
+    np.testing.assert_array_equal(x[:2], y)
+
+
+def test_nothing_known_is_an_empty_list():
+  ad_M, number_MF = shortlist(
+    np.zeros(0, np.int32), np.zeros((0, 8), np.float16), NO_SHARES, FACTS, 3
+  )
+  assert ad_M.tolist() == [-1, -1, -1] and number_MF.shape == (3, len(NUMBERS))
