@@ -144,6 +144,8 @@ def open_examples(folder: Path) -> ExampleSet:
     raise LogError(f"{folder}: no prepared examples here; run `gr4ad prepare` first")
   try:
     about = json.loads(file.read_text(encoding="utf-8"))
+    if "max_met_ads" not in about["config"]:
+      raise LogError(f"{folder}: an earlier version prepared it, which counted less: {_REMEDY}")
     config = config_lib.from_dict(SequenceConfig, about["config"])
     features, counts = FeatureVocabulary(**about["features"]), about["counts"]
     file, targets, trending = folder / "train_targets.npz", {}, None

@@ -95,29 +95,32 @@ class CopyPath(nn.Module):
   over the ads i of the shortlist whose SID starts with s_<t, with a = softmax(score_i) over them
   (`CopyScore`) and a gate g = sigmoid(w_t h_t + b_t) that closes where there are none. Along a
   whole SID the a_i multiply to the share of its ads in the whole shortlist: what is copied is
-  ranked by score. The gate starts nearly open, so that the model first ranks as the rule does.
+  ranked by score. The gate starts open, so that the model first ranks as the rule does.
   Beyond the paper: a pointer mixture as in See et al. 2017.
   """
 
   config: ModelConfig
   num_levels: int
 
-  OPEN = 3.0  # the gate's first logit: .95
+  OPEN = 6.0  # the gate's first logit
+  STEP = 8.0  # its bias is a parameter times this, and soon closes where it must
 
   def setup(self):
     self.score = CopyScore()
 
-    def open_gate(_, shape):
-      return jnp.zeros(shape).at[:, -1].set(self.OPEN)
-
-    self.gate = self.param("gate", open_gate, (self.num_levels, self.config.width + 1))
+    self.gate_kernel = self.param(
+      "gate_kernel", nn.initializers.zeros, (self.num_levels, self.config.width)
+    )
+    self.gate_bias = self.param(
+      "gate_bias", nn.initializers.constant(self.OPEN / self.STEP), (self.num_levels,)
+    )
 
   def source(self, context: Context) -> CopySource:
     """What can be copied; computed once per request."""
     return CopySource(context.short_code_BML, self.score(context.short_number_BMF))
 
   def __call__(
-    self, h: jax.Array, source: CopySource, match: jax.Array, gate: jax.Array
+    self, h: jax.Array, source: CopySource, match: jax.Array, level: int | None = None
   ) -> CopyTerms:
     """How much each ad is copied.
 
@@ -125,13 +128,16 @@ class CopyPath(nn.Module):
       h: [B, ..., D] last decoder states.
       source: ads and their weights.
       match: bool [B, ..., M], ads whose SID starts with the decoded prefix.
-      gate: float32 [..., D + 1], gate weights and bias (a row of `self.gate`, or all rows).
+      level: of all states; None = the last axis before D counts levels.
     """
     score = jnp.expand_dims(source.score_BM, tuple(range(1, match.ndim - 1)))
     some = jnp.any(match, axis=-1)
     attention = jax.nn.softmax(jnp.where(match, score, NEG_INF), axis=-1)
-    gate = jnp.expand_dims(gate, tuple(range(h.ndim - gate.ndim)))
-    logit = jnp.sum(h.astype(jnp.float32) * gate[..., :-1], axis=-1) + gate[..., -1]
+    chosen = slice(None) if level is None else level
+    kernel, bias = self.gate_kernel[chosen], self.gate_bias[chosen] * self.STEP
+    kernel = jnp.expand_dims(kernel, tuple(range(h.ndim - kernel.ndim)))
+    bias = jnp.expand_dims(bias, tuple(range(h.ndim - 1 - bias.ndim)))
+    logit = jnp.sum(h.astype(jnp.float32) * kernel, axis=-1) + bias
     return CopyTerms(
       jnp.where(some[..., None], attention, 0.0),
       jnp.where(some, jax.nn.log_sigmoid(logit), NEG_INF),

@@ -102,7 +102,7 @@ class TokenOutput(nn.Module):
     match = [real_BC1M]  # level l may copy ads that share levels < l
     for level in range(self.vocabulary.num_levels - 1):
       match.append(match[-1] & same_BCLM[:, :, level : level + 1])
-    terms = self.copy(h_BRLD, source, jnp.concatenate(match, axis=2), self.copy.gate)
+    terms = self.copy(h_BRLD, source, jnp.concatenate(match, axis=2))
     copied_BCL = jnp.sum(jnp.where(same_BCLM, terms.attention, 0.0), axis=-1)
     return jnp.logaddexp(terms.log_rest + log_prob_BCL, terms.log_gate + _safe_log(copied_BCL))
 
@@ -140,7 +140,7 @@ class TokenOutput(nn.Module):
     log_prob_BCV = jax.nn.log_softmax(self.tables.logits(h_BCD, level), axis=-1)
     if source is None:
       return log_prob_BCV
-    terms = self.copy(h_BCD, source, match_BCM, self.copy.gate[level])
+    terms = self.copy(h_BCD, source, match_BCM, level)
     one_hot_BMV = jax.nn.one_hot(source.code_BML[..., level], log_prob_BCV.shape[-1])
     copied_BCV = jnp.einsum("BCM,BMV->BCV", terms.attention, one_hot_BMV)
     return jnp.logaddexp(

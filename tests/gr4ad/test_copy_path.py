@@ -62,7 +62,7 @@ def test_the_untrained_model_ranks_as_the_rule(inputs):
     ranked = found.ad_RK[row][found.ad_RK[row] >= 0]
     assert len(ranked) >= 30
     ranked_score = of_sid_A[ranked]
-    # Numbers are stored to a thousandth, and the generator has a twentieth of the say.
-    assert (ranked_score[1:] <= ranked_score[:-1] * 1.02 + 0.02 * score_A.max()).all()
-    best = np.argsort(-of_sid_A, kind="stable")[:5]
-    np.testing.assert_allclose(np.sort(of_sid_A[ranked[:5]]), np.sort(of_sid_A[best]), rtol=0.02)
+    # Numbers are stored to a thousandth, and the generator has a four-hundredth of the say.
+    assert (ranked_score[1:] <= ranked_score[:-1] + 0.01 * score_A.max()).all()
+    best = np.sort(of_sid_A)[::-1][: len(ranked)]
+    np.testing.assert_allclose(np.sort(ranked_score)[::-1], best, atol=0.01 * score_A.max())

@@ -117,7 +117,7 @@ def test_an_input_token_is_the_square_root_of_the_width_times_a_row():
 @pytest.fixture(scope="module")
 def reader():
   """Contexts of two requests -> log-probs, by a decoder that reads all fields; such a context."""
-  config = dataclasses.replace(SMALL, id_rows=64, id_width=8)
+  config = dataclasses.replace(SMALL, id_rows=64, id_width=8, copy_path=True)
   decoder, rng = build_decoder(config, VOCABULARY), np.random.default_rng(10)
   context, codes = random_context(rng, 2), random_codes(rng, 1, 1)
   context = context._replace(
@@ -251,10 +251,9 @@ def test_copy_path_mixture_by_hand():
     short_number_BMF=number_BMF,
   )
   open_gate = jax.tree.map(jnp.array, params)
-  gate = open_gate["output"]["copy"]["gate"]
-  open_gate["output"]["copy"]["gate"] = gate.at[:, -1].set(1.0)  # logit 1 on every level
+  open_gate["output"]["copy"]["gate_bias"] = jnp.full(3, 1 / 8)  # logit 1 on every level
   closed = jax.tree.map(jnp.array, open_gate)
-  closed["output"]["copy"]["gate"] = gate.at[:, -1].set(-1e9)
+  closed["output"]["copy"]["gate_bias"] = jnp.full(3, -1e9)
 
   @jax.jit
   def level_two(params, first_code):
