@@ -1,6 +1,7 @@
 """Records lie in the order of a hash of their keys, however they were gathered."""
 
 import os
+import json
 import shutil
 from pathlib import Path
 
@@ -138,3 +139,13 @@ def test_damaged_files_beside_the_examples_are_named(tiny_data, tmp_path, name):
     file.write_bytes(content)
     with pytest.raises(LogError, match=f"{name}: missing or damaged .*`gr4ad prepare --overwrite`"):
       open_examples(tmp_path / "examples")
+
+
+def test_examples_of_an_earlier_version_say_how_to_make_them_again(tiny_data, tmp_path):
+  shutil.copytree(tiny_data / "examples", tmp_path / "examples")
+  file = tmp_path / "examples" / "examples.json"
+  about = json.loads(file.read_text())
+  del about["config"]["max_met_ads"]
+  file.write_text(json.dumps(about))
+  with pytest.raises(LogError, match="an earlier version .*`gr4ad prepare --overwrite`"):
+    open_examples(tmp_path / "examples")
