@@ -1,7 +1,7 @@
 """Records lie in the order of a hash of their keys, however they were gathered."""
 
-import os
 import json
+import os
 import shutil
 from pathlib import Path
 
