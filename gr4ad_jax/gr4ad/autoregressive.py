@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from gr4ad_jax.gr4ad.batch import Context
-from gr4ad_jax.gr4ad.copy_path import follow_codes
 from gr4ad_jax.gr4ad.decoder import BeamState, DecoderParts, SharedByBeams, TargetLogProbs
 from gr4ad_jax.nn.layers import DecoderLayer
 
@@ -63,5 +62,6 @@ class AutoregressiveDecoder(DecoderParts):
     """One level for all beams; see `LazyDecoder.step`."""
     position_B1D = jax.lax.dynamic_index_in_dim(shared.start_BPD, level, axis=1)
     h_BWD = self.tables.embed(code_BW, level - 1) + position_B1D
-    state = follow_codes(shared, state, code_BW, level - 1)
+    copy = self.output.follow(shared.copy_source, state.copy, code_BW, level - 1)
+    state = state._replace(copy=copy)
     return self.decode_position(self.layers, shared, state, h_BWD, level)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -53,93 +53,88 @@ class CopyScore(nn.Module):
     return score_BM + self.STEP * (h @ last.astype(jnp.float32))[..., 0]
 
 
-def first_match(source: CopySource | None) -> jax.Array | None:
-  """Ads of the shortlist that a beam without codes may copy, bool [B, 1, M]."""
-  return None if source is None else source.code_BML[:, None, :, 0] >= 0
-
-
-def follow_codes(shared: Any, state: Any, code_BW: jax.Array, level: int | jax.Array) -> Any:
-  """Narrows the ads that a beam may copy to those with `code_BW` at `level`."""
-  if shared.copy_source is None:
-    return state
-  code_BM = jax.lax.dynamic_index_in_dim(
-    shared.copy_source.code_BML, level, axis=2, keepdims=False
-  )
-  same_BWM = code_BM[:, None, :] == code_BW[..., None]
-  return state._replace(match_BWM=state.match_BWM & same_BWM)
-
-
 class CopySource(NamedTuple):
-  """The ads whose codes can be copied."""
+  """The ads whose SIDs can be copied."""
 
   code_BML: jax.Array  # int32, -1 = no ad
   score_BM: jax.Array  # float32, log weight of each
 
 
-class CopyTerms(NamedTuple):
-  """A distribution over the shortlist and the gate between copying and generating.
+class CopyState(NamedTuple):
+  """What a beam remembers of copying; every leaf is [B, W, ...]."""
 
-  `...` stands for [C] in search and [C, L] in teacher forcing.
-  """
+  match_BWM: jax.Array  # bool, ads of the shortlist whose SID starts with the beam's codes
+  logit_BW: jax.Array  # log odds of copying, before any code, less the generator's log p of them
+  h_BWD: jax.Array  # the last decoder state, from which the generator chose the next code
+  norm_BW: jax.Array  # of its softmax there
+
+
+class CopyTerms(NamedTuple):
+  """A distribution over the shortlist and how likely copying is; `...` is [C], or [C, L]."""
 
   attention: jax.Array  # [B, ..., M], sums to 1 where any ad matches, else 0
-  log_gate: jax.Array  # [B, ...], log of the copy probability; NEG_INF where no ad matches
-  log_rest: jax.Array  # [B, ...], log of the generator's share
+  log_copy: jax.Array  # [B, ...], log of the probability that the codes are copied
+  log_rest: jax.Array  # [B, ...], that they are generated
 
 
 class CopyPath(nn.Module):
-  """A pointer into the request's shortlist, followed code by code, beside the generator.
+  """A pointer into the request's shortlist beside the generator; a whole SID is of one of them.
 
-      p(s_t | s_<t, X) = (1 - g) softmax(W_t h_t) + g sum_i a_i 1[s_t(i) = s_t]
+      p(SID | X) = (1 - g) prod_t softmax(W_t h_t)[s_t] + g sum_i a_i 1[SID(i) = SID]
 
-  over the ads i of the shortlist whose SID starts with s_<t, with a = softmax(score_i) over them
-  (`CopyScore`) and a gate g = sigmoid(w_t h_t + b_t) that closes where there are none. Along a
-  whole SID the a_i multiply to the share of its ads in the whole shortlist: what is copied is
-  ranked by score. The gate starts open, so that the model first ranks as the rule does.
-  Beyond the paper: a pointer mixture as in See et al. 2017.
+  over the ads i of the shortlist, with a = softmax(score) (`CopyScore`) and a gate
+  g = sigmoid(w h_1 + b) of the state before any code. Written code by code, as beam search goes,
+  the next code is copied with the probability that the codes so far were,
+
+      g_t = g A_t / (g A_t + (1 - g) G_t)
+
+  where A_t sums a_i over the ads whose SID starts with them, and G_t is what the generator gives
+  them. So the order of the shortlist by score is kept, but for what the generator adds. The gate
+  starts open: the model first ranks as the rule does. Beyond the paper: See et al. 2017 mix word by
+  word; a gate a level spoilt the order of the shortlist (docs/results.md).
   """
 
   config: ModelConfig
-  num_levels: int
 
   OPEN = 6.0  # the gate's first logit
   STEP = 8.0  # its bias is a parameter times this, and soon closes where it must
 
   def setup(self):
     self.score = CopyScore()
-
-    self.gate_kernel = self.param(
-      "gate_kernel", nn.initializers.zeros, (self.num_levels, self.config.width)
-    )
-    self.gate_bias = self.param(
-      "gate_bias", nn.initializers.constant(self.OPEN / self.STEP), (self.num_levels,)
-    )
+    self.gate_kernel = self.param("gate_kernel", nn.initializers.zeros, (self.config.width,))
+    self.gate_bias = self.param("gate_bias", nn.initializers.constant(self.OPEN / self.STEP), ())
 
   def source(self, context: Context) -> CopySource:
     """What can be copied; computed once per request."""
     return CopySource(context.short_code_BML, self.score(context.short_number_BMF))
 
-  def __call__(
-    self, h: jax.Array, source: CopySource, match: jax.Array, level: int | None = None
-  ) -> CopyTerms:
+  def begin(self, source: CopySource) -> CopyState:
+    """The state of a beam without codes."""
+    match_B1M = source.code_BML[:, None, :, 0] >= 0
+    nothing_B1 = jnp.zeros(match_B1M.shape[:2])
+    dtype = jnp.dtype(self.config.compute_dtype)
+    h_B1D = jnp.zeros((*nothing_B1.shape, self.config.width), dtype)
+    return CopyState(match_B1M, nothing_B1, h_B1D, nothing_B1)
+
+  def logit(self, h: jax.Array) -> jax.Array:
+    """Log odds of copying, [B, ...], of the states [B, ..., D] before any code."""
+    h = h.astype(jnp.float32)
+    return h @ self.gate_kernel.astype(jnp.float32) + self.gate_bias * self.STEP
+
+  def __call__(self, source: CopySource, match: jax.Array, logit: jax.Array) -> CopyTerms:
     """How much each ad is copied.
 
     Args:
-      h: [B, ..., D] last decoder states.
       source: ads and their weights.
       match: bool [B, ..., M], ads whose SID starts with the decoded prefix.
-      level: of all states; None = the last axis before D counts levels.
+      logit: [B, ...], log odds of copying, before any code, less the generator's log p of the
+        prefix.
     """
     score = jnp.expand_dims(source.score_BM, tuple(range(1, match.ndim - 1)))
-    some = jnp.any(match, axis=-1)
-    attention = jax.nn.softmax(jnp.where(match, score, NEG_INF), axis=-1)
-    chosen = slice(None) if level is None else level
-    kernel, bias = self.gate_kernel[chosen], self.gate_bias[chosen] * self.STEP
-    kernel = jnp.expand_dims(kernel, tuple(range(h.ndim - kernel.ndim)))
-    bias = jnp.expand_dims(bias, tuple(range(h.ndim - 1 - bias.ndim)))
-    logit = jnp.sum(h.astype(jnp.float32) * kernel, axis=-1) + bias
-    return CopyTerms(
-      jnp.where(some[..., None], attention, 0.0),
-      jnp.where(some, jax.nn.log_sigmoid(logit), NEG_INF),
-      jnp.where(some, jax.nn.log_sigmoid(-logit), 0.0),
-    )
+    score = jnp.where(match, score, NEG_INF)
+    some, real_BM = jnp.any(match, axis=-1), source.code_BML[..., 0] >= 0
+    all_B = jax.nn.logsumexp(jnp.where(real_BM, source.score_BM, NEG_INF), axis=-1)
+    share = jax.nn.logsumexp(score, axis=-1) - jnp.expand_dims(all_B, tuple(range(1, some.ndim)))
+    logit = jnp.where(some, logit + share, NEG_INF)
+    attention = jnp.where(some[..., None], jax.nn.softmax(score, axis=-1), 0.0)
+    return CopyTerms(attention, jax.nn.log_sigmoid(logit), jax.nn.log_sigmoid(-logit))

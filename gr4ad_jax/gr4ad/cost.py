@@ -35,7 +35,7 @@ def num_params(config: ModelConfig, vocabulary: Vocabulary) -> int:
     output += config.id_width * (config.id_rows + d)
   if config.copy_path:
     hidden = CopyScore.HIDDEN
-    output += levels * (d + 1) + 2 + hidden * (len(NUMBERS) + 1 + 1 + hidden + 1 + 1)
+    output += d + 1 + 2 + hidden * (len(NUMBERS) + 1 + 1 + hidden + 1 + 1)
   return own + tables + output + _context_params(config, vocabulary)
 
 

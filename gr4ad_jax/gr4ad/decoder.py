@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from gr4ad_jax.gr4ad.batch import Context, EncodedContext, Vocabulary
 from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.gr4ad.context import ContextProcessor
-from gr4ad_jax.gr4ad.copy_path import CopySource, first_match
+from gr4ad_jax.gr4ad.copy_path import CopySource, CopyState
 from gr4ad_jax.gr4ad.tokens import TokenOutput, TokenTables
 from gr4ad_jax.nn.layers import DecoderLayer, KeyValue, LayerCache, Norm
 
@@ -38,7 +38,7 @@ class BeamState(NamedTuple):
   """What each beam carries; every leaf is [B, W, ...], so that selection is one gather."""
 
   cache: tuple[LayerCache, ...]  # one per autoregressive layer
-  match_BWM: jax.Array | None  # ads of the shortlist whose SID starts with the beam's codes
+  copy: CopyState | None
 
 
 class DecoderParts(nn.Module):
@@ -85,13 +85,11 @@ class DecoderParts(nn.Module):
     self, h_BCPD: jax.Array, target_BCL: jax.Array, source: CopySource | None
   ) -> jax.Array:
     """Mean log-probability over all codes of each level after the target's codes, [B, C, L]."""
-    means, match_BCS = [], first_match(source)
+    means, copy = [], self.output.begin_copy(source)
     for level in range(target_BCL.shape[-1]):
-      log_prob_BCV = self.output.log_probs(h_BCPD[:, :, level], level, source, match_BCS)
+      log_prob_BCV, copy = self.output.log_probs(h_BCPD[:, :, level], level, source, copy)
       means.append(jnp.mean(log_prob_BCV, axis=-1))
-      if source is not None:
-        code_B1S = source.code_BSL[:, None, :, level]
-        match_BCS = match_BCS & (code_B1S == target_BCL[..., level, None])
+      copy = self.output.follow(source, copy, target_BCL[..., level], level)
     return jnp.stack(means, axis=-1)
 
   def begin_search(
@@ -114,7 +112,7 @@ class DecoderParts(nn.Module):
     shape = (num_rows, 1, self.config.num_heads, self.config.width // self.config.num_heads)
     empty_BWHK = (jnp.zeros(shape, start_BPD.dtype),) * num_positions
     cache = (LayerCache(empty_BWHK, empty_BWHK),) * len(layers)
-    return shared, BeamState(cache, first_match(source))
+    return shared, BeamState(cache, self.output.begin_copy(source))
 
   def decode_position(
     self,
@@ -134,5 +132,5 @@ class DecoderParts(nn.Module):
       h_BW1D, cache = layer(h_BW1D, kv, shared.mask_BS, cache=cache, position=position)
       written.append(cache)
     h_BWD = self.final_norm(h_BW1D[:, :, 0])
-    state = BeamState(tuple(written), state.match_BWM)
-    return state, self.output.log_probs(h_BWD, position, shared.copy_source, state.match_BWM)
+    log_probs, copy = self.output.log_probs(h_BWD, position, shared.copy_source, state.copy)
+    return BeamState(tuple(written), copy), log_probs

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from gr4ad_jax.gr4ad.batch import Context
 from gr4ad_jax.gr4ad.config import ModelConfig
-from gr4ad_jax.gr4ad.copy_path import follow_codes
 from gr4ad_jax.gr4ad.decoder import BeamState, DecoderParts, SharedByBeams, TargetLogProbs
 from gr4ad_jax.machine.sharding import ROWS, constrain
 from gr4ad_jax.nn.layers import DecoderLayer, Linear
@@ -112,7 +111,8 @@ class LazyDecoder(DecoderParts):
     position_B1D = jax.lax.dynamic_index_in_dim(shared.start_BPD, level, axis=1)
     token_BWD = self.tables.embed(code_BW, level - 1)
     h_BWD = self.fuse(jnp.broadcast_to(position_B1D, token_BWD.shape), token_BWD)
-    state = follow_codes(shared, state, code_BW, level - 1)
+    copy = self.output.follow(shared.copy_source, state.copy, code_BW, level - 1)
+    state = state._replace(copy=copy)
     return self.decode_position(self.layers, shared, state, h_BWD, level)
 
   def _trunk(self, token_BSD: jax.Array, mask_BS: jax.Array, deterministic: bool) -> jax.Array:

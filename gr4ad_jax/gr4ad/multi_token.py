@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from gr4ad_jax.gr4ad.batch import Context
 from gr4ad_jax.gr4ad.config import ModelConfig
-from gr4ad_jax.gr4ad.copy_path import CopySource, first_match, follow_codes
+from gr4ad_jax.gr4ad.copy_path import CopySource, CopyState
 from gr4ad_jax.gr4ad.decoder import DecoderParts, TargetLogProbs
 from gr4ad_jax.nn.layers import DecoderLayer, KeyValue, Linear, Norm
 
@@ -32,7 +32,7 @@ class MultiTokenState(NamedTuple):
   """What each beam carries; every leaf is [B, W, ...]."""
 
   hidden_BWD: jax.Array  # top state of the position before
-  match_BWM: jax.Array | None  # context tokens whose SID starts with the beam's codes
+  copy: CopyState | None
 
 
 class PositionModule(nn.Module):
@@ -110,8 +110,8 @@ class MultiTokenDecoder(DecoderParts):
       encoded.mask_BS, source,
     )
     h_B1D = self._first(encoded.token_BSD, encoded.mask_BS, True)
-    state = MultiTokenState(h_B1D, first_match(source))
-    return shared, state, self._log_probs(shared, state, 0)
+    state = MultiTokenState(h_B1D, self.output.begin_copy(source))
+    return shared, *self._log_probs(shared, state, 0)
 
   def step(
     self,
@@ -136,8 +136,8 @@ class MultiTokenDecoder(DecoderParts):
         for m in range(len(self.modules))
       ]
       h_BWD = nn.switch(level - 1, branches, self, state.hidden_BWD, token_BWD)
-    state = follow_codes(shared, state, code_BW, level - 1)._replace(hidden_BWD=h_BWD)
-    return state, self._log_probs(shared, state, level)
+    copy = self.output.follow(shared.copy_source, state.copy, code_BW, level - 1)
+    return self._log_probs(shared, MultiTokenState(h_BWD, copy), level)
 
   def _first(self, token_BSD: jax.Array, mask_BS: jax.Array, deterministic: bool) -> jax.Array:
     """The deep stack at position 1, which sees no token: [B, 1, D]."""
@@ -150,6 +150,7 @@ class MultiTokenDecoder(DecoderParts):
 
   def _log_probs(
     self, shared: SharedByMultiToken, state: MultiTokenState, level: int | jax.Array
-  ) -> jax.Array:
+  ) -> tuple[MultiTokenState, jax.Array]:
     h_BWD = self.final_norm(state.hidden_BWD)
-    return self.output.log_probs(h_BWD, level, shared.copy_source, state.match_BWM)
+    log_probs, copy = self.output.log_probs(h_BWD, level, shared.copy_source, state.copy)
+    return state._replace(copy=copy), log_probs

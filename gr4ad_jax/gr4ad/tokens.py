@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from gr4ad_jax.gr4ad.batch import Context, Vocabulary
 from gr4ad_jax.gr4ad.config import ModelConfig
-from gr4ad_jax.gr4ad.copy_path import CopyPath, CopySource
+from gr4ad_jax.gr4ad.copy_path import CopyPath, CopySource, CopyState
 from gr4ad_jax.machine.sharding import ROWS, TENSOR, constrain
 from gr4ad_jax.nn import NEG_INF
 from gr4ad_jax.nn.layers import Linear
@@ -69,7 +69,7 @@ class TokenOutput(nn.Module):
   def setup(self):
     self.ecpm_head = Linear(self.vocabulary.num_ecpm_bins)
     if self.config.copy_path:
-      self.copy = CopyPath(self.config, self.vocabulary.num_levels)
+      self.copy = CopyPath(self.config)
 
   def copy_source(self, context: Context) -> CopySource | None:
     """What the copy path needs of the context; None where it is off."""
@@ -102,17 +102,40 @@ class TokenOutput(nn.Module):
     match = [real_BC1M]  # level l may copy ads that share levels < l
     for level in range(self.vocabulary.num_levels - 1):
       match.append(match[-1] & same_BCLM[:, :, level : level + 1])
-    terms = self.copy(h_BRLD, source, jnp.concatenate(match, axis=2))
+    # What the generator gives to the codes before each level.
+    log_gen_BCL = jnp.cumsum(log_prob_BCL, axis=-1) - log_prob_BCL
+    logit_BCL = self.copy.logit(h_BRLD[:, :, 0])[..., None] - log_gen_BCL
+    terms = self.copy(source, jnp.concatenate(match, axis=2), logit_BCL)
     copied_BCL = jnp.sum(jnp.where(same_BCLM, terms.attention, 0.0), axis=-1)
-    return jnp.logaddexp(terms.log_rest + log_prob_BCL, terms.log_gate + _safe_log(copied_BCL))
+    return jnp.logaddexp(terms.log_rest + log_prob_BCL, terms.log_copy + _safe_log(copied_BCL))
+
+  def begin_copy(self, source: CopySource | None) -> CopyState | None:
+    """What a beam without codes remembers; None where the copy path is off."""
+    return None if source is None else self.copy.begin(source)
+
+  def follow(
+    self, source: CopySource | None, copy: CopyState | None, code_BW: jax.Array,
+    level: int | jax.Array,
+  ) -> CopyState | None:
+    """The state after the codes chosen at `level`, 0-based: fewer ads match."""
+    if source is None or copy is None:
+      return None
+    code_BM = jax.lax.dynamic_index_in_dim(source.code_BML, level, axis=2, keepdims=False)
+    same_BWM = code_BM[:, None, :] == code_BW[..., None]
+    # The tables' inputs are sqrt(d) times the rows of the heads.
+    row_BWD = self.tables.embed(code_BW, level) * self.config.width**-0.5
+    log_gen_BW = jnp.sum(copy.h_BWD.astype(jnp.float32) * row_BWD, axis=-1) - copy.norm_BW
+    return copy._replace(
+      match_BWM=copy.match_BWM & same_BWM, logit_BW=copy.logit_BW - log_gen_BW
+    )
 
   def log_probs(
     self,
     h_BCD: jax.Array,
     level: int | jax.Array,
     source: CopySource | None,
-    match_BCM: jax.Array | None,
-  ) -> jax.Array:
+    copy: CopyState | None,
+  ) -> tuple[jax.Array, CopyState | None]:
     """log p(. | prefix, X) over the codes of one level.
 
     Args:
@@ -120,33 +143,37 @@ class TokenOutput(nn.Module):
       level: 0-based; level L (a Python int) is the value bucket; a traced level gives rows padded
         to the largest codebook with NEG_INF.
       source: from `copy_source`.
-      match_BCM: bool, ads of the shortlist that start with the beam's prefix (copy path only).
+      copy: what the beams remember, after `follow`.
 
     Returns:
-      float32 [B, C, V].
+      float32 [B, C, V], and what the beams remember then.
     """
     if isinstance(level, int) and level == self.vocabulary.num_levels:
-      return self.ecpm_log_probs(h_BCD)
+      return self.ecpm_log_probs(h_BCD), copy
     if not isinstance(level, int):
       sizes = self.vocabulary.codebook_sizes
-      branches = [
-        lambda i=i, size=size: jnp.pad(
-          self.log_probs(h_BCD, i, source, match_BCM),
-          ((0, 0), (0, 0), (0, max(sizes) - size)), constant_values=NEG_INF,
-        )
-        for i, size in enumerate(sizes)
-      ]
-      return jax.lax.switch(level, branches)
-    log_prob_BCV = jax.nn.log_softmax(self.tables.logits(h_BCD, level), axis=-1)
-    if source is None:
-      return log_prob_BCV
-    terms = self.copy(h_BCD, source, match_BCM, level)
+
+      def padded(level: int):
+        logp_BCV, then = self.log_probs(h_BCD, level, source, copy)
+        width = ((0, 0), (0, 0), (0, max(sizes) - sizes[level]))
+        return jnp.pad(logp_BCV, width, constant_values=NEG_INF), then
+
+      return jax.lax.switch(level, [lambda i=i: padded(i) for i in range(len(sizes))])
+    logit_BCV = self.tables.logits(h_BCD, level)
+    norm_BC = jax.nn.logsumexp(logit_BCV, axis=-1)
+    log_prob_BCV = logit_BCV - norm_BC[..., None]
+    if source is None or copy is None:
+      return log_prob_BCV, None
+    if level == 0:
+      copy = copy._replace(logit_BW=self.copy.logit(h_BCD))
+    terms = self.copy(source, copy.match_BWM, copy.logit_BW)
     one_hot_BMV = jax.nn.one_hot(source.code_BML[..., level], log_prob_BCV.shape[-1])
     copied_BCV = jnp.einsum("BCM,BMV->BCV", terms.attention, one_hot_BMV)
-    return jnp.logaddexp(
+    mixed_BCV = jnp.logaddexp(
       terms.log_rest[..., None] + log_prob_BCV,
-      terms.log_gate[..., None] + _safe_log(copied_BCV),
+      terms.log_copy[..., None] + _safe_log(copied_BCV),
     )
+    return mixed_BCV, copy._replace(h_BWD=h_BCD, norm_BW=norm_BC)
 
   def ecpm_log_probs(self, h_BCD: jax.Array) -> jax.Array:
     """log p(bucket | SID, X), float32 [B, C, bins]. Source: eq. 13."""
