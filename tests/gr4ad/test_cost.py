@@ -14,12 +14,13 @@ from gr4ad_jax.gr4ad.cost import decode_flops, num_params, train_flops
 from gr4ad_jax.gr4ad.vsl_task import vsl_task
 from gr4ad_jax.search.beam_search import compile_search
 from gr4ad_jax.training.task import count_params
-from tests.support import VOCABULARY, random_context
+from tests.support import SHORTLIST, VOCABULARY, random_context
 
 CONFIG = ModelConfig(width=64, num_heads=2, num_layers=4, num_lazy_layers=2)
 VARIANTS = [
   {}, {"num_lazy_layers": 0}, {"num_lazy_layers": 3, "fuse_bos": True},
-  {"kv_mode": "projected", "copy_path": True}, {"decoder": "autoregressive", "copy_path": True},
+  {"kv_mode": "projected", "copy_path": True, "shortlist": SHORTLIST},
+  {"decoder": "autoregressive", "copy_path": True, "shortlist": SHORTLIST},
   {"decoder": "multi_token"}, {"decoder": "multi_token", "kv_mode": "projected"},
 ]  # fmt: skip
 

@@ -119,7 +119,8 @@ def reader():
   """Contexts of two requests -> log-probs, by a decoder that reads all fields; such a context."""
   config = dataclasses.replace(SMALL, id_rows=64, id_width=8, copy_path=True)
   decoder, rng = build_decoder(config, VOCABULARY), np.random.default_rng(10)
-  context, codes = random_context(rng, 2), random_codes(rng, 1, 1)
+  context = random_context(rng, 2)
+  codes = context.short_code_BML[:1, :1]  # which can be copied
   context = context._replace(
     user_id_B=np.array([3, 50], np.int32), ad_id_BT=rng.integers(0, 64, (2, 5)).astype(np.int32)
   )

@@ -18,7 +18,7 @@ MUTANTS = (
   ),
   Mutant(
     "means over codes follow the target's prefix", "gr4ad/decoder.py",
-    "match_BCS & (code_B1S == target_BCL[..., level, None])", "match_BCS & (code_B1S >= 0)",
+    "copy = self.output.follow(source, copy, target_BCL[..., level], level)", "",
     (_DECODERS + "test_means_over_codes_are_those_of_all_targets[lazy, copy path]",),
   ),
   Mutant(
@@ -98,9 +98,13 @@ MUTANTS = (
     "terms.log_rest[..., None] + log_prob_BCV,", "log_prob_BCV,", _COPIES,
   ),
   Mutant(
+    "codes that the generator likes were less likely copied", "gr4ad/tokens.py",
+    "logit_BW=copy.logit_BW - log_gen_BW", "logit_BW=copy.logit_BW", _COPIES,
+  ),
+  Mutant(
     "where nothing can be copied the generator has it all", "gr4ad/copy_path.py",
-    "jnp.where(some, jax.nn.log_sigmoid(-logit), 0.0)", "jax.nn.log_sigmoid(-logit)",
-    (_DECODERS + "test_copy_path_mixture_by_hand",),
+    "jnp.where(some, logit + share, NEG_INF)", "logit + share",
+    (_DECODERS + "test_empty_context_is_finite", *_COPIES),
   ),
   Mutant(
     "an organic engagement counts less than a promoted one", "gr4ad/copy_path.py",
