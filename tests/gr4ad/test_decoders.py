@@ -125,6 +125,8 @@ def reader():
     user_id_B=np.array([3, 50], np.int32), ad_id_BT=rng.integers(0, 64, (2, 5)).astype(np.int32)
   )
   params, codes = shaken_params(decoder), np.repeat(codes, 2, axis=0)
+  fresh = init_params(decoder, jax.random.key(0))  # whose weights of ads are not all or nothing
+  params["output"]["copy"] = fresh["output"]["copy"]
   return jax.jit(lambda context: decoder.apply({"params": params}, context, codes).sid_BCL), context
 
 
