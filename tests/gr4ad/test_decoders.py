@@ -120,7 +120,8 @@ def reader():
   config = dataclasses.replace(SMALL, id_rows=64, id_width=8, copy_path=True)
   decoder, rng = build_decoder(config, VOCABULARY), np.random.default_rng(10)
   context = random_context(rng, 2)
-  codes = context.short_code_BML[:1, :1]  # which can be copied
+  copied, generated = context.short_code_BML[:1, :1], random_codes(rng, 1, 1)
+  codes = np.concatenate([copied, generated], axis=1).astype(np.int32)
   context = context._replace(
     user_id_B=np.array([3, 50], np.int32), ad_id_BT=rng.integers(0, 64, (2, 5)).astype(np.int32)
   )
