@@ -39,7 +39,8 @@ from gr4ad_jax.machine.progress import track
 ResultT = TypeVar("ResultT")
 
 _TARGETS = {
-  "value_N": np.float32, "ecpm_N": np.float32, "action_N": np.int8, "past_value_N": np.float32
+  "value_N": np.float32, "ecpm_N": np.float32, "action_N": np.int8, "past_value_N": np.float32,
+  "of_request_N": np.int32,
 }
 _MERGE_AT = 1 << 22  # rows of engagement counts
 
@@ -185,6 +186,7 @@ def _write_targets(examples: list[Example], file: Path) -> None:
     "value_N": [e.value_C for e in examples], "ecpm_N": [e.ecpm_C for e in examples],
     "action_N": [e.action_C for e in examples],
     "past_value_N": [np.full(len(e.target_C), e.past_value) for e in examples],
+    "of_request_N": [np.full(len(e.target_C), e.num_targets) for e in examples],
   }
   with atomic.new_file(file) as out:  # a Beam runner may do a part twice
     np.savez(out, **{

@@ -8,7 +8,10 @@ import tensorflow_datasets as tfds
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.data.shortlist import NUM_COUNTS
 
-_SCALARS = {"request": np.int32, "user": np.int32, "time_s": np.int64, "past_value": np.float32}
+_SCALARS = {
+  "request": np.int32, "user": np.int32, "time_s": np.int64, "past_value": np.float32,
+  "num_targets": np.int32,
+}
 _ARRAYS = {
   "feature_F": np.int32, "ad_T": np.int32, "ad_count_T": np.uint8, "ad_age_T": np.uint8,
   "organic_O": np.int32, "organic_count_O": np.uint8, "organic_age_O": np.uint8,

@@ -49,6 +49,7 @@ class ExampleSet:
     sources: split -> random-access data source of dicts of numpy arrays.
     train_value_N, train_ecpm_N, train_past_value_N: float32, of every training target.
     train_action_N: int8.
+    train_of_request_N: int32, how many targets the request of each has.
     trending: current shares by day; None where the config asks for none.
   """
 
@@ -60,6 +61,7 @@ class ExampleSet:
   train_ecpm_N: np.ndarray
   train_past_value_N: np.ndarray
   train_action_N: np.ndarray
+  train_of_request_N: np.ndarray
   trending: Trending | None
 
 

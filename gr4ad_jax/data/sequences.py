@@ -41,6 +41,7 @@ class Example:
     value_C: float32 currency, summed over the request.
     ecpm_C: float32 logged eCPM, the largest of the request, NaN = none.
     new_C: bool, the user met this ad's product never before, promoted or not.
+    num_targets: int, of the whole request, whose targets may be split over several examples.
   """
 
   request: int
@@ -62,6 +63,7 @@ class Example:
   value_C: np.ndarray
   ecpm_C: np.ndarray
   new_C: np.ndarray
+  num_targets: int = 0
 
 
 def count_bucket(count: np.ndarray) -> np.ndarray:
@@ -195,6 +197,7 @@ class ExampleMaker:
         yield dataclasses.replace(
           context, target_C=target[part].astype(np.int32), action_C=action[part],
           value_C=value[part].astype(np.float32), ecpm_C=ecpm[part], new_C=new[part],
+          num_targets=len(target),
         )
 
   def impressions(self, user: int, split: int) -> Iterator[tuple[Example, np.ndarray]]:

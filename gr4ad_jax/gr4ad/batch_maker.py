@@ -152,7 +152,10 @@ class BatchMaker:
     target_BC = pad([e.target_C for e in examples], num_targets)
     bucket = [value_bucket(self.scale, e.value_C, e.ecpm_C) for e in examples]
     weight = [
-      sample_weight(self.scale, self.loss, np.full(len(e.target_C), e.past_value), e.action_C)
+      sample_weight(
+        self.scale, self.loss, np.full(len(e.target_C), e.past_value), e.action_C,
+        np.full(len(e.target_C), e.num_targets),
+      )
       for e in examples
     ]
     return Batch(

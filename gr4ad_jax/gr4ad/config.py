@@ -93,6 +93,9 @@ class LossConfig:
   """lambda_e, weight of the eCPM-bucket loss."""
   mtp_weight: float = 0.3
   """lambda_mtp, weight of the auxiliary loss on the un-fused trunk (LazyAR only)."""
+  request_size_power: float = 0.0
+  """w_request = (targets of the request) ** -power (beyond the paper): 1 = all requests weigh the
+  same, as in the mean of recall; 0 = all targets do."""
   label_smoothing: float = 0.0
   """epsilon: share of L_SID's target probability that all codes of a level have in common, in
   training (beyond the paper; off = paper)."""
@@ -106,7 +109,9 @@ class LossConfig:
   """Bounds of w_user = log1p(trailing revenue) / its training mean."""
 
   def __post_init__(self):
-    for name in ("ecpm_weight", "mtp_weight", "click_weight", "conversion_weight"):
+    for name in (
+      "ecpm_weight", "mtp_weight", "click_weight", "conversion_weight", "request_size_power"
+    ):
       require(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "must be >= 0")
     require(
       self.click_weight + self.conversion_weight > 0, "loss.conversion_weight",
@@ -270,6 +275,8 @@ PRESETS: dict[str, Config] = {
   # Minutes on two CPU cores: the main demonstration.
   "demo": Config(
     model=ModelConfig(width=128, num_heads=4, num_layers=4, num_lazy_layers=2, copy_path=True),
+    # On validation weeks this finds more in small requests, whose recall counts as much.
+    loss=LossConfig(request_size_power=1.0),
     train=TrainConfig(learning_rate=2e-3),
     search=SearchConfig(value_exponent=0.25),
   ),

@@ -47,10 +47,12 @@ class ListBatchMaker:
       action_C = row.action_C[part]
       if make.scale.uses_ecpm:
         bin_BC[i, part] = value_bucket(make.scale, ecpm_C, ecpm_C)
+      engaged_C = action_C >= Action.CLICK
       weight_C = sample_weight(
-        make.scale, make.loss, np.full(size, row.context.past_value), np.maximum(action_C, 0)
+        make.scale, make.loss, np.full(size, row.context.past_value), np.maximum(action_C, 0),
+        np.full(size, max(1, engaged_C.sum())),
       )
-      weight_BC[i, part] = np.where(action_C >= Action.CLICK, weight_C, 0)
+      weight_BC[i, part] = np.where(engaged_C, weight_C, 0)
     return ListBatch(
       make.context([row.context for row in rows]), code_BCL,
       Lists(reward_BC, ref_BCL, has_ref_BC, where_BC), bin_BC, weight_BC,

@@ -36,7 +36,7 @@ class ValueScale:
       edges <= x.
     bin_means: mean of the training samples of each bucket, currency: eCPM / 1000, or value.
     mean_log_past_value: training mean of log1p(user's trailing revenue).
-    mean_weight: training mean of w_user * w_behavior, by which weights are divided.
+    mean_weight: training mean of w_user * w_behavior * w_request, by which weights are divided.
   """
 
   uses_ecpm: bool
@@ -72,7 +72,8 @@ def fit_value_scale(examples: ExampleSet, config: LossConfig) -> ValueScale:
     float(np.log1p(examples.train_past_value_N).mean()), 1.0,
   )
   weight_N = sample_weight(
-    scale, config, examples.train_past_value_N, examples.train_action_N
+    scale, config, examples.train_past_value_N, examples.train_action_N,
+    examples.train_of_request_N,
   )
   mean = float(weight_N.mean())
   require(mean > 0, "loss", config, "gives every training target of these logs the weight 0")
@@ -80,15 +81,17 @@ def fit_value_scale(examples: ExampleSet, config: LossConfig) -> ValueScale:
 
 
 def sample_weight(
-  scale: ValueScale, config: LossConfig, past_value_N: np.ndarray, action_N: np.ndarray
+  scale: ValueScale, config: LossConfig, past_value_N: np.ndarray, action_N: np.ndarray,
+  of_request_N: np.ndarray,
 ) -> np.ndarray:
-  """w_user * w_behavior / training mean, float32.
+  """w_user * w_behavior * w_request / training mean, float32.
 
   Args:
     scale: from `fit_value_scale`.
     config: bounds and behaviour weights.
     past_value_N: currency, the user's ad revenue before the sample.
     action_N: Action of each sample.
+    of_request_N: targets of the request of each sample.
   """
   user_N = np.ones(len(past_value_N))
   if scale.mean_log_past_value > 0:  # else no user has brought anything, and all count alike
@@ -97,7 +100,8 @@ def sample_weight(
   behaviour = np.zeros(len(Action))
   behaviour[Action.CLICK] = config.click_weight
   behaviour[Action.CONVERSION] = config.conversion_weight
-  return (user_N * behaviour[action_N] / scale.mean_weight).astype(np.float32)
+  request_N = of_request_N.astype(np.float64) ** -config.request_size_power
+  return (user_N * behaviour[action_N] * request_N / scale.mean_weight).astype(np.float32)
 
 
 def level_weights(batches: Sequence[Batch]) -> list[Batch]:

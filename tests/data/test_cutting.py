@@ -55,6 +55,10 @@ def assert_those_of(maker, examples):
         examples.train_past_value_N,
         np.repeat(np.float32([e.past_value for e in made]), [len(e.target_C) for e in made]),
       )
+      np.testing.assert_array_equal(
+        examples.train_of_request_N,
+        np.concatenate([np.full(len(e.target_C), e.num_targets) for e in made]),
+      )
   assert examples.features == maker.vocabulary
 
 

@@ -166,7 +166,7 @@ def test_buckets_are_equiprobable_and_weights_average_to_one(inputs):
   means = [many.train_value_N[bucket_N == b].mean() for b in range(8)]
   np.testing.assert_allclose(scale.bin_means, means, rtol=1e-4)
   weight_N = sample_weight(
-    scale, LossConfig(), many.train_past_value_N, many.train_action_N
+    scale, LossConfig(), many.train_past_value_N, many.train_action_N, many.train_of_request_N
   )
   assert weight_N.mean() == pytest.approx(1, abs=1e-3)
 
@@ -202,7 +202,11 @@ def test_user_weight_by_hand(inputs):
   scale = dataclasses.replace(inputs.scale, mean_log_past_value=np.log(2), mean_weight=1.0)
   past = np.array([0.0, 1.0, 1.0, 1e9])  # log1p / log 2: 0, 1, 1, far above
   action = np.array([2, 2, 1, 1])
-  np.testing.assert_allclose(sample_weight(scale, config, past, action), [2, 4, 1, 2])
+  size = np.array([1, 2, 4, 1])
+  np.testing.assert_allclose(sample_weight(scale, config, past, action, size), [2, 4, 1, 2])
+  config = dataclasses.replace(config, request_size_power=0.5)
+  expected = [2, 4 / 2**0.5, 1 / 2, 2]
+  np.testing.assert_allclose(sample_weight(scale, config, past, action, size), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("bounds", [(0.0, 2.0), (0.5, 2.0), (0.0, 0.0)])
@@ -213,7 +217,7 @@ def test_where_nobody_has_spent_anything_all_users_count_alike(inputs, bounds):
   config = LossConfig(user_weight_range=bounds)
   scale = fit_value_scale(nothing, config)
   np.testing.assert_array_equal(
-    sample_weight(scale, config, np.array([0.0, 9.0]), np.array([2, 2])), [1, 1]
+    sample_weight(scale, config, np.array([0.0, 9.0]), np.array([2, 2]), np.ones(2)), [1, 1]
   )
 
 

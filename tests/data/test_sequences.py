@@ -105,6 +105,7 @@ def test_limits_cut_histories_and_split_targets(hand_logs):
   first, second = ExampleMaker(hand_logs, config).user_examples(0, 1)
   assert (first.target_C.tolist(), second.target_C.tolist()) == ([2], [3])
   assert first.request == second.request and first.ad_T.tolist() == [0]
+  assert first.num_targets == second.num_targets == 2
 
 
 def test_latest_context_sees_everything(hand_maker):

@@ -172,8 +172,13 @@ MUTANTS = (
   ),
   Mutant(
     "weights are divided by their training mean", "gr4ad/value.py",
-    "behaviour[action_N] / scale.mean_weight)", "behaviour[action_N])",
+    "request_N / scale.mean_weight)", "request_N)",
     (_PIPELINE + "test_buckets_are_equiprobable_and_weights_average_to_one",),
+  ),
+  Mutant(
+    "targets of large requests weigh less where that is asked for", "gr4ad/value.py",
+    "** -config.request_size_power", "** config.request_size_power",
+    (_PIPELINE + "test_user_weight_by_hand",),
   ),
   Mutant(
     "a value on an edge belongs to the bucket that begins there", "gr4ad/value.py",
