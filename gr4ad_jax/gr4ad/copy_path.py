@@ -44,9 +44,9 @@ class CopyScore(nn.Module):
     mean_F, spread_F = (x.astype(np.float32) for x in (shortlist.MEAN_F, shortlist.SPREAD_F))
     normal_BMF = (log_BMF - mean_F[None, None]) / spread_F[None, None]
     h = jnp.concatenate([normal_BMF, score_BM[..., None]], axis=-1)
-    start = nn.initializers.variance_scaling(self.STEP**-2, "fan_in", "truncated_normal")
+    init = nn.initializers.variance_scaling(self.STEP**-2, "fan_in", "truncated_normal")
     for layer in ("first", "second"):
-      kernel = self.param(f"{layer}_kernel", start, (h.shape[-1], self.HIDDEN))
+      kernel = self.param(f"{layer}_kernel", init, (h.shape[-1], self.HIDDEN))
       bias = self.param(f"{layer}_bias", nn.initializers.zeros, (self.HIDDEN,))
       h = jax.nn.gelu(self.STEP * (h @ kernel.astype(jnp.float32) + bias[None, None]))
     last = self.param("last_kernel", nn.initializers.zeros, (self.HIDDEN, 1))

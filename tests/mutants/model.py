@@ -116,7 +116,7 @@ MUTANTS = (
   ),
   Mutant(
     "copying starts at the rule", "gr4ad/copy_path.py",
-    'self.param("last_kernel", nn.initializers.zeros', 'self.param("last_kernel", start', _COPY,
+    'self.param("last_kernel", nn.initializers.zeros', 'self.param("last_kernel", init', _COPY,
   ),
   Mutant(
     "a history tells how long ago an ad was met", _CONTEXT,
