@@ -270,6 +270,16 @@ def test_copy_path_mixture_by_hand():
   np.testing.assert_allclose(mixed, (1 - g) * generated + g * share, rtol=2e-3)
 
 
+def test_an_empty_shortlist_leaves_all_to_the_generator():
+  decoder = build_decoder(dataclasses.replace(SMALL, copy_path=True), VOCABULARY)
+  context = random_context(np.random.default_rng(9), 1)
+  nothing = {name: np.full_like(getattr(context, name), -1)
+             for name in ("short_code_BML", "short_number_BMF")}
+  params = init_params(decoder, jax.random.key(0))
+  _, _, logp_B1V = start_fn(decoder)(params, context._replace(**nothing))
+  assert np.exp(logp_B1V).sum() == pytest.approx(1, abs=1e-5)
+
+
 def test_copying_starts_by_own_counts_and_share():
   """exp(score): engagements at 112 days, organic ones times .3, and 160 times the share."""
   x = {

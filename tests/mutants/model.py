@@ -104,7 +104,7 @@ MUTANTS = (
   Mutant(
     "where nothing can be copied the generator has it all", "gr4ad/copy_path.py",
     "jnp.where(some, logit + share, NEG_INF)", "logit + share",
-    (_DECODERS + "test_empty_context_is_finite", *_COPIES),
+    (_DECODERS + "test_an_empty_shortlist_leaves_all_to_the_generator",),
   ),
   Mutant(
     "an organic engagement counts less than a promoted one", "gr4ad/copy_path.py",
