@@ -179,6 +179,8 @@ def test_recommender_expands_and_reranks_by_value(trained_like):
   for row in range(ROWS):
     best = plain.ad_RK[row, np.argmax(score[row, :25])]
     np.testing.assert_array_equal(codes_AL[by_value.ad_RK[row, 0]], codes_AL[best])
+    ads = by_value.ad_RK[row, :25]
+    np.testing.assert_array_equal(codes_AL[ads], by_value.code_RKL[row, :25])
   for row in range(ROWS):
     met = {tuple(c) for name in ("ad_code_BTL", "organic_code_BOL")
            for c in getattr(context, name)[row].tolist()}
