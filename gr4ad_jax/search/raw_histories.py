@@ -1,10 +1,12 @@
 """Raw histories -> the numbers of a context's arrays; imports nothing but numpy.
 
-`gr4ad export` puts a copy of this file beside reader.py, the copy of artifact.py, which needs it.
+`gr4ad export` puts copies of this file and of shortlist.py beside reader.py, the copy of
+artifact.py, which needs them.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
@@ -12,8 +14,13 @@ from typing import Any
 
 import numpy as np
 
+if __package__:
+  from gr4ad_jax.data.shortlist import DAY_S, NO_SHARES, AdFacts, Shares, met_ads, shortlist
+else:  # in the folder of an artifact
+  # pyrefly: ignore[missing-import]
+  from shortlist import DAY_S, NO_SHARES, AdFacts, Shares, met_ads, shortlist
+
 _ACTIONS = ("impression", "click", "conversion")
-_DAY_S = 86_400
 
 
 class Kinds:
@@ -31,6 +38,7 @@ class Kinds:
     tables, shares = self._arrays, self._shares(now_s)
     ad_ids = [str(tables["ad_id_A"][row]) for row, _, _ in ads]
     content_ids = [str(tables["content_id_O"][row]) for row, _, _ in contents]
+    listed = functools.cache(lambda: self._shortlist(items, now_s))  # for codes and numbers
     made = {
       "features": lambda below: self._feature(features, len(below)),
       "user hash": lambda below: _digest(user_id) >> 1,
@@ -42,6 +50,8 @@ class Kinds:
       "content shares": lambda below: [
         shares.get(int(tables["content_ad_O"][row]), 0) for row, _, _ in contents
       ],
+      "shortlist codes": lambda below: tables["ad_code_AL"][listed()[0]],
+      "shortlist numbers": lambda below: listed()[1],
     }
     for word, codes, met in ("ad", "ad_code_AL", ads), ("content", "content_code_OL", contents):
       made |= {
@@ -74,10 +84,38 @@ class Kinds:
     """Bucket of the share of engagement of each ad that has one on that day, best first."""
     if "trending_ad_DN" not in self._arrays:
       return {}
-    ad_DN, first = self._arrays["trending_ad_DN"], int(self._arrays["trending_first_day"])
-    day = min(max(now_s // _DAY_S - first, 0), len(ad_DN) - 1)
-    pairs = zip(ad_DN[day].tolist(), self._arrays["trending_bucket_DN"][day].tolist(), strict=True)
-    return {ad: bucket for ad, bucket in pairs if ad >= 0}
+    day = self._day(now_s)
+    ads, buckets = (self._arrays[f"trending_{name}_DN"][day].tolist() for name in ("ad", "bucket"))
+    return {ad: bucket for ad, bucket in zip(ads, buckets, strict=True) if ad >= 0}
+
+  def _day(self, now_s: int) -> int:
+    """Row of the day in the tables of shares."""
+    last = len(self._arrays["trending_ad_DN"]) - 1
+    return min(max(now_s // DAY_S - int(self._arrays["trending_first_day"]), 0), last)
+
+  def _shortlist(self, items, now_s: int) -> tuple[np.ndarray, np.ndarray]:
+    """All ads that a shortlist can have, the likeliest first, and their numbers."""
+    ad_O, past = self._arrays["content_ad_O"], [item for item in items if item["time"] < now_s]
+    rows, row_O = self._rows["ad_id"], self._rows["content_id"]
+    ads = [
+      (rows[item["ad_id"]], item["time"]) for item in past
+      if item.get("ad_id") in rows and item["action"] != "impression"
+    ]
+    organic = [
+      (ad_O[row_O[item["content_id"]]], item["time"]) for item in past
+      if item.get("content_id") in row_O
+    ]
+    pairs = [np.array(group, np.int64).reshape(-1, 2).T for group in (ads, organic)]
+    limit = int(self._arrays["max_met_ads"])
+    met = met_ads(*pairs[0], *pairs[1], now_s=now_s, limit=limit)
+    shares = NO_SHARES
+    if "trending_ad_DN" in self._arrays:
+      ad_N = self._arrays["trending_ad_DN"][self._day(now_s)]
+      share_NH = self._arrays["trending_share_DNH"][self._day(now_s)]
+      shares = Shares(ad_N[ad_N >= 0], share_NH[ad_N >= 0])
+    facts = AdFacts(self._arrays["ad_key_AK"], self._arrays["ad_price_A"])
+    ad_M, number_MF = shortlist(*met, shares, facts, len(met[0]) + len(shares.ad_N))
+    return ad_M[ad_M >= 0], number_MF[ad_M >= 0]
 
   def _feature(self, features: Mapping[str, str], count: int) -> list[int]:
     numbers = [0] * count

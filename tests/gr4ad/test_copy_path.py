@@ -1,6 +1,7 @@
 """Before the first step the model ranks as the rule does: own history and what is trending."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,6 +14,8 @@ from gr4ad_jax.gr4ad.config import preset
 from gr4ad_jax.gr4ad.generator import generator_of
 from gr4ad_jax.gr4ad.run import RunFile, open_inputs
 from gr4ad_jax.search.config import SearchConfig
+from gr4ad_jax.search.export import _histories
+from gr4ad_jax.search.raw_histories import Kinds, read_items
 from gr4ad_jax.search.recommender import Recommender
 
 DAY = 86_400
@@ -66,3 +69,33 @@ def test_the_untrained_model_ranks_as_the_rule(inputs):
     assert (ranked_score[1:] <= ranked_score[:-1] + 0.01 * score_A.max()).all()
     best = np.sort(of_sid_A)[::-1][: len(ranked)]
     np.testing.assert_allclose(np.sort(ranked_score)[::-1], best, atol=0.01 * score_A.max())
+
+
+def test_an_artifact_makes_the_shortlist_of_a_raw_history(inputs):
+  """Of the events as the HTTP API takes them, in the numbers of the run's own contexts."""
+  inputs, _ = inputs
+  logs, events = inputs.logs, inputs.logs.events
+  example = read_split(inputs.examples, "test")[3]
+  actions = ("impression", "click", "conversion")
+  rows = np.flatnonzero((events.user == example.user) & (events.time_s < example.time_s))
+  history = [
+    {"time": int(events.time_s[row]), "action": actions[events.action[row]]} | (
+      {"ad_id": logs.ads.ad_id[events.ad[row]]} if events.ad[row] >= 0
+      else {"content_id": logs.contents.content_id[events.content[row]]}
+    ) for row in rows
+  ]
+  arrays, features = _histories(
+    SimpleNamespace(logs=logs, examples=inputs.examples, sids=inputs.sids)
+  )
+  arrays |= {"ad_id_A": logs.ads.ad_id.astype(str)}
+  ids = {"ad_id": arrays["ad_id_A"], "content_id": arrays["content_id_O"]}
+  row_of = {name: {x: row for row, x in enumerate(array.tolist())} for name, array in ids.items()}
+  made = Kinds(arrays, row_of, features).of(
+    read_items(history, example.time_s), {}, "", example.time_s
+  )
+  context = inputs.make_batch.context([example])
+  listed = len(made["shortlist codes"](()))
+  assert 0 < listed <= 40
+  for kind, array in (("codes", context.short_code_BML), ("numbers", context.short_number_BMF)):
+    np.testing.assert_array_equal(made[f"shortlist {kind}"](()), array[0, :listed])
+    assert (array[0, listed:] == -1).all()
