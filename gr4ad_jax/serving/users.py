@@ -37,9 +37,8 @@ class Users:
     )
     self._config = examples.config
     self._row_of = {user: row for row, user in enumerate(logs.users.user_id.tolist())}
-    self._ad_of_content = logs.contents.ad
-    self._content_row = {c: row for row, c in enumerate(logs.contents.content_id.tolist())}
     self._ad_of_content_O = logs.contents.ad
+    self._content_row = {c: row for row, c in enumerate(logs.contents.content_id.tolist())}
     self.features = examples.features.user | examples.features.request  # name -> values
     # Name -> its place in `feature_F`, and the number of each value. Where user and request have a
     # feature of one name, it is the user's.
@@ -105,8 +104,8 @@ class Users:
 
   def _seen(self, past: Past, now_s: int) -> np.ndarray:
     """Ads clicked or bought, or met as a content, as `SeenAds` has them of the log."""
-    content_N = past.organics[past.organic_time_s < now_s]
-    ad_N = np.append(past.ads[past.ad_time_s < now_s], self._ad_of_content_O[content_N])
+    organic_N = past.organic_ads[past.organic_time_s < now_s]
+    ad_N = np.append(past.ads[past.ad_time_s < now_s], organic_N)
     return np.unique(ad_N[ad_N >= 0]).astype(np.int32)
 
   def _past_of(self, events: Sequence[Event], catalog: Catalog) -> tuple[Past, int]:
@@ -127,5 +126,5 @@ class Users:
     content_N2 = np.array(contents, np.int64).reshape(-1, 2)
     return Past(
       ad_N3[:, 0].astype(np.int32), ad_N3[:, 1].astype(np.int64), ad_N3[:, 2],
-      content_N2[:, 0].astype(np.int32), content_N2[:, 1], self._ad_of_content[content_N2[:, 0]],
+      content_N2[:, 0].astype(np.int32), content_N2[:, 1], self._ad_of_content_O[content_N2[:, 0]],
     ), unknown
