@@ -8,6 +8,8 @@ _DECODERS = "gr4ad/test_decoders.py::"
 _FIELDS = (_DECODERS + "test_every_field_of_the_context_is_read_and_rows_never_mix",)
 _FORCED = _DECODERS + "test_steps_equal_teacher_forcing"
 _STEPS, _COPIES = (f"{_FORCED}[lazy-static level]",), (f"{_FORCED}[lazy, copy path-static level]",)
+_ENCODER = "nn/history_encoder.py"
+_ENCODED = "nn/test_history_encoder.py::test_"
 _COPY = (_DECODERS + "test_copying_starts_by_own_counts_and_share",)
 
 MUTANTS = (
@@ -151,5 +153,24 @@ MUTANTS = (
     "a module of the multi-token decoder reads the state before it", "gr4ad/multi_token.py",
     "          states[-1], token_BCD,", "          states[0], token_BCD,",
     (f"{_FORCED}[multi-token-static level]",),
+  ),
+  Mutant(
+    "a place of a history does not see what comes after it", _ENCODER,
+    "np.tril(", "np.ones_like(", (f"{_ENCODED}a_place_sees_itself_and_those_before[attention]",),
+  ),
+  Mutant(
+    "the filter of a history does not see what comes after", _ENCODER,
+    "np.where(lag_QT >= 0,", "np.where(lag_QT < 99,",
+    (f"{_ENCODED}a_place_sees_itself_and_those_before[and filter]",),
+  ),
+  Mutant(
+    "the filter of a history lets pass what Fourier's would", _ENCODER,
+    "np.arange(1, config.num_low)", "np.arange(config.num_low)",
+    (f"{_ENCODED}one_block_by_hand_with_numpys_own_fourier_transform",),
+  ),
+  Mutant(
+    "places of a history count from the newest", _ENCODER,
+    "self.place_TD[self.config.max_length - length :]", "self.place_TD[:length]",
+    (f"{_ENCODED}what_fills_the_places_before_a_history_changes_nothing[attention]",),
   ),
 )
