@@ -3,11 +3,17 @@
     python -m experiments.run rivals --set settings.run=RUN_FOLDER
     python -m experiments.run rivals --set settings.data=DATA_FOLDER
 
+Beside them trained runs on the same data, where they are named, or trained here:
+
+    ... --set settings.sasrec=RUN_FOLDER settings.two_tower=RUN_FOLDER
+    ... --set settings.train_rivals=true
+
 With a run, its own lists are searched and set beside every row; with data alone, that `gr4ad
 prepare` wrote, there are the rows. All settings of the rows are chosen on the validation split.
 Both tasks: all targets, and prospecting, where lists leave out what a user has had and only new
 targets count. Rows: rule (own history + what trends), counter (transitions and content), trees
-(LightGBM, where it is installed), popularity, cooccurrence, own_history, trending.
+(LightGBM, where it is installed), sasrec, two_tower, popularity, cooccurrence, own_history,
+trending.
 
 Lists are kept in WORKDIR/lists.npz, so an interrupted run goes on.
 
@@ -28,10 +34,10 @@ from matplotlib.figure import Figure
 
 from experiments._figures import plain
 from experiments._settings import with_overrides
-from gr4ad_jax.api import open_run
+from gr4ad_jax.api import open_baseline, open_run
+from gr4ad_jax.catalog.prepared import open_logs
 from gr4ad_jax.config import ConfigError
-from gr4ad_jax.data.examples import open_examples, read_split
-from gr4ad_jax.data.log_folder import read_logs
+from gr4ad_jax.data.examples import read_split
 from gr4ad_jax.evaluation.evaluate import (
   DEPTH,
   judged,
@@ -39,12 +45,15 @@ from gr4ad_jax.evaluation.evaluate import (
   require_held_out,
   search_split,
 )
-from gr4ad_jax.evaluation.rivals import Rivals, find_rivals
-from gr4ad_jax.machine import atomic
+from gr4ad_jax.evaluation.rivals import Rivals, find_rivals, rank_trained
+from gr4ad_jax.machine import atomic, storage
+from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.report.verdict import baseline_label, interval_of
 from gr4ad_jax.search.held_out import eval_requests, group_requests
+from gr4ad_jax.sequential.run import SasrecRun, TwoTowerRun, train_baseline
 
-ROWS = ("ours", "rule", "counter", "trees", "popularity", "cooccurrence", "own_history", "trending")
+ROWS = ("ours", "rule", "counter", "trees", "sasrec", "two_tower", "popularity", "cooccurrence",
+        "own_history", "trending")
 COLUMNS = ("recall@50", "value_recall@50", "ndcg@50", "prospecting/recall@50",
            "prospecting/value_recall@50")
 
@@ -57,6 +66,11 @@ class Settings:
   """A trained run; its own data are taken."""
   data: str = ""
   """A folder that `gr4ad prepare` wrote, where there is no run."""
+  sasrec: str = ""
+  two_tower: str = ""
+  """Runs of these systems (`gr4ad train --system NAME`) on the same data."""
+  train_rivals: bool = False
+  """Train those of the two that are not named, with their default settings, in WORKDIR."""
   split: Literal["validation", "test"] = "test"
   bootstrap: int = 1000
 
@@ -72,17 +86,21 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
   opened, with_validation = open_run(settings.run) if settings.run else None, False
   if opened is not None:
     require_held_out(opened, settings.split)
-    logs, examples = opened.logs, opened.examples
+    data, place = opened.without_sids, opened.data
     with_validation = "validation" not in opened.held_out
   else:
-    data = Path(settings.data)
-    logs, examples = read_logs(data / "logs"), open_examples(data / "examples")
+    place = Path(settings.data)
+    data = open_logs(place)
+  logs, examples = data.logs, data.examples
   groups = group_requests(read_split(examples, settings.split))
   requests = eval_requests(groups)
   kept = workdir / "lists.npz"
   if not kept.exists():
+    folders = trained_rivals(settings, storage.absolute(place), workdir)
+    trained = [open_baseline(folder, data, place=place) for folder in folders]
+    lists = rank_trained(trained, groups, logs, k=DEPTH)
     found = find_rivals(logs, examples, requests, k=DEPTH, with_validation=with_validation)
-    save_lists(found, kept)
+    save_lists(found.beside(lists), kept)
   ranked_RK = prospecting_RK = None
   if opened is not None:
     recommender = opened.recommender()
@@ -95,6 +113,18 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
     bootstrap=settings.bootstrap,
   )
   return {_row_of(name): value for name, value in metrics.items() if np.isfinite(value)}
+
+
+def trained_rivals(settings: Settings, data: str, workdir: Path) -> list[Place]:
+  """Folders of the trained runs; those to be trained here are, or go on where they were."""
+  folders = []
+  for run in (SasrecRun(data), TwoTowerRun(data)):
+    if named := getattr(settings, run.system):
+      folders.append(storage.place(named))
+    elif settings.train_rivals:
+      train_baseline(run, workdir / run.system, resume=True)
+      folders.append(workdir / run.system)
+  return folders
 
 
 def save_lists(rivals: Rivals, path: Path) -> None:
@@ -140,7 +170,7 @@ def table(results: Mapping[str, float]) -> str:
   absent = [_label(row) for row in ROWS[1:] if f"{row}/recall@50" not in results]
   if absent:
     lines += ["", f"Not there: {', '.join(absent)} (trees need LightGBM, they and trending ads "
-                  "real times)."]
+                  "real times; SASRec and two towers settings.train_rivals=true)."]
   return "\n".join(lines)
 
 

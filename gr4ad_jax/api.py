@@ -12,10 +12,12 @@ from typing import Any
 
 import pandas as pd
 
+from gr4ad_jax.catalog.prepared import PreparedLogs, open_logs
 from gr4ad_jax.config import ConfigError, override_all, read_values
 from gr4ad_jax.data.config import Amazon, CompleteJourney, Parquet, PrepareConfig, Source
 from gr4ad_jax.data.prepare import prepare_logs
 from gr4ad_jax.evaluation import evaluate as evaluation
+from gr4ad_jax.evaluation.trained import as_baseline, evaluate_baseline
 from gr4ad_jax.gr4ad.config import PRESETS
 from gr4ad_jax.gr4ad.config import preset as named_preset
 from gr4ad_jax.gr4ad.run import RunFile
@@ -23,9 +25,12 @@ from gr4ad_jax.gr4ad.run import open_run as open_gr4ad
 from gr4ad_jax.gr4ad.train_run import train_run
 from gr4ad_jax.machine import storage
 from gr4ad_jax.machine.storage import Place
+from gr4ad_jax.search.baseline import Baseline
 from gr4ad_jax.search.export import export_run
 from gr4ad_jax.search.opened import Opened
 from gr4ad_jax.search.recommend import RankedAd, UserSearch, recommend_for_user
+from gr4ad_jax.sequential.run import WITHOUT_SIDS
+from gr4ad_jax.sequential.run import open_baseline as open_without_sids
 from gr4ad_jax.tokenizer.config import TokenizerConfig
 from gr4ad_jax.tokenizer.stage import tokenize as tokenize_stage
 
@@ -112,26 +117,78 @@ def open_run(workdir: str | Place, *, data: str | Place | None = None) -> Opened
     ConfigError: no trained run, one of an unknown system, or its data have changed.
   """
   workdir = storage.place(str(workdir))
-  if not storage.exists(workdir / "run.json"):
-    raise ConfigError(f"{workdir}: holds no run; `gr4ad train --workdir {workdir}` makes one")
-  settings = read_values(storage.fetch(workdir / "run.json"))
+  settings = run_settings(workdir)
   match system := settings.get("system", "gr4ad"):
     case "gr4ad":
       return open_gr4ad(workdir, data=None if data is None else storage.place(str(data)))
+    case _ if system in WITHOUT_SIDS:
+      raise ConfigError(
+        f"{workdir}: is a run of {system}, which has no semantic IDs to search; `gr4ad evaluate` "
+        "judges it, alone or with --baseline-run beside another run"
+      )
   raise ConfigError(f"{workdir}: a run of the system {system!r}, which this version does not know")
 
 
-def evaluate(run: Opened, *, split: str = "test") -> dict[str, float]:
+def run_settings(workdir: Place) -> dict[str, Any]:
+  """What run.json of a folder holds, of whatever system; ConfigError where there is none."""
+  if not storage.exists(workdir / "run.json"):
+    raise ConfigError(f"{workdir}: holds no run; `gr4ad train --workdir {workdir}` makes one")
+  return read_values(storage.fetch(workdir / "run.json"))
+
+
+def open_baseline(workdir: str | Place, data: PreparedLogs, *, place: Place) -> Baseline:
+  """Opens a trained run of any system as a row beside others.
+
+  Args:
+    workdir: folder of the run.
+    data: that it has to be trained on.
+    place: where they lie.
+
+  Raises:
+    ConfigError: no trained run, or one of other data.
+  """
+  workdir = storage.place(str(workdir))
+  settings = run_settings(workdir)
+  if not settings.get("fingerprint", "").startswith(data.fingerprint):
+    raise ConfigError(f"{workdir}: was trained on other logs or examples than those in {place}")
+  if settings.get("system") in WITHOUT_SIDS:
+    return open_without_sids(workdir, data)
+  return as_baseline(open_run(workdir, data=place))
+
+
+def evaluate_run(
+  workdir: Place,
+  *,
+  data: Place | None = None,
+  split: str = "test",
+  baseline_runs: Sequence[str | Place] = (),
+) -> tuple[str, dict[str, float]]:
+  """Opens a run of any system and evaluates it, as `evaluate`; gives its system and the metrics."""
+  settings = run_settings(workdir)
+  if (system := settings.get("system")) not in WITHOUT_SIDS:
+    run = open_run(workdir, data=data)
+    return run.system, evaluate(run, split=split, baseline_runs=baseline_runs)
+  place = data or storage.place(settings["data"])
+  prepared = open_logs(place)
+  ours, *others = (open_baseline(w, prepared, place=place) for w in (workdir, *baseline_runs))
+  return system, evaluate_baseline(ours, prepared, workdir, split=split, baselines=others)
+
+
+def evaluate(
+  run: Opened, *, split: str = "test", baseline_runs: Sequence[str | Place] = ()
+) -> dict[str, float]:
   """Ranks ads for every request of a split, beside simple baselines.
 
   Args:
     run: from `open_run` or `train`.
     split: "validation" or "test".
+    baseline_runs: folders of trained runs, on the same data, that stand beside it.
 
   Returns:
     Metrics by name, such as "recall@50"; the run's folder keeps them in metrics.json.
   """
-  return evaluation.evaluate(run, split=split)
+  baselines = [open_baseline(w, run.without_sids, place=run.data) for w in baseline_runs]
+  return evaluation.evaluate(run, split=split, baselines=baselines)
 
 
 def recommend(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,20 @@ from gr4ad_jax.machine import digests, storage
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.tokenizer import semantic_id
+
+
+class PreparedLogs(NamedTuple):
+  """What `gr4ad prepare` wrote.
+
+  Attributes:
+    logs: the cleaned logs.
+    examples: prepared requests.
+    fingerprint: of both, a hash of each.
+  """
+
+  logs: Logs
+  examples: ExampleSet
+  fingerprint: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +59,30 @@ class Prepared:
     """Whether these are the data that a fingerprint was taken of."""
     return fingerprint in (self.fingerprint, self.early_fingerprint)
 
+  @property
+  def without_sids(self) -> PreparedLogs:
+    """Logs and examples alone."""
+    return PreparedLogs(self.logs, self.examples, self.fingerprint.rpartition("-")[0])
+
+
+def open_logs(data: Place, *, fingerprint: str = "") -> PreparedLogs:
+  """Reads logs and examples.
+
+  Args:
+    data: folder that `gr4ad prepare` wrote.
+    fingerprint: what it has to be; "" = anything.
+
+  Raises:
+    LogError: a folder is missing.
+    ConfigError: a file is not what was written, or the fingerprint is another.
+  """
+  examples_folder, logs_folder = (storage.fetch(data / name) for name in ("examples", "logs"))
+  found = data_fingerprint(logs_folder, examples_folder)
+  if fingerprint not in ("", found):
+    raise ConfigError(f"{data}: {_changed(fingerprint, found)} since the model was trained on "
+                      "them; train it again")
+  return PreparedLogs(read_logs(logs_folder), open_examples(examples_folder), found)
+
 
 def open_prepared(data: str, sids: str, *, fingerprint: str = "") -> Prepared:
   """Reads both folders.
@@ -59,13 +98,12 @@ def open_prepared(data: str, sids: str, *, fingerprint: str = "") -> Prepared:
       fingerprint is another.
   """
   place = storage.place(data)
-  examples_folder, logs_folder = (storage.fetch(place / name) for name in ("examples", "logs"))
-  of_data = data_fingerprint(logs_folder, examples_folder)
-  examples, logs = open_examples(examples_folder), read_logs(logs_folder)
+  logs, examples, of_data = open_logs(place)
   coded = semantic_id.load(storage.fetch(storage.place(sids)))
   _require_of(coded, logs, sids, place)
   found = f"{of_data}-{_hash_codes(coded)}"
-  early = _hash_codes(coded, (examples_folder / "examples.json").read_bytes())
+  about = storage.fetch(place / "examples") / "examples.json"
+  early = _hash_codes(coded, about.read_bytes())
   if fingerprint not in ("", found, early):
     raise ConfigError(f"{data}, {sids}: {_changed(fingerprint, found)} since the run was trained "
                       "on them; train again")

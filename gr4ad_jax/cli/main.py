@@ -10,7 +10,17 @@ from collections.abc import Callable
 
 import tyro
 
-from gr4ad_jax.cli import bench, demo, learn, prepare, recommend, serve, train, use
+from gr4ad_jax.cli import (
+  bench,
+  demo,
+  learn,
+  prepare,
+  recommend,
+  serve,
+  train,
+  train_baseline,
+  use,
+)
 from gr4ad_jax.cli.options import joined, registry
 from gr4ad_jax.gr4ad.config import PRESETS
 from gr4ad_jax.machine import storage, terminal
@@ -70,6 +80,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(argv: list[str]) -> None:
+  if options := baseline_options(argv):
+    train_baseline.train(options)
+    return
   if options := options_with_preset(argv):
     COMMANDS[argv[0]](options)
     return
@@ -80,13 +93,25 @@ def _run(argv: list[str]) -> None:
   )
 
 
+def baseline_options(argv: list[str]) -> train_baseline.TrainBaseline | None:
+  """The options of `train --system NAME` where that is a baseline, which has its own; else None."""
+  name, *rest = argv or [""]
+  kind = train_baseline.OF_SYSTEM.get(_word_of(rest, "--system", "")) if name == "train" else None
+  if kind is None:
+    return None
+  return tyro.cli(
+    kind, args=rest, prog="gr4ad train", registry=registry,
+    description=train_baseline.train.__doc__,
+  )
+
+
 def options_with_preset(argv: list[str]) -> train.Train | train.Plan | None:
   """The options of `train` and `plan`, whose defaults are those of the preset named with them.
 
   None for other commands, and where there is no such preset.
   """
   name, *rest = argv or [""]
-  if name not in _WITH_PRESET or (preset := _preset_of(rest)) not in PRESETS:
+  if name not in _WITH_PRESET or (preset := _word_of(rest, "--preset", "small")) not in PRESETS:
     return None
   default = _WITH_PRESET[name](preset)
   return tyro.cli(
@@ -95,11 +120,11 @@ def options_with_preset(argv: list[str]) -> train.Train | train.Plan | None:
   )
 
 
-def _preset_of(argv: list[str]) -> str | None:
-  """The preset that a command line names, or the one without --preset."""
+def _word_of(argv: list[str], option: str, default: str) -> str | None:
+  """What a command line gives to one option."""
   reader = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-  reader.add_argument("--preset", nargs="?", default="small")
-  return reader.parse_known_args(argv)[0].preset
+  reader.add_argument(option, nargs="?", default=default, dest="word")
+  return reader.parse_known_args(argv)[0].word
 
 
 def _one_line(text: object) -> str:

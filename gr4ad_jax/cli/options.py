@@ -18,7 +18,7 @@ Flat = Annotated[RecordT, tyro.conf.arg(name="")]
 """A record whose fields are options without its own name before them."""
 Preset = Literal[tuple(PRESETS)]  # type: ignore[valid-type]
 # Options that take words, and may stand several times: the parser alone would keep the last.
-LISTS = ("--map", "--ignore-columns", "--actions", "--beam-options", "--where")
+LISTS = ("--map", "--ignore-columns", "--actions", "--beam-options", "--where", "--baseline-run")
 registry = tyro.constructors.ConstructorRegistry()
 
 

@@ -169,6 +169,8 @@ def print_metrics(metrics: dict[str, float], *, system: str, title: str) -> None
       cells.append("-" if value is None else f"{value:.3f}{interval}")
     table.add_row(name, *cells)
   show(table, title=title)
+  if "invalid_sid_rate" not in metrics:  # a baseline, judged by itself
+    return
   console.print(
     f"invalid SIDs {metrics['invalid_sid_rate']:.2%}, "
     f"decoding {metrics['decode_requests_per_second']:.0f} requests/s, "

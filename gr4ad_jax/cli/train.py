@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
@@ -32,6 +32,8 @@ class Train:
   """Folder that `prepare` wrote; to be named, but with --refit that of the tuned run."""
   sids: Place | None = None
   """Folder that `tokenize` wrote; default DATA/sids."""
+  system: Literal["gr4ad", "sasrec", "two_tower"] = "gr4ad"
+  """What is trained; the others are baselines with options of their own: --system NAME --help."""
   preset: Preset = "small"
   """Named settings; the options below change single ones."""
   resume: bool = False

@@ -15,25 +15,27 @@ def evaluate(
   workdir: Place,
   split: Literal["validation", "test"] = "test",
   data: Place | None = None,
+  baseline_run: tuple[Place, ...] = (),
 ) -> None:
   """Searches a split and compares with simple baselines; writes WORKDIR/metrics.json.
 
   Args:
-    workdir: Folder of a trained run.
+    workdir: Folder of a trained run, of any system.
     split: Requests to evaluate.
     data: Where the run's data lie now, if they have moved.
+    baseline_run: Folders of other trained runs on the same data, of any system, that stand beside
+      it; may be given several times.
   """
-  from gr4ad_jax.api import open_run
-  from gr4ad_jax.evaluation.evaluate import evaluate
+  from gr4ad_jax.api import evaluate_run
   from gr4ad_jax.machine import distributed
 
   distributed.join()
-  run = open_run(workdir, data=data)
-  metrics = evaluate(run, split=split)
+  system, metrics = evaluate_run(workdir, data=data, split=split, baseline_runs=baseline_run)
   if distributed.is_first():
     title = f"{split} split, written to {workdir}/metrics.json"
-    tables.print_metrics(metrics, system=run.system.upper(), title=title)
-    tables.print_next("report", "--workdir", workdir)
+    tables.print_metrics(metrics, system=system.upper(), title=title)
+    if "invalid_sid_rate" in metrics:  # searched by semantic IDs, which reports are about
+      tables.print_next("report", "--workdir", workdir)
 
 
 def report(*, workdir: Place) -> None:

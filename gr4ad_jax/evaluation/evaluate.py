@@ -22,10 +22,11 @@ from gr4ad_jax.data.engagements import SeenAds
 from gr4ad_jax.data.examples import read_split
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.sequences import Example
-from gr4ad_jax.evaluation.rivals import Rivals, find_rivals
+from gr4ad_jax.evaluation.rivals import Rivals, find_rivals, rank_trained
 from gr4ad_jax.machine import distributed
 from gr4ad_jax.machine.progress import track
 from gr4ad_jax.machine.storage import write_json
+from gr4ad_jax.search.baseline import Baseline
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.held_out import eval_requests, group_requests
 from gr4ad_jax.search.opened import Opened
@@ -130,7 +131,9 @@ def require_held_out(opened: Opened, split: str) -> None:
     )
 
 
-def evaluate(opened: Opened, *, split: str = "test", bootstrap: int = 1000) -> dict[str, float]:
+def evaluate(
+  opened: Opened, *, split: str = "test", bootstrap: int = 1000, baselines: Sequence[Baseline] = ()
+) -> dict[str, float]:
   """Evaluates a run against the simple baselines and writes the files above.
 
   Baselines are tuned on the validation split, so `split="validation"` flatters them.
@@ -139,6 +142,7 @@ def evaluate(opened: Opened, *, split: str = "test", bootstrap: int = 1000) -> d
     opened: a trained run; the files go into its folder.
     split: "validation" or "test".
     bootstrap: resamples of users for the intervals.
+    baselines: trained runs of the same data, which stand beside the simple ones.
 
   Returns:
     The metrics; {} where another process of this run has them.
@@ -155,12 +159,13 @@ def evaluate(opened: Opened, *, split: str = "test", bootstrap: int = 1000) -> d
   recommender = opened.recommender()
   result = search_split(recommender, opened.contexts, groups, opened.search)
   prospecting_RK = prospecting_lists(recommender, opened, groups)
+  trained = rank_trained(baselines, groups, logs, k=DEPTH)
   if not distributed.is_first():
     distributed.wait_for_all("evaluated")
     return {}
   rivals = find_rivals(
     logs, opened.examples, requests, k=DEPTH, with_validation="validation" not in opened.held_out
-  )
+  ).beside(trained)
   metrics = judged(
     result.recommendations.ad_RK, prospecting_RK, rivals.lists, rivals.prospecting, requests,
     advertiser_A=advertiser_A, bootstrap=bootstrap,

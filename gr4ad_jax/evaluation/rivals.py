@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
+from gr4ad_jax.config import ConfigError
+from gr4ad_jax.data.engagements import SeenAds
 from gr4ad_jax.data.examples import ExampleSet, read_split
 from gr4ad_jax.data.records import Logs
+from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.evaluation.baseline_settings import BaselineSettings
 from gr4ad_jax.evaluation.baseline_tuning import tune_baselines
 from gr4ad_jax.evaluation.baselines import cooccurrence, own_history, popularity
@@ -20,6 +24,7 @@ from gr4ad_jax.evaluation.trees import is_installed as trees_are_installed
 from gr4ad_jax.evaluation.trees import trees
 from gr4ad_jax.machine import extras
 from gr4ad_jax.machine.progress import console
+from gr4ad_jax.search.baseline import Baseline
 from gr4ad_jax.search.held_out import eval_requests, group_requests
 from gr4ad_jax.search.ranking import EvalRequests
 
@@ -44,6 +49,18 @@ class Rivals:
   settings: BaselineSettings
   lists: dict[str, np.ndarray]
   prospecting_settings: BaselineSettings | None
+  prospecting: dict[str, np.ndarray]
+
+  def beside(self, trained: TrainedLists) -> Rivals:
+    """The same with the lists of trained runs."""
+    prospecting = self.prospecting and self.prospecting | trained.prospecting
+    return replace(self, lists=self.lists | trained.lists, prospecting=prospecting)
+
+
+class TrainedLists(NamedTuple):
+  """Lists of trained runs for a split, by the name of the row: as those of `Rivals`."""
+
+  lists: dict[str, np.ndarray]
   prospecting: dict[str, np.ndarray]
 
 
@@ -97,6 +114,32 @@ def find_rivals(
   if training is not None and training.new_RC.any():
     prospecting["trees"] = trees(judged, training, validation, logs.ads)
   return Rivals(settings, lists, prospecting_settings, prospecting)
+
+
+def rank_trained(
+  runs: Sequence[Baseline], groups: Sequence[Sequence[Example]], logs: Logs, *, k: int
+) -> TrainedLists:
+  """The lists of trained runs, for all targets and without what users had seen.
+
+  Args:
+    runs: that have learned from the same data.
+    groups: the requests, each as its examples.
+    logs: say what users had seen.
+    k: length of the lists.
+
+  Raises:
+    ConfigError: two of them are of one system, and would have one row.
+  """
+  names = [run.name for run in runs]
+  if twice := next((name for name in names if names.count(name) > 1), None):
+    raise ConfigError(f"two baseline runs of {twice}: one of each system can stand in the table")
+  examples, seen = [group[0] for group in groups], SeenAds(logs)
+  for name in names:
+    console.print(f"baselines: ranking by {name}")
+  return TrainedLists(
+    {run.name: run.rank(examples, k, None) for run in runs},
+    {run.name: run.rank(examples, k, seen) for run in runs},
+  )
 
 
 def training_of_trees(examples: ExampleSet) -> EvalRequests | None:

@@ -16,11 +16,10 @@ import jax
 import numpy as np
 
 from gr4ad_jax import config as config_lib
-from gr4ad_jax.catalog.prepared import data_fingerprint
+from gr4ad_jax.catalog.prepared import open_logs
 from gr4ad_jax.config import ConfigError
-from gr4ad_jax.data.examples import open_examples, training_events
+from gr4ad_jax.data.examples import training_events
 from gr4ad_jax.data.impressions import Impressions, read_impressions
-from gr4ad_jax.data.log_folder import read_logs
 from gr4ad_jax.data.pipeline import repeat_last, train_batches
 from gr4ad_jax.data.records import Action
 from gr4ad_jax.data.sequences import Example, ExampleMaker
@@ -215,13 +214,7 @@ def open_reward_data(run: RewardRun, *splits: str) -> RewardData:
   Raises:
     ConfigError: a file is not what was written, or the data are not those of the run.
   """
-  data = storage.place(run.data)
-  examples_folder, logs_folder = (storage.fetch(data / name) for name in ("examples", "logs"))
-  found = data_fingerprint(logs_folder, examples_folder)
-  if run.fingerprint not in ("", found):
-    raise ConfigError(f"{data}: logs or examples have changed since the model was trained on them; "
-                      "train it again")
-  examples, logs = open_examples(examples_folder), read_logs(logs_folder)
+  logs, examples, found = open_logs(storage.place(run.data), fingerprint=run.fingerprint)
   train_E = training_events(logs, examples)
   make_batch = reward_batch_maker(logs, run.model, examples.features.sizes, train_E=train_E)
   maker = ExampleMaker(logs, examples.config)

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 
 from experiments import rivals, run
-from gr4ad_jax.data.examples import open_examples, read_split
-from gr4ad_jax.data.log_folder import read_logs
+from gr4ad_jax.catalog.prepared import open_logs
+from gr4ad_jax.data.examples import read_split
+from gr4ad_jax.machine import storage
 from gr4ad_jax.search.held_out import group_requests
+from gr4ad_jax.sequential import run as sequential
+from gr4ad_jax.sequential.config import SasrecConfig, SasrecModel, TwoTowerConfig
+from gr4ad_jax.training.config import TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +44,8 @@ def test_beside_a_run_its_lists_are_compared_with_each_row(
 
   class Opened:
     unscorable, held_out = "", ("validation", "test")
-    logs, examples = read_logs(tiny_data / "logs"), open_examples(tiny_data / "examples")
+    data, without_sids = tiny_data, open_logs(tiny_data)
+    examples = without_sids.examples
     contexts = search = recommender = staticmethod(lambda: None)
 
   class Found:
@@ -67,6 +72,31 @@ def test_beside_a_run_its_lists_are_compared_with_each_row(
   assert "| popularity | +0.000 (+0.000 to +0.000)" in rivals.table(numbers)
   assert rivals.plots(numbers).keys() == {"recall"}
   assert len(group_requests(read_split(Opened.examples, "test"))) == len(lists["rule"])
+
+
+def test_trained_rivals_are_named_or_trained_here(tiny_data, tmp_path, monkeypatch, results):
+  """Two towers that were trained before, a SASRec that is trained in the folder of results."""
+  few = TrainConfig(num_steps=4, batch_size=16, eval_every=4, eval_batches=1, data_parallel=1)
+  lists, prospecting = rivals.load_lists(results[0] / "lists.npz")
+  known = rivals.Rivals(None, lists, None, prospecting)
+  monkeypatch.setattr(rivals, "find_rivals", lambda *args, **how: known)
+  place = storage.absolute(tiny_data)
+  monkeypatch.setattr(rivals, "SasrecRun", lambda data: sequential.SasrecRun(
+    data, SasrecConfig(SasrecModel(width=8, num_blocks=1, max_history=8), few)
+  ))
+  sequential.train_baseline(
+    sequential.TwoTowerRun(place, TwoTowerConfig(train=few)), tmp_path / "towers"
+  )
+  numbers = rivals.run(tmp_path / "table", size="cpu", overrides={
+    "settings.data": str(tiny_data), "settings.bootstrap": "20", "settings.train_rivals": "true",
+    "settings.two_tower": str(tmp_path / "towers"),
+  })
+  assert (tmp_path / "table" / "sasrec" / "run.json").exists()
+  assert not (tmp_path / "table" / "two_tower").exists()
+  for row in ("sasrec", "two_tower"):
+    assert 0 < numbers[f"{row}/recall@50"] <= 1 and numbers[f"{row}/prospecting/recall@50"] > 0
+  page = rivals.table(numbers)
+  assert "| SASRec | " in page and "| two towers | " in page
 
 
 @pytest.mark.parametrize("overrides", [{}, {"settings.run": "a", "settings.data": "b"}])

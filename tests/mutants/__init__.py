@@ -13,6 +13,7 @@ from tests.mutants import (
   model,
   ranker,
   search,
+  sequential,
   tokenizer,
   train,
 )
@@ -21,6 +22,7 @@ from tests.mutants.mutant import Mutant, mutated
 MUTANTS: tuple[Mutant, ...] = (
   *learning.MUTANTS, *model.MUTANTS, *search.MUTANTS, *data.MUTANTS, *train.MUTANTS,
   *evaluation.MUTANTS, *ranker.MUTANTS, *market.MUTANTS, *tokenizer.MUTANTS,
+  *sequential.MUTANTS,
 )
 
 __all__ = ["MUTANTS", "Mutant", "mutated"]

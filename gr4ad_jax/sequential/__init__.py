@@ -1,0 +1,1 @@
+"""Trained baselines that rank every ad without semantic IDs: SASRec and two towers."""

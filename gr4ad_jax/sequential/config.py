@@ -1,0 +1,70 @@
+"""Settings of the trained baselines; the defaults take minutes on two CPU cores."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from gr4ad_jax.config import require
+from gr4ad_jax.ranker.config import RewardConfig
+from gr4ad_jax.training.config import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class SasrecModel:
+  """Sizes of SASRec (sequential/sasrec.py)."""
+
+  width: int = 64
+  """Of ad vectors and states."""
+  num_blocks: int = 2
+  """Blocks of self-attention and feed-forward."""
+  num_heads: int = 1
+  """Heads of attention; must divide the width."""
+  max_history: int = 50
+  """Latest ads of the history that are read, organic ones among them."""
+  dropout: float = 0.2
+  """On the history's ads and in every block."""
+  filter_share: float = 0.0
+  """Share of a low-pass filter beside attention, as in BSARec; 0 = SASRec."""
+  counts: bool = True
+  """Read how often and how long ago each ad of the history was met, and whether it was promoted.
+  A history names an ad once, so that repeats are lost without; false = the order alone."""
+  negatives: int = 0
+  """Ads drawn for the softmax of a step, beside the targets; 0 = all ads. A step over all costs as
+  much as `width` x ads x batch: with more than some 100,000 ads draw 8,192."""
+
+  def __post_init__(self):
+    for name in ("width", "num_blocks", "num_heads", "max_history"):
+      require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "must be at least 1")
+    require(self.width % self.num_heads == 0, "model.num_heads", self.num_heads,
+            f"must divide model.width={self.width}")
+    require(0 <= self.dropout < 1, "model.dropout", self.dropout, "needs [0, 1)")
+    require(0 <= self.filter_share <= 1, "model.filter_share", self.filter_share, "needs [0, 1]")
+    require(self.negatives >= 0 and self.negatives % 2 == 0, "model.negatives", self.negatives,
+            "must be even and not negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class SasrecConfig:
+  """All settings of a SASRec run."""
+
+  model: SasrecModel = SasrecModel()
+  train: TrainConfig = TrainConfig(
+    num_steps=4000, batch_size=128, weight_decay=0.01, eval_every=250, eval_batches=8,
+    best_by="ndcg@50", rank_requests=1024, patience=6,
+  )
+  exclude_seen: bool = False
+  """The ranking that names the best checkpoint leaves out what users had seen, and counts targets
+  that are new to them alone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoTowerConfig:
+  """All settings of a two-tower run."""
+
+  model: RewardConfig = RewardConfig()
+  train: TrainConfig = TrainConfig(
+    num_steps=4000, batch_size=256, learning_rate=3e-3, weight_decay=0.01, eval_every=250,
+    eval_batches=8, best_by="ndcg@50", rank_requests=1024, patience=6,
+  )
+  exclude_seen: bool = False
+  """As of SASRec."""

@@ -1,0 +1,225 @@
+"""Runs of the trained baselines: their folders, their training, opened again.
+
+    WORKDIR/run.json      the system, where the data are, and every setting
+    WORKDIR/checkpoints/, train_log.jsonl, tb/
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import grain
+import jax
+import numpy as np
+
+from gr4ad_jax import config as config_lib
+from gr4ad_jax.catalog.prepared import PreparedLogs, open_logs
+from gr4ad_jax.config import ConfigError
+from gr4ad_jax.data.engagements import SeenAds
+from gr4ad_jax.data.example_records import to_example
+from gr4ad_jax.data.pipeline import train_batches, validation_batches
+from gr4ad_jax.data.sequences import Example
+from gr4ad_jax.machine import distributed, lock, sharding, storage
+from gr4ad_jax.machine.progress import console, track
+from gr4ad_jax.machine.storage import Place
+from gr4ad_jax.search.baseline import Baseline
+from gr4ad_jax.search.held_out import eval_requests, sample_requests
+from gr4ad_jax.search.judge import DEPTH
+from gr4ad_jax.search.ranking import mean_metrics, only_new
+from gr4ad_jax.sequential.config import SasrecConfig, TwoTowerConfig
+from gr4ad_jax.sequential.ranker import Ranker
+from gr4ad_jax.sequential.system import System, sasrec, two_tower
+from gr4ad_jax.training.config import TrainConfig
+from gr4ad_jax.training.mesh import training_mesh
+from gr4ad_jax.training.metric_log import read_log
+from gr4ad_jax.training.pace import Pace
+from gr4ad_jax.training.selection import Selection
+from gr4ad_jax.training.train_loop import read_params, train
+from gr4ad_jax.training.train_step import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class SasrecRun:
+  """What run.json holds of a SASRec run."""
+
+  data: str
+  """Folder that `gr4ad prepare` wrote."""
+  config: SasrecConfig = SasrecConfig()
+  system: Literal["sasrec"] = "sasrec"
+  """What is trained."""
+  fingerprint: str = ""
+  """Hashes of logs and examples; a run only ever ranks for those it was trained on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoTowerRun:
+  """What run.json holds of a two-tower run; see `SasrecRun`."""
+
+  data: str
+  config: TwoTowerConfig = TwoTowerConfig()
+  system: Literal["two_tower"] = "two_tower"
+  fingerprint: str = ""
+
+
+Run = SasrecRun | TwoTowerRun
+WITHOUT_SIDS = ("sasrec", "two_tower")
+"""The systems of these runs."""
+
+_IN_MEMORY = 1 << 20  # examples whose batches are kept: some GB
+
+
+def read_run(workdir: Place) -> Run:
+  """The settings of a run in a folder that holds one of these systems."""
+  values = config_lib.read_values(storage.fetch(workdir / "run.json"))
+  kind = TwoTowerRun if values.get("system") == "two_tower" else SasrecRun
+  return config_lib.from_dict(kind, values)
+
+
+def system_of(run: Run, data: PreparedLogs) -> System:
+  """The model that a run trains."""
+  match run:
+    case SasrecRun():
+      return sasrec(run.config, data)
+    case TwoTowerRun():
+      return two_tower(run.config, data)
+
+
+def train_baseline(run: Run, workdir: Place, *, resume: bool = False) -> TrainState:
+  """Trains in `workdir`.
+
+  Args:
+    run: data and settings.
+    workdir: a new folder, or with `resume` that of an earlier run with the same settings.
+    resume: continue an earlier run, to the same bits (a new run where there is none).
+
+  Raises:
+    ConfigError: the folder is taken, its settings or data differ, or another process works in it.
+    DivergedError: see `train_loop.train`.
+  """
+  with lock.held(workdir, "a training"):
+    return _train(run, workdir, resume)
+
+
+def _train(run: Run, workdir: Place, resume: bool) -> TrainState:
+  taken = storage.exists(workdir / "run.json")
+  distributed.wait_for_all("looked for run.json")  # before the first process writes it
+  if taken and not resume:
+    raise ConfigError(
+      f"{workdir}: holds a run already; pass --resume to go on with it, or another --workdir"
+    )
+  if taken:
+    run = _same(run, workdir)
+  data = open_logs(storage.place(run.data), fingerprint=run.fingerprint)
+  run = dataclasses.replace(run, fingerprint=data.fingerprint)
+  system, config = system_of(run, data), run.config.train
+  judge = _judge(run, data, system) if config.best_by != "loss" else None
+  hosts = {"host": jax.process_index(), "num_hosts": jax.process_count()}
+  source = data.examples.sources
+  if distributed.is_first():
+    storage.write_text(workdir / "run.json", config_lib.to_json(run))
+    console.print(
+      f"{workdir}: {config.num_steps:,} steps of {config.batch_size:,} examples at the most, "
+      f"{config.num_steps * config.batch_size / len(source['train']):,.1f} times through the "
+      f"{len(source['train']):,} of training"
+    )
+  state = train(
+    system.task, config, folder=workdir, judge=judge, pace=Pace(),
+    batches=_batches(source["train"], system, config, **hosts),
+    validation=validation_batches(
+      source["validation"], system.make_batch, batch_size=config.batch_size,
+      most=config.eval_batches, parts=sharding.row_parts(training_mesh(config)), **hosts,
+    ),
+  )
+  if distributed.is_first():
+    console.print(f"{workdir}: {Selection(config, read_log(workdir))}")
+  return state
+
+
+def _batches(
+  source: Sequence[dict], system: System, config: TrainConfig, **hosts: int
+) -> grain.DatasetIterator:
+  """Endless batches; those of small data are made once, for a step is done sooner than a batch."""
+  how = {"batch_size": config.batch_size, "seed": config.seed, **hosts}
+  if len(source) > _IN_MEMORY:
+    return train_batches(source, system.make_batch, **how)
+  rows, step = range(len(source)), 1024
+  parts = [
+    system.make_batch([to_example(source[row], 0) for row in rows[at : at + step]])
+    for at in track(rows[::step], "histories, examples", len(source), step=step)
+  ]
+  whole = jax.tree.map(lambda *columns: np.concatenate(columns), *parts)
+  return train_batches(
+    rows, lambda rows: jax.tree.map(lambda column: column[rows], whole), parse=int, **how
+  )
+
+
+def _same(run: Run, workdir: Place) -> Run:
+  """The run with the fingerprint of that in `workdir`, which it goes on with.
+
+  Raises:
+    ConfigError: that one is of another system or has other settings.
+  """
+  require_system(workdir, run.system)
+  there = read_run(workdir)
+  # Data may have moved; the fingerprint says that they are the same.
+  run = dataclasses.replace(run, fingerprint=there.fingerprint)
+  if differing := config_lib.differences(dataclasses.replace(there, data=run.data), run):
+    raise ConfigError(f"{workdir}: the run there has other settings ({', '.join(differing)})")
+  return run
+
+
+def require_system(workdir: Place, system: str) -> None:
+  """Raises ConfigError where the run in a folder is of another system."""
+  there = config_lib.read_values(storage.fetch(workdir / "run.json")).get("system", "gr4ad")
+  if there != system:
+    raise ConfigError(f"{workdir}: holds a run of the system {there!r}, not {system!r}")
+
+
+def _judge(
+  run: Run, data: PreparedLogs, system: System
+) -> Callable[[Any], dict[str, float]]:
+  """Parameters -> recall@50, ndcg@50 and value_recall@50 on a sample of validation requests.
+
+  Raises:
+    ConfigError: value decides, and no validation request has any; or new targets do, and none is.
+  """
+  by = run.config.train.best_by
+  groups = sample_requests(data.examples, "validation", most=run.config.train.rank_requests)
+  requests, seen = eval_requests(groups), None
+  if by == "value_recall@50" and not requests.value_RC.any():
+    raise ConfigError(f"train.best_by={by!r}: nothing in the validation requests has a value")
+  if run.config.exclude_seen:
+    if not requests.new_RC.any():
+      raise ConfigError("exclude_seen: no target of the validation requests is new to them")
+    groups = [group for group in groups if any(e.new_C.any() for e in group)]
+    requests, seen = only_new(requests), SeenAds(data.logs)
+  examples, ranker = [group[0] for group in groups], Ranker(system)
+
+  def judge(params: Any) -> dict[str, float]:
+    ranked_RK = ranker(distributed.whole(params), examples, DEPTH, seen=seen)
+    return mean_metrics(ranked_RK, requests, k=DEPTH)
+
+  return judge
+
+
+def open_baseline(workdir: Place, data: PreparedLogs) -> Baseline:
+  """A trained run, with the parameters of its best validation.
+
+  Args:
+    workdir: folder of the run.
+    data: that it was trained on.
+
+  Raises:
+    ConfigError: no checkpoint.
+  """
+  run = read_run(workdir)
+  system = system_of(run, data)
+  params, _ = read_params(system.task, run.config.train, workdir)
+  ranker = Ranker(system)
+
+  def rank(examples: Sequence[Example], k: int, seen: SeenAds | None) -> np.ndarray:
+    return ranker(params, examples, k, seen=seen)
+
+  return Baseline(run.system, rank)
