@@ -98,7 +98,7 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
   if not kept.exists():
     folders = trained_rivals(settings, storage.absolute(place), workdir)
     trained = [open_baseline(folder, data, place=place) for folder in folders]
-    lists = rank_trained(trained, groups, logs, k=DEPTH)
+    lists = rank_trained(trained, groups, logs, k=DEPTH, split=settings.split)
     found = find_rivals(logs, examples, requests, k=DEPTH, with_validation=with_validation)
     save_lists(found.beside(lists), kept)
   ranked_RK = prospecting_RK = None

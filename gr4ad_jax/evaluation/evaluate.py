@@ -159,7 +159,7 @@ def evaluate(
   recommender = opened.recommender()
   result = search_split(recommender, opened.contexts, groups, opened.search)
   prospecting_RK = prospecting_lists(recommender, opened, groups)
-  trained = rank_trained(baselines, groups, logs, k=DEPTH)
+  trained = rank_trained(baselines, groups, logs, k=DEPTH, split=split)
   if not distributed.is_first():
     distributed.wait_for_all("evaluated")
     return {}

@@ -117,7 +117,7 @@ def find_rivals(
 
 
 def rank_trained(
-  runs: Sequence[Baseline], groups: Sequence[Sequence[Example]], logs: Logs, *, k: int
+  runs: Sequence[Baseline], groups: Sequence[Sequence[Example]], logs: Logs, *, k: int, split: str
 ) -> TrainedLists:
   """The lists of trained runs, for all targets and without what users had seen.
 
@@ -126,13 +126,17 @@ def rank_trained(
     groups: the requests, each as its examples.
     logs: say what users had seen.
     k: length of the lists.
+    split: that the requests are of.
 
   Raises:
-    ConfigError: two of them are of one system, and would have one row.
+    ConfigError: two of them are of one system, and would have one row; or one has learned from the
+      split.
   """
   names = [run.name for run in runs]
   if twice := next((name for name in names if names.count(name) > 1), None):
     raise ConfigError(f"two baseline runs of {twice}: one of each system can stand in the table")
+  if learned := next((run.name for run in runs if split not in run.held_out), None):
+    raise ConfigError(f"the run of {learned} has learned from the {split} split; --split test")
   examples, seen = [group[0] for group in groups], SeenAds(logs)
   for name in names:
     console.print(f"baselines: ranking by {name}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gr4ad_jax.catalog.prepared import PreparedLogs
+from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.engagements import SeenAds
 from gr4ad_jax.data.examples import read_split
 from gr4ad_jax.data.sequences import Example
@@ -19,7 +20,13 @@ from gr4ad_jax.search.opened import Opened
 
 
 def as_baseline(opened: Opened) -> Baseline:
-  """A run that searches, as a row beside others; its lists are at most DEPTH long."""
+  """A run that searches, as a row beside others; its lists are at most DEPTH long.
+
+  Raises:
+    ConfigError: the splits tell nothing of the run.
+  """
+  if opened.unscorable:
+    raise ConfigError(f"{opened.folder}: {opened.unscorable}")
   recommender = opened.recommender()
 
   def rank(examples: Sequence[Example], k: int, seen: SeenAds | None) -> np.ndarray:
@@ -27,7 +34,7 @@ def as_baseline(opened: Opened) -> Baseline:
     result = search_split(recommender, opened.contexts, groups, opened.search, seen=seen)
     return result.recommendations.ad_RK[:, :k]
 
-  return Baseline(opened.system, rank)
+  return Baseline(opened.system, rank, opened.held_out)
 
 
 def evaluate_baseline(
@@ -52,9 +59,12 @@ def evaluate_baseline(
   """
   logs, groups = data.logs, group_requests(read_split(data.examples, split))
   requests = eval_requests(groups)
-  ours = rank_trained([run], groups, logs, k=DEPTH)
-  rivals = find_rivals(logs, data.examples, requests, k=DEPTH)
-  rivals = rivals.beside(rank_trained(baselines, groups, logs, k=DEPTH))
+  ours, others = (
+    rank_trained(runs, groups, logs, k=DEPTH, split=split) for runs in ([run], baselines)
+  )
+  rivals = find_rivals(
+    logs, data.examples, requests, k=DEPTH, with_validation="validation" not in run.held_out
+  ).beside(others)
   metrics = judged(
     ours.lists[run.name], ours.prospecting[run.name], rivals.lists, rivals.prospecting, requests,
     advertiser_A=np.unique(logs.ads.advertiser_id, return_inverse=True)[1], bootstrap=bootstrap,

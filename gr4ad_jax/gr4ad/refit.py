@@ -6,9 +6,9 @@ import dataclasses
 
 from gr4ad_jax.config import ConfigError, read_values
 from gr4ad_jax.gr4ad.run import RunFile, gives_newest, own_codes, read_run, with_data
-from gr4ad_jax.machine import distributed, storage
-from gr4ad_jax.machine.progress import console
+from gr4ad_jax.machine import storage
 from gr4ad_jax.machine.storage import Place
+from gr4ad_jax.training.refit import refit_config
 from gr4ad_jax.training.train_loop import kept_step
 
 
@@ -31,15 +31,9 @@ def refit_of(tuned: Place, *, data: Place | None = None) -> RunFile:
     raise ConfigError(f"{tuned}: has learned from more than training requests; fit the tuned run")
   step = kept_step(tuned, newest=gives_newest(run))
   examples = storage.fetch(storage.place(run.data) / "examples" / "examples.json")
-  counts = read_values(examples)["counts"]
-  learned, added = (counts[split]["examples"] for split in ("train", "validation"))
-  num_steps = max(1, round(step * (learned + added) / learned))
-  if distributed.is_first():
-    console.print(
-      f"{tuned}: step {step:,} is its best; {num_steps:,} steps with {added:,} examples of "
-      f"validation beside {learned:,} of training"
-    )
-  train = dataclasses.replace(run.config.train, num_steps=num_steps, best_by="loss", patience=0)
+  train = refit_config(
+    run.config.train, tuned=tuned, step=step, counts=read_values(examples)["counts"]
+  )
   return dataclasses.replace(
     run, config=dataclasses.replace(run.config, train=train), refit=storage.absolute(tuned),
     sids=own_codes(tuned) or run.sids,

@@ -19,7 +19,9 @@ class Baseline:
     name: of its row.
     rank: (examples of R requests, k, seen) -> ranked_RK, int32 ads, best first, -1 = nothing; with
       `seen`, without what each user had seen before.
+    held_out: splits of the data that it has not learned from.
   """
 
   name: str
   rank: Callable[[Sequence[Example], int, SeenAds | None], np.ndarray]
+  held_out: tuple[str, ...] = ("validation", "test")

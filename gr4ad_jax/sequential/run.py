@@ -35,8 +35,9 @@ from gr4ad_jax.training.config import TrainConfig
 from gr4ad_jax.training.mesh import training_mesh
 from gr4ad_jax.training.metric_log import read_log
 from gr4ad_jax.training.pace import Pace
+from gr4ad_jax.training.refit import refit_config
 from gr4ad_jax.training.selection import Selection
-from gr4ad_jax.training.train_loop import read_params, train
+from gr4ad_jax.training.train_loop import kept_step, read_params, train
 from gr4ad_jax.training.train_step import TrainState
 
 
@@ -47,6 +48,8 @@ class SasrecRun:
   data: str
   """Folder that `gr4ad prepare` wrote."""
   config: SasrecConfig = SasrecConfig()
+  refit: str = ""
+  """Folder of the tuned run that this one fits anew, with the validation requests; "" = none."""
   system: Literal["sasrec"] = "sasrec"
   """What is trained."""
   fingerprint: str = ""
@@ -59,6 +62,7 @@ class TwoTowerRun:
 
   data: str
   config: TwoTowerConfig = TwoTowerConfig()
+  refit: str = ""
   system: Literal["two_tower"] = "two_tower"
   fingerprint: str = ""
 
@@ -75,6 +79,29 @@ def read_run(workdir: Place) -> Run:
   values = config_lib.read_values(storage.fetch(workdir / "run.json"))
   kind = TwoTowerRun if values.get("system") == "two_tower" else SasrecRun
   return config_lib.from_dict(kind, values)
+
+
+def refit_of(tuned: Place, *, data: Place | None = None) -> Run:
+  """The run that fits a tuned one anew, on training and validation requests together.
+
+  Args:
+    tuned: folder of a trained run of one of these systems.
+    data: where its data lie now; None = where they lay.
+
+  Raises:
+    ConfigError: no trained run, or one that is a refit itself.
+  """
+  run = read_run(tuned)
+  if run.refit:
+    raise ConfigError(f"{tuned}: has learned from the validation requests; fit the tuned run")
+  run = dataclasses.replace(run, data=run.data if data is None else storage.absolute(data))
+  about = storage.fetch(storage.place(run.data) / "examples" / "examples.json")
+  train = refit_config(
+    run.config.train, tuned=tuned, step=kept_step(tuned),
+    counts=config_lib.read_values(about)["counts"],
+  )
+  config = dataclasses.replace(run.config, train=train)
+  return dataclasses.replace(run, config=config, refit=storage.absolute(tuned))
 
 
 def system_of(run: Run, data: PreparedLogs) -> System:
@@ -116,23 +143,26 @@ def _train(run: Run, workdir: Place, resume: bool) -> TrainState:
   system, config = system_of(run, data), run.config.train
   judge = _judge(run, data, system) if config.best_by != "loss" else None
   hosts = {"host": jax.process_index(), "num_hosts": jax.process_count()}
-  source = data.examples.sources
+  source, held_out = data.examples.sources["train"], data.examples.sources["validation"]
+  if run.refit:
+    parts = [grain.MapDataset.source(records) for records in (source, held_out)]
+    source = grain.MapDataset.concatenate(parts)
   if distributed.is_first():
     storage.write_text(workdir / "run.json", config_lib.to_json(run))
     console.print(
       f"{workdir}: {config.num_steps:,} steps of {config.batch_size:,} examples at the most, "
-      f"{config.num_steps * config.batch_size / len(source['train']):,.1f} times through the "
-      f"{len(source['train']):,} of training"
+      f"{config.num_steps * config.batch_size / len(source):,.1f} times through the "
+      f"{len(source):,} of training" + (" and validation" if run.refit else "")
     )
-  state = train(
-    system.task, config, folder=workdir, judge=judge, pace=Pace(),
-    batches=_batches(source["train"], system, config, **hosts),
-    validation=validation_batches(
-      source["validation"], system.make_batch, batch_size=config.batch_size,
-      most=config.eval_batches, parts=sharding.row_parts(training_mesh(config)), **hosts,
-    ),
+  validation = [] if run.refit else validation_batches(
+    held_out, system.make_batch, batch_size=config.batch_size, most=config.eval_batches,
+    parts=sharding.row_parts(training_mesh(config)), **hosts,
   )
-  if distributed.is_first():
+  state = train(
+    system.task, config, folder=workdir, judge=judge, pace=Pace(), validation=validation,
+    batches=_batches(source, system, config, **hosts),
+  )
+  if distributed.is_first() and not run.refit:
     console.print(f"{workdir}: {Selection(config, read_log(workdir))}")
   return state
 
@@ -171,7 +201,7 @@ def _same(run: Run, workdir: Place) -> Run:
 
 
 def require_system(workdir: Place, system: str) -> None:
-  """Raises ConfigError where the run in a folder is of another system."""
+  """Raises ConfigError where a folder holds no run, or one of another system."""
   there = config_lib.read_values(storage.fetch(workdir / "run.json")).get("system", "gr4ad")
   if there != system:
     raise ConfigError(f"{workdir}: holds a run of the system {there!r}, not {system!r}")
@@ -205,7 +235,7 @@ def _judge(
 
 
 def open_baseline(workdir: Place, data: PreparedLogs) -> Baseline:
-  """A trained run, with the parameters of its best validation.
+  """A trained run, with the parameters of its best validation; a refit gives its last ones.
 
   Args:
     workdir: folder of the run.
@@ -216,10 +246,10 @@ def open_baseline(workdir: Place, data: PreparedLogs) -> Baseline:
   """
   run = read_run(workdir)
   system = system_of(run, data)
-  params, _ = read_params(system.task, run.config.train, workdir)
+  params, _ = read_params(system.task, run.config.train, workdir, newest=bool(run.refit))
   ranker = Ranker(system)
 
   def rank(examples: Sequence[Example], k: int, seen: SeenAds | None) -> np.ndarray:
     return ranker(params, examples, k, seen=seen)
 
-  return Baseline(run.system, rank)
+  return Baseline(run.system, rank, ("test",) if run.refit else ("validation", "test"))

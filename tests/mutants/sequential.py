@@ -33,6 +33,11 @@ MUTANTS = (
     (_TESTS + "test_lists_are_those_of_brute_force[sasrec]",),
   ),
   Mutant(
+    "a refit learns from the validation requests, too", _RUN,
+    "for records in (source, held_out)]", "for records in (source, source)]",
+    (_RUNS + "test_a_refit_learns_from_validation_too_and_is_judged_on_test_alone",),
+  ),
+  Mutant(
     "a baseline of other data is refused", "api.py",
     'if not settings.get("fingerprint", "").startswith(data.fingerprint):', "if not settings:",
     (_RUNS + "test_other_data_and_other_systems_are_refused",),

@@ -118,7 +118,7 @@ MUTANTS = (
     (_TESTS + "test_the_rate_can_stay_at_its_peak_until_it_falls_in_a_line",),
   ),
   Mutant(
-    "a refit makes as many passes as were best", "gr4ad/refit.py",
+    "a refit makes as many passes as were best", "training/refit.py",
     "round(step * (learned + added) / learned)", "step", (_REFIT,),
   ),
   Mutant(

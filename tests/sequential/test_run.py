@@ -137,3 +137,47 @@ def test_validation_may_be_of_prospecting(tiny_data, tmp_path):
   best = max((row for row in rows if row["kind"] == "validation"), key=lambda r: r["ndcg@50"])
   metrics = api.evaluate_run(tmp_path / "run", split="validation")[1]
   assert metrics["prospecting/ndcg@50"] == pytest.approx(best["ndcg@50"], abs=1e-6)
+
+
+def test_meshes_agree(tiny_data, tmp_path):
+  """Dropout off, as its bits are drawn by shape: one device, and rows over four, ads over two."""
+  losses = {}
+  for name, mesh in (("one", {}), ("eight", {"data_parallel": 4, "tensor": 2})):
+    run = run_of(tiny_data, best_by="loss", **mesh)
+    model = dataclasses.replace(run.config.model, dropout=0.0)
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, model=model))
+    train_baseline(run, tmp_path / name)
+    rows = map(json.loads, (tmp_path / name / "train_log.jsonl").read_text().splitlines())
+    losses[name] = [row["loss"] for row in rows]
+  assert losses["eight"] == pytest.approx(losses["one"], rel=1e-5)
+
+
+def test_a_refit_learns_from_validation_too_and_is_judged_on_test_alone(
+  runs, tiny_data, tmp_path, capsys
+):
+  tuned, refit = str(runs / "two_tower"), str(tmp_path / "refit")
+  main(["train", "--system", "two_tower", "--refit", tuned, "--workdir", refit])
+  rows = map(json.loads, (tmp_path / "refit" / "train_log.jsonl").read_text().splitlines())
+  log = list(rows)
+  assert {row["kind"] for row in log} == {"train"}
+  best = re.search(r"step (\d+) is its best", said := capsys.readouterr().err)
+  counts = open_logs(tiny_data).examples.counts
+  learned, added = (counts[split]["examples"] for split in ("train", "validation"))
+  assert f"through the {learned + added} of training and validation" in said
+  assert log[-1]["step"] == round(int(best[1]) * (1 + added / learned))
+  beside = api.evaluate_run(runs / "sasrec", baseline_runs=[refit])[1]
+  system, metrics = api.evaluate_run(tmp_path / "refit")
+  assert system == "two_tower" and metrics["ndcg@50"] == beside["baseline/two_tower/ndcg@50"]
+  for call in (lambda: api.evaluate_run(tmp_path / "refit", split="validation"),
+               lambda: api.evaluate_run(runs / "sasrec", split="validation", baseline_runs=[refit])):
+    with pytest.raises(ConfigError, match="the run of two_tower has learned from the validation"):
+      call()
+  for argv, words in (
+    (["--refit", refit], "has learned from the validation requests"),
+    (["--refit", tuned, "--train.num-steps", "3"], "settings are those of the tuned run"),
+    (["--refit", str(runs / "sasrec")], "holds a run of the system 'sasrec'"),
+    ([], "--data is missing"),
+  ):
+    with pytest.raises(SystemExit):
+      main(["train", "--system", "two_tower", "--workdir", str(tmp_path / "no"), *argv])
+    assert words in capsys.readouterr().err
