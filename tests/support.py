@@ -14,13 +14,16 @@ from gr4ad_jax.data.shortlist import NUMBERS
 from gr4ad_jax.embedding.ad_text import INSTRUCTIONS
 from gr4ad_jax.embedding.cooccurrence import ItemPairs
 from gr4ad_jax.embedding.text_encoder import BertConfig, BertEncoder, TokenStates
-from gr4ad_jax.gr4ad.batch import Context, Vocabulary
+from gr4ad_jax.gr4ad.batch import Context, KnownAds, Vocabulary
 from gr4ad_jax.gr4ad.build import Decoder, init_params
 
 SHORTLIST = 7  # ads of a random context's
+_CODES = np.unravel_index(np.arange(0, 210, 9), (7, 5, 6))
+KNOWN_ADS = KnownAds.of(np.arange(1000, 1024), np.stack(_CODES, axis=-1))
 VOCABULARY = Vocabulary(
   codebook_sizes=(7, 5, 6), feature_sizes=(3, 4), num_ecpm_bins=4, num_count_buckets=16,
   num_age_buckets=32, num_trend_buckets=32, num_trending=3, num_organic_buckets=8192,
+  ads=KNOWN_ADS,
 )
 
 
@@ -42,6 +45,7 @@ def random_context(rng, rows: int, history: int = 5, organic: int = 4) -> Contex
     trend_code_BNL=random_codes(rng, rows, 3).astype(np.int32), trend_share_BN=buckets(3),
     short_code_BML=random_codes(rng, rows, SHORTLIST).astype(np.int32),
     short_number_BMF=rng.integers(0, 5000, (rows, SHORTLIST, len(NUMBERS))).astype(np.int32),
+    ad_id_BT=rng.integers(996, 1024, (rows, history)).astype(np.int32),  # a few are not known
   )
 
 

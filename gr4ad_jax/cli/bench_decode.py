@@ -167,7 +167,9 @@ def run_bench(
   """
   if config.compute_dtype:
     model = dataclasses.replace(model, compute_dtype=config.compute_dtype)
-  vocabulary = random_vocabulary(config.codebook_sizes)
+  vocabulary = random_vocabulary(
+    config.codebook_sizes, num_ads=model.item_scorer * config.num_sids
+  )
   tree = build_prefix_tree(random_sids(config.codebook_sizes, config.num_sids))
   rows, rates = [], []
   for batch, widths in itertools.product(config.batch_sizes, config.schedules):

@@ -35,7 +35,7 @@ class AutoregressiveDecoder(DecoderParts):
     code_means: bool = False,
   ) -> TargetLogProbs:
     """Teacher forcing; see `LazyDecoder.__call__`."""
-    encoded, source = self.read(context)
+    encoded, source = self.read(context, deterministic)
     dtype, token_BCLD = encoded.token_BSD.dtype, self.target_tokens(target_BCL)
     bos_BC1D = jnp.broadcast_to(self.bos_D.astype(dtype), (*token_BCLD[:, :, :1].shape,))
     position_11PD = self.positions_PD.astype(dtype)[None, None]
@@ -48,7 +48,7 @@ class AutoregressiveDecoder(DecoderParts):
 
   def start(self, context: Context) -> tuple[SharedByBeams, BeamState, jax.Array]:
     """The first level; see `LazyDecoder.start`."""
-    encoded, source = self.read(context)
+    encoded, source = self.read_for_search(context)
     dtype, num_rows = encoded.token_BSD.dtype, encoded.token_BSD.shape[0]
     positions_PD = self.positions_PD.astype(dtype)
     start_BPD = jnp.broadcast_to(positions_PD, (num_rows, *positions_PD.shape))

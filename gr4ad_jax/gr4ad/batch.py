@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -30,7 +32,7 @@ class Context(NamedTuple):
   organic_trend_BO: np.ndarray  # int32, the same of the ad of that product
   trend_code_BNL: np.ndarray  # int32, SID codes of the currently most engaged ads, best first
   trend_share_BN: np.ndarray  # int32, bucket of their share
-  # 31-bit hashes of ids; None where the model has no table of ids (ModelConfig.id_rows).
+  # 31-bit hashes of ids; None where the model knows none (ModelConfig.id_rows, item_scorer).
   user_id_B: np.ndarray | None = None
   ad_id_BT: np.ndarray | None = None  # of the ad history
   # The shortlist; None where the model has no copy path.
@@ -51,6 +53,40 @@ class Batch(NamedTuple):
   weight_BC: np.ndarray  # float32 w_user * w_behavior with training mean 1; 0 = padding
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class KnownAds:
+  """The ads that a model was made for; equal, and hashed, by what they hold.
+
+  Attributes:
+    hash_A: int32, 31-bit hashes of their ids.
+    code_AL: int32 SID codes, ascending, so that ads whose SIDs start alike are neighbours.
+  """
+
+  hash_A: np.ndarray
+  code_AL: np.ndarray
+
+  @classmethod
+  def of(cls, hash_N: np.ndarray, code_NL: np.ndarray) -> KnownAds:
+    """Those of some ads that have an SID."""
+    row_A = np.flatnonzero(code_NL[:, 0] >= 0)
+    row_A = row_A[np.lexsort((hash_N[row_A], *code_NL[row_A].T[::-1]))]
+    return cls(hash_N[row_A].astype(np.int32), code_NL[row_A].astype(np.int32))
+
+  def __len__(self) -> int:
+    return len(self.hash_A)
+
+  @functools.cached_property
+  def _digest(self) -> bytes:
+    held = (np.array(self.code_AL.shape), self.hash_A, self.code_AL)
+    return hashlib.sha256(b"".join(np.ascontiguousarray(x).tobytes() for x in held)).digest()
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, KnownAds) and self._digest == other._digest
+
+  def __hash__(self) -> int:
+    return hash(self._digest)
+
+
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
   """Sizes of everything that the model embeds or predicts; fixed by data and tokenizer."""
@@ -67,6 +103,8 @@ class Vocabulary:
   """Currently trending ads in the context."""
   num_organic_buckets: int
   """Hash buckets of organic content ids."""
+  ads: KnownAds | None = None
+  """The ads that an item scorer scores; None where the model has none."""
 
   @property
   def num_levels(self) -> int:
@@ -81,12 +119,15 @@ class EncodedContext(NamedTuple):
   mask_BS: jax.Array  # bool, True = a real token
 
 
-def random_vocabulary(codebook_sizes: Sequence[int]) -> Vocabulary:
-  """Sizes as a small run has them, with these codebooks and two features."""
+def random_vocabulary(codebook_sizes: Sequence[int], *, num_ads: int = 0) -> Vocabulary:
+  """Sizes as a small run has them, with these codebooks, two features and so many known ads."""
+  rng = np.random.default_rng(0)
+  code_AL = np.stack([rng.integers(0, size, num_ads) for size in codebook_sizes], axis=-1)
+  ads = KnownAds.of(rng.integers(0, 2**31 - 1, num_ads), code_AL) if num_ads else None
   return Vocabulary(
     codebook_sizes=tuple(codebook_sizes), feature_sizes=(8, 16), num_ecpm_bins=32,
     num_count_buckets=16, num_age_buckets=32, num_trend_buckets=32, num_trending=0,
-    num_organic_buckets=8192,
+    num_organic_buckets=8192, ads=ads,
   )
 
 
@@ -124,6 +165,7 @@ def random_context(
     ad_trend_BT=below(trend, ads), organic_trend_BO=below(trend, organic),
     trend_code_BNL=codes(vocabulary.num_trending),
     trend_share_BN=below(trend, vocabulary.num_trending),
+    ad_id_BT=None if vocabulary.ads is None else rng.choice(vocabulary.ads.hash_A, (batch, ads)),
     **({
       "short_code_BML": codes(shortlist),
       "short_number_BMF": rng.integers(0, BELOW // 2, (batch, shortlist, len(NUMBERS)), np.int32),

@@ -14,7 +14,7 @@ from gr4ad_jax.data.shortlist import NO_SHARES, AdFacts
 from gr4ad_jax.data.shortlist import shortlist as make_shortlist
 from gr4ad_jax.data.splits import SequenceConfig
 from gr4ad_jax.data.trending import NUM_TREND_BUCKETS, Trending
-from gr4ad_jax.gr4ad.batch import Batch, Context, Vocabulary
+from gr4ad_jax.gr4ad.batch import Batch, Context, KnownAds, Vocabulary
 from gr4ad_jax.gr4ad.config import LossConfig
 from gr4ad_jax.gr4ad.value import ValueScale, sample_weight, value_bucket
 
@@ -34,7 +34,7 @@ class BatchMaker:
     content_bucket_O: int32 hash bucket of every organic content id.
     content_ad_O: int32 ad of the same product, -1 = none.
     trending: current shares by day, or None.
-    user_hash_U, ad_hash_A: int32 hashes of ids, for models with a table of ids; else None.
+    user_hash_U, ad_hash_A: int32 hashes of ids, for models that know them; else None.
     facts, shortlist: what shortlists need of ads, and M, for models with a copy path; else None, 0.
   """
 
@@ -51,11 +51,13 @@ class BatchMaker:
   facts: AdFacts | None = None
   shortlist: int = 0
 
-  def vocabulary(self, feature_sizes: Sequence[int], codebook_sizes: Sequence[int]) -> Vocabulary:
-    """Sizes that the model needs for these batches."""
+  def vocabulary(
+    self, feature_sizes: Sequence[int], codebook_sizes: Sequence[int], ads: KnownAds | None = None
+  ) -> Vocabulary:
+    """Sizes that the model needs for these batches, with the ads that an item scorer scores."""
     return Vocabulary(
       tuple(codebook_sizes), tuple(feature_sizes), self.scale.num_bins, NUM_COUNT_BUCKETS,
-      NUM_AGE_BUCKETS, NUM_TREND_BUCKETS, self.sequence.num_trending, NUM_ORGANIC_BUCKETS,
+      NUM_AGE_BUCKETS, NUM_TREND_BUCKETS, self.sequence.num_trending, NUM_ORGANIC_BUCKETS, ads,
     )
 
   def with_ads(self, row_N: np.ndarray, ads: AdTable, code_NL: np.ndarray) -> BatchMaker:

@@ -43,7 +43,8 @@ def init_params(decoder: Decoder, key: jax.Array) -> Any:
     organic_code_BOL=codes, organic_id_BO=one, organic_count_BO=one, organic_age_BO=one,
     organic_trend_BO=one,
     trend_code_BNL=jnp.zeros((*trending.shape, levels), jnp.int32), trend_share_BN=trending,
-    **({"user_id_B": one[0], "ad_id_BT": one} if decoder.config.id_rows else {}),
+    user_id_B=one[0] if decoder.config.id_rows else None,
+    ad_id_BT=one if decoder.config.id_rows or decoder.config.item_scorer else None,
     **({"short_code_BML": codes, "short_number_BMF": numbers} if decoder.config.copy_path else {}),
   )
   return _compile_init(decoder)(key, context, codes)["params"]

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal
 
 from gr4ad_jax.config import ConfigError, nearest, require
-from gr4ad_jax.nn.config import KvMode, LayerConfig, NormKind, Remat
+from gr4ad_jax.nn.config import HistoryConfig, KvMode, LayerConfig, NormKind, Remat
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.training.config import TrainConfig
 
@@ -40,6 +40,21 @@ class ModelConfig:
   weighed by its numbers (beyond the paper; off = paper)."""
   shortlist: int = 512
   """Ads of that shortlist."""
+  item_scorer: bool = False
+  """Also copy from all ads of the catalogue, each scored against an encoding of the ordered ad
+  history (beyond the paper; off = paper). Needs copy_path."""
+  item_width: int = 64
+  """Width of its ad vectors and of its encoder."""
+  history_length: int = 50
+  """Latest ads that the encoder reads."""
+  history_blocks: int = 1
+  """Its blocks."""
+  history_filter: float = 0.7
+  """What its low-pass filter gives to a block's mix, beside attention; 0 = attention alone."""
+  history_dropout: float = 0.5
+  """Its dropout rate during training."""
+  copied_items: int = 512
+  """Ads that a search copies from by this score: the most probable ones."""
   id_rows: int = 0
   """Rows of a table that ids of users and of ads in the history are hashed into (beyond the paper);
   0 = none, then an ad is known by its codes and a user by features alone."""
@@ -65,16 +80,32 @@ class ModelConfig:
       f"must lie in [0, model.num_layers={self.num_layers})",
     )
     require(0.0 <= self.dropout < 1.0, "model.dropout", self.dropout, "must lie in [0, 1)")
+    require(self.copy_path or not self.item_scorer, "model.item_scorer", self.item_scorer,
+            "needs model.copy_path=true")
+    require(0 <= self.history_dropout < 1, "model.history_dropout", self.history_dropout,
+            "must lie in [0, 1)")
+    require(0 <= self.history_filter <= 1, "model.history_filter", self.history_filter,
+            "must lie in [0, 1]")
     for name in ("mlp_width", "id_rows"):
       require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name),
               "must not be negative")
-    require(self.shortlist >= 1, "model.shortlist", self.shortlist, "must be at least 1")
-    require(self.id_width >= 1, "model.id_width", self.id_width, "must be at least 1")
+    for name in (
+      "shortlist", "id_width", "item_width", "history_length", "history_blocks", "copied_items"
+    ):
+      require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "must be at least 1")
 
   @property
   def feed_forward_width(self) -> int:
     """Inner width of the feed-forward block."""
     return self.mlp_width or max(64, 64 * round(self.width * 8 / 3 / 64))
+
+  @property
+  def history(self) -> HistoryConfig:
+    """What the encoder of the item scorer needs to know."""
+    return HistoryConfig(
+      self.item_width, self.history_length, self.history_blocks, dropout=self.history_dropout,
+      filter_share=self.history_filter,
+    )
 
   @property
   def layers(self) -> LayerConfig:
@@ -93,6 +124,8 @@ class LossConfig:
   """lambda_e, weight of the eCPM-bucket loss."""
   mtp_weight: float = 0.3
   """lambda_mtp, weight of the auxiliary loss on the un-fused trunk (LazyAR only)."""
+  item_weight: float = 0.5
+  """Weight of the item scorer's own loss (model.item_scorer alone; beyond the paper)."""
   request_size_power: float = 0.0
   """w_request = (targets of the request) ** -power (beyond the paper): 1 = all requests weigh the
   same, as in the mean of recall; 0 = all targets do."""
@@ -110,7 +143,8 @@ class LossConfig:
 
   def __post_init__(self):
     for name in (
-      "ecpm_weight", "mtp_weight", "click_weight", "conversion_weight", "request_size_power"
+      "ecpm_weight", "mtp_weight", "item_weight", "click_weight", "conversion_weight",
+      "request_size_power",
     ):
       require(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "must be >= 0")
     require(
@@ -232,13 +266,16 @@ class DataShape:
   """Codes of each SID level."""
   context_tokens: int = 256
   """Tokens of a request's context: histories, features, trending ads."""
+  num_ads: int = 20_000
+  """Ads with semantic IDs, for models that score every one (model.item_scorer)."""
   max_targets: int = 4
   """Targets of a training example, padded ones included."""
 
   def __post_init__(self):
     require(len(self.codebook_sizes) >= 2 and min(self.codebook_sizes) >= 1, "codebook_sizes",
             self.codebook_sizes, "needs two levels or more of at least one code")
-    require(self.max_targets >= 1, "max_targets", self.max_targets, "must be at least 1")
+    for name in ("max_targets", "num_ads"):
+      require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)

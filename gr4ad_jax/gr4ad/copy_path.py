@@ -1,4 +1,7 @@
-"""The copy path: next codes copied from the ads of the request's shortlist (beyond the paper)."""
+"""The copy path: next codes copied from ads of the request's shortlist, or of the catalogue.
+
+Beyond the paper.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from gr4ad_jax.data import shortlist
-from gr4ad_jax.gr4ad.batch import Context
+from gr4ad_jax.gr4ad.batch import Context, Vocabulary
 from gr4ad_jax.gr4ad.config import ModelConfig
+from gr4ad_jax.gr4ad.item_scorer import ItemScorer, ItemShare, starting_alike, sums_over
 from gr4ad_jax.nn import NEG_INF
 
 
@@ -53,28 +57,43 @@ class CopyScore(nn.Module):
     return score_BM + self.STEP * (h @ last.astype(jnp.float32))[..., 0]
 
 
+class DenseItems(NamedTuple):
+  """All ads that the model was made for, as something to copy from."""
+
+  p_BA: jax.Array  # of the item scorer
+  log_share_B: jax.Array  # log of their share of what is copied
+
+
 class CopySource(NamedTuple):
   """The ads whose SIDs can be copied."""
 
   code_BML: jax.Array  # int32, -1 = no ad
-  score_BM: jax.Array  # float32, log weight of each
+  logp_BM: jax.Array  # float32, log of the share of each; NEG_INF = no ad
+  items: DenseItems | None  # beside them; None where they are among them, or are not scored
 
 
 class CopyState(NamedTuple):
   """What a beam remembers of copying; every leaf is [B, W, ...]."""
 
-  match_BWM: jax.Array  # bool, ads of the shortlist whose SID starts with the beam's codes
+  match_BWM: jax.Array  # bool, ads that can be copied whose SID starts with the beam's codes
   logit_BW: jax.Array  # log odds of copying, before any code, less the generator's log p of them
   h_BWD: jax.Array  # the last decoder state, from which the generator chose the next code
   norm_BW: jax.Array  # of its softmax there
 
 
-class CopyTerms(NamedTuple):
-  """A distribution over the shortlist and how likely copying is; `...` is [C], or [C, L]."""
+class TargetMass(NamedTuple):
+  """Logs of shares of what is copied; about NEG_INF where there is none."""
 
-  attention: jax.Array  # [B, ..., M], sums to 1 where any ad matches, else 0
-  log_copy: jax.Array  # [B, ...], log of the probability that the codes are copied
-  log_rest: jax.Array  # [B, ...], that they are generated
+  log_BCP: jax.Array  # of SIDs that start with the first 0 to L codes of each target
+  item_BC: jax.Array | None  # of the target's SID by the item scorer, 0 if no ad of its has it
+
+
+class CopyTerms(NamedTuple):
+  """A distribution over the ads that match, and how likely copying is."""
+
+  attention_BWM: jax.Array  # sums to 1 where any ad matches, else 0
+  log_copy_BW: jax.Array  # log of the probability that the codes are copied
+  log_rest_BW: jax.Array  # that they are generated
 
 
 class CopyPath(nn.Module):
@@ -92,9 +111,15 @@ class CopyPath(nn.Module):
   them. So the order of the shortlist by score is kept, but for what the generator adds. The gate
   starts open: the model first ranks as the rule does. Beyond the paper: See et al. 2017 mix word by
   word; a gate a level spoilt the order of the shortlist (docs/results.md).
+
+  With an item scorer a is a mixture, (1 - y) softmax(score) over the shortlist and y times the item
+  scorer's softmax over all ads, with y from `ItemShare`; without any ad in the shortlist y = 1.
+  Training has the sums over all ads. A search follows the shortlist and the most probable of all
+  ads, as many as `copied_items`: its probabilities are those of SIDs given that no other is copied.
   """
 
   config: ModelConfig
+  vocabulary: Vocabulary
 
   OPEN = 6.0  # the gate's first logit
   STEP = 8.0  # its bias is a parameter times this, and soon closes where it must
@@ -103,10 +128,62 @@ class CopyPath(nn.Module):
     self.score = CopyScore()
     self.gate_kernel = self.param("gate_kernel", nn.initializers.zeros, (self.config.width,))
     self.gate_bias = self.param("gate_bias", nn.initializers.constant(self.OPEN / self.STEP), ())
+    if self.config.item_scorer:
+      self.items = ItemScorer(self.config, self.vocabulary)
+      self.item_share = ItemShare()
 
-  def source(self, context: Context) -> CopySource:
+  def source(self, context: Context, *, deterministic: bool = True) -> CopySource:
     """What can be copied; computed once per request."""
-    return CopySource(context.short_code_BML, self.score(context.short_number_BMF))
+    real_BM = context.short_code_BML[..., 0] >= 0
+    score_BM = self.score(context.short_number_BMF)
+    norm_B1 = jax.nn.logsumexp(
+      jnp.where(real_BM, score_BM, NEG_INF), axis=-1, keepdims=True
+    )
+    logp_BM = score_BM - norm_B1
+    items = None
+    if self.config.item_scorer:
+      num_met_B = jnp.sum(context.ad_count_BT >= 0, axis=1)
+      logit_B = self.item_share(score_BM, real_BM, num_met_B)
+      some_B = jnp.any(real_BM, axis=1)
+      log_share_B = jnp.where(some_B, jax.nn.log_sigmoid(logit_B), 0.0)
+      items = DenseItems(self.items(context, deterministic=deterministic), log_share_B)
+      logp_BM += jax.nn.log_sigmoid(-logit_B)[:, None]
+    return CopySource(context.short_code_BML, jnp.where(real_BM, logp_BM, NEG_INF), items)
+
+  def for_search(self, source: CopySource) -> CopySource:
+    """The same with the most probable of all ads beside those of the shortlist."""
+    if source.items is None:
+      return source
+    code_AL = jnp.asarray(self.vocabulary.ads.code_AL)
+    most = min(self.config.copied_items, len(code_AL))
+    p_BK, row_BK = jax.lax.top_k(source.items.p_BA, most)
+    logp_BK = safe_log(p_BK) + source.items.log_share_B[:, None]
+    return CopySource(
+      jnp.concatenate([source.code_BML, code_AL[row_BK]], axis=1),
+      jnp.concatenate([source.logp_BM, logp_BK], axis=1),
+      None,
+    )
+
+  def target_mass(self, source: CopySource, target_BCL: jax.Array) -> TargetMass:
+    """How much of what is copied starts as the targets do."""
+    code_B1ML = source.code_BML[:, None]
+    match_BCM = jnp.broadcast_to(
+      code_B1ML[..., 0] >= 0, (*target_BCL.shape[:2], code_B1ML.shape[2])
+    )
+    match = [match_BCM]
+    for level in range(target_BCL.shape[-1]):
+      match.append(match[-1] & (code_B1ML[..., level] == target_BCL[:, :, None, level]))
+    match_BCPM = jnp.stack(match, axis=2)
+    logp_B11M = source.logp_BM[:, None, None]
+    log_BCP = jax.nn.logsumexp(jnp.where(match_BCPM, logp_B11M, NEG_INF), axis=-1)
+    if source.items is None:
+      return TargetMass(log_BCP, None)
+    rows = starting_alike(self.vocabulary.ads, target_BCL)
+    item_BCL = safe_log(sums_over(source.items.p_BA, rows))
+    item_BCP = jnp.pad(item_BCL, ((0, 0), (0, 0), (1, 0)))
+    log_BCP = jnp.logaddexp(log_BCP, source.items.log_share_B[:, None, None] + item_BCP)
+    known_BC = rows.end[..., -1] > rows.start[..., -1]
+    return TargetMass(log_BCP, jnp.where(known_BC, item_BCL[..., -1], 0.0))
 
   def begin(self, source: CopySource) -> CopyState:
     """The state of a beam without codes."""
@@ -121,20 +198,25 @@ class CopyPath(nn.Module):
     h = h.astype(jnp.float32)
     return h @ self.gate_kernel.astype(jnp.float32) + self.gate_bias * self.STEP
 
-  def __call__(self, source: CopySource, match: jax.Array, logit: jax.Array) -> CopyTerms:
+  def __call__(self, source: CopySource, match_BWM: jax.Array, logit_BW: jax.Array) -> CopyTerms:
     """How much each ad is copied.
 
     Args:
-      source: ads and their weights.
-      match: bool [B, ..., M], ads whose SID starts with the decoded prefix.
-      logit: [B, ...], log odds of copying, before any code, less the generator's log p of the
-        prefix.
+      source: ads and their shares.
+      match_BWM: bool, ads whose SID starts with the decoded prefix.
+      logit_BW: log odds of copying, before any code, less the generator's log p of the prefix.
     """
-    score = jnp.expand_dims(source.score_BM, tuple(range(1, match.ndim - 1)))
-    score = jnp.where(match, score, NEG_INF)
-    some, real_BM = jnp.any(match, axis=-1), source.code_BML[..., 0] >= 0
-    all_B = jax.nn.logsumexp(jnp.where(real_BM, source.score_BM, NEG_INF), axis=-1)
-    share = jax.nn.logsumexp(score, axis=-1) - jnp.expand_dims(all_B, tuple(range(1, some.ndim)))
-    logit = jnp.where(some, logit + share, NEG_INF)
-    attention = jnp.where(some[..., None], jax.nn.softmax(score, axis=-1), 0.0)
-    return CopyTerms(attention, jax.nn.log_sigmoid(logit), jax.nn.log_sigmoid(-logit))
+    logp_BWM = jnp.where(match_BWM, source.logp_BM[:, None], NEG_INF)
+    some_BW = jnp.any(match_BWM, axis=-1)
+    share_BW = jax.nn.logsumexp(logp_BWM, axis=-1)
+    logit_BW = jnp.where(some_BW, logit_BW + share_BW, NEG_INF)
+    attention_BWM = jnp.where(some_BW[..., None], jax.nn.softmax(logp_BWM, axis=-1), 0.0)
+    return CopyTerms(
+      attention_BWM, jax.nn.log_sigmoid(logit_BW), jax.nn.log_sigmoid(-logit_BW)
+    )
+
+
+def safe_log(probability: jax.Array) -> jax.Array:
+  """log, with NEG_INF and a zero gradient at 0."""
+  positive = probability > 0
+  return jnp.where(positive, jnp.log(jnp.where(positive, probability, 1.0)), NEG_INF)

@@ -13,6 +13,7 @@ from gr4ad_jax.data.shortlist import NUMBERS
 from gr4ad_jax.gr4ad.batch import Vocabulary
 from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.gr4ad.copy_path import CopyScore
+from gr4ad_jax.gr4ad.item_scorer import ItemShare
 
 
 def num_params(config: ModelConfig, vocabulary: Vocabulary) -> int:
@@ -36,7 +37,22 @@ def num_params(config: ModelConfig, vocabulary: Vocabulary) -> int:
   if config.copy_path:
     hidden = CopyScore.HIDDEN
     output += d + 1 + 2 + hidden * (len(NUMBERS) + 1 + 1 + hidden + 1 + 1)
+  if config.item_scorer:
+    output += _item_params(config, vocabulary)
   return own + tables + output + _context_params(config, vocabulary)
+
+
+def _item_params(config: ModelConfig, vocabulary: Vocabulary) -> int:
+  """The item scorer: ad vectors, its encoder, the gate of its share."""
+  w, filtered = config.item_width, bool(config.history_filter)
+  block = 12 * w * w + (2 + 2 * filtered) * w
+  encoder = (config.history_length + 1) * w + config.history_blocks * block
+  return _item_rows(vocabulary) * w + w + encoder + len(ItemShare.RANKS) + 2 + 1
+
+
+def _item_rows(vocabulary: Vocabulary) -> int:
+  """Rows of the item scorer's tables: an ad's own, and one for each code."""
+  return len(vocabulary.ads or ()) + sum(vocabulary.codebook_sizes)
 
 
 def num_table_params(config: ModelConfig, vocabulary: Vocabulary) -> int:
@@ -47,6 +63,8 @@ def num_table_params(config: ModelConfig, vocabulary: Vocabulary) -> int:
   context = _context_params(config, vocabulary) - config.width
   groups = 3 + bool(vocabulary.num_trending)
   tables = sum(vocabulary.codebook_sizes) * config.width + config.id_rows * config.id_width
+  if config.item_scorer:
+    tables += _item_rows(vocabulary) * config.item_width
   return tables + context - groups * config.width**2
 
 
@@ -108,8 +126,12 @@ def decode_flops(
     2 * n * v * d for n, v in zip(tokens[:levels], vocabulary.codebook_sizes, strict=True)
   )
   if config.copy_path:
+    copied = config.shortlist
+    if config.item_scorer:
+      heads += _item_flops(config, vocabulary)
+      copied += min(config.copied_items, len(vocabulary.ads or ()))
     heads += _score_flops(config) + sum(
-      2 * n * config.shortlist * v
+      2 * n * copied * v
       for n, v in zip(tokens[:levels], vocabulary.codebook_sizes, strict=True)
     )
   if with_value:
@@ -127,6 +149,15 @@ def _score_flops(config: ModelConfig) -> int:
   """The copy path's network over the numbers of the shortlist."""
   hidden = CopyScore.HIDDEN
   return 2 * config.shortlist * hidden * (len(NUMBERS) + 1 + hidden + 1)
+
+
+def _item_flops(config: ModelConfig, vocabulary: Vocabulary) -> int:
+  """The encoder over a full history, and a product with the vector of every ad."""
+  w, length, filtered = config.item_width, config.history_length, bool(config.history_filter)
+  mixing = 2 * (2 + filtered) * length * w  # of one place, to all
+  deep = length * (2 * 12 * w * w + mixing)
+  last = length * 2 * 2 * w * w + 2 * 10 * w * w + mixing  # which gives the newest place alone
+  return (config.history_blocks - 1) * deep + last + 2 * len(vocabulary.ads or ()) * w
 
 
 def train_flops(
@@ -164,4 +195,6 @@ def train_flops(
   heads += 2 * targets * d * vocabulary.num_ecpm_bins
   if config.copy_path:
     heads += _score_flops(config)
+  if config.item_scorer:
+    heads += _item_flops(config, vocabulary)
   return 3 * (_context_flops(config, S, layers_with_kv) + own + heads)

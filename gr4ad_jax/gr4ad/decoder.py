@@ -23,6 +23,7 @@ class TargetLogProbs(NamedTuple):
   ecpm_BCV: jax.Array  # log p(bucket | SID, X) over all buckets
   mtp_BCL: jax.Array | None  # the generator on the un-fused pass (paper: L_MTP); LazyAR alone
   code_mean_BCL: jax.Array | None = None  # mean of log p(. | s_<t, X) over the codes of the level
+  item_BC: jax.Array | None = None  # log p(SID | history) by the item scorer alone
 
 
 class SharedByBeams(NamedTuple):
@@ -54,9 +55,17 @@ class DecoderParts(nn.Module):
     self.final_norm = Norm(config.norm)
     self.output = TokenOutput(config, vocabulary, self.tables)
 
-  def read(self, context: Context) -> tuple[EncodedContext, CopySource | None]:
+  def read(
+    self, context: Context, deterministic: bool = True
+  ) -> tuple[EncodedContext, CopySource | None]:
     """The context as tokens, and what may be copied from it."""
-    return self.context_processor(context), self.output.copy_source(context)
+    source = self.output.copy_source(context, deterministic=deterministic)
+    return self.context_processor(context), source
+
+  def read_for_search(self, context: Context) -> tuple[EncodedContext, CopySource | None]:
+    """The same as a search takes it."""
+    encoded, source = self.read(context)
+    return encoded, self.output.for_search(source)
 
   def target_tokens(self, target_BCL: jax.Array) -> jax.Array:
     """Token inputs of all codes of the targets, [B, C, L, D]."""
@@ -74,17 +83,20 @@ class DecoderParts(nn.Module):
     code_means: bool,
   ) -> TargetLogProbs:
     """What normalised states of all positions say of the targets, and of all codes if asked to."""
+    sid_BCL, item_BC = self.output.target_log_probs(h_BCPD[:, :, :-1], target_BCL, source)
     return TargetLogProbs(
-      self.output.target_log_probs(h_BCPD[:, :, :-1], target_BCL, source),
+      sid_BCL,
       self.output.ecpm_log_probs(h_BCPD[:, :, -1]),
       None,
       self._code_means(h_BCPD, target_BCL, source) if code_means else None,
+      item_BC,
     )
 
   def _code_means(
     self, h_BCPD: jax.Array, target_BCL: jax.Array, source: CopySource | None
   ) -> jax.Array:
     """Mean log-probability over all codes of each level after the target's codes, [B, C, L]."""
+    source = self.output.for_search(source)
     means, copy = [], self.output.begin_copy(source)
     for level in range(target_BCL.shape[-1]):
       log_prob_BCV, copy = self.output.log_probs(h_BCPD[:, :, level], level, source, copy)
@@ -104,7 +116,7 @@ class DecoderParts(nn.Module):
     Args:
       layers: that run per beam.
       start_BPD: what enters them, before any token.
-      encoded, source: from `read`.
+      encoded, source: from `read_for_search`.
     """
     kv = tuple(layer.keys_values(encoded.token_BSD) for layer in layers)
     shared = SharedByBeams(start_BPD, kv, encoded.mask_BS, source)

@@ -60,7 +60,7 @@ class LazyDecoder(DecoderParts):
       deterministic: False applies dropout (needs the "dropout" rng).
       code_means: also give means over all codes of each level.
     """
-    encoded, source = self.read(context)
+    encoded, source = self.read(context, deterministic)
     trunk_B1PD = self._trunk(encoded.token_BSD, encoded.mask_BS, deterministic)
     trunk_BCPD = jnp.broadcast_to(
       trunk_B1PD, (*target_BCL.shape[:2], *trunk_B1PD.shape[2:])
@@ -78,9 +78,10 @@ class LazyDecoder(DecoderParts):
       kv = layer.keys_values(encoded.token_BSD)
       h_BRPD, _ = layer(h_BRPD, kv, encoded.mask_BS, deterministic=deterministic)
     h_BRPD = self.final_norm(h_BRPD)
+    mtp_BCL, _ = self.output.target_log_probs(h_BRPD[:, -1:, :-1], target_BCL, None)
     return self.target_log_probs(
       h_BRPD[:, :-1], target_BCL, source, code_means=code_means
-    )._replace(mtp_BCL=self.output.target_log_probs(h_BRPD[:, -1:, :-1], target_BCL, None))
+    )._replace(mtp_BCL=mtp_BCL)
 
   def start(self, context: Context) -> tuple[SharedByBeams, BeamState, jax.Array]:
     """The lazy part of decoding and the first level.
@@ -88,7 +89,7 @@ class LazyDecoder(DecoderParts):
     Returns:
       What beams share, the state of one beam [B, 1, ...], and log p(s_1 | X) float32 [B, 1, V_1].
     """
-    encoded, source = self.read(context)
+    encoded, source = self.read_for_search(context)
     trunk_BPD = self._trunk(encoded.token_BSD, encoded.mask_BS, True)[:, 0]
     shared, state = self.begin_search(self.layers, trunk_BPD, encoded, source)
     first_B1D = self._first(trunk_BPD[:, :1])

@@ -87,7 +87,7 @@ class MultiTokenDecoder(DecoderParts):
     code_means: bool = False,
   ) -> TargetLogProbs:
     """Teacher forcing; see `LazyDecoder.__call__`."""
-    encoded, source = self.read(context)
+    encoded, source = self.read(context, deterministic)
     h_B1D = self._first(encoded.token_BSD, encoded.mask_BS, deterministic)
     states = [jnp.broadcast_to(h_B1D, (*target_BCL.shape[:2], h_B1D.shape[-1]))]
     for level in range(self.vocabulary.num_levels):
@@ -104,7 +104,7 @@ class MultiTokenDecoder(DecoderParts):
 
   def start(self, context: Context) -> tuple[SharedByMultiToken, MultiTokenState, jax.Array]:
     """The first level; see `LazyDecoder.start`."""
-    encoded, source = self.read(context)
+    encoded, source = self.read_for_search(context)
     shared = SharedByMultiToken(
       tuple(module.keys_values(encoded.token_BSD) for module in self.modules),
       encoded.mask_BS, source,

@@ -30,7 +30,9 @@ def plan_run(
 
   `vocabulary` is that of data which are there; None = as a small run has it.
   """
-  vocabulary = vocabulary or random_vocabulary(shape.codebook_sizes)
+  if vocabulary is None:
+    num_ads = config.model.item_scorer * shape.num_ads
+    vocabulary = random_vocabulary(shape.codebook_sizes, num_ads=num_ads)
   context = random_context(
     vocabulary, 1, shape.context_tokens, shortlist=config.model.copy_path * config.model.shortlist
   )

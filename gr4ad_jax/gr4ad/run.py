@@ -17,7 +17,7 @@ from gr4ad_jax import config as config_lib
 from gr4ad_jax.catalog.prepared import Prepared, open_prepared
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.pipeline import ad_facts, hash_buckets, hash_ids
-from gr4ad_jax.gr4ad.batch import Vocabulary
+from gr4ad_jax.gr4ad.batch import KnownAds, Vocabulary
 from gr4ad_jax.gr4ad.batch_maker import NUM_ORGANIC_BUCKETS, BatchMaker
 from gr4ad_jax.gr4ad.build import Decoder, build_decoder
 from gr4ad_jax.gr4ad.config import Config, ModelConfig
@@ -103,13 +103,17 @@ def open_inputs(run: RunFile, workdir: Place | None = None) -> Inputs:
     make_batch = dataclasses.replace(
       make_batch, user_hash_U=hash_ids(logs.users.user_id), ad_hash_A=hash_ids(logs.ads.ad_id)
     )
+  ads = None
+  if run.config.model.item_scorer:
+    make_batch = dataclasses.replace(make_batch, ad_hash_A=hash_ids(logs.ads.ad_id))
+    ads = KnownAds.of(make_batch.ad_hash_A, sids.codes_AL)
   if run.config.model.copy_path:
     make_batch = dataclasses.replace(
       make_batch, facts=ad_facts(logs.ads), shortlist=run.config.model.shortlist
     )
   return Inputs(
     **vars(prepared), make_batch=make_batch, scale=scale,
-    vocabulary=make_batch.vocabulary(examples.features.sizes, sids.codebook_sizes),
+    vocabulary=make_batch.vocabulary(examples.features.sizes, sids.codebook_sizes, ads),
   )
 
 
@@ -249,5 +253,7 @@ def _in_words(model: ModelConfig) -> str:
   words = f"{names[model.decoder]} decoder, {model.num_layers} layers"
   if model.decoder == "lazy":
     words += f" ({model.num_lazy_layers} without the previous token)"
-  copies = ", with the copy path, which goes beyond the paper" if model.copy_path else ""
-  return f"{words}, width {model.width}{copies}."
+  if model.copy_path:
+    scorer = " and the item scorer, which go" if model.item_scorer else ", which goes"
+    words += f", with the copy path{scorer} beyond the paper"
+  return f"{words}, width {model.width}."

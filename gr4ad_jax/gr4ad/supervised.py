@@ -16,7 +16,8 @@ class VslTerms(NamedTuple):
   sid_BC: jax.Array  # L_SID, nats summed over levels
   ecpm_BC: jax.Array  # L_eCPM, nats
   mtp_BC: jax.Array  # L_MTP, nats summed over levels 2..L
-  total_BC: jax.Array  # L_SID + lambda_e L_eCPM + lambda_mtp L_MTP, not weighted; smoothed
+  item_BC: jax.Array  # of the item scorer alone, nats
+  total_BC: jax.Array  # L_SID + lambda_e L_eCPM + lambda_mtp L_MTP + ..., not weighted; smoothed
 
 
 def vsl_loss(
@@ -24,6 +25,7 @@ def vsl_loss(
   ecpm_log_prob_BCV: jax.Array,
   mtp_log_prob_BCL: jax.Array | None,
   code_mean_BCL: jax.Array | None = None,
+  item_log_prob_BC: jax.Array | None = None,
   *,
   ecpm_bin_BC: jax.Array,
   where_BC: jax.Array,
@@ -45,14 +47,18 @@ def vsl_loss(
 
   What is returned as L_SID stays (12), to be held against that of validation.
 
+  An item scorer adds lambda_item times its own loss, - log p(y | history) over all ads: so it
+  learns of every target, and not only of those that the mixture leaves to it.
+
   Args:
     sid_log_prob_BCL: float32, of the target codes.
     ecpm_log_prob_BCV: float32, over value buckets.
     mtp_log_prob_BCL: float32, of the target codes without token input; None = no L_MTP.
     code_mean_BCL: float32, means over the codes of each level; None = no smoothing.
+    item_log_prob_BC: float32, of the targets by the item scorer; None = it is off.
     ecpm_bin_BC: int32, the target bucket; -1 drops the eCPM term of that row.
     where_BC: bool, False = padding.
-    config: lambda_e, lambda_mtp and epsilon.
+    config: lambda_e, lambda_mtp, lambda_item and epsilon.
   """
   sid_BC = -jnp.sum(sid_log_prob_BCL, axis=-1)
   picked_BC = jnp.take_along_axis(
@@ -62,9 +68,13 @@ def vsl_loss(
   mtp_BC = jnp.zeros_like(sid_BC)
   if mtp_log_prob_BCL is not None:
     mtp_BC = -jnp.sum(mtp_log_prob_BCL[..., 1:], axis=-1)
-  sid_BC, ecpm_BC, mtp_BC = (jnp.where(where_BC, x, 0.0) for x in (sid_BC, ecpm_BC, mtp_BC))
+  item_BC = jnp.zeros_like(sid_BC) if item_log_prob_BC is None else -item_log_prob_BC
+  sid_BC, ecpm_BC, mtp_BC, item_BC = (
+    jnp.where(where_BC, x, 0.0) for x in (sid_BC, ecpm_BC, mtp_BC, item_BC)
+  )
   total_BC = sid_BC + config.ecpm_weight * ecpm_BC + config.mtp_weight * mtp_BC
+  total_BC += config.item_weight * item_BC
   if code_mean_BCL is not None:
     uniform_BC = jnp.where(where_BC, -jnp.sum(code_mean_BCL, axis=-1), 0.0)
     total_BC += config.label_smoothing * (uniform_BC - sid_BC)
-  return VslTerms(sid_BC, ecpm_BC, mtp_BC, total_BC)
+  return VslTerms(sid_BC, ecpm_BC, mtp_BC, item_BC, total_BC)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from gr4ad_jax.gr4ad.batch import Context, Vocabulary
 from gr4ad_jax.gr4ad.config import ModelConfig
-from gr4ad_jax.gr4ad.copy_path import CopyPath, CopySource, CopyState
+from gr4ad_jax.gr4ad.copy_path import CopyPath, CopySource, CopyState, safe_log
 from gr4ad_jax.machine.sharding import ROWS, TENSOR, constrain
 from gr4ad_jax.nn import NEG_INF
 from gr4ad_jax.nn.layers import Linear
@@ -69,16 +69,20 @@ class TokenOutput(nn.Module):
   def setup(self):
     self.ecpm_head = Linear(self.vocabulary.num_ecpm_bins)
     if self.config.copy_path:
-      self.copy = CopyPath(self.config)
+      self.copy = CopyPath(self.config, self.vocabulary)
 
-  def copy_source(self, context: Context) -> CopySource | None:
+  def copy_source(self, context: Context, *, deterministic: bool = True) -> CopySource | None:
     """What the copy path needs of the context; None where it is off."""
-    return self.copy.source(context) if self.config.copy_path else None
+    if not self.config.copy_path:
+      return None
+    return self.copy.source(context, deterministic=deterministic)
 
   def target_log_probs(
     self, h_BRLD: jax.Array, target_BCL: jax.Array, source: CopySource | None
-  ) -> jax.Array:
+  ) -> tuple[jax.Array, jax.Array | None]:
     """log p(target code | its prefix, X) of every level, float32 [B, C, L].
+
+    Also log p(target SID) by the item scorer alone, [B, C]; None where it is off.
 
     Args:
       h_BRLD: last decoder states of the SID positions; R = C, or 1 where all targets share them.
@@ -95,19 +99,20 @@ class TokenOutput(nn.Module):
       axis=-1,
     )
     if source is None:
-      return log_prob_BCL
-    code_B1LM = jnp.swapaxes(source.code_BML, 1, 2)[:, None]
-    same_BCLM = code_B1LM == target_BCL[..., None]
-    real_BC1M = jnp.broadcast_to(code_B1LM[:, :, :1] >= 0, same_BCLM[:, :, :1].shape)
-    match = [real_BC1M]  # level l may copy ads that share levels < l
-    for level in range(self.vocabulary.num_levels - 1):
-      match.append(match[-1] & same_BCLM[:, :, level : level + 1])
-    # What the generator gives to the codes before each level.
-    log_gen_BCL = jnp.cumsum(log_prob_BCL, axis=-1) - log_prob_BCL
-    logit_BCL = self.copy.logit(h_BRLD[:, :, 0])[..., None] - log_gen_BCL
-    terms = self.copy(source, jnp.concatenate(match, axis=2), logit_BCL)
-    copied_BCL = jnp.sum(jnp.where(same_BCLM, terms.attention, 0.0), axis=-1)
-    return jnp.logaddexp(terms.log_rest + log_prob_BCL, terms.log_copy + _safe_log(copied_BCL))
+      return log_prob_BCL, None
+    mass = self.copy.target_mass(source, target_BCL)
+    # Of the target's first 0 to L codes.
+    log_gen_BCP = jnp.pad(jnp.cumsum(log_prob_BCL, axis=-1), ((0, 0), (0, 0), (1, 0)))
+    logit_BC1 = self.copy.logit(h_BRLD[:, :, 0])[..., None]
+    mixed_BCP = jnp.logaddexp(
+      jax.nn.log_sigmoid(-logit_BC1) + log_gen_BCP,
+      jax.nn.log_sigmoid(logit_BC1) + mass.log_BCP,
+    )
+    return mixed_BCP[..., 1:] - mixed_BCP[..., :-1], mass.item_BC
+
+  def for_search(self, source: CopySource | None) -> CopySource | None:
+    """What a search copies from."""
+    return None if source is None else self.copy.for_search(source)
 
   def begin_copy(self, source: CopySource | None) -> CopyState | None:
     """What a beam without codes remembers; None where the copy path is off."""
@@ -168,10 +173,10 @@ class TokenOutput(nn.Module):
       copy = copy._replace(logit_BW=self.copy.logit(h_BCD))
     terms = self.copy(source, copy.match_BWM, copy.logit_BW)
     one_hot_BMV = jax.nn.one_hot(source.code_BML[..., level], log_prob_BCV.shape[-1])
-    copied_BCV = jnp.einsum("BCM,BMV->BCV", terms.attention, one_hot_BMV)
+    copied_BCV = jnp.einsum("BCM,BMV->BCV", terms.attention_BWM, one_hot_BMV)
     mixed_BCV = jnp.logaddexp(
-      terms.log_rest[..., None] + log_prob_BCV,
-      terms.log_copy[..., None] + _safe_log(copied_BCV),
+      terms.log_rest_BW[..., None] + log_prob_BCV,
+      terms.log_copy_BW[..., None] + safe_log(copied_BCV),
     )
     return mixed_BCV, copy._replace(h_BWD=h_BCD, norm_BW=norm_BC)
 
@@ -186,9 +191,3 @@ def _pick_log_softmax(logits_BRV: jax.Array, index_BC: jax.Array) -> jax.Array:
   if logits_BRV.shape[1] == 1:
     return jnp.take_along_axis(logits_BRV[:, 0], index_BC, axis=-1) - norm_BR
   return jnp.take_along_axis(logits_BRV, index_BC[..., None], axis=-1)[..., 0] - norm_BR
-
-
-def _safe_log(probability: jax.Array) -> jax.Array:
-  """log, with NEG_INF and a zero gradient at 0."""
-  positive = probability > 0
-  return jnp.where(positive, jnp.log(jnp.where(positive, probability, 1.0)), NEG_INF)

@@ -47,6 +47,9 @@ class HistoryEncoder(nn.Module):
       mask_BT: bool, False = padding, which stands before the oldest item. A history without items
         gives zeros.
       deterministic: False applies dropout (needs the "dropout" rng).
+
+    Raises:
+      ValueError: T is larger than max_length.
     """
     return self._encode(item_BTD, mask_BT, 1, deterministic)[:, 0]
 
@@ -58,6 +61,8 @@ class HistoryEncoder(nn.Module):
 
   def _encode(self, item_BTD, mask_BT, num_places: int, deterministic: bool) -> jax.Array:
     length = item_BTD.shape[1]
+    if length > self.config.max_length:
+      raise ValueError(f"item_BTD has {length} places; max_length={self.config.max_length}")
     place_TD = self.place_TD[self.config.max_length - length :].astype(item_BTD.dtype)
     h_BTD = self.drop(self.norm(item_BTD + place_TD[None]), deterministic)
     for block in self.blocks[:-1]:

@@ -24,7 +24,7 @@ DAY = 86_400
 @pytest.fixture(scope="module")
 def inputs(tiny_data):
   model = dataclasses.replace(preset("tiny").model, width=16, num_layers=2, num_lazy_layers=1,
-                              copy_path=True, shortlist=40)
+                              copy_path=True, shortlist=40, item_scorer=True)
   config = dataclasses.replace(preset("tiny"), model=model)
   return open_inputs(RunFile(str(tiny_data), str(tiny_data / "sids"), config)), model
 
@@ -71,7 +71,7 @@ def test_the_untrained_model_ranks_as_the_rule(inputs):
     np.testing.assert_allclose(np.sort(ranked_score)[::-1], best, atol=0.01 * score_A.max())
 
 
-def test_an_artifact_makes_the_shortlist_of_a_raw_history(inputs):
+def test_an_artifact_makes_shortlist_and_hashes_of_a_raw_history(inputs):
   """Of the events as the HTTP API takes them, in the numbers of the run's own contexts."""
   inputs, _ = inputs
   logs, events = inputs.logs, inputs.logs.events
@@ -94,6 +94,10 @@ def test_an_artifact_makes_the_shortlist_of_a_raw_history(inputs):
     read_items(history, example.time_s), {}, "", example.time_s
   )
   context = inputs.make_batch.context([example])
+  met = made["ad hashes"](())
+  assert len(met) > 1
+  np.testing.assert_array_equal(met, context.ad_id_BT[0, : len(met)])
+  assert (context.ad_id_BT[0, len(met) :] == -1).all()
   listed = len(made["shortlist codes"](()))
   assert 0 < listed <= 40
   for kind, array in (("codes", context.short_code_BML), ("numbers", context.short_number_BMF)):

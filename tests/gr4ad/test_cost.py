@@ -14,13 +14,15 @@ from gr4ad_jax.gr4ad.cost import decode_flops, num_params, train_flops
 from gr4ad_jax.gr4ad.vsl_task import vsl_task
 from gr4ad_jax.search.beam_search import compile_search
 from gr4ad_jax.training.task import count_params
-from tests.support import SHORTLIST, VOCABULARY, random_context
+from tests.support import KNOWN_ADS, SHORTLIST, VOCABULARY, random_context
 
 CONFIG = ModelConfig(width=64, num_heads=2, num_layers=4, num_lazy_layers=2)
 VARIANTS = [
   {}, {"num_lazy_layers": 0}, {"num_lazy_layers": 3, "fuse_bos": True},
   {"kv_mode": "projected", "copy_path": True, "shortlist": SHORTLIST},
   {"decoder": "autoregressive", "copy_path": True, "shortlist": SHORTLIST},
+  {"copy_path": True, "shortlist": SHORTLIST, "item_scorer": True, "item_width": 32,
+   "history_length": 30, "history_blocks": 2},
   {"decoder": "multi_token"}, {"decoder": "multi_token", "kv_mode": "projected"},
 ]  # fmt: skip
 
@@ -38,6 +40,7 @@ def test_parameters_are_counted(changes, num_trending):
 WIDER = Vocabulary(
   codebook_sizes=(64, 32, 32), feature_sizes=(3, 4), num_ecpm_bins=8, num_count_buckets=16,
   num_age_buckets=32, num_trend_buckets=32, num_trending=3, num_organic_buckets=64,
+  ads=KNOWN_ADS,
 )
 
 
@@ -59,7 +62,7 @@ def test_flops_are_those_of_the_training_program(changes):
   assert 1.0 < measured / computed < 1.06, measured / computed
 
 
-@pytest.mark.parametrize("changes", VARIANTS[2:6], ids=str)
+@pytest.mark.parametrize("changes", VARIANTS[2:7], ids=str)
 def test_flops_are_those_of_the_compiled_search(changes):
   config, vocabulary = dataclasses.replace(CONFIG, **changes), WIDER
   rng, widths = np.random.default_rng(0), (32, 48, 64)

@@ -29,6 +29,10 @@ VARIANTS = {
   ),
   "multi-token": dataclasses.replace(SMALL, decoder="multi_token", kv_mode="projected"),
   "multi-token, copy path": dataclasses.replace(SMALL, decoder="multi_token", copy_path=True),
+  "autoregressive, item scorer": dataclasses.replace(
+    SMALL, decoder="autoregressive", copy_path=True, item_scorer=True, item_width=8,
+    history_length=6,
+  ),
 }
 
 
@@ -216,19 +220,19 @@ def test_padding_changes_nothing(model):
   )
 
 
-def test_history_order_does_not_matter(model):
+def test_history_order_matters_to_the_item_scorer_alone(model):
   """Cross-attention has no positions: recency enters by buckets alone."""
-  _, _, forced = model
+  decoder, _, forced = model
   rng = np.random.default_rng(5)
   context, codes = random_context(rng, 2), random_codes(rng, 2, 3)
   order = np.array([3, 1, 0, 4, 2])
   shuffled = context._replace(**{
     name: getattr(context, name)[:, order]
-    for name in ("ad_code_BTL", "ad_count_BT", "ad_age_BT", "ad_trend_BT")
+    for name in ("ad_code_BTL", "ad_count_BT", "ad_age_BT", "ad_trend_BT", "ad_id_BT")
   })
-  np.testing.assert_allclose(
-    forced(shuffled, codes).sid_BCL, forced(context, codes).sid_BCL, atol=2e-5
-  )
+  moved_BCL = np.abs(forced(shuffled, codes).sid_BCL - forced(context, codes).sid_BCL)
+  assert (moved_BCL.max() > 1e-3) == decoder.config.item_scorer
+  assert decoder.config.item_scorer or moved_BCL.max() < 2e-5
 
 
 def test_empty_context_is_finite(model):

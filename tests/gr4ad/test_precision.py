@@ -19,7 +19,7 @@ from tests.support import VOCABULARY, random_codes, random_context
 ])  # fmt: skip
 def test_is_close_smaller_and_searchable(kind, precision, smaller, error):
   config = ModelConfig(decoder=kind, width=64, num_heads=2, num_layers=2, num_lazy_layers=1,
-                       copy_path=True)
+                       copy_path=True, item_scorer=kind == "lazy")
   decoder = build_decoder(config, VOCABULARY)
   params = init_params(decoder, jax.random.key(0))
   rng = np.random.default_rng(0)

@@ -27,6 +27,16 @@ def test_by_hand():
   np.testing.assert_allclose(terms.total_BC, [[(4 + 0.5 * 2 + 0.25 * 4) * log2]], rtol=1e-6)
 
 
+def test_an_item_scorers_loss_is_added():
+  terms = vsl_loss(
+    jnp.zeros((1, 2, 3)), jnp.zeros((1, 2, 1)), None, None, jnp.log(jnp.array([[0.25, 0.5]])),
+    ecpm_bin_BC=jnp.zeros((1, 2), int), where_BC=jnp.array([[True, False]]),
+    config=LossConfig(item_weight=0.75),
+  )
+  np.testing.assert_allclose(terms.item_BC, [[2 * np.log(2), 0]], rtol=1e-6)
+  np.testing.assert_allclose(terms.total_BC, [[0.75 * 2 * np.log(2), 0]], rtol=1e-6)
+
+
 def test_smoothing_by_hand():
   """Four codes a level: the target's share is 0.8 + 0.2 / 4, that of each other code 0.2 / 4."""
   p_LV = np.array([[0.5, 0.25, 0.125, 0.125], [0.1, 0.2, 0.3, 0.4]])

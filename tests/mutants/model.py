@@ -10,6 +10,7 @@ _FORCED = _DECODERS + "test_steps_equal_teacher_forcing"
 _STEPS, _COPIES = (f"{_FORCED}[lazy-static level]",), (f"{_FORCED}[lazy, copy path-static level]",)
 _ENCODER = "nn/history_encoder.py"
 _ENCODED = "nn/test_history_encoder.py::test_"
+_ITEMS, _SCORED = "gr4ad/item_scorer.py", "gr4ad/test_item_scorer.py::test_"
 _COPY = (_DECODERS + "test_copying_starts_by_own_counts_and_share",)
 
 MUTANTS = (
@@ -91,13 +92,46 @@ MUTANTS = (
     (_DECODERS + "test_an_input_token_is_the_square_root_of_the_width_times_a_row",),
   ),
   Mutant(
-    "level l copies ads that share all levels before it", "gr4ad/tokens.py",
-    "match.append(match[-1] & same_BCLM[:, :, level : level + 1])",
-    "match.append(same_BCLM[:, :, level : level + 1])", _COPIES,
+    "level l copies ads that share all levels before it", "gr4ad/copy_path.py",
+    "match.append(match[-1] & ", "match.append(", _COPIES,
   ),
   Mutant(
     "the gate mixes what is copied with what is generated", "gr4ad/tokens.py",
-    "terms.log_rest[..., None] + log_prob_BCV,", "log_prob_BCV,", _COPIES,
+    "terms.log_rest_BW[..., None] + log_prob_BCV,", "log_prob_BCV,", _COPIES,
+  ),
+  Mutant(
+    "an ad that is not known is read by its codes alone", _ITEMS,
+    "jnp.where(known_BH1, self.row_AD[row_BH], 0)", "self.row_AD[row_BH]",
+    (_SCORED + "scores_every_ad_against_the_latest_of_the_history",),
+  ),
+  Mutant(
+    "the encoder reads the latest ads, the newest last", _ITEMS,
+    "x[:, :length][:, ::-1]", "x[:, -length:]",
+    (_SCORED + "scores_every_ad_against_the_latest_of_the_history",),
+  ),
+  Mutant(
+    "a range of ads ends within a block", _ITEMS,
+    "(row_BRX < end_BR[..., None])", "(row_BRX <= end_BR[..., None])",
+    (_SCORED + "sums_over_ranges_of_any_length",),
+  ),
+  Mutant(
+    "a code that no ad has starts no range", _ITEMS,
+    "found_BC &= ", "found_BC = ", (_SCORED + "ranges_hold_the_ads_that_start_alike",),
+  ),
+  Mutant(
+    "without a shortlist all that is copied is of all ads", "gr4ad/copy_path.py",
+    "jnp.where(some_B, jax.nn.log_sigmoid(logit_B), 0.0)", "jax.nn.log_sigmoid(logit_B)",
+    (_SCORED + "without_a_shortlist_all_ads_are_copied_from",),
+  ),
+  Mutant(
+    "the shortlist has what the item scorer leaves", "gr4ad/copy_path.py",
+    "logp_BM += jax.nn.log_sigmoid(-logit_B)[:, None]", "",
+    (_SCORED + "the_mixture_over_every_sid",),
+  ),
+  Mutant(
+    "the item scorer starts almost closed", _ITEMS,
+    "OPEN = -6.0", "OPEN = 2.0",
+    ("gr4ad/test_copy_path.py::test_the_untrained_model_ranks_as_the_rule",),
   ),
   Mutant(
     "codes that the generator likes were less likely copied", "gr4ad/tokens.py",
@@ -105,7 +139,7 @@ MUTANTS = (
   ),
   Mutant(
     "where nothing can be copied the generator has it all", "gr4ad/copy_path.py",
-    "jnp.where(some, logit + share, NEG_INF)", "logit + share",
+    "jnp.where(some_BW, logit_BW + share_BW, NEG_INF)", "logit_BW + share_BW",
     (_DECODERS + "test_an_empty_shortlist_leaves_all_to_the_generator",),
   ),
   Mutant(

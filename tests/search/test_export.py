@@ -42,7 +42,8 @@ assert not alien, alien
 def exported(request, tmp_path_factory):
   """An artifact, and what it was made of."""
   config = ModelConfig(decoder=request.param, width=16, num_heads=2, num_layers=3,
-                       num_lazy_layers=1, copy_path=True)
+                       num_lazy_layers=1, copy_path=True, item_scorer=True, item_width=8,
+                       copied_items=10)
   decoder = build_decoder(config, VOCABULARY)
   params = shaken_params(decoder)
   rng = np.random.default_rng(0)

@@ -9,7 +9,7 @@ import pytest
 
 from gr4ad_jax.catalog.ad_index import build_ad_index
 from gr4ad_jax.config import ConfigError
-from gr4ad_jax.gr4ad.batch import Batch
+from gr4ad_jax.gr4ad.batch import Batch, KnownAds
 from gr4ad_jax.gr4ad.build import build_decoder
 from gr4ad_jax.gr4ad.config import LossConfig, ModelConfig, PreferenceConfig, preset
 from gr4ad_jax.gr4ad.generator import generator_of
@@ -92,6 +92,27 @@ def test_every_mesh_learns_the_same(shape):
   ):
     # AdamW divides by the gradient's size: what is next to nothing may go either way.
     assert np.mean(np.abs(np.asarray(got) - np.asarray(want)) > 2e-3) < 0.01
+
+
+def test_a_mesh_scores_every_ad_as_one_device_does():
+  """The table of ads is split by rows, over which the softmax and the best ads are taken."""
+  ads = KnownAds.of(
+    np.arange(996, 1124), np.random.default_rng(7).integers(0, CODES, (128, 3), np.int32)
+  )
+  model = dataclasses.replace(MODEL, copy_path=True, item_scorer=True, copied_items=16)
+  decoder = build_decoder(model, dataclasses.replace(VOCABULARY, ads=ads))
+  batch = logged_batch()
+  batch.target_BCL[:, 0] = ads.code_AL[:ROWS]
+  found = []
+  for shape in (MESHES[0], MESHES[-1]):
+    programs = compile_programs(vsl_task(decoder, LossConfig()), TRAIN, mesh_of(shape))
+    state = programs.init(jax.random.key(0))
+    for _ in range(2):
+      state, metrics = programs.step(state, programs.to_devices(batch))
+      found.append([float(metrics[name][0]) for name in ("loss", "item_loss")])
+  table = state.params["output"]["copy"]["items"]["ad"]
+  assert {shard.data.shape for shard in table.addressable_shards} == {(64, 64)}
+  np.testing.assert_allclose(found[2:], found[:2], rtol=2e-5)
 
 
 @pytest.mark.parametrize("shape", MESHES[1:])
