@@ -16,9 +16,6 @@ class HistoryBatch(NamedTuple):
   """B requests: T places of their histories, C targets each. Padding is -1, of a history first."""
 
   ad_BT: np.ndarray  # int32 ads, the newest in the last place
-  count_BT: np.ndarray  # int32 buckets: how often it was met
-  age_BT: np.ndarray  # int32 buckets: how long ago
-  organic_BT: np.ndarray  # int32, 1 = met as an organic content, 0 = promoted
   target_BC: np.ndarray  # int32 ads engaged with
 
 
@@ -38,22 +35,17 @@ class HistoryMaker:
 
   def __call__(self, examples: Sequence[Example]) -> HistoryBatch:
     """A batch; examples without targets give padding."""
-    columns = zip(*map(self._history, examples), strict=True)
-    history = [
-      np.ascontiguousarray(pad(list(column), self.max_history)[:, ::-1]) for column in columns
-    ]
-    return HistoryBatch(*history, pad([e.target_C for e in examples], self.max_targets))
+    newest_first_BT = pad(list(map(self._history, examples)), self.max_history)
+    return HistoryBatch(
+      np.ascontiguousarray(newest_first_BT[:, ::-1]),
+      pad([e.target_C for e in examples], self.max_targets),
+    )
 
-  def _history(self, example: Example) -> list[np.ndarray]:
-    """Ads, counts, ages and kinds, the newest first."""
+  def _history(self, example: Example) -> np.ndarray:
+    """Ads, the newest first."""
     product_O = look_up(self.content_ad_O, example.organic_O)
     known_O = product_O >= 0
-    columns = (
-      np.append(example.ad_T, product_O[known_O]),
-      np.append(example.ad_count_T, example.organic_count_O[known_O]),
-      np.append(example.ad_age_T, example.organic_age_O[known_O]),
-      np.repeat([0, 1], [len(example.ad_T), known_O.sum()]),
-    )
+    ad_N = np.append(example.ad_T, product_O[known_O])
+    age_N = np.append(example.ad_age_T, example.organic_age_O[known_O])
     # Each kind is in order; between the two, ages are known by bucket.
-    newest_N = np.argsort(columns[2], kind="stable")[: self.max_history]
-    return [column[newest_N] for column in columns]
+    return ad_N[np.argsort(age_N, kind="stable")[: self.max_history]]

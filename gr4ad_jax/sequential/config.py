@@ -15,19 +15,16 @@ class SasrecModel:
 
   width: int = 64
   """Of ad vectors and states."""
-  num_blocks: int = 2
+  num_blocks: int = 1
   """Blocks of self-attention and feed-forward."""
-  num_heads: int = 1
+  num_heads: int = 8
   """Heads of attention; must divide the width."""
   max_history: int = 50
   """Latest ads of the history that are read, organic ones among them."""
-  dropout: float = 0.2
+  dropout: float = 0.4
   """On the history's ads and in every block."""
   filter_share: float = 0.0
   """Share of a low-pass filter beside attention, as in BSARec; 0 = SASRec."""
-  counts: bool = True
-  """Read how often and how long ago each ad of the history was met, and whether it was promoted.
-  A history names an ad once, so that repeats are lost without; false = the order alone."""
   negatives: int = 0
   """Ads drawn for the softmax of a step, beside the targets; 0 = all ads. A step over all costs as
   much as `width` x ads x batch: with more than some 100,000 ads draw 8,192."""
@@ -49,7 +46,7 @@ class SasrecConfig:
 
   model: SasrecModel = SasrecModel()
   train: TrainConfig = TrainConfig(
-    num_steps=4000, batch_size=128, weight_decay=0.01, eval_every=250, eval_batches=8,
+    num_steps=5000, batch_size=128, learning_rate=4e-3, eval_every=250, eval_batches=8,
     best_by="ndcg@50", rank_requests=1024, patience=6,
   )
   exclude_seen: bool = False

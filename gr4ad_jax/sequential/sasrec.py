@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gr4ad_jax.data.sequences import NUM_AGE_BUCKETS, NUM_COUNT_BUCKETS
 from gr4ad_jax.machine.sharding import TENSOR, Layouts
 from gr4ad_jax.nn import NEG_INF
 from gr4ad_jax.nn.config import HistoryConfig
@@ -32,26 +31,17 @@ class Sasrec(nn.Module):
   num_ads: int
 
   def setup(self):
-    config, start = self.config, nn.initializers.normal(0.02)
-    self.ad_AD = self.param("ads", start, (self.num_ads, config.width))
+    config = self.config
+    self.ad_AD = self.param("ads", nn.initializers.normal(0.02), (self.num_ads, config.width))
     self.bias_A = self.param("bias", nn.initializers.zeros, (self.num_ads,))
     self.encoder = HistoryEncoder(HistoryConfig(
       width=config.width, max_length=config.max_history, num_blocks=config.num_blocks,
       num_heads=config.num_heads, dropout=config.dropout, filter_share=config.filter_share,
     ))
-    if config.counts:
-      sizes = {"count": NUM_COUNT_BUCKETS, "age": NUM_AGE_BUCKETS, "organic": 2}
-      self.numbers = [self.param(n, start, (size, config.width)) for n, size in sizes.items()]
 
   def __call__(self, batch: HistoryBatch, *, deterministic: bool = True) -> jax.Array:
     """What each request's history says, [B, D]; zeros where there is none."""
-    item_BTD = self.ad_AD[batch.ad_BT]
-    if self.config.counts:
-      columns = (batch.count_BT, batch.age_BT, batch.organic_BT)
-      item_BTD += sum(
-        table_ND[column_BT] for table_ND, column_BT in zip(self.numbers, columns, strict=True)
-      )
-    return self.encoder(item_BTD, batch.ad_BT >= 0, deterministic=deterministic)
+    return self.encoder(self.ad_AD[batch.ad_BT], batch.ad_BT >= 0, deterministic=deterministic)
 
   def scores(self, batch: HistoryBatch) -> jax.Array:
     """float32 [B, A]: the logits of all ads."""
@@ -152,6 +142,6 @@ def sasrec_task(model: Sasrec, share_A: np.ndarray) -> Task:
 
   def init(key: jax.Array) -> Any:
     one = np.zeros((1, 1), np.int32)
-    return model.init(key, HistoryBatch(one, one, one, one, one))["params"]
+    return model.init(key, HistoryBatch(one, one))["params"]
 
   return Task(init, loss, LAYOUTS)

@@ -8,7 +8,7 @@ _TESTS, _RUNS = "sequential/test_sasrec.py::", "sequential/test_run.py::"
 MUTANTS = (
   Mutant(
     "the newest ad of a history stands in the last place", "sequential/batch.py",
-    "self.max_history)[:, ::-1])", "self.max_history))",
+    "newest_first_BT[:, ::-1]", "newest_first_BT",
     (_TESTS + "test_a_history_stands_in_order_with_the_newest_ad_last",),
   ),
   Mutant(
