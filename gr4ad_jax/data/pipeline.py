@@ -12,6 +12,7 @@ import numpy as np
 
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.example_records import to_example
+from gr4ad_jax.data.kept_rows import KeptRows
 from gr4ad_jax.data.records import AdTable
 from gr4ad_jax.data.shortlist import AdFacts
 
@@ -100,11 +101,11 @@ def batch_dataset(
       f"train.batch_size={batch_size}: larger than the {len(source)} training examples"
     )
   rows = batch_size // num_hosts
-  order = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+  order = grain.MapDataset.source(KeptRows(source, parse)).seed(seed).shuffle().repeat()
 
   def batch(number: int) -> Any:
     first = number * batch_size + host * rows
-    return make_batch([parse(order[first + row]) for row in range(rows)])
+    return make_batch([order[first + row] for row in range(rows)])
 
   return grain.MapDataset.range(len(order) // batch_size).map(batch)
 
