@@ -39,7 +39,8 @@ from tests.commands import run as main_exit
 
 CONFIG = Config(
   model=ModelConfig(
-    width=32, num_heads=2, num_layers=2, num_lazy_layers=1, copy_path=True, dropout=0.1
+    width=32, num_heads=2, num_layers=2, num_lazy_layers=1, copy_path=True, dropout=0.1,
+    item_scorer=True, item_width=16, history_length=8,
   ),
   train=TrainConfig(
     num_steps=14, batch_size=16, learning_rate=3e-3, log_every=1, eval_every=7, eval_batches=2,
