@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ class KeptRows(Sequence[Any]):
     """Reads nothing yet.
 
     Args:
-      source: random access to records, dictionaries of arrays.
+      source: random access to records, dictionaries of arrays or numbers of rows.
       parse: a record -> a row, which nobody changes.
       most_bytes: of kept records, about.
     """
@@ -37,7 +37,8 @@ class KeptRows(Sequence[Any]):
       return self._kept[row]
     record = self._source[row]
     parsed = self._parse(record)
-    size = sum(np.asarray(x).nbytes + _OF_AN_ARRAY for x in record.values())
+    columns = record.values() if isinstance(record, Mapping) else [record]
+    size = sum(np.asarray(x).nbytes + _OF_AN_ARRAY for x in columns)
     if size <= self._room:
       self._room -= size
       self._kept[row] = parsed
