@@ -19,7 +19,7 @@ class SasrecModel:
   """Blocks of self-attention and feed-forward."""
   num_heads: int = 8
   """Heads of attention; must divide the width."""
-  max_history: int = 50
+  max_history: int = 64
   """Latest ads of the history that are read, organic ones among them."""
   dropout: float = 0.4
   """On the history's ads and in every block."""
@@ -46,7 +46,7 @@ class SasrecConfig:
 
   model: SasrecModel = SasrecModel()
   train: TrainConfig = TrainConfig(
-    num_steps=5000, batch_size=128, learning_rate=4e-3, eval_every=250, eval_batches=8,
+    num_steps=6000, batch_size=128, learning_rate=4e-3, eval_every=250, eval_batches=8,
     best_by="ndcg@50", rank_requests=1024, patience=6,
   )
   exclude_seen: bool = False
@@ -58,9 +58,9 @@ class SasrecConfig:
 class TwoTowerConfig:
   """All settings of a two-tower run."""
 
-  model: RewardConfig = RewardConfig()
+  model: RewardConfig = RewardConfig(max_history=96)
   train: TrainConfig = TrainConfig(
-    num_steps=4000, batch_size=256, learning_rate=3e-3, weight_decay=0.01, eval_every=250,
+    num_steps=1500, batch_size=256, learning_rate=5e-3, weight_decay=1.0, eval_every=250,
     eval_batches=8, best_by="ndcg@50", rank_requests=1024, patience=6,
   )
   exclude_seen: bool = False

@@ -18,11 +18,10 @@ from gr4ad_jax import config as config_lib
 from gr4ad_jax.catalog.prepared import PreparedLogs, open_logs
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.engagements import SeenAds
-from gr4ad_jax.data.example_records import to_example
 from gr4ad_jax.data.pipeline import train_batches, validation_batches
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.machine import distributed, lock, sharding, storage
-from gr4ad_jax.machine.progress import console, track
+from gr4ad_jax.machine.progress import console
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.search.baseline import Baseline
 from gr4ad_jax.search.held_out import eval_requests, sample_requests
@@ -31,7 +30,6 @@ from gr4ad_jax.search.ranking import mean_metrics, only_new
 from gr4ad_jax.sequential.config import SasrecConfig, TwoTowerConfig
 from gr4ad_jax.sequential.ranker import Ranker
 from gr4ad_jax.sequential.system import System, sasrec, two_tower
-from gr4ad_jax.training.config import TrainConfig
 from gr4ad_jax.training.mesh import training_mesh
 from gr4ad_jax.training.metric_log import read_log
 from gr4ad_jax.training.pace import Pace
@@ -70,8 +68,6 @@ class TwoTowerRun:
 Run = SasrecRun | TwoTowerRun
 WITHOUT_SIDS = ("sasrec", "two_tower")
 """The systems of these runs."""
-
-_IN_MEMORY = 1 << 20  # examples whose batches are kept: some GB
 
 
 def read_run(workdir: Place) -> Run:
@@ -160,29 +156,13 @@ def _train(run: Run, workdir: Place, resume: bool) -> TrainState:
   )
   state = train(
     system.task, config, folder=workdir, judge=judge, pace=Pace(), validation=validation,
-    batches=_batches(source, system, config, **hosts),
+    batches=train_batches(
+      source, system.make_batch, batch_size=config.batch_size, seed=config.seed, **hosts
+    ),
   )
   if distributed.is_first() and not run.refit:
     console.print(f"{workdir}: {Selection(config, read_log(workdir))}")
   return state
-
-
-def _batches(
-  source: Sequence[dict], system: System, config: TrainConfig, **hosts: int
-) -> grain.DatasetIterator:
-  """Endless batches; those of small data are made once, for a step is done sooner than a batch."""
-  how = {"batch_size": config.batch_size, "seed": config.seed, **hosts}
-  if len(source) > _IN_MEMORY:
-    return train_batches(source, system.make_batch, **how)
-  rows, step = range(len(source)), 1024
-  parts = [
-    system.make_batch([to_example(source[row], 0) for row in rows[at : at + step]])
-    for at in track(rows[::step], "histories, examples", len(source), step=step)
-  ]
-  whole = jax.tree.map(lambda *columns: np.concatenate(columns), *parts)
-  return train_batches(
-    rows, lambda rows: jax.tree.map(lambda column: column[rows], whole), parse=int, **how
-  )
 
 
 def _same(run: Run, workdir: Place) -> Run:
