@@ -58,9 +58,9 @@ class SasrecConfig:
 class TwoTowerConfig:
   """All settings of a two-tower run."""
 
-  model: RewardConfig = RewardConfig(max_history=96)
+  model: RewardConfig = RewardConfig(width=32, max_history=96)
   train: TrainConfig = TrainConfig(
-    num_steps=1500, batch_size=256, learning_rate=5e-3, weight_decay=1.0, eval_every=250,
+    num_steps=2000, batch_size=256, learning_rate=4e-3, weight_decay=2.0, eval_every=250,
     eval_batches=8, best_by="ndcg@50", rank_requests=1024, patience=6,
   )
   exclude_seen: bool = False
