@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gr4ad_jax.data.examples import read_split
+from gr4ad_jax.data.pipeline import hash_ids
 from gr4ad_jax.data.records import Action
 from gr4ad_jax.gr4ad.build import build_decoder, init_params
 from gr4ad_jax.gr4ad.config import preset
@@ -103,3 +104,24 @@ def test_an_artifact_makes_shortlist_and_hashes_of_a_raw_history(inputs):
   for kind, array in (("codes", context.short_code_BML), ("numbers", context.short_number_BMF)):
     np.testing.assert_array_equal(made[f"shortlist {kind}"](()), array[0, :listed])
     assert (array[0, listed:] == -1).all()
+
+
+def test_an_ad_that_comes_later_is_read_in_histories_and_changes_no_shape(inputs):
+  """By its own hash, which no known ad has, and its codes."""
+  inputs, _ = inputs
+  example = read_split(inputs.examples, "test")[3]
+  ads = inputs.logs.ads
+  one = dataclasses.replace(ads, **{
+    field.name: column[:1] for field in dataclasses.fields(ads)
+    if (column := getattr(ads, field.name)) is not None
+  })
+  one = dataclasses.replace(one, ad_id=np.array(["later"], object))
+  number, code_1L = len(ads.ad_id), inputs.sids.codes_AL[:1]
+  later = inputs.make_batch.with_ads(np.array([number]), one, code_1L)
+  met = dataclasses.replace(example, ad_T=np.concatenate([[number], example.ad_T[1:]]))
+  context = later.context([met])
+  known = inputs.vocabulary.ads
+  assert context.ad_id_BT[0, 0] == hash_ids(one.ad_id)[0] not in known.hash_A
+  np.testing.assert_array_equal(context.ad_code_BTL[0, 0], code_1L[0])
+  assert set(context.ad_id_BT[0, 1 : len(example.ad_T)]) <= set(known.hash_A)
+  assert len(known) == len(ads.ad_id)
