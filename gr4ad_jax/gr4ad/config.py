@@ -305,10 +305,10 @@ def _sequences(num_steps: int) -> Config:
   return Config(
     model=ModelConfig(
       width=64, num_heads=2, num_layers=1, num_lazy_layers=0, dropout=0.2, copy_path=True,
-      shortlist=128, item_scorer=True, history_length=24,
+      shortlist=128, item_scorer=True, history_length=24, history_dropout=0.4,
     ),
     train=TrainConfig(
-      num_steps=num_steps, batch_size=256, learning_rate=1e-3, weight_decay=0.0, log_every=100,
+      num_steps=num_steps, batch_size=256, learning_rate=2e-3, weight_decay=0.0, log_every=100,
       eval_every=600, eval_batches=20, checkpoint_every=600, best_by="ndcg@50", rank_requests=2048,
     ),
     search=SearchConfig(widths=(64, 128, 200), exclude_seen=True),
@@ -333,8 +333,8 @@ PRESETS: dict[str, Config] = {
   ),
   # Sequences of single ads that do not repeat, such as Amazon's reviews: what comes next is told by
   # their order alone. The generator is small; it has little to add.
-  "amazon-beauty": _sequences(num_steps=9_000),
-  "amazon-sports": _sequences(num_steps=13_000),
+  "amazon-beauty": _sequences(num_steps=4_800),
+  "amazon-sports": _sequences(num_steps=7_200),
   # 4.7 million parameters beside four codebooks of 256; what bench_training measures.
   "mini": Config(
     model=ModelConfig(width=256, num_heads=4, num_layers=4, num_lazy_layers=2, mlp_width=768),
