@@ -22,20 +22,26 @@ from gr4ad_jax.nn import NEG_INF
 class CopyScore(nn.Module):
   """How much each ad of the shortlist is copied from, whatever the decoder's state: its log weight.
 
-      log (count + a organic + b share) + MLP(numbers)
+      log (count + a organic + b share) + MLP(numbers, SID)
 
   The first term is the rule of `data.shortlist` on the numbers themselves: the user's own
   engagements at a half-life of 112 days, the organic ones weighing a, and the ad's current share of
-  all engagements at 1.5 days, weighing b. The MLP sees every number and begins at zero, so that the
+  all engagements at 1.5 days, weighing b. The MLP sees every number and, as a sum of a row of each
+  code, which ad it is: some are bought again sooner than others. It begins at zero, so that the
   model starts at the rule's ranking and learns from there.
   """
 
+  codebook_sizes: tuple[int, ...]
+
   HIDDEN = 32
+  WIDTH, DROPOUT = 8, 0.5  # of the rows of codes
   STEP = 2.5  # Weights are parameters times this: AdamW moves each by about the learning rate.
 
   @nn.compact
-  def __call__(self, number_BMF: jax.Array) -> jax.Array:
-    """int32 numbers, -1 = no ad -> float32 [B, M]; no ad gives any finite value."""
+  def __call__(
+    self, number_BMF: jax.Array, code_BML: jax.Array, *, deterministic: bool = True
+  ) -> jax.Array:
+    """int32 numbers and codes, -1 = no ad -> float32 [B, M]; no ad gives any finite value."""
     log_BMF = jnp.maximum(number_BMF, 0).astype(jnp.float32) / shortlist.SCALE
     x_BMF = jnp.expm1(log_BMF) / shortlist.UNIT_F[None, None]
     start = np.log((shortlist.ORGANIC_WEIGHT, shortlist.SHARE_WEIGHT)) / self.STEP
@@ -47,7 +53,12 @@ class CopyScore(nn.Module):
     score_BM = jnp.log(rule_BM + 1e-6)
     mean_F, spread_F = (x.astype(np.float32) for x in (shortlist.MEAN_F, shortlist.SPREAD_F))
     normal_BMF = (log_BMF - mean_F[None, None]) / spread_F[None, None]
-    h = jnp.concatenate([normal_BMF, score_BM[..., None]], axis=-1)
+    rows_BME = jnp.zeros((*score_BM.shape, self.WIDTH))
+    for level, size in enumerate(self.codebook_sizes):
+      table_VE = self.param(f"level_{level}", nn.initializers.normal(0.02), (size, self.WIDTH))
+      rows_BME += self.STEP * table_VE[jnp.maximum(code_BML[..., level], 0)].astype(jnp.float32)
+    rows_BME = nn.Dropout(self.DROPOUT)(rows_BME, deterministic=deterministic)
+    h = jnp.concatenate([normal_BMF, score_BM[..., None], rows_BME], axis=-1)
     init = nn.initializers.variance_scaling(self.STEP**-2, "fan_in", "truncated_normal")
     for layer in ("first", "second"):
       kernel = self.param(f"{layer}_kernel", init, (h.shape[-1], self.HIDDEN))
@@ -125,7 +136,7 @@ class CopyPath(nn.Module):
   STEP = 8.0  # its bias is a parameter times this, and soon closes where it must
 
   def setup(self):
-    self.score = CopyScore()
+    self.score = CopyScore(self.vocabulary.codebook_sizes)
     self.gate_kernel = self.param("gate_kernel", nn.initializers.zeros, (self.config.width,))
     self.gate_bias = self.param("gate_bias", nn.initializers.constant(self.OPEN / self.STEP), ())
     if self.config.item_scorer:
@@ -135,7 +146,9 @@ class CopyPath(nn.Module):
   def source(self, context: Context, *, deterministic: bool = True) -> CopySource:
     """What can be copied; computed once per request."""
     real_BM = context.short_code_BML[..., 0] >= 0
-    score_BM = self.score(context.short_number_BMF)
+    score_BM = self.score(
+      context.short_number_BMF, context.short_code_BML, deterministic=deterministic
+    )
     norm_B1 = jax.nn.logsumexp(
       jnp.where(real_BM, score_BM, NEG_INF), axis=-1, keepdims=True
     )

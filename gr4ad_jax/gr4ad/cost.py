@@ -35,8 +35,9 @@ def num_params(config: ModelConfig, vocabulary: Vocabulary) -> int:
   if config.id_rows:
     output += config.id_width * (config.id_rows + d)
   if config.copy_path:
-    hidden = CopyScore.HIDDEN
-    output += d + 1 + 2 + hidden * (len(NUMBERS) + 1 + 1 + hidden + 1 + 1)
+    hidden, rows = CopyScore.HIDDEN, CopyScore.WIDTH
+    output += d + 1 + 2 + hidden * (len(NUMBERS) + 1 + rows + 1 + hidden + 1 + 1)
+    output += sum(vocabulary.codebook_sizes) * rows
   if config.item_scorer:
     output += _item_params(config, vocabulary)
   return own + tables + output + _context_params(config, vocabulary)
@@ -63,6 +64,8 @@ def num_table_params(config: ModelConfig, vocabulary: Vocabulary) -> int:
   context = _context_params(config, vocabulary) - config.width
   groups = 3 + bool(vocabulary.num_trending)
   tables = sum(vocabulary.codebook_sizes) * config.width + config.id_rows * config.id_width
+  if config.copy_path:
+    tables += sum(vocabulary.codebook_sizes) * CopyScore.WIDTH
   if config.item_scorer:
     tables += _item_rows(vocabulary) * config.item_width
   return tables + context - groups * config.width**2
@@ -148,7 +151,7 @@ def _context_flops(config: ModelConfig, tokens: int, layers_with_kv: int) -> int
 def _score_flops(config: ModelConfig) -> int:
   """The copy path's network over the numbers of the shortlist."""
   hidden = CopyScore.HIDDEN
-  return 2 * config.shortlist * hidden * (len(NUMBERS) + 1 + hidden + 1)
+  return 2 * config.shortlist * hidden * (len(NUMBERS) + 1 + CopyScore.WIDTH + hidden + 1)
 
 
 def _item_flops(config: ModelConfig, vocabulary: Vocabulary) -> int:

@@ -296,8 +296,14 @@ def test_copying_starts_by_own_counts_and_share():
   for name, values in x.items():
     unit = 1e6 if name.startswith("share") else 1.0
     number_BMF[0, :, NUMBERS.index(name)] = np.rint(1024 * np.log1p(np.array(values) * unit))
-  score_BM, _ = CopyScore().init_with_output(jax.random.key(0), number_BMF)
+  code_BML = np.array([[[0, 2], [1, 0], [1, 1]]])
+  score_BM, params = CopyScore((2, 3)).init_with_output(jax.random.key(0), number_BMF, code_BML)
   np.testing.assert_allclose(np.exp(score_BM[0]), [2, 0.9, 0.5 + 0.3 + 1.6], rtol=2e-3)
+  # Once it has learned something, ads of equal numbers differ by their codes.
+  params["params"]["last_kernel"] = jnp.ones((32, 1))
+  same_BMF = np.repeat(number_BMF[:, :1], 3, axis=1)
+  score_BM = CopyScore((2, 3)).apply(params, same_BMF, np.array([[[0, 2], [1, 2], [0, 2]]]))
+  assert score_BM[0, 0] == score_BM[0, 2] != score_BM[0, 1]
 
 
 def test_fuse_by_hand():
