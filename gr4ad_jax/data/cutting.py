@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from gr4ad_jax.data.array_records import write_run
-from gr4ad_jax.data.engagements import DailyEngagements, add_days, daily_engagements
+from gr4ad_jax.data.engagements import PeriodEngagements, add_counts, count_engagements
 from gr4ad_jax.data.example_records import example_features, to_record
 from gr4ad_jax.data.log_folder import LogParts
 from gr4ad_jax.data.sequences import (
@@ -53,14 +53,14 @@ class Survey(NamedTuple):
     request_counts: [3] requests with an engaged ad in each split.
     ad_events: events with an ad.
     valued_events: those with a value or eCPM above 0.
-    engagements: clicks and conversions by day and ad.
+    engagements: clicks and conversions by hour and ad.
   """
 
   vocabulary: FeatureVocabulary
   request_counts: np.ndarray
   ad_events: int
   valued_events: int
-  engagements: DailyEngagements
+  engagements: PeriodEngagements
 
 
 def survey(parts: LogParts, config: SequenceConfig, *, workers: int = 1) -> Survey:
@@ -71,7 +71,7 @@ def survey(parts: LogParts, config: SequenceConfig, *, workers: int = 1) -> Surv
   """
   counts, ad_events, valued_events = np.zeros(len(SPLITS), np.int64), 0, 0
   request: dict[str, set[str]] = collections.defaultdict(set)
-  by_day: list[DailyEngagements] = []
+  counted: list[PeriodEngagements] = []
   surveyed = map_parts(functools.partial(_survey_part, parts, config), len(parts), workers)
   for part in track(surveyed, "requests and features, parts", len(parts)):
     counts += part.request_counts
@@ -79,14 +79,14 @@ def survey(parts: LogParts, config: SequenceConfig, *, workers: int = 1) -> Surv
     valued_events += part.valued_events
     for name, values in part.features.items():
       request[name] |= values
-    by_day.append(part.engagements)
+    counted.append(part.engagements)
     # Merged when the new ones outgrow the sum, so that every count is added up a few times only.
-    if sum(len(part.day) for part in by_day[1:]) > max(_MERGE_AT, len(by_day[0].day)):
-      by_day = [add_days(by_day)]
-  of_days = add_days(by_day)
-  require_requests(counts, engaged=len(of_days.day) > 0, source=parts.logs.source)
+    if sum(len(part.ad) for part in counted[1:]) > max(_MERGE_AT, len(counted[0].ad)):
+      counted = [add_counts(counted)]
+  engagements = add_counts(counted)
+  require_requests(counts, engaged=len(engagements.ad) > 0, source=parts.logs.source)
   vocabulary = feature_vocabulary(feature_values(parts.logs.users.features), request)
-  return Survey(vocabulary, counts, ad_events, valued_events, of_days)
+  return Survey(vocabulary, counts, ad_events, valued_events, engagements)
 
 
 class _PartSurvey(NamedTuple):
@@ -94,7 +94,7 @@ class _PartSurvey(NamedTuple):
   request_counts: np.ndarray
   ad_events: int
   valued_events: int
-  engagements: DailyEngagements
+  engagements: PeriodEngagements
 
 
 def _survey_part(parts: LogParts, config: SequenceConfig, number: int) -> _PartSurvey:
@@ -104,7 +104,7 @@ def _survey_part(parts: LogParts, config: SequenceConfig, number: int) -> _PartS
   valued_E = is_ad_E & ((events.value > 0) | (events.ecpm > 0))
   return _PartSurvey(
     training_feature_values(events, splits.split_R), splits.counts, int(is_ad_E.sum()),
-    int(valued_E.sum()), daily_engagements(events),
+    int(valued_E.sum()), count_engagements(events),
   )
 
 

@@ -1,4 +1,4 @@
-"""Which events engage with an ad, by two rules, and how many there were on each day.
+"""Which events engage with an ad, by two rules, and how many there were in each period.
 
 The narrow rule takes clicks and conversions of the ad itself: what a model is trained to bring
 about. The wide rule also takes organic events of the ad's product: what a user cares for.
@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gr4ad_jax.data.records import DAY_S, Action, EventTable, Logs
+from gr4ad_jax.data.records import Action, EventTable, Logs
+from gr4ad_jax.data.shortlist import PERIOD_S
 
 
 def engaged_with_ad(events: EventTable) -> np.ndarray:
@@ -50,32 +51,33 @@ class SeenAds:
     return np.unique(self._ad_N[begin:end])
 
 
-class DailyEngagements(NamedTuple):
-  """How often ads were engaged with, narrow rule; one row for each day and ad, in this order.
+class PeriodEngagements(NamedTuple):
+  """How often ads were engaged with, narrow rule; one row for each period and ad, in this order.
 
   Attributes:
-    day: int64, days since 1970.
+    period: int64, times of PERIOD_S since 1970.
     ad: int64, ad numbers.
     count: int64.
   """
 
-  day: np.ndarray
+  period: np.ndarray
   ad: np.ndarray
   count: np.ndarray
 
 
-def daily_engagements(events: EventTable) -> DailyEngagements:
+def count_engagements(events: EventTable) -> PeriodEngagements:
   """Counts the events of some users."""
   rows = engaged_with_ad(events)
   ad = events.ad[rows].astype(np.int64)
-  return add_days([DailyEngagements(events.time_s[rows] // DAY_S, ad, np.ones_like(ad))])
+  period = events.time_s[rows] // PERIOD_S
+  return add_counts([PeriodEngagements(period, ad, np.ones_like(ad))])
 
 
-def add_days(parts: Sequence[DailyEngagements]) -> DailyEngagements:
+def add_counts(parts: Sequence[PeriodEngagements]) -> PeriodEngagements:
   """Adds up the counts of parts."""
-  day, ad, count = (np.concatenate(column) for column in zip(*parts, strict=True))
-  order = np.lexsort((ad, day))  # equal pairs side by side, `first` where each begins
-  day, ad = day[order], ad[order]
-  first = np.flatnonzero(np.append(True, (np.diff(day) != 0) | (np.diff(ad) != 0))[: len(day)])
+  period, ad, count = (np.concatenate(column) for column in zip(*parts, strict=True))
+  order = np.lexsort((ad, period))  # equal pairs side by side, `first` where each begins
+  period, ad = period[order], ad[order]
+  first = np.flatnonzero(np.append(True, (np.diff(period) != 0) | (np.diff(ad) != 0))[: len(ad)])
   total = np.append(0, np.cumsum(count[order]))
-  return DailyEngagements(day[first], ad[first], np.diff(total[np.append(first, len(day))]))
+  return PeriodEngagements(period[first], ad[first], np.diff(total[np.append(first, len(ad))]))

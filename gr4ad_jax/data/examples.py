@@ -5,7 +5,7 @@
     folder/ad_requests/1.0.0/*.array_record*   one record per Example, splits train/validation/test
     folder/examples.json                       config, feature values, counts, digests
     folder/train_targets.npz                   what every training target was worth
-    folder/trending.npz                        current shares of engagement by day
+    folder/trending.npz                        current shares of engagement, hour by hour
 
 and `open_examples(folder)` gives random access to them.
 """
@@ -50,7 +50,7 @@ class ExampleSet:
     train_value_N, train_ecpm_N, train_past_value_N: float32, of every training target.
     train_action_N: int8.
     train_of_request_N: int32, how many targets the request of each has.
-    trending: current shares by day; None where the config asks for none.
+    trending: current shares by period; None where the config asks for none.
   """
 
   config: SequenceConfig

@@ -8,24 +8,31 @@ before the request. The copy path of a model points into the shortlist.
 
 Exported artifacts take this file along: it imports NumPy alone.
 
-Letters: N events or trending ads, P ads met, H half-lives, M ads of a shortlist, F numbers of each,
-A ads, K kinds of keys.
+Letters: N events, trending ads or rows of a table, D periods, P ads met, H half-lives (or ways to
+count), M ads of a shortlist, F numbers of each, A ads, K kinds of keys.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 DAY_S = 86_400
+PERIOD_S = 3600  # how often what many engage with is counted anew
 HALF_LIVES_DAYS = (7.0, 28.0, 112.0, 400.0)  # of a user's engagements
-SHARE_HALF_LIVES_DAYS = (1.5, 7.0, 28.0)  # of the engagements of all users
+SHARE_HALF_LIVES_DAYS = (0.125, 0.5, 1.5, 7.0, 28.0)  # of the engagements of all users
+# Flyers and campaigns change at midnight and on Mondays: (periods, of which are past at 1970).
+# 1970 began on a Thursday, UTC.
+CALENDAR = ((DAY_S // PERIOD_S, 0), (7 * DAY_S // PERIOD_S, 3 * DAY_S // PERIOD_S))
+NUM_SHARES = len(SHARE_HALF_LIVES_DAYS) + len(CALENDAR)
 NUM_COUNTS = 2 * len(HALF_LIVES_DAYS)  # promoted, then organic
 NUMBERS = (
   *(f"promoted engagements, half-life {days:g} d" for days in HALF_LIVES_DAYS),
   *(f"organic engagements, half-life {days:g} d" for days in HALF_LIVES_DAYS),
   *(f"share of all engagements, half-life {days:g} d" for days in SHARE_HALF_LIVES_DAYS),
+  "share of the day's engagements so far", "of the week's",
   "engagements with the advertiser", "with the category", "with the parent category",
   "with the text",
   "price", "engagements of the user",
@@ -33,14 +40,19 @@ NUMBERS = (
 # The rule that a model starts at: own history, and what is trending.
 COUNT = HALF_LIVES_DAYS.index(112.0)
 ORGANIC = len(HALF_LIVES_DAYS) + COUNT
-SHARE = NUM_COUNTS
+SHARES = slice(NUM_COUNTS, NUM_COUNTS + NUM_SHARES)
+SHARE, SLOW_SHARE = (NUM_COUNTS + SHARE_HALF_LIVES_DAYS.index(days) for days in (1.5, 7.0))
 ORGANIC_WEIGHT, SHARE_WEIGHT = 0.3, 160.0
 
 UNIT_F = np.ones(len(NUMBERS), np.float32)  # a number x is stored by log(1 + x * unit)
-UNIT_F[SHARE : SHARE + len(SHARE_HALF_LIVES_DAYS)] = 1e6
+UNIT_F[SHARES] = 1e6
 # About the means and deviations of log (1 + x unit) over shortlists of household logs.
-MEAN_F = np.array([0.05, 0.1, 0.2, 0.3, 0.1, 0.2, 0.4, 0.6, 5, 5, 5, 1, 0.5, 1, 0.3, 1, 5])
-SPREAD_F = np.array([0.2, 0.3, 0.4, 0.5, 0.3, 0.4, 0.6, 0.8, 3, 2.5, 2, 1, 0.7, 1, 0.6, 0.6, 1])
+MEAN_F = np.array(
+  [0.05, 0.1, 0.2, 0.3, 0.1, 0.2, 0.4, 0.6, 4, 4, 5, 5, 5, 4, 4, 1, 0.5, 1, 0.3, 1, 5]
+)
+SPREAD_F = np.array(
+  [0.2, 0.3, 0.4, 0.5, 0.3, 0.4, 0.6, 0.8, 3.5, 3, 3, 2.5, 2, 3.5, 3, 1, 0.7, 1, 0.6, 0.6, 1]
+)
 SCALE = 1024  # stored numbers to a factor of e: whole ones, as all else in a context
 BELOW = 1 << 15
 
@@ -52,14 +64,43 @@ class AdFacts(NamedTuple):
   price_A: np.ndarray  # float32, 0 = unknown
 
 
-class Shares(NamedTuple):
-  """The ads of one day that are engaged with, in any order."""
+class ShareTable(NamedTuple):
+  """Engagements of every ad, for each period in which it was engaged with, as that period ends.
 
-  ad_N: np.ndarray  # int32, distinct
-  share_NH: np.ndarray  # float32, at SHARE_HALF_LIVES_DAYS
+  Columns H count them decayed at SHARE_HALF_LIVES_DAYS, then since the day and the week began
+  (CALENDAR). Rows D are the periods of a log, and the one after it.
+  """
+
+  first_period: np.ndarray  # int64 [], times of PERIOD_S since 1970 at which row 0 begins
+  key_N: np.ndarray  # int64, `share_key` of ad and period, sorted
+  score_NH: np.ndarray  # float32
+  total_DH: np.ndarray  # float32, of all ads, as each row's period begins
 
 
-NO_SHARES = Shares(np.zeros(0, np.int32), np.zeros((0, len(SHARE_HALF_LIVES_DAYS)), np.float32))
+def share_key(ad: np.ndarray, period: np.ndarray | int) -> np.ndarray:
+  """int64: ad, then period."""
+  return (np.asarray(ad, np.int64) << 32) | period
+
+
+def keeps(period: np.ndarray, now: np.ndarray | int) -> np.ndarray:
+  """float [..., H], what a score of one period counts in a later period, `now`."""
+  period, now = np.broadcast_arrays(np.asarray(period)[..., None], np.asarray(now)[..., None])
+  decay = np.exp2((period - now) * PERIOD_S / DAY_S / np.array(SHARE_HALF_LIVES_DAYS))
+  same = [(period + past) // length == (now + past) // length for length, past in CALENDAR]
+  return np.concatenate([decay, *same], axis=-1)
+
+
+def shares_at(table: ShareTable, row: int, ad_P: np.ndarray) -> np.ndarray:
+  """float32 [P, H], what share of all engagements each ad has as the period of this row begins."""
+  if not len(table.key_N):
+    return np.zeros((len(ad_P), NUM_SHARES), np.float32)
+  now = int(table.first_period) + row
+  last_P = np.searchsorted(table.key_N, share_key(ad_P, now)) - 1  # its last period before
+  key_P = table.key_N[last_P]
+  known_P = (last_P >= 0) & (key_P >> 32 == ad_P)
+  kept_PH = keeps(np.where(known_P, key_P & 0xFFFFFFFF, now - 1), now)
+  share_PH = table.score_NH[last_P] * kept_PH / np.maximum(table.total_DH[row], 1e-30)
+  return np.where(known_P[:, None], share_PH, 0).astype(np.float32)
 
 
 def met_ads(
@@ -95,7 +136,8 @@ def met_ads(
 
 
 def shortlist(
-  met_P: np.ndarray, met_count_PH: np.ndarray, shares: Shares, facts: AdFacts, size: int
+  met_P: np.ndarray, met_count_PH: np.ndarray, trending_N: np.ndarray,
+  shares_of: Callable[[np.ndarray], np.ndarray], facts: AdFacts, size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
   """The likeliest of the ads that the user met or that many engage with now, and their numbers.
 
@@ -104,7 +146,8 @@ def shortlist(
 
   Args:
     met_P, met_count_PH: from `met_ads`.
-    shares: of the request's day.
+    trending_N: int, distinct ads that many engage with.
+    shares_of: ads -> [ads, H], their current shares of all engagements.
     facts: of all ads.
     size: M.
 
@@ -112,22 +155,18 @@ def shortlist(
     ad_M int32, -1 = none, and number_MF int32, round(SCALE * log(1 + x * unit)), -1 = none.
   """
   own, count_PH = met_P, met_count_PH.astype(np.float64)
-  others = np.flatnonzero(~np.isin(shares.ad_N, own))
-  ad, num_own = np.append(own, shares.ad_N[others]), len(own)
+  ad, num_own = np.append(own, trending_N[~np.isin(trending_N, own)]), len(own)
   x_NF = np.zeros((len(ad), len(NUMBERS)))
   x_NF[:num_own, :NUM_COUNTS] = count_PH
-  columns = slice(SHARE, SHARE + len(SHARE_HALF_LIVES_DAYS))
-  _, of_own, of_shares = np.intersect1d(own, shares.ad_N, assume_unique=True, return_indices=True)
-  x_NF[of_own, columns] = shares.share_NH[of_shares]
-  x_NF[num_own:, columns] = shares.share_NH[others]
+  x_NF[:, SHARES] = shares_of(ad)
   # Affinities: what the user's engagements with ads of the same key add up to.
   score_P = count_PH[:, COUNT] + count_PH[:, ORGANIC]
   for kind, key_A in enumerate(facts.key_AK.T):
     _, number = np.unique(key_A[ad], return_inverse=True)
-    x_NF[:, columns.stop + kind] = np.bincount(number[:num_own], score_P, len(ad))[number]
+    x_NF[:, SHARES.stop + kind] = np.bincount(number[:num_own], score_P, len(ad))[number]
   x_NF[:, -2], x_NF[:, -1] = facts.price_A[ad], score_P.sum()
   likely_N = (
-    np.log1p(x_NF[:, COUNT] + x_NF[:, ORGANIC]) + 160 * x_NF[:, SHARE] + 40 * x_NF[:, SHARE + 1]
+    np.log1p(x_NF[:, COUNT] + x_NF[:, ORGANIC]) + 160 * x_NF[:, SHARE] + 40 * x_NF[:, SLOW_SHARE]
     + 0.05 * np.log1p(x_NF[:, NUMBERS.index("with the parent category")])
   )
   best = np.argsort(-likely_N, kind="stable")[:size]

@@ -1,57 +1,67 @@
-"""Which ads are engaged with right now: a real-time statistic of earlier days, known when serving.
+"""Which ads are engaged with right now: a real-time statistic, known when serving.
 
 A model that learns online follows what is current, one that is trained once does not. So a request
 can be given the ads with the largest share of all engagements, decayed by age, and the share of
-every ad of its history. Only days before the request's day count.
+every ad of its history. They are counted anew every PERIOD_S, for what is promoted may change from
+one day to the next; only periods before the request's own count.
 
-Letters: D days, N ads of a day, H half-lives of `shortlist.SHARE_HALF_LIVES_DAYS`, A ads.
+Letters: D periods, N ads of a period, H ways to count of `shortlist.ShareTable`, A ads.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from gr4ad_jax.data.engagements import DailyEngagements, daily_engagements
+from gr4ad_jax.data.engagements import PeriodEngagements, count_engagements
 from gr4ad_jax.data.records import DAY_S, Logs
-from gr4ad_jax.data.shortlist import SHARE_HALF_LIVES_DAYS, Shares
+from gr4ad_jax.data.shortlist import (
+  NUM_SHARES,
+  PERIOD_S,
+  ShareTable,
+  keeps,
+  share_key,
+  shares_at,
+)
+from gr4ad_jax.data.validation import LogError
 
 HALF_LIFE_DAYS = 3.0
-NUM_KEPT = 1024  # ads of a day whose share is known; others count as 0
+NUM_KEPT = 512  # ads that a period lists
 NUM_TREND_BUCKETS = 32
-_HALF_LIVES_DAYS = np.array((HALF_LIFE_DAYS, *SHARE_HALF_LIVES_DAYS))
 
 
 @dataclasses.dataclass(frozen=True)
 class Trending:
-  """Ads by share of engagement, for every day of the log and the day after it.
+  """Ads by share of engagement, for every period of the log and the one after it.
 
   Attributes:
-    first_day: days since 1970 of row 0.
-    ad_DN: int32 [days, N], best first, -1 where fewer ads were engaged with.
-    bucket_DN: uint8 [days, N], half-octave bucket of the share.
-    share_DNH: float32 [days, N, H], the shares at other half-lives.
+    ad_DN: int32 [D, N], best first, -1 where fewer ads were engaged with.
+    bucket_DN: uint8 [D, N], half-octave bucket of the share.
+    table: shares of every ad, at other half-lives too; it knows when row 0 begins.
   """
 
-  first_day: int
   ad_DN: np.ndarray
   bucket_DN: np.ndarray
-  share_DNH: np.ndarray
+  table: ShareTable
 
   def rows(self, time_s: np.ndarray) -> np.ndarray:
     """Row of each request time; times outside the log take the nearest row."""
-    day = np.asarray(time_s) // DAY_S - self.first_day
-    return np.clip(day, 0, len(self.ad_DN) - 1)
+    row = np.asarray(time_s) // PERIOD_S - int(self.table.first_period)
+    return np.clip(row, 0, len(self.ad_DN) - 1)
 
-  def shares(self, row: int) -> Shares:
-    """The ads of a day, for its shortlists."""
-    real_N = self.ad_DN[row] >= 0
-    return Shares(self.ad_DN[row][real_N], self.share_DNH[row][real_N])
+  def listed(self, row: int) -> np.ndarray:
+    """int32, the ads that a row lists, best first."""
+    return self.ad_DN[row][self.ad_DN[row] >= 0]
+
+  def shares(self, row: int, ad_P: np.ndarray) -> np.ndarray:
+    """float32 [P, H], see `shares_at`."""
+    return shares_at(self.table, row, ad_P)
 
   def bucket_of(self, row: int, ad: np.ndarray) -> np.ndarray:
-    """Bucket of the share of each ad on one day, int32; 0 where it is not among the day's ads."""
+    """Bucket of the share of each ad in one period, int32; 0 where it is not among its ads."""
     order = np.argsort(self.ad_DN[row])
     sorted_N = self.ad_DN[row][order]
     at = np.minimum(np.searchsorted(sorted_N, ad), len(sorted_N) - 1)
@@ -66,94 +76,157 @@ def share_bucket(share: np.ndarray) -> np.ndarray:
 
 
 class LiveTrending:
-  """Shares that go on from those of a log: engagements are added, and each day has its row."""
+  """Shares that go on from those of a log: engagements are added, and each period has its row."""
 
   def __init__(self, logs: Logs):
-    """Begins after the log's last day."""
-    counts, num_ads = daily_engagements(logs.events), len(logs.ads.ad_id)
-    self._score_AH, self._now = _scores(counts, num_ads)
-    self._count_A = np.zeros(num_ads)  # of the day that has no row after it yet
-    self._day = self._now.first_day + len(self._now.ad_DN) - 1
+    """Begins after the log's last period."""
+    counts, num_ads = count_engagements(logs.events), len(logs.ads.ad_id)
+    self._scores, self._now = _through(counts, num_ads)
+    self._count_A = np.zeros(num_ads, np.int64)  # of the period that has no row after it yet
+    self._period = int(self._now.table.first_period) + len(self._now.ad_DN) - 1
 
   def add(self, ad: np.ndarray) -> None:
-    """Counts engagements of the present day, -1 = none."""
+    """Counts engagements of the present period, -1 = none."""
     ad = ad[ad >= 0]
     most = int(ad.max(initial=-1)) + 1
     grow = max(0, most - len(self._count_A))
-    self._score_AH = np.pad(self._score_AH, ((0, grow), (0, 0)))
-    self._count_A = np.append(self._count_A, np.zeros(grow))
+    self._scores.grow(grow)
+    self._count_A = np.append(self._count_A, np.zeros(grow, np.int64))
     np.add.at(self._count_A, ad, 1)
 
   def at(self, now_s: float) -> Trending:
-    """The shares by day, up to those that a request at this time sees."""
-    kept, new = self._now.ad_DN.shape[1], []
-    while self._day < now_s // DAY_S:
-      self._day += 1
-      self._score_AH = _later(self._score_AH, self._count_A)
+    """The shares by period, up to those that a request at this time sees."""
+    new = []
+    while self._period < now_s // PERIOD_S:
+      self._period += 1
+      kept = self._now.ad_DN.shape[1]
+      new.append(self._scores.next_row(self._period, self._count_A, kept))
       self._count_A = np.zeros_like(self._count_A)
-      new.append(_largest(self._score_AH, kept))
     if new:
-      earlier = (self._now.ad_DN, self._now.bucket_DN, self._now.share_DNH)
-      days = (np.stack(rows) for rows in zip(*new, strict=True))
-      together = zip(earlier, days, strict=True)
-      self._now = Trending(self._now.first_day, *map(np.concatenate, together))
+      self._now = _with_rows(self._now, new)
     return self._now
 
 
 def build_trending(logs: Logs) -> Trending:
-  """Shares of clicks and conversions, decayed with a half-life of 3 days, day by day."""
-  return shares(daily_engagements(logs.events), len(logs.ads.ad_id))
+  """Shares of clicks and conversions, decayed by age, period by period."""
+  return shares(count_engagements(logs.events), len(logs.ads.ad_id))
 
 
-def shares(counts: DailyEngagements, num_ads: int) -> Trending:
-  """The shares of every day, from the counts of a whole log."""
-  return _scores(counts, num_ads)[1]
+def shares(counts: PeriodEngagements, num_ads: int) -> Trending:
+  """The shares of every period, from the counts of a whole log."""
+  return _through(counts, num_ads)[1]
 
 
-def _scores(counts: DailyEngagements, num_ads: int) -> tuple[np.ndarray, Trending]:
-  """The decayed counts after the last day, and the shares of all days."""
-  first_day = int(counts.day[0])
-  num_days = int(counts.day[-1]) - first_day + 2
-  bounds = np.searchsorted(counts.day, first_day + np.arange(num_days))
-  kept = min(NUM_KEPT, num_ads)
-  ad_DN = np.full((num_days, kept), -1, np.int32)
-  bucket_DN = np.zeros((num_days, kept), np.uint8)
-  share_DNH = np.zeros((num_days, kept, len(SHARE_HALF_LIVES_DAYS)), np.float32)
-  score_AH = np.zeros((num_ads, len(_HALF_LIVES_DAYS)))
-  for row in range(1, num_days):
-    yesterday = slice(bounds[row - 1], bounds[row])
-    count_A = np.zeros(num_ads, np.int64)
-    count_A[counts.ad[yesterday]] = counts.count[yesterday]
-    score_AH = _later(score_AH, count_A)
-    ad_DN[row], bucket_DN[row], share_DNH[row] = _largest(score_AH, kept)
-  return score_AH, Trending(first_day, ad_DN, bucket_DN, share_DNH)
+@dataclasses.dataclass(frozen=True)
+class _Row:
+  """What a period adds to a `Trending`: its list, and the table's rows of the one before it."""
+
+  ad_N: np.ndarray
+  bucket_N: np.ndarray
+  key_C: np.ndarray  # of the ads that were engaged with just before
+  score_CH: np.ndarray
+  total_H: np.ndarray
 
 
-def _later(score_AH: np.ndarray, count_A: np.ndarray) -> np.ndarray:
-  """The counts a day later."""
-  return score_AH * 0.5 ** (1 / _HALF_LIVES_DAYS) + count_A[:, None]
+class _Scores:
+  """Decayed counts of all ads."""
+
+  def __init__(self, num_ads: int):
+    self._order_A = np.zeros(num_ads)
+    self._score_AH = np.zeros((num_ads, NUM_SHARES))
+
+  def grow(self, num_ads: int) -> None:
+    """So many ads more."""
+    self._order_A = np.pad(self._order_A, (0, num_ads))
+    self._score_AH = np.pad(self._score_AH, ((0, num_ads), (0, 0)))
+
+  def next_row(self, period: int, count_A: np.ndarray, kept: int) -> _Row:
+    """The row of a period, after the counts of the one before it."""
+    self._order_A = self._order_A * 0.5 ** (PERIOD_S / DAY_S / HALF_LIFE_DAYS) + count_A
+    self._score_AH = self._score_AH * keeps(period - 2, period - 1) + count_A[:, None]
+    score_A = self._order_A
+    # Equal scores by ad number, so that a row does not depend on the sort.
+    best = np.argpartition(-score_A, kept - 1)[:kept]
+    best = best[np.lexsort((best, -score_A[best]))]
+    real = score_A[best] > 0
+    bucket = share_bucket(score_A[best] / max(score_A.sum(), 1e-300))
+    ad_C = np.flatnonzero(count_A)
+    return _Row(
+      np.where(real, best, -1).astype(np.int32), np.where(real, bucket, 0).astype(np.uint8),
+      share_key(ad_C, period - 1), self._score_AH[ad_C].astype(np.float32),
+      (self._score_AH.sum(axis=0) * keeps(period - 1, period)).astype(np.float32),
+    )
 
 
-def _largest(score_AH: np.ndarray, kept: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """A day's row: ads, best first, buckets of their shares, and shares at the other half-lives."""
-  # Equal scores by ad number, so that a day's row does not depend on the sort.
-  score_A = score_AH[:, 0]
-  best = np.argpartition(-score_A, kept - 1)[:kept]
-  best = best[np.lexsort((best, -score_A[best]))]
-  real = score_A[best] > 0
-  share_NH = score_AH[best] / np.maximum(score_AH.sum(axis=0), 1e-300)
-  return (
-    np.where(real, best, -1), np.where(real, share_bucket(share_NH[:, 0]), 0), share_NH[:, 1:]
+def _through(counts: PeriodEngagements, num_ads: int) -> tuple[_Scores, Trending]:
+  """The decayed counts after the last period, and the shares of all periods."""
+  first_period = int(counts.period[0])
+  num_rows = int(counts.period[-1]) - first_period + 2
+  bounds = np.searchsorted(counts.period, first_period + np.arange(num_rows))
+  scores, kept = _Scores(num_ads), min(NUM_KEPT, num_ads)
+
+  def rows() -> Iterator[_Row]:
+    for row in range(1, num_rows):
+      before = slice(bounds[row - 1], bounds[row])
+      count_A = np.zeros(num_ads, np.int64)
+      count_A[counts.ad[before]] = counts.count[before]
+      yield scores.next_row(first_period + row, count_A, kept)
+
+  return scores, _with_rows(_nothing(first_period, kept), list(rows()))
+
+
+def _nothing(first_period: int, kept: int) -> Trending:
+  """One row, before any engagement."""
+  return Trending(
+    np.full((1, kept), -1, np.int32), np.zeros((1, kept), np.uint8),
+    ShareTable(
+      np.array(first_period, np.int64), np.zeros(0, np.int64),
+      np.zeros((0, NUM_SHARES), np.float32), np.zeros((1, NUM_SHARES), np.float32),
+    ),
   )
+
+
+NO_TRENDING = _nothing(0, 0)  # where data have none
+
+
+def _with_rows(trending: Trending, new: Sequence[_Row]) -> Trending:
+  """The same with further periods."""
+  table = trending.table
+  key_N = np.concatenate([table.key_N, *(row.key_C for row in new)])
+  order = np.argsort(key_N, kind="stable")
+  return Trending(
+    np.concatenate([trending.ad_DN, np.stack([row.ad_N for row in new])]),
+    np.concatenate([trending.bucket_DN, np.stack([row.bucket_N for row in new])]),
+    ShareTable(
+      table.first_period, key_N[order],
+      np.concatenate([table.score_NH, *(row.score_CH for row in new)])[order],
+      np.concatenate([table.total_DH, np.stack([row.total_H for row in new])]),
+    ),
+  )
+
+
+def arrays_of(trending: Trending) -> dict[str, np.ndarray]:
+  """All that a `Trending` holds, by name."""
+  arrays = {"ad_DN": trending.ad_DN, "bucket_DN": trending.bucket_DN}
+  return arrays | {f"table_{name}": x for name, x in trending.table._asdict().items()}
 
 
 def save_trending(trending: Trending, path: Path) -> None:
   """Writes one .npz file."""
-  np.savez_compressed(path, **dataclasses.asdict(trending))
+  np.savez_compressed(path, **arrays_of(trending))
 
 
 def load_trending(path: Path) -> Trending:
-  """Reads what `save_trending` wrote."""
-  names = [field.name for field in dataclasses.fields(Trending)][1:]
+  """Reads what `save_trending` wrote.
+
+  Raises:
+    LogError: an earlier version wrote it.
+  """
   with path.open("rb") as file, np.load(file) as arrays:
-    return Trending(int(arrays["first_day"]), *(arrays[name] for name in names))
+    if "first_day" in arrays.files:
+      raise LogError(
+        f"{path.parent}: an earlier version prepared it, which counted by the day: run `gr4ad "
+        "prepare --overwrite` again"
+      )
+    table = ShareTable(*(arrays[f"table_{name}"] for name in ShareTable._fields))
+    return Trending(arrays["ad_DN"], arrays["bucket_DN"], table)

@@ -62,7 +62,7 @@ class CooccurrenceSettings:
 
 @dataclass(frozen=True)
 class TrendingSettings:
-  """Score of an ad: its share of all engagements with ads on the days before the request's."""
+  """Score of an ad: its share of all engagements with ads before the request's period."""
 
   half_life_days: float = 3.0
   """An engagement counts 0.5 ** (its age in days / half-life)."""

@@ -34,7 +34,7 @@ from gr4ad_jax.search.ranking import EvalRequests, only_new, recall_per_request
 
 SettingsT = TypeVar("SettingsT")
 
-TRENDING_DAYS = (1.5, 3.0, 7.0, 14.0, 28.0)
+TRENDING_DAYS = (1.5, 0.25, 0.5, 3.0, 7.0, 14.0, 28.0)
 _TRENDING_WEIGHTS = (0.0, 1.0, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 1000.0)
 _MAX_PERIODS = 6
 _MAX_REQUESTS = 1000  # drawn to judge on
@@ -227,15 +227,12 @@ def _with_trending(trials: _Trials, settings: BaselineSettings) -> BaselineSetti
   def recall(rule: RuleSettings) -> float:
     return _recall(question, ranked, rule)
 
+  weights = [{"trending_weight": weight} for weight in _TRENDING_WEIGHTS]
+  # What a weight is worth depends on the half-life, so that both are tried together at first.
+  tried = [weight | {"trending": half_life} for half_life in half_lives for weight in weights]
   for _ in range(2):  # what one term is worth depends on the other
-    rule = _climb(
-      rule,
-      [
-        *({"trending_weight": weight} for weight in _TRENDING_WEIGHTS),
-        *({"trending": half_life} for half_life in half_lives),
-      ],
-      recall, "tuning the rule",
-    )  # fmt: skip
+    rule = _climb(rule, tried, recall, "tuning the rule")
+    tried = weights
     of_rule = rule
     own = _climb(
       rule.own_history,

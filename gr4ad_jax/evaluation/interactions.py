@@ -13,6 +13,7 @@ import scipy.sparse as sp
 
 from gr4ad_jax.data.engagements import product_engagements
 from gr4ad_jax.data.records import DAY_S, Logs
+from gr4ad_jax.data.shortlist import PERIOD_S
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def count_pairs(
 def trending_shares(
   interactions: Interactions, *, time_s_R: np.ndarray, num_ads: int, half_life_days: float
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Share of every ad in the engagements with ads on the days (UTC) before a time's day.
+  """Share of every ad in the engagements with ads before a time's period of PERIOD_S.
 
   Args:
     interactions: engagements of all users; organic ones do not count.
@@ -202,27 +203,29 @@ def trending_shares(
     half_life_days: an engagement counts 0.5 ** (its age in days / half-life).
 
   Returns:
-    share_DA: float32 [D, num_ads], one row for each distinct day; 0 before the first engagement.
-    day_R: the row of each time.
+    share_DA: float32 [D, num_ads], one row for each distinct period; 0 before any engagement.
+    row_R: the row of each time.
 
   Raises:
     ValueError: an ad outside the catalogue.
   """
   check_catalogue(interactions, num_ads)
-  day_E = interactions.time_s_E[interactions.is_ad_E] // DAY_S
-  order_E = np.argsort(day_E, kind="stable")
-  day_E, ad_E = day_E[order_E], interactions.ad_E[interactions.is_ad_E][order_E]
-  days_D, day_R = np.unique(time_s_R // DAY_S, return_inverse=True)
-  share_DA = np.zeros((len(days_D), num_ads), np.float32)
+  half_life = half_life_days * DAY_S / PERIOD_S
+  period_E = interactions.time_s_E[interactions.is_ad_E] // PERIOD_S
+  order_E = np.argsort(period_E, kind="stable")
+  period_E, ad_E = period_E[order_E], interactions.ad_E[interactions.is_ad_E][order_E]
+  period_D, row_R = np.unique(time_s_R // PERIOD_S, return_inverse=True)
+  share_DA = np.zeros((len(period_D), num_ads), np.float32)
   score_A, begin = np.zeros(num_ads), 0
-  for row, (day, end) in enumerate(zip(days_D, np.searchsorted(day_E, days_D), strict=True)):
+  ends_D = np.searchsorted(period_E, period_D)
+  for row, (period, end) in enumerate(zip(period_D, ends_D, strict=True)):
     if row:
-      score_A *= 0.5 ** ((day - days_D[row - 1]) / half_life_days)
-    weight_E = 0.5 ** ((day - day_E[begin:end]) / half_life_days)
+      score_A *= 0.5 ** ((period - period_D[row - 1]) / half_life)
+    weight_E = 0.5 ** ((period - period_E[begin:end]) / half_life)
     score_A += np.bincount(ad_E[begin:end], weight_E, num_ads)
     share_DA[row] = score_A / max(score_A.sum(), 1e-300)
     begin = end
-  return share_DA, day_R
+  return share_DA, row_R
 
 
 def check_catalogue(interactions: Interactions, num_ads: int) -> None:

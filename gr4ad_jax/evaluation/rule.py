@@ -1,8 +1,8 @@
 """What the user does again and again, and what everyone does these days: two terms and their sum.
 
 Both terms see only the past: the history ends strictly before the request, the engagements of all
-users end with the day before the request's. Other than counts that end with training, these follow
-the days of the test, as a statistic of a running system does; they need times that are real.
+users before its hour. Other than counts that end with training, these follow the
+days of the test, as a statistic of a running system does; they need times that are real.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Shares = Callable[[TrendingSettings], tuple[np.ndarray, np.ndarray]]
 
 
 def trending(question: Question, settings: BaselineSettings) -> np.ndarray:
-  """The ads with the largest share of engagements on the days before the request's.
+  """The ads with the largest share of engagements before the request's period.
 
   Args, Returns, Raises: as `baselines.popularity`.
 
@@ -29,13 +29,13 @@ def trending(question: Question, settings: BaselineSettings) -> np.ndarray:
   """
   if settings.trending is None:
     raise ValueError("settings.trending is None: there is no list of trending ads")
-  share_DA, day_R = shares_of(question)(settings.trending)
+  share_DA, row_R = shares_of(question)(settings.trending)
   popular_A = popular_ads(question, settings.popularity)
-  return rank_by_score(question, lambda rows: share_DA[day_R[rows]], popular_A)
+  return rank_by_score(question, lambda rows: share_DA[row_R[rows]], popular_A)
 
 
 def rule(question: Question, settings: BaselineSettings) -> np.ndarray:
-  """Own history + trending_weight * share of engagements on the days before the request's.
+  """Own history + trending_weight * share of engagements before the request's period.
 
   Args, Returns, Raises: as `baselines.popularity`.
   """
@@ -65,6 +65,6 @@ def rank_by_rule(
 
   if not settings.trending_weight:
     return rank_by_score(question, own, popular_A)
-  share_DA, day_R = shares(settings.trending)
+  share_DA, row_R = shares(settings.trending)
   weighted_DA = np.float32(settings.trending_weight) * share_DA
-  return rank_by_score(question, lambda rows: own(rows) + weighted_DA[day_R[rows]], popular_A)
+  return rank_by_score(question, lambda rows: own(rows) + weighted_DA[row_R[rows]], popular_A)

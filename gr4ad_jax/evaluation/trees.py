@@ -1,7 +1,7 @@
 """Boosted trees on features made by hand: the ranker that an advertiser's analyst would try first.
 
 LightGBM's lambdarank orders the best 600 ads of a plain rule. Its features see only the past: a
-user's history strictly before the request, and the days before the request's. Times must be real.
+user's history strictly before the request, and the hours before the request's. Times must be real.
 LightGBM is an extra: `machine.extras.install("trees")`.
 """
 
@@ -16,6 +16,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from gr4ad_jax.data.records import DAY_S, AdTable
+from gr4ad_jax.data.shortlist import SHARE_HALF_LIVES_DAYS
 from gr4ad_jax.evaluation.baseline_settings import OwnHistorySettings
 from gr4ad_jax.evaluation.baselines import histories
 from gr4ad_jax.evaluation.interactions import trending_shares
@@ -37,7 +38,7 @@ _HISTORIES = (
   *(OwnHistorySettings(days * DAY_S, organic_weight=0.0) for days in (28, 200)),
 )
 _WIDE = 2  # the history, 112 days, that stands for a user's taste
-_TRENDING_DAYS = (1.5, 7.0, 28.0)
+_PLAIN = [SHARE_HALF_LIVES_DAYS.index(days) for days in (1.5, 7.0)]  # for the plain rule
 _CELLS = 1 << 21  # requests x ads at once, in each of a dozen arrays
 
 
@@ -141,25 +142,27 @@ def _examples(
 def _candidates(
   question: Question, groups: AdGroups
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-  """Some of the requests, their N candidates (-1 = seen), features float32 [rows * N, 14]."""
+  """Some of the requests, their N candidates (-1 = seen), features float32 [rows * N, 16]."""
   requests, num_ads = question.requests, question.num_ads
-  shares = [
-    trending_shares(question.interactions, time_s_R=requests.time_s_R, num_ads=num_ads,
-                    half_life_days=days)
-    for days in _TRENDING_DAYS
-  ]  # fmt: skip
   depth, step = min(CANDIDATES, num_ads), max(1, _CELLS // num_ads)
   starts = range(0, len(requests.user_R), step)
   for at in track(starts, "features, requests", len(requests.user_R), step=step):
     rows = slice(at, min(at + step, len(requests.user_R)))
     sparse = [histories(question, settings, rows) for settings in _HISTORIES]
     own = [history_RA.toarray() for history_RA in sparse]
-    trend = [share_DA[day_R[rows]] for share_DA, day_R in shares]
+    trend = []
+    for days in SHARE_HALF_LIVES_DAYS:  # of these rows alone: every hour has shares of its own
+      share_DA, row_R = trending_shares(
+        question.interactions, time_s_R=requests.time_s_R[rows], num_ads=num_ads,
+        half_life_days=days,
+      )
+      trend.append(share_DA[row_R])
     grouped = [
       np.log1p((sparse[_WIDE] @ member_AG).toarray())[:, group_A]
       for member_AG, group_A in zip(groups.member_AG, groups.group_3A, strict=True)
     ]
-    plain_RA = np.log1p(own[_WIDE]) + 160 * trend[0] + 40 * trend[1] + 0.05 * grouped[1]
+    plain_RA = np.log1p(own[_WIDE]) + 160 * trend[_PLAIN[0]] + 40 * trend[_PLAIN[1]]
+    plain_RA += 0.05 * grouped[1]
     if question.without_seen:
       plain_RA[seen_ads(question, rows)] = -1.0
     ad_RN = np.argpartition(plain_RA, num_ads - depth, axis=1)[:, num_ads - depth :]

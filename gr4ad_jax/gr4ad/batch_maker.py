@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,10 +11,10 @@ import numpy as np
 from gr4ad_jax.data.pipeline import ad_facts, hash_ids, look_up, pad, with_rows
 from gr4ad_jax.data.records import AdTable
 from gr4ad_jax.data.sequences import NUM_AGE_BUCKETS, NUM_COUNT_BUCKETS, Example
-from gr4ad_jax.data.shortlist import NO_SHARES, AdFacts
+from gr4ad_jax.data.shortlist import AdFacts
 from gr4ad_jax.data.shortlist import shortlist as make_shortlist
 from gr4ad_jax.data.splits import SequenceConfig
-from gr4ad_jax.data.trending import NUM_TREND_BUCKETS, Trending
+from gr4ad_jax.data.trending import NO_TRENDING, NUM_TREND_BUCKETS, Trending
 from gr4ad_jax.gr4ad.batch import Batch, Context, KnownAds, Vocabulary
 from gr4ad_jax.gr4ad.config import LossConfig
 from gr4ad_jax.gr4ad.value import ValueScale, sample_weight, value_bucket
@@ -33,7 +34,7 @@ class BatchMaker:
     content_codes_OL: int32 codes of every organic content, -1 where it has none.
     content_bucket_O: int32 hash bucket of every organic content id.
     content_ad_O: int32 ad of the same product, -1 = none.
-    trending: current shares by day, or None.
+    trending: current shares by period, or None.
     user_hash_U, ad_hash_A: int32 hashes of ids, for models that know them; else None.
     facts, shortlist: what shortlists need of ads, and M, for models with a copy path; else None, 0.
   """
@@ -116,14 +117,13 @@ class BatchMaker:
     """Codes and numbers of each request's shortlist."""
     if self.facts is None:
       return {}
-    days = [NO_SHARES] * len(examples)
-    if self.trending is not None:
-      row_B = self.trending.rows(time_s_B).tolist()
-      of_day = {row: self.trending.shares(row) for row in set(row_B)}
-      days = [of_day[row] for row in row_B]
+    trending = self.trending or NO_TRENDING
     ad_BM, number_BMF = map(np.stack, zip(*(
-      make_shortlist(e.met_P, e.met_count_PH, shares, self.facts, self.shortlist)
-      for e, shares in zip(examples, days, strict=True)
+      make_shortlist(
+        e.met_P, e.met_count_PH, trending.listed(row), functools.partial(trending.shares, row),
+        self.facts, self.shortlist,
+      )
+      for e, row in zip(examples, trending.rows(time_s_B).tolist(), strict=True)
     ), strict=True))
     return {"short_code_BML": look_up(self.codes_AL, ad_BM), "short_number_BMF": number_BMF}
 
@@ -133,8 +133,8 @@ class BatchMaker:
     """Buckets of the shares of a history's ads; -1 where an item is padding."""
     if self.trending is None:
       return np.minimum(item_BX, 0)
-    day_B = self.trending.rows(time_s_B)
-    bucket_BX = [self.trending.bucket_of(d, ad_X) for d, ad_X in zip(day_B, ad_BX, strict=True)]
+    row_B = self.trending.rows(time_s_B)
+    bucket_BX = [self.trending.bucket_of(r, ad_X) for r, ad_X in zip(row_B, ad_BX, strict=True)]
     return np.where(item_BX < 0, -1, np.stack(bucket_BX))
 
   def _trending(self, time_s_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -142,10 +142,10 @@ class BatchMaker:
     ad_BN = np.full((len(time_s_B), self.sequence.num_trending), -1, np.int32)
     bucket_BN = ad_BN.copy()
     if self.trending is not None:
-      day_B = self.trending.rows(time_s_B)[:, None]
+      row_B1 = self.trending.rows(time_s_B)[:, None]
       known = np.arange(min(ad_BN.shape[1], self.trending.ad_DN.shape[1]))
-      ad_BN[:, known] = self.trending.ad_DN[day_B, known]
-      bucket_BN[:, known] = self.trending.bucket_DN[day_B, known]
+      ad_BN[:, known] = self.trending.ad_DN[row_B1, known]
+      bucket_BN[:, known] = self.trending.bucket_DN[row_B1, known]
     return ad_BN, np.where(ad_BN < 0, -1, bucket_BN)
 
   def __call__(self, examples: Sequence[Example]) -> Batch:

@@ -21,6 +21,7 @@ from gr4ad_jax.catalog.subsets import num_words
 from gr4ad_jax.data import shortlist
 from gr4ad_jax.data.example_records import to_example
 from gr4ad_jax.data.pipeline import ad_facts
+from gr4ad_jax.data.trending import arrays_of
 from gr4ad_jax.machine import atomic, storage
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.search import artifact, raw_histories
@@ -156,7 +157,7 @@ def _histories(opened: Opened) -> Histories:
     **{f"ad_{name}": array for name, array in ad_facts(opened.logs.ads)._asdict().items()},
   }
   if trending is not None:
-    arrays |= {f"trending_{name}": np.asarray(x) for name, x in vars(trending).items()}
+    arrays |= {f"trending_{name}": x for name, x in arrays_of(trending).items()}
   features: dict[str, tuple[int, list[str]]] = {}
   known = opened.examples.features
   for place, (name, values) in enumerate([*known.user.items(), *known.request.items()]):

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 if __package__:
-  from gr4ad_jax.data.shortlist import DAY_S, NO_SHARES, AdFacts, Shares, met_ads, shortlist
+  from gr4ad_jax.data.shortlist import PERIOD_S, AdFacts, ShareTable, met_ads, shares_at, shortlist
 else:  # in the folder of an artifact
   # pyrefly: ignore[missing-import]
-  from shortlist import DAY_S, NO_SHARES, AdFacts, Shares, met_ads, shortlist
+  from shortlist import PERIOD_S, AdFacts, ShareTable, met_ads, shares_at, shortlist
 
 _ACTIONS = ("impression", "click", "conversion")
 
@@ -81,17 +81,17 @@ class Kinds:
     return sorted(rows - {-1})
 
   def _shares(self, now_s: int) -> dict[int, int]:
-    """Bucket of the share of engagement of each ad that has one on that day, best first."""
+    """Bucket of the share of engagement of each ad that has one then, best first."""
     if "trending_ad_DN" not in self._arrays:
       return {}
-    day = self._day(now_s)
-    ads, buckets = (self._arrays[f"trending_{name}_DN"][day].tolist() for name in ("ad", "bucket"))
+    row = self._row_of(now_s)
+    ads, buckets = (self._arrays[f"trending_{name}_DN"][row].tolist() for name in ("ad", "bucket"))
     return {ad: bucket for ad, bucket in zip(ads, buckets, strict=True) if ad >= 0}
 
-  def _day(self, now_s: int) -> int:
-    """Row of the day in the tables of shares."""
+  def _row_of(self, now_s: int) -> int:
+    """Row of the period in the tables of shares."""
     last = len(self._arrays["trending_ad_DN"]) - 1
-    return min(max(now_s // DAY_S - int(self._arrays["trending_first_day"]), 0), last)
+    return min(max(now_s // PERIOD_S - int(self._arrays["trending_table_first_period"]), 0), last)
 
   def _shortlist(self, items, now_s: int) -> tuple[np.ndarray, np.ndarray]:
     """All ads that a shortlist can have, the likeliest first, and their numbers."""
@@ -108,13 +108,14 @@ class Kinds:
     pairs = [np.array(group, np.int64).reshape(-1, 2).T for group in (ads, organic)]
     limit = int(self._arrays["max_met_ads"])
     met = met_ads(*pairs[0], *pairs[1], now_s=now_s, limit=limit)
-    shares = NO_SHARES
+    trending, shares_of = np.zeros(0, np.int32), lambda ad: 0.0  # where the data have none
     if "trending_ad_DN" in self._arrays:
-      ad_N = self._arrays["trending_ad_DN"][self._day(now_s)]
-      share_NH = self._arrays["trending_share_DNH"][self._day(now_s)]
-      shares = Shares(ad_N[ad_N >= 0], share_NH[ad_N >= 0])
+      names = [f"trending_table_{name}" for name in ShareTable._fields]
+      table, row = ShareTable(*(self._arrays[name] for name in names)), self._row_of(now_s)
+      ad_N = self._arrays["trending_ad_DN"][row]
+      trending, shares_of = ad_N[ad_N >= 0], functools.partial(shares_at, table, row)
     facts = AdFacts(self._arrays["ad_key_AK"], self._arrays["ad_price_A"])
-    ad_M, number_MF = shortlist(*met, shares, facts, len(met[0]) + len(shares.ad_N))
+    ad_M, number_MF = shortlist(*met, trending, shares_of, facts, len(met[0]) + len(trending))
     return ad_M[ad_M >= 0], number_MF[ad_M >= 0]
 
   def _feature(self, features: Mapping[str, str], count: int) -> list[int]:

@@ -53,20 +53,20 @@ def test_batches_hold_codes_and_padding(inputs):
 
 
 def test_histories_carry_the_shares_of_their_ads_and_products(inputs):
-  """As known on the request's day; a content without an ad has none, padding is -1."""
+  """As known at the request's hour; a content without an ad has none, padding is -1."""
   examples, trending = read_split(inputs.examples, "test")[:20], inputs.examples.trending
   context = inputs.make_batch(examples).context
   product_O = inputs.logs.contents.ad
   seen = []
   for row, example in enumerate(examples):
-    day = int(trending.rows(np.array([example.time_s]))[0])
+    row_of = int(trending.rows(np.array([example.time_s]))[0])
     for got, ads in (
       (context.ad_trend_BT[row], example.ad_T),
       (context.organic_trend_BO[row], product_O[example.organic_O]),
     ):
-      np.testing.assert_array_equal(got[: len(ads)], trending.bucket_of(day, ads))
+      np.testing.assert_array_equal(got[: len(ads)], trending.bucket_of(row_of, ads))
       assert (got[len(ads) :] == -1).all()
-    best = trending.ad_DN[day][trending.ad_DN[day] >= 0]
+    best = trending.listed(row_of)[:64]
     np.testing.assert_array_equal(
       context.trend_code_BNL[row, : len(best)], inputs.sids.codes_AL[best]
     )

@@ -4,12 +4,13 @@ import numpy as np
 
 from gr4ad_jax.data.shortlist import (
   BELOW,
-  NO_SHARES,
   NUMBERS,
   SCALE,
   AdFacts,
-  Shares,
+  ShareTable,
   met_ads,
+  share_key,
+  shares_at,
   shortlist,
 )
 
@@ -55,13 +56,15 @@ def test_the_ads_that_count_most_are_kept():
 
 def test_a_list_holds_what_is_known_of_own_and_of_trending_ads():
   """Ad 1 is met and trending: it stands there once, with both. The likeliest come first."""
-  shares = Shares(
-    np.array([2, 1, 3], np.int32),
-    np.array([[0.01, 0.02, 0.03], [0.1, 0.2, 0.3], [0.05, 0, 0]], np.float32),
-  )
+  share_AH = np.zeros((4, 7), np.float32)  # at 3 h, 12 h, 1.5 d, 7 d, 28 d; of the day, the week
+  share_AH[2] = 0, 0.5, 0.01, 0.02, 0.03, 0, 0
+  share_AH[1] = 0, 0, 0.1, 0.2, 0.3, 0.4, 0.6
+  share_AH[3, 2] = 0.05
   count_PH = np.zeros((2, 8), np.float16)
   count_PH[0, 2], count_PH[1, 6] = 2, 1  # at 112 days: ad 1 promoted twice, ad 0 organic once
-  ad_M, number_MF = shortlist(np.array([1, 0]), count_PH, shares, FACTS, 6)
+  ad_M, number_MF = shortlist(
+    np.array([1, 0]), count_PH, np.array([2, 1, 3]), lambda ad: share_AH[ad], FACTS, 6
+  )
   # 1.1 + 160 * .1 + 40 * .2 + .07; 160 * .05; 160 * .01 + 40 * .02 + .07; .7 + .07
   assert ad_M.tolist() == [1, 3, 2, 0, -1, -1]
   assert (number_MF[4:] == -1).all() and (number_MF[:4] >= 0).all() and (number_MF < BELOW).all()
@@ -72,6 +75,8 @@ def test_a_list_holds_what_is_known_of_own_and_of_trending_ads():
   for days, expected in (("1.5", [0.1, 0.05, 0.01, 0]), ("28", [0.3, 0, 0.03, 0])):
     share = plain(real, f"share of all engagements, half-life {days} d") / 1e6
     np.testing.assert_allclose(share, expected, rtol=1e-3)
+  for column, expected in ("share of the day's engagements so far", 0.4), ("of the week's", 0.6):
+    np.testing.assert_allclose(plain(real, column)[0] / 1e6, expected, rtol=1e-3)
   # The user's engagements, promoted and organic, with what an ad shares with the ads met.
   for column, expected in {
     "engagements with the advertiser": [3, 0, 0, 3], "with the category": [2, 0, 2, 1],
@@ -83,15 +88,38 @@ def test_a_list_holds_what_is_known_of_own_and_of_trending_ads():
 
 
 def test_a_shorter_list_is_the_beginning_of_a_longer_one():
-  shares = Shares(np.array([3], np.int32), np.full((1, 3), 0.5, np.float32))
-  met = np.array([2, 1, 0]), np.ones((3, 8), np.float16)
-  long, short = shortlist(*met, shares, FACTS, 5), shortlist(*met, shares, FACTS, 2)
+  known = np.array([2, 1, 0]), np.ones((3, 8), np.float16), np.array([3]), lambda ad: 0.5, FACTS
+  long, short = shortlist(*known, 5), shortlist(*known, 2)
   for x, y in zip(long, short, strict=True):
     np.testing.assert_array_equal(x[:2], y)
 
 
 def test_nothing_known_is_an_empty_list():
   ad_M, number_MF = shortlist(
-    np.zeros(0, np.int32), np.zeros((0, 8), np.float16), NO_SHARES, FACTS, 3
+    np.zeros(0, np.int32), np.zeros((0, 8), np.float16), np.zeros(0, np.int32), lambda ad: 0.0,
+    FACTS, 3,
   )
   assert ad_M.tolist() == [-1, -1, -1] and number_MF.shape == (3, len(NUMBERS))
+
+
+def test_shares_count_what_came_before_the_hour():
+  """Ad 4 thrice on a Sunday from 22:00, ad 9 once an hour later and twice on Monday from 00:00."""
+  monday = 19_730 * 24 - 19_730 * 24 % 168 + 96  # the fifth day of 1970 was one
+  first = monday - 2
+  score = np.exp2(-1 / np.array([3.0, 12, 36, 168, 672]))  # of one an hour ago
+  table = ShareTable(
+    np.array(first), share_key(np.array([4, 9, 9]), first + np.array([0, 1, 2])),
+    np.array([[3] * 7, [1] * 7, [*(score + 2), 2, 3]]),  # the day began, the week as well
+    np.array([[0] * 7, [*(3 * score), 3, 3], [*(3 * score**2 + score), 0, 0],
+              [*(3 * score**3 + score**2 + 2 * score), 2, 2]], np.float32),
+  )
+  table = table._replace(score_NH=np.where(np.arange(7) < 6, table.score_NH, [[3], [1], [2]]))
+  ads = np.array([9, 4, 5, 0])
+  assert not shares_at(table, 0, ads).any()
+  np.testing.assert_allclose(shares_at(table, 1, ads), [[0] * 7, [1] * 7, [0] * 7, [0] * 7])
+  of_9 = score / (3 * score**2 + score)
+  np.testing.assert_allclose(shares_at(table, 2, ads)[0], [*of_9, 0, 0], rtol=1e-6)
+  np.testing.assert_allclose(shares_at(table, 2, ads)[1], [*(1 - of_9), 0, 0], rtol=1e-6)
+  of_4 = 3 * score**3 / (3 * score**3 + score**2 + 2 * score)
+  np.testing.assert_allclose(shares_at(table, 3, ads)[0], [*(1 - of_4), 1, 1], rtol=1e-6)
+  np.testing.assert_allclose(shares_at(table, 3, ads)[1], [*of_4, 0, 0], rtol=1e-6)

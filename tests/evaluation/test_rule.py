@@ -51,15 +51,16 @@ def question(rows=ROWS, requests=None, **options):
 
 
 def test_shares_by_hand():
-  share_DA, day_R = trending_shares(
+  share_DA, row_R = trending_shares(
     events(ROWS), time_s_R=np.array([3.5, 1, 3, 0.2]) * DAY, num_ads=5, half_life_days=1.0
   )
-  assert day_R.tolist() == [2, 1, 2, 0]
-  # On day 0 nothing came before. On day 1 four of ad 0. On day 3: ad 0 four times 2^-3, ad 2 once
-  # 2^-2, ad 1 twice 2^-1; not that of day 3 itself, and nothing organic.
-  np.testing.assert_allclose(share_DA[0], 0)
-  np.testing.assert_allclose(share_DA[1], [1, 0, 0, 0, 0])
+  assert row_R.tolist() == [3, 1, 2, 0]
+  # At first there are four of ad 0; ad 2 comes within the hour of day 1. On day 3: ad 0 four times
+  # 2^-3, ad 2 once 2^-2, ad 1 twice 2^-1; not that of this very hour, and nothing organic. Half a
+  # day later that counts too, as much as both of the day before.
+  np.testing.assert_allclose(share_DA[:2], [[1, 0, 0, 0, 0]] * 2)
   np.testing.assert_allclose(share_DA[2], np.array([0.5, 1, 0.25, 0, 0]) / 1.75, rtol=1e-6)
+  np.testing.assert_allclose(share_DA[3], np.array([0.5, 2, 0.25, 0, 0]) / 2.75, rtol=1e-6)
 
 
 def test_trending_by_hand():
@@ -77,19 +78,19 @@ def test_rule_by_hand():
   asked = question(k=3)
   own = OwnHistorySettings(half_life_s=1.25 * DAY, organic_weight=1.0)
   # User 0 at day 3.5: ad 0 at age 3.5 counts 2^-2.8 = .144, ad 2 at 2.5 counts 2^-2 = .25, ad 1 at
-  # .5 counts 2^-.4 = .758. Shares of day 3, half-life 1: .286, .143 and .571 (test above).
-  for weight, expected in ((0.0, [1, 2, 0]), (0.5, [1, 2, 0]), (1.0, [1, 0, 2])):
-    # .144 + .143 < .25 + .071, but .144 + .286 > .25 + .143.
+  # .5 counts 2^-.4 = .758. Shares then, half-life 1: .182, .091 and .727 (test above).
+  for weight, expected in ((0.0, [1, 2, 0]), (1.0, [1, 2, 0]), (2.0, [1, 0, 2])):
+    # .144 + .182 < .25 + .091, but .144 + .364 > .25 + .182.
     settings = RuleSettings(own, TrendingSettings(1.0), trending_weight=weight)
     assert rule(asked, BaselineSettings(rule=settings)).tolist() == [expected]
 
 
 @pytest.mark.parametrize("baseline", [rule, trending])
-def test_nothing_of_the_request_s_own_day_or_later_trends(baseline):
+def test_nothing_of_the_request_s_own_hour_or_later_trends(baseline):
   rows = [row for row in ROWS if row[0] != 0]
   requests = ask([(0, 2.5, 1)])
-  past = [row for row in rows if row[1] < 2]
-  later = [(user, 2.25, 4, 1) for user in range(1, 4)] + [(1, 7, 3, 1)]
+  past = [row for row in rows if row[1] < 2.5]
+  later = [(user, 2.51, 4, 1) for user in range(1, 4)] + [(1, 7, 3, 1)]
   lists = [
     baseline(question(past + more, requests, train_end_s=DAY), BaselineSettings()).tolist()
     for more in ([], later)
@@ -154,7 +155,7 @@ def test_the_rule_s_weights_are_chosen():
   # Lists of one: odd users want what is in fashion, even users what they have always had.
   asked = question(rows, requests, num_ads=20, k=1, train_end_s=30 * DAY)
   tuned = tune_baselines(asked)
-  assert tuned.trending == TrendingSettings(1.5) and tuned.rule.trending_weight > 0
+  assert tuned.trending == TrendingSettings(0.25) and tuned.rule.trending_weight > 0
   lists = rank_all(asked, tuned)
   found = {name: (list_RK == requests.target_RC).mean() for name, list_RK in lists.items()}
   assert found["rule"] > max(found["own_history"], found["trending"]) + 0.1

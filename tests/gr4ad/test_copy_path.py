@@ -33,13 +33,13 @@ def inputs(tiny_data):
 def rule(logs, example) -> np.ndarray:
   """What the rule gives to every ad, event by event: own + .3 organic + 160 trending share."""
   events, score_A, trending_A = logs.events, np.zeros(40), np.zeros(40)
-  today = example.time_s // DAY
+  hour = example.time_s // 3600
   for user, time_s, ad, content, action in zip(
     events.user, events.time_s, events.ad, events.content, events.action, strict=True
   ):
     engaged = ad >= 0 and action >= Action.CLICK
-    if engaged and time_s // DAY < today:
-      trending_A[ad] += 0.5 ** ((today - time_s // DAY) / 1.5)
+    if engaged and time_s // 3600 < hour:
+      trending_A[ad] += 0.5 ** ((hour - time_s // 3600) / 36)
     if user != example.user or time_s >= example.time_s:
       continue
     weight = 0.5 ** ((example.time_s - time_s) / DAY / 112)

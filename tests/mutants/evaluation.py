@@ -93,13 +93,13 @@ MUTANTS = (
     "np.flatnonzero(user_G[step:] == user_G[step:])", (_FLOORS + "test_pairs_equal_plain_loops",),
   ),
   Mutant(
-    "what trends ends with the day before the request's", _PAIRS,
-    "np.searchsorted(day_E, days_D), strict=True",
-    'np.searchsorted(day_E, days_D, side="right"), strict=True',
-    (_RULE + "test_nothing_of_the_request_s_own_day_or_later_trends",),
+    "what trends ends with the hour before the request's", _PAIRS,
+    "ends_D = np.searchsorted(period_E, period_D)",
+    'ends_D = np.searchsorted(period_E, period_D, side="right")',
+    (_RULE + "test_nothing_of_the_request_s_own_hour_or_later_trends",),
   ),
   Mutant(
-    "a day's engagements fade while days go by", _PAIRS,
+    "engagements fade while hours go by", _PAIRS,
     "score_A *= 0.5 **", "score_A += 0.5 **", (_RULE + "test_shares_by_hand",),
   ),
   Mutant(
