@@ -126,10 +126,6 @@ class LossConfig:
   """lambda_mtp, weight of the auxiliary loss on the un-fused trunk (LazyAR only)."""
   item_weight: float = 0.5
   """Weight of the item scorer's own loss (model.item_scorer alone; beyond the paper)."""
-  copy_weight: float = 1.0
-  """Weight of the copy path's own loss, of targets that can be copied (model.copy_path alone;
-  beyond the paper): so it learns to order them all, and not only those that the mixture leaves to
-  it."""
   request_size_power: float = 0.0
   """w_request = (targets of the request) ** -power (beyond the paper): 1 = all requests weigh the
   same, as in the mean of recall; 0 = all targets do."""
@@ -147,8 +143,8 @@ class LossConfig:
 
   def __post_init__(self):
     for name in (
-      "ecpm_weight", "mtp_weight", "item_weight", "copy_weight", "click_weight",
-      "conversion_weight", "request_size_power",
+      "ecpm_weight", "mtp_weight", "item_weight", "click_weight", "conversion_weight",
+      "request_size_power",
     ):
       require(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "must be >= 0")
     require(

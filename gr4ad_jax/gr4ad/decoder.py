@@ -24,7 +24,6 @@ class TargetLogProbs(NamedTuple):
   mtp_BCL: jax.Array | None  # the generator on the un-fused pass (paper: L_MTP); LazyAR alone
   code_mean_BCL: jax.Array | None = None  # mean of log p(. | s_<t, X) over the codes of the level
   item_BC: jax.Array | None = None  # log p(SID | history) by the item scorer alone
-  copy_BC: jax.Array | None = None  # log p(SID | X, copied), about NEG_INF where it cannot be
 
 
 class SharedByBeams(NamedTuple):
@@ -84,16 +83,13 @@ class DecoderParts(nn.Module):
     code_means: bool,
   ) -> TargetLogProbs:
     """What normalised states of all positions say of the targets, and of all codes if asked to."""
-    sid_BCL, item_BC, copy_BC = self.output.target_log_probs(
-      h_BCPD[:, :, :-1], target_BCL, source
-    )
+    sid_BCL, item_BC = self.output.target_log_probs(h_BCPD[:, :, :-1], target_BCL, source)
     return TargetLogProbs(
       sid_BCL,
       self.output.ecpm_log_probs(h_BCPD[:, :, -1]),
       None,
       self._code_means(h_BCPD, target_BCL, source) if code_means else None,
       item_BC,
-      copy_BC,
     )
 
   def _code_means(

@@ -78,7 +78,7 @@ class LazyDecoder(DecoderParts):
       kv = layer.keys_values(encoded.token_BSD)
       h_BRPD, _ = layer(h_BRPD, kv, encoded.mask_BS, deterministic=deterministic)
     h_BRPD = self.final_norm(h_BRPD)
-    mtp_BCL, *_ = self.output.target_log_probs(h_BRPD[:, -1:, :-1], target_BCL, None)
+    mtp_BCL, _ = self.output.target_log_probs(h_BRPD[:, -1:, :-1], target_BCL, None)
     return self.target_log_probs(
       h_BRPD[:, :-1], target_BCL, source, code_means=code_means
     )._replace(mtp_BCL=mtp_BCL)

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from gr4ad_jax.gr4ad.config import LossConfig
-from gr4ad_jax.nn import NEG_INF
 
 
 class VslTerms(NamedTuple):
@@ -18,7 +17,6 @@ class VslTerms(NamedTuple):
   ecpm_BC: jax.Array  # L_eCPM, nats
   mtp_BC: jax.Array  # L_MTP, nats summed over levels 2..L
   item_BC: jax.Array  # of the item scorer alone, nats
-  copy_BC: jax.Array  # of the copy path alone, nats; 0 where it cannot copy the target
   total_BC: jax.Array  # L_SID + lambda_e L_eCPM + lambda_mtp L_MTP + ..., not weighted; smoothed
 
 
@@ -28,7 +26,6 @@ def vsl_loss(
   mtp_log_prob_BCL: jax.Array | None,
   code_mean_BCL: jax.Array | None = None,
   item_log_prob_BC: jax.Array | None = None,
-  copy_log_prob_BC: jax.Array | None = None,
   *,
   ecpm_bin_BC: jax.Array,
   where_BC: jax.Array,
@@ -51,8 +48,7 @@ def vsl_loss(
   What is returned as L_SID stays (12), to be held against that of validation.
 
   An item scorer adds lambda_item times its own loss, - log p(y | history) over all ads: so it
-  learns of every target, and not only of those that the mixture leaves to it. So does the copy
-  path, with lambda_copy and - log p(y | X, copied) of the targets that can be copied.
+  learns of every target, and not only of those that the mixture leaves to it.
 
   Args:
     sid_log_prob_BCL: float32, of the target codes.
@@ -60,11 +56,9 @@ def vsl_loss(
     mtp_log_prob_BCL: float32, of the target codes without token input; None = no L_MTP.
     code_mean_BCL: float32, means over the codes of each level; None = no smoothing.
     item_log_prob_BC: float32, of the targets by the item scorer; None = it is off.
-    copy_log_prob_BC: float32, of the targets given that they are copied, about NEG_INF where they
-      cannot be; None = no copy path.
     ecpm_bin_BC: int32, the target bucket; -1 drops the eCPM term of that row.
     where_BC: bool, False = padding.
-    config: lambda_e, lambda_mtp, lambda_item, lambda_copy and epsilon.
+    config: lambda_e, lambda_mtp, lambda_item and epsilon.
   """
   sid_BC = -jnp.sum(sid_log_prob_BCL, axis=-1)
   picked_BC = jnp.take_along_axis(
@@ -75,15 +69,12 @@ def vsl_loss(
   if mtp_log_prob_BCL is not None:
     mtp_BC = -jnp.sum(mtp_log_prob_BCL[..., 1:], axis=-1)
   item_BC = jnp.zeros_like(sid_BC) if item_log_prob_BC is None else -item_log_prob_BC
-  copy_BC = jnp.zeros_like(sid_BC)
-  if copy_log_prob_BC is not None:
-    copy_BC = jnp.where(copy_log_prob_BC > NEG_INF / 2, -copy_log_prob_BC, 0.0)
-  sid_BC, ecpm_BC, mtp_BC, item_BC, copy_BC = (
-    jnp.where(where_BC, x, 0.0) for x in (sid_BC, ecpm_BC, mtp_BC, item_BC, copy_BC)
+  sid_BC, ecpm_BC, mtp_BC, item_BC = (
+    jnp.where(where_BC, x, 0.0) for x in (sid_BC, ecpm_BC, mtp_BC, item_BC)
   )
   total_BC = sid_BC + config.ecpm_weight * ecpm_BC + config.mtp_weight * mtp_BC
-  total_BC += config.item_weight * item_BC + config.copy_weight * copy_BC
+  total_BC += config.item_weight * item_BC
   if code_mean_BCL is not None:
     uniform_BC = jnp.where(where_BC, -jnp.sum(code_mean_BCL, axis=-1), 0.0)
     total_BC += config.label_smoothing * (uniform_BC - sid_BC)
-  return VslTerms(sid_BC, ecpm_BC, mtp_BC, item_BC, copy_BC, total_BC)
+  return VslTerms(sid_BC, ecpm_BC, mtp_BC, item_BC, total_BC)

@@ -79,11 +79,10 @@ class TokenOutput(nn.Module):
 
   def target_log_probs(
     self, h_BRLD: jax.Array, target_BCL: jax.Array, source: CopySource | None
-  ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+  ) -> tuple[jax.Array, jax.Array | None]:
     """log p(target code | its prefix, X) of every level, float32 [B, C, L].
 
-    Also log p(target SID) by the item scorer alone, [B, C], and given that it is copied, about
-    NEG_INF where it cannot be; None where they are off.
+    Also log p(target SID) by the item scorer alone, [B, C]; None where it is off.
 
     Args:
       h_BRLD: last decoder states of the SID positions; R = C, or 1 where all targets share them.
@@ -100,7 +99,7 @@ class TokenOutput(nn.Module):
       axis=-1,
     )
     if source is None:
-      return log_prob_BCL, None, None
+      return log_prob_BCL, None
     mass = self.copy.target_mass(source, target_BCL)
     # Of the target's first 0 to L codes.
     log_gen_BCP = jnp.pad(jnp.cumsum(log_prob_BCL, axis=-1), ((0, 0), (0, 0), (1, 0)))
@@ -109,7 +108,7 @@ class TokenOutput(nn.Module):
       jax.nn.log_sigmoid(-logit_BC1) + log_gen_BCP,
       jax.nn.log_sigmoid(logit_BC1) + mass.log_BCP,
     )
-    return mixed_BCP[..., 1:] - mixed_BCP[..., :-1], mass.item_BC, mass.log_BCP[..., -1]
+    return mixed_BCP[..., 1:] - mixed_BCP[..., :-1], mass.item_BC
 
   def for_search(self, source: CopySource | None) -> CopySource | None:
     """What a search copies from."""

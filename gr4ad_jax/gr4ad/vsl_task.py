@@ -40,13 +40,8 @@ def vsl_task(decoder: Decoder, config: LossConfig) -> Task:
     )
     targets = jnp.sum(where_BC).astype(jnp.float32)
     with_ecpm = jnp.sum(where_BC & (batch.ecpm_bin_BC >= 0)).astype(jnp.float32)
-    parts = {}
-    if log_probs.item_BC is not None:
-      parts["item_loss"] = jnp.sum(terms.item_BC), targets
-    if log_probs.copy_BC is not None:
-      copied = jnp.sum(terms.copy_BC > 0).astype(jnp.float32)
-      parts["copy_loss"] = jnp.sum(terms.copy_BC), copied
-    return parts | {
+    items = {} if log_probs.item_BC is None else {"item_loss": (jnp.sum(terms.item_BC), targets)}
+    return items | {
       "loss": (jnp.sum(terms.total_BC * batch.weight_BC), targets),
       "sid_loss": (jnp.sum(terms.sid_BC), targets),
       "ecpm_loss": (jnp.sum(terms.ecpm_BC), with_ecpm),

@@ -37,17 +37,6 @@ def test_an_item_scorers_loss_is_added():
   np.testing.assert_allclose(terms.total_BC, [[0.75 * 2 * np.log(2), 0]], rtol=1e-6)
 
 
-def test_the_copy_paths_loss_is_added_where_it_can_copy():
-  terms = vsl_loss(
-    jnp.zeros((1, 3, 3)), jnp.zeros((1, 3, 1)), None, None, None,
-    jnp.array([[jnp.log(0.125), -1e30, jnp.log(0.5)]]),
-    ecpm_bin_BC=jnp.zeros((1, 3), int), where_BC=jnp.array([[True, True, False]]),
-    config=LossConfig(copy_weight=0.5),
-  )
-  np.testing.assert_allclose(terms.copy_BC, [[3 * np.log(2), 0, 0]], rtol=1e-6)
-  np.testing.assert_allclose(terms.total_BC, [[1.5 * np.log(2), 0, 0]], rtol=1e-6)
-
-
 def test_smoothing_by_hand():
   """Four codes a level: the target's share is 0.8 + 0.2 / 4, that of each other code 0.2 / 4."""
   p_LV = np.array([[0.5, 0.25, 0.125, 0.125], [0.1, 0.2, 0.3, 0.4]])
