@@ -17,38 +17,35 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainSasrec:
+class _Train:
   """What to train on, where, and how."""
 
   workdir: Place
   """Folder of the run; of several hosts one that all share, or gs://BUCKET/FOLDER."""
   data: Place | None = None
   """Folder that `prepare` wrote; to be named, but with --refit. Semantic IDs are not asked for."""
-  system: Literal["sasrec"] = "sasrec"
-  """Self-attention over the history, a softmax over all ads."""
   resume: bool = False
   """Continue the run in WORKDIR (with the same settings), exactly."""
   refit: Place | None = None
   """Folder of a tuned run of this system: the same settings, on training and validation requests
   together, for as many passes as were best there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSasrec(_Train):
+  """What to train on, where, and how."""
+
+  system: Literal["sasrec"] = "sasrec"
+  """Self-attention over the history, a softmax over all ads."""
   config: Flat[SasrecConfig] = SasrecConfig()
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainTwoTower:
+class TrainTwoTower(_Train):
   """What to train on, where, and how."""
 
-  workdir: Place
-  """Folder of the run; of several hosts one that all share, or gs://BUCKET/FOLDER."""
-  data: Place | None = None
-  """Folder that `prepare` wrote; to be named, but with --refit. Semantic IDs are not asked for."""
   system: Literal["two_tower"] = "two_tower"
   """A vector of the request, a vector of the ad."""
-  resume: bool = False
-  """Continue the run in WORKDIR (with the same settings), exactly."""
-  refit: Place | None = None
-  """Folder of a tuned run of this system: the same settings, on training and validation requests
-  together, for as many passes as were best there."""
   config: Flat[TwoTowerConfig] = TwoTowerConfig()
 
 

@@ -1,12 +1,13 @@
 """Who engaged with which ad when, and counts over the past: of days, of histories, of pairs.
 
-Letters: E events, U users, A ads, R requests, D days, H events of the requests' histories, G
+Letters: E events, U users, A ads, R requests, D periods, H events of the requests' histories, G
 baskets (groups of events), M ads in baskets (members), P pairs of baskets.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import numpy as np
 import scipy.sparse as sp
@@ -50,6 +51,13 @@ class Interactions:
     event_N, ad_N = product_engagements(logs)
     events = logs.events
     return cls(events.user[event_N], ad_N, events.time_s[event_N], events.ad[event_N] >= 0)
+
+  @cached_property
+  def ads_by_period(self) -> tuple[np.ndarray, np.ndarray]:
+    """The period of PERIOD_S and the ad of every engagement with an ad, the earliest first."""
+    period_N = self.time_s_E[self.is_ad_E] // PERIOD_S
+    order_N = np.argsort(period_N, kind="stable")
+    return period_N[order_N], self.ad_E[self.is_ad_E][order_N]
 
   def before(self, end_s_U: np.ndarray) -> Interactions:
     """The events of each user that are earlier than that user's end, int64 unix s."""
@@ -211,18 +219,16 @@ def trending_shares(
   """
   check_catalogue(interactions, num_ads)
   half_life = half_life_days * DAY_S / PERIOD_S
-  period_E = interactions.time_s_E[interactions.is_ad_E] // PERIOD_S
-  order_E = np.argsort(period_E, kind="stable")
-  period_E, ad_E = period_E[order_E], interactions.ad_E[interactions.is_ad_E][order_E]
+  period_N, ad_N = interactions.ads_by_period
   period_D, row_R = np.unique(time_s_R // PERIOD_S, return_inverse=True)
   share_DA = np.zeros((len(period_D), num_ads), np.float32)
   score_A, begin = np.zeros(num_ads), 0
-  ends_D = np.searchsorted(period_E, period_D)
+  ends_D = np.searchsorted(period_N, period_D)
   for row, (period, end) in enumerate(zip(period_D, ends_D, strict=True)):
     if row:
       score_A *= 0.5 ** ((period - period_D[row - 1]) / half_life)
-    weight_E = 0.5 ** ((period - period_E[begin:end]) / half_life)
-    score_A += np.bincount(ad_E[begin:end], weight_E, num_ads)
+    weight_N = 0.5 ** ((period - period_N[begin:end]) / half_life)
+    score_A += np.bincount(ad_N[begin:end], weight_N, num_ads)
     share_DA[row] = score_A / max(score_A.sum(), 1e-300)
     begin = end
   return share_DA, row_R

@@ -99,17 +99,16 @@ def open_inputs(run: RunFile, workdir: Place | None = None) -> Inputs:
     hash_buckets(logs.contents.content_id, NUM_ORGANIC_BUCKETS), logs.contents.ad,
     examples.trending,
   )
-  if run.config.model.id_rows:
-    make_batch = dataclasses.replace(
-      make_batch, user_hash_U=hash_ids(logs.users.user_id), ad_hash_A=hash_ids(logs.ads.ad_id)
-    )
-  ads = None
-  if run.config.model.item_scorer:
+  model, ads = run.config.model, None
+  if model.id_rows:
+    make_batch = dataclasses.replace(make_batch, user_hash_U=hash_ids(logs.users.user_id))
+  if model.id_rows or model.item_scorer:
     make_batch = dataclasses.replace(make_batch, ad_hash_A=hash_ids(logs.ads.ad_id))
+  if model.item_scorer:
     ads = KnownAds.of(make_batch.ad_hash_A, sids.codes_AL)
-  if run.config.model.copy_path:
+  if model.copy_path:
     make_batch = dataclasses.replace(
-      make_batch, facts=ad_facts(logs.ads), shortlist=run.config.model.shortlist
+      make_batch, facts=ad_facts(logs.ads), shortlist=model.shortlist
     )
   return Inputs(
     **vars(prepared), make_batch=make_batch, scale=scale,

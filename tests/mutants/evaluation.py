@@ -94,8 +94,8 @@ MUTANTS = (
   ),
   Mutant(
     "what trends ends with the hour before the request's", _PAIRS,
-    "ends_D = np.searchsorted(period_E, period_D)",
-    'ends_D = np.searchsorted(period_E, period_D, side="right")',
+    "ends_D = np.searchsorted(period_N, period_D)",
+    'ends_D = np.searchsorted(period_N, period_D, side="right")',
     (_RULE + "test_nothing_of_the_request_s_own_hour_or_later_trends",),
   ),
   Mutant(
