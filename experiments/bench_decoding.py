@@ -117,7 +117,7 @@ def compile_constrained(tree: PrefixTree, beams: int) -> Callable:
   def search(logp_LBWV: jax.Array, prefixes: LegalPrefixes) -> Beams:
     return beam_search(
       None, prefixes, tree=tree, widths=(beams,) * len(SIZES),
-      start=lambda _: (None, (), logp_LBWV[0, :, :1]),
+      start=lambda _, may_get: (None, (), logp_LBWV[0, :, :1]),
       step=lambda shared, state, code_BW, level: (
         (), logp_LBWV[level][:, : code_BW.shape[1]]
       ),

@@ -118,14 +118,15 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
 def replaying(start: Callable, step: Callable, num_levels: int) -> tuple[Callable, Callable]:
   """Start and step without any cache: beams carry codes, and everything is decoded again."""
 
-  def first(params, context):
-    _, _, logp_B1V = start(params, context)
-    return context, jnp.full((logp_B1V.shape[0], 1, num_levels), -1, jnp.int32), logp_B1V
+  def first(params, context, may_get):
+    _, _, logp_B1V = start(params, context, may_get)
+    return (context, may_get), jnp.full((logp_B1V.shape[0], 1, num_levels), -1, jnp.int32), logp_B1V
 
-  def again(params, context, code_BWL, code_BW, level: int):
+  def again(params, asked, code_BWL, code_BW, level: int):
+    context, may_get = asked
     code_BWL = code_BWL.at[:, :, level - 1].set(code_BW)
     # The barrier keeps the compiler from seeing that it has computed this before.
-    shared, state, _ = start(params, jax.lax.optimization_barrier(context))
+    shared, state, _ = start(params, jax.lax.optimization_barrier(context), may_get)
     beams = code_BW.shape[1]
     state = jax.tree.map(
       lambda x: jnp.broadcast_to(x, (x.shape[0], beams, *x.shape[2:])), state

@@ -50,6 +50,19 @@ def random_context(rng, rows: int, history: int = 5, organic: int = 4) -> Contex
   )
 
 
+def showing(context: Context, sids_B) -> Context:
+  """The same with no other SIDs on the shortlists than these; one collection for each request."""
+  kept_B = [{tuple(sid) for sid in np.asarray(sids).tolist()} for sids in sids_B]
+  gone_BM = np.array([
+    [tuple(code) not in kept for code in code_ML]
+    for code_ML, kept in zip(context.short_code_BML.tolist(), kept_B, strict=True)
+  ])[..., None]
+  return context._replace(
+    short_code_BML=np.where(gone_BM, -1, context.short_code_BML),
+    short_number_BMF=np.where(gone_BM, -1, context.short_number_BMF),
+  )
+
+
 def clustered(seed=0, num_points=400, width=12) -> np.ndarray:
   """Embeddings in twelve clusters."""
   rng = np.random.default_rng(seed)

@@ -89,7 +89,7 @@ def bigram_generator(sizes) -> Generator:
   def row(params, level, code):
     return jax.nn.log_softmax(params["table_LVV"], axis=-1)[level, code + 1]
 
-  def start(params, context):
+  def start(params, context, may_get):
     latest_B1 = context.met_BTL[:, :1, 0]
     return None, jnp.zeros_like(latest_B1), row(params, 0, latest_B1)
 

@@ -15,6 +15,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -83,6 +85,31 @@ def refill(tree: PrefixTree, sids_SL: np.ndarray) -> PrefixTree:
         f" {branching}"
       )
   return tree._replace(arrays=arrays, num_sids=len(sids_SL))
+
+
+def find_sids(tree: PrefixTree, code_NL: jax.Array) -> jax.Array:
+  """int32 [..., N], the row of each SID in the sorted table, -1 where there is none.
+
+  Args:
+    tree: its arrays may be traced, its static facts may not.
+    code_NL: int32 [..., N, L], any numbers.
+  """
+  node_N = jnp.zeros(code_NL.shape[:-1], jnp.int32)
+  there_N = jnp.ones(node_N.shape, bool)
+  for level, branching in enumerate(tree.branching_L):
+    start_M, code_M = tree.arrays.start_LN[level], tree.arrays.code_LN[level]
+    code_N, low_N, end_N = code_NL[..., level], start_M[node_N], start_M[node_N + 1]
+    # Children lie in the order of their codes; halves of what is left, until one child is.
+    high_N = end_N
+    for _ in range(branching.bit_length()):
+      middle_N = (low_N + high_N) // 2
+      before_N = (low_N < high_N) & (code_M[jnp.minimum(middle_N, len(code_M) - 1)] < code_N)
+      low_N = jnp.where(before_N, middle_N + 1, low_N)
+      high_N = jnp.where(before_N, high_N, middle_N)
+    child_N = jnp.minimum(low_N, len(code_M) - 1)
+    there_N &= (low_N < end_N) & (code_M[child_N] == code_N)
+    node_N = jnp.where(there_N, child_N, 0)
+  return jnp.where(there_N, node_N, -1)
 
 
 def _checked(sids_SL: np.ndarray) -> np.ndarray:

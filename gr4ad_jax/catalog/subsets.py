@@ -65,6 +65,18 @@ def combine(word_TU: jax.Array, subset_BN: jax.Array) -> AllowedSids:
   return AllowedSids(word_BU, jnp.cumsum(count_BU, axis=1) - count_BU)
 
 
+def holds(allowed: AllowedSids, row: jax.Array) -> jax.Array:
+  """bool, whether each SID may be had.
+
+  Args:
+    allowed: from `combine`.
+    row: int32 [B, ...] SID rows.
+  """
+  flat_BX = (row // _BITS).reshape(row.shape[0], -1)
+  bits = jnp.take_along_axis(allowed.word_BU, flat_BX, axis=1).reshape(row.shape)
+  return (bits >> (row % _BITS).astype(jnp.uint32)) & 1 == 1
+
+
 def count_before(allowed: AllowedSids, row: jax.Array) -> jax.Array:
   """How many allowed SIDs come before each row.
 

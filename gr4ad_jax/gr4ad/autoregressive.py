@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from gr4ad_jax.gr4ad.batch import Context
 from gr4ad_jax.gr4ad.decoder import BeamState, DecoderParts, SharedByBeams, TargetLogProbs
 from gr4ad_jax.nn.layers import DecoderLayer
+from gr4ad_jax.search.generator import MayGet
 
 
 class AutoregressiveDecoder(DecoderParts):
@@ -46,9 +47,11 @@ class AutoregressiveDecoder(DecoderParts):
     h_BCPD = self.final_norm(h_BCPD)
     return self.target_log_probs(h_BCPD, target_BCL, source, code_means=code_means)
 
-  def start(self, context: Context) -> tuple[SharedByBeams, BeamState, jax.Array]:
+  def start(
+    self, context: Context, may_get: MayGet
+  ) -> tuple[SharedByBeams, BeamState, jax.Array]:
     """The first level; see `LazyDecoder.start`."""
-    encoded, source = self.read_for_search(context)
+    encoded, source = self.read_for_search(context, may_get)
     dtype, num_rows = encoded.token_BSD.dtype, encoded.token_BSD.shape[0]
     positions_PD = self.positions_PD.astype(dtype)
     start_BPD = jnp.broadcast_to(positions_PD, (num_rows, *positions_PD.shape))

@@ -57,8 +57,10 @@ def _compile_init(decoder: Decoder) -> Callable[..., Any]:
 
 @functools.lru_cache(maxsize=16)  # one function has one set of programs
 def start_fn(decoder: Decoder):
-  """(params, context) -> shared, one-beam state, log p(s_1 | X)."""
-  return lambda params, context: decoder.apply({"params": params}, context, method="start")
+  """(params, context, may_get) -> shared, one-beam state, log p(s_1 | X)."""
+  return lambda params, context, may_get: decoder.apply(
+    {"params": params}, context, may_get, method="start"
+  )
 
 
 @functools.lru_cache(maxsize=16)

@@ -17,6 +17,7 @@ from gr4ad_jax.gr4ad.batch import Context, Vocabulary
 from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.gr4ad.item_scorer import ItemScorer, ItemShare, starting_alike, sums_over
 from gr4ad_jax.nn import NEG_INF
+from gr4ad_jax.search.generator import MayGet
 
 
 class CopyScore(nn.Module):
@@ -163,17 +164,28 @@ class CopyPath(nn.Module):
       logp_BM += jax.nn.log_sigmoid(-logit_B)[:, None]
     return CopySource(context.short_code_BML, jnp.where(real_BM, logp_BM, NEG_INF), items)
 
-  def for_search(self, source: CopySource) -> CopySource:
-    """The same with the most probable of all ads beside those of the shortlist."""
-    if source.items is None:
-      return source
-    code_AL = jnp.asarray(self.vocabulary.ads.code_AL)
-    most = min(self.config.copied_items, len(code_AL))
-    p_BK, row_BK = jax.lax.top_k(source.items.p_BA, most)
-    logp_BK = safe_log(p_BK) + source.items.log_share_B[:, None]
+  def for_search(self, source: CopySource, may_get: MayGet) -> CopySource:
+    """The same, of the SIDs that requests may get, with the most probable of all ads beside.
+
+    The shares are those given that one of these is copied: what cannot be found takes no beam.
+    """
+    code_BML, items = source.code_BML, source.items
+    legal_BM = may_get(code_BML)
+    logp_BM = jnp.where(legal_BM, source.logp_BM, NEG_INF)
+    norm_B1 = jax.nn.logsumexp(logp_BM, axis=1, keepdims=True)
+    if items is not None:
+      code_AL = jnp.asarray(self.vocabulary.ads.code_AL)
+      p_BA = jnp.where(may_get(code_AL[None]), items.p_BA, 0.0)
+      p_BK, row_BK = jax.lax.top_k(p_BA, min(self.config.copied_items, len(code_AL)))
+      code_BML = jnp.concatenate([code_BML, code_AL[row_BK]], axis=1)
+      legal_BM = jnp.concatenate([legal_BM, p_BK > 0], axis=1)
+      log_share_B1 = items.log_share_B[:, None]
+      logp_BM = jnp.concatenate([logp_BM, safe_log(p_BK) + log_share_B1], axis=1)
+      of_items_B1 = log_share_B1 + safe_log(jnp.sum(p_BA, axis=1, keepdims=True))
+      norm_B1 = jnp.logaddexp(norm_B1, of_items_B1)
     return CopySource(
-      jnp.concatenate([source.code_BML, code_AL[row_BK]], axis=1),
-      jnp.concatenate([source.logp_BM, logp_BK], axis=1),
+      jnp.where(legal_BM[..., None], code_BML, -1),
+      jnp.where(legal_BM, logp_BM - norm_B1, NEG_INF),
       None,
     )
 

@@ -14,6 +14,7 @@ from gr4ad_jax.gr4ad.context import ContextProcessor
 from gr4ad_jax.gr4ad.copy_path import CopySource, CopyState
 from gr4ad_jax.gr4ad.tokens import TokenOutput, TokenTables
 from gr4ad_jax.nn.layers import DecoderLayer, KeyValue, LayerCache, Norm
+from gr4ad_jax.search.generator import MayGet, whatever
 
 
 class TargetLogProbs(NamedTuple):
@@ -62,10 +63,12 @@ class DecoderParts(nn.Module):
     source = self.output.copy_source(context, deterministic=deterministic)
     return self.context_processor(context), source
 
-  def read_for_search(self, context: Context) -> tuple[EncodedContext, CopySource | None]:
+  def read_for_search(
+    self, context: Context, may_get: MayGet
+  ) -> tuple[EncodedContext, CopySource | None]:
     """The same as a search takes it."""
     encoded, source = self.read(context)
-    return encoded, self.output.for_search(source)
+    return encoded, self.output.for_search(source, may_get)
 
   def target_tokens(self, target_BCL: jax.Array) -> jax.Array:
     """Token inputs of all codes of the targets, [B, C, L, D]."""
@@ -96,7 +99,7 @@ class DecoderParts(nn.Module):
     self, h_BCPD: jax.Array, target_BCL: jax.Array, source: CopySource | None
   ) -> jax.Array:
     """Mean log-probability over all codes of each level after the target's codes, [B, C, L]."""
-    source = self.output.for_search(source)
+    source = self.output.for_search(source, whatever)
     means, copy = [], self.output.begin_copy(source)
     for level in range(target_BCL.shape[-1]):
       log_prob_BCV, copy = self.output.log_probs(h_BCPD[:, :, level], level, source, copy)

@@ -14,6 +14,7 @@ from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.gr4ad.decoder import BeamState, DecoderParts, SharedByBeams, TargetLogProbs
 from gr4ad_jax.machine.sharding import ROWS, constrain
 from gr4ad_jax.nn.layers import DecoderLayer, Linear
+from gr4ad_jax.search.generator import MayGet
 
 
 class Fuse(nn.Module):
@@ -83,13 +84,19 @@ class LazyDecoder(DecoderParts):
       h_BRPD[:, :-1], target_BCL, source, code_means=code_means
     )._replace(mtp_BCL=mtp_BCL)
 
-  def start(self, context: Context) -> tuple[SharedByBeams, BeamState, jax.Array]:
+  def start(
+    self, context: Context, may_get: MayGet
+  ) -> tuple[SharedByBeams, BeamState, jax.Array]:
     """The lazy part of decoding and the first level.
+
+    Args:
+      context: of the requests.
+      may_get: what of the shortlist, and of all ads, can be copied.
 
     Returns:
       What beams share, the state of one beam [B, 1, ...], and log p(s_1 | X) float32 [B, 1, V_1].
     """
-    encoded, source = self.read_for_search(context)
+    encoded, source = self.read_for_search(context, may_get)
     trunk_BPD = self._trunk(encoded.token_BSD, encoded.mask_BS, True)[:, 0]
     shared, state = self.begin_search(self.layers, trunk_BPD, encoded, source)
     first_B1D = self._first(trunk_BPD[:, :1])

@@ -18,6 +18,7 @@ from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.gr4ad.copy_path import CopySource, CopyState
 from gr4ad_jax.gr4ad.decoder import DecoderParts, TargetLogProbs
 from gr4ad_jax.nn.layers import DecoderLayer, KeyValue, Linear, Norm
+from gr4ad_jax.search.generator import MayGet
 
 
 class SharedByMultiToken(NamedTuple):
@@ -102,9 +103,11 @@ class MultiTokenDecoder(DecoderParts):
     h_BCPD = self.final_norm(jnp.stack(states, axis=2))
     return self.target_log_probs(h_BCPD, target_BCL, source, code_means=code_means)
 
-  def start(self, context: Context) -> tuple[SharedByMultiToken, MultiTokenState, jax.Array]:
+  def start(
+    self, context: Context, may_get: MayGet
+  ) -> tuple[SharedByMultiToken, MultiTokenState, jax.Array]:
     """The first level; see `LazyDecoder.start`."""
-    encoded, source = self.read_for_search(context)
+    encoded, source = self.read_for_search(context, may_get)
     shared = SharedByMultiToken(
       tuple(module.keys_values(encoded.token_BSD) for module in self.modules),
       encoded.mask_BS, source,

@@ -12,6 +12,7 @@ from gr4ad_jax.gr4ad.copy_path import CopyPath, CopySource, CopyState, safe_log
 from gr4ad_jax.machine.sharding import ROWS, TENSOR, constrain
 from gr4ad_jax.nn import NEG_INF
 from gr4ad_jax.nn.layers import Linear
+from gr4ad_jax.search.generator import MayGet
 
 
 class TokenTables(nn.Module):
@@ -110,9 +111,9 @@ class TokenOutput(nn.Module):
     )
     return mixed_BCP[..., 1:] - mixed_BCP[..., :-1], mass.item_BC
 
-  def for_search(self, source: CopySource | None) -> CopySource | None:
+  def for_search(self, source: CopySource | None, may_get: MayGet) -> CopySource | None:
     """What a search copies from."""
-    return None if source is None else self.copy.for_search(source)
+    return None if source is None else self.copy.for_search(source, may_get)
 
   def begin_copy(self, source: CopySource | None) -> CopyState | None:
     """What a beam without codes remembers; None where the copy path is off."""

@@ -16,16 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gr4ad_jax.catalog.legal_prefixes import LegalPrefixes, PrefixTree
-from gr4ad_jax.catalog.subsets import AllowedSids, combine, count_before
+from gr4ad_jax.catalog.legal_prefixes import LegalPrefixes, PrefixTree, find_sids
+from gr4ad_jax.catalog.subsets import AllowedSids, combine, count_before, holds
 from gr4ad_jax.nn import NEG_INF
 from gr4ad_jax.search.artifact import compiler_options
+from gr4ad_jax.search.generator import MayGet
 
 
 class StartFn(Protocol):
   """Begins a request: what beams share, the state of one beam, log p(s_1 | X) [B, 1, V_1]."""
 
-  def __call__(self, context: Any) -> tuple[Any, Any, jax.Array]: ...
+  def __call__(self, context: Any, may_get: MayGet) -> tuple[Any, Any, jax.Array]: ...
 
 
 class StepFn(Protocol):
@@ -109,7 +110,7 @@ def beam_search(
   the better parent beam, then to the smaller code.
 
   Args:
-    context: passed to `start`.
+    context: passed to `start`, with what each request may get.
     prefixes: arrays of the tree (an argument, so that they can change without recompilation).
     tree: its static facts.
     widths: beams after each level; cut to the number of prefixes that can exist there.
@@ -127,7 +128,7 @@ def beam_search(
   if len(widths) != num_levels:
     raise ValueError(f"search.widths={widths}: the SIDs have {num_levels} levels, one width each")
   widths = _possible_widths(widths, tree)
-  shared, state, logp_B1V = start(context)
+  shared, state, logp_B1V = start(context, functools.partial(_may_get, prefixes, tree, allowed))
   num_rows = logp_B1V.shape[0]
   zero_B1 = jnp.zeros((num_rows, 1))
   root = _Carry(
@@ -190,7 +191,7 @@ def search_function(
       context, prefixes, tree=tree, widths=widths, bin_value_V=bin_value_V,
       allowed=None if word_TU is None else combine(word_TU, subset_BN),
       sampling=sampling,
-      start=lambda c: start(params, c),
+      start=lambda context, may_get: start(params, context, may_get),
       step=lambda shared, state, code, level: step(params, shared, state, code, level),
     )
 
@@ -203,7 +204,7 @@ def compile_search(
   """One program for every set of SIDs that `refill` puts into `tree`.
 
   Args:
-    start: (params, context) -> as StartFn.
+    start: (params, context, may_get) -> as StartFn.
     step: (params, shared, state, code_BW, level) -> as StepFn.
     tree: the prefixes that will be searched.
     widths: beams after each level.
@@ -224,6 +225,18 @@ def _compile_search(
   nothing = LegalPrefixes(*[np.empty((0, 0), np.int32)] * 3)
   search = search_function(start, step, PrefixTree(nothing, branching_L, capacity, 0), widths)
   return jax.jit(search, compiler_options=compiler_options())
+
+
+def _may_get(
+  prefixes: LegalPrefixes, tree: PrefixTree, allowed: AllowedSids | None, code_BNL: jax.Array
+) -> jax.Array:
+  """See `MayGet`; the first three arguments as `beam_search`."""
+  row_BN = find_sids(tree._replace(arrays=prefixes), code_BNL)
+  if allowed is None:
+    return row_BN >= 0
+  num_rows = allowed.word_BU.shape[0]
+  row_BN = jnp.broadcast_to(row_BN, (num_rows, row_BN.shape[1]))
+  return (row_BN >= 0) & holds(allowed, jnp.maximum(row_BN, 0))
 
 
 def _possible_widths(widths: tuple[int, ...], tree: PrefixTree) -> tuple[int, ...]:

@@ -12,6 +12,21 @@ import numpy as np
 from gr4ad_jax.machine.sharding import Layouts
 
 
+class MayGet(Protocol):
+  """SIDs -> whether each exists and its request may get it.
+
+  int32 codes [B, N, L], or [1, N, L] of SIDs that all requests ask for; any numbers. Gives bool
+  [B, N]; where no request asks for less than all, [1, N] of the latter.
+  """
+
+  def __call__(self, code_BNL: jax.Array) -> jax.Array: ...
+
+
+def whatever(code_BNL: jax.Array) -> jax.Array:
+  """The `MayGet` of a search that nobody restricts, of SIDs that exist where they are not -1."""
+  return code_BNL[..., 0] >= 0
+
+
 class AtPrecision(Protocol):
   """A number type -> the model that computes in it, and what makes its parameters.
 
@@ -41,7 +56,8 @@ class Generator:
   A context is any pytree of arrays whose first axis counts requests.
 
   Attributes:
-    start: (params, context) -> what beams share, the state of one beam, log p(s_1 | X) [B, 1, V_1].
+    start: (params, context, may_get) -> what beams share, the state of one beam, log p(s_1 | X)
+      [B, 1, V_1]. A model that copies SIDs copies those that `may_get` leaves, see `MayGet`.
     step: (params, shared, state, code_BW, level) -> the new state, log p(s_level | beam, X)
       [B, W, V]; level L asks for the value buckets.
     codebook_sizes: codes of each level.
@@ -52,7 +68,7 @@ class Generator:
     arrays: name of each array of a context -> what it holds; {} = nobody but the run makes them.
   """
 
-  start: Callable[[Any, Any], tuple[Any, Any, jax.Array]]
+  start: Callable[[Any, Any, MayGet], tuple[Any, Any, jax.Array]]
   step: Callable[[Any, Any, Any, jax.Array, int | jax.Array], tuple[Any, jax.Array]]
   codebook_sizes: tuple[int, ...]
   history: tuple[str, ...]

@@ -22,7 +22,7 @@ from gr4ad_jax.data.trending import Trending
 from gr4ad_jax.search.beam_schedule import scaled_widths
 from gr4ad_jax.search.beam_search import Beams, compile_search
 from gr4ad_jax.search.config import SearchConfig
-from gr4ad_jax.search.generator import Generator
+from gr4ad_jax.search.generator import Generator, whatever
 from gr4ad_jax.search.recommender import Recommendations, rank_ads, without
 from gr4ad_jax.search.searcher import Searcher
 from gr4ad_jax.serving.compiled import REPEATS, Compiled, seconds_of
@@ -172,18 +172,18 @@ class Engine(Compiled):
       for level, size in enumerate(generator.codebook_sizes)
     ]
 
-    def fixed_start(logp_LV, _):
+    def fixed_start(logp_LV, _, may_get):
       return None, jnp.zeros((1, 1)), logp_LV[0][None, None]
 
     def fixed_step(logp_LV, _, state, code_BW, level):
       logp_V = logp_LV[level] if isinstance(level, int) else logp_LV[-1]
       return state, jnp.broadcast_to(logp_V, (*code_BW.shape, len(logp_V)))
 
-    encode, start = jax.jit(generator.encode), jax.jit(generator.start)
+    encode, start = jax.jit(generator.encode), jax.jit(generator.start, static_argnums=2)
     select = compile_search(fixed_start, fixed_step, self.catalog.tree, widths)
     programs = {
       "context": lambda: encode(self.params, context),
-      "trunk": functools.partial(start, self.params, context),
+      "trunk": functools.partial(start, self.params, context, whatever),
       "levels": lambda: self.searcher(
         self.params, catalog.prefixes, context, size=1, widths=widths
       ),

@@ -14,6 +14,7 @@ from gr4ad_jax.gr4ad.config import ModelConfig, preset
 from gr4ad_jax.gr4ad.copy_path import CopyScore
 from gr4ad_jax.gr4ad.lazy_decoder import Fuse
 from gr4ad_jax.gr4ad.tokens import TokenTables
+from gr4ad_jax.search.generator import whatever
 from gr4ad_jax.training.task import count_params
 from tests.support import VOCABULARY, random_codes, random_context, shaken_params
 
@@ -86,7 +87,7 @@ def test_lazy_trunk_has_no_gradient_from_tokens():
   )  # no code enters through the context, so that only target tokens could
 
   def trunk_sum(params):
-    shared, _, _ = start_fn(decoder)(params, empty)
+    shared, _, _ = start_fn(decoder)(params, empty, whatever)
     return jnp.sum(shared.start_BPD**2)
 
   grads = jax.jit(jax.grad(trunk_sum))(params)
@@ -101,7 +102,7 @@ def test_a_position_of_the_trunk_sees_those_before_it_and_none_after():
   context = random_context(np.random.default_rng(9), 1)
 
   def states(positions_PD):
-    shared, _, _ = start_fn(decoder)(params | {"positions": positions_PD}, context)
+    shared, _, _ = start_fn(decoder)(params | {"positions": positions_PD}, context, whatever)
     return jnp.sum(shared.start_BPD[0] ** 2, axis=-1)
 
   slope_PPD = jax.jit(jax.jacrev(states))(params["positions"])
@@ -164,7 +165,7 @@ def test_steps_equal_teacher_forcing(model, traced):
 
   @jax.jit
   def decode(context, codes):
-    shared, state, logp_B1V = start_fn(decoder)(params, context)
+    shared, state, logp_B1V = start_fn(decoder)(params, context, whatever)
     state = jax.tree.map(lambda x: jnp.repeat(x, codes.shape[1], axis=1), state)
     logp = [jnp.repeat(logp_B1V, codes.shape[1], axis=1)]
     for level in range(1, 4):
@@ -280,7 +281,7 @@ def test_an_empty_shortlist_leaves_all_to_the_generator():
   nothing = {name: np.full_like(getattr(context, name), -1)
              for name in ("short_code_BML", "short_number_BMF")}
   params = init_params(decoder, jax.random.key(0))
-  _, _, logp_B1V = start_fn(decoder)(params, context._replace(**nothing))
+  _, _, logp_B1V = start_fn(decoder)(params, context._replace(**nothing), whatever)
   assert np.exp(logp_B1V).sum() == pytest.approx(1, abs=1e-5)
 
 

@@ -7,11 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
+from gr4ad_jax.catalog.subsets import pack_subsets
 from gr4ad_jax.gr4ad.batch import KnownAds
 from gr4ad_jax.gr4ad.build import build_decoder, init_params, start_fn, step_fn
 from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.gr4ad.item_scorer import ItemScorer, RowRange, starting_alike, sums_over
 from gr4ad_jax.nn.history_encoder import HistoryEncoder
+from gr4ad_jax.search.beam_search import compile_search
+from gr4ad_jax.search.generator import whatever
 from tests.support import KNOWN_ADS, VOCABULARY, random_context
 
 MODEL = ModelConfig(
@@ -102,7 +106,7 @@ def test_a_search_follows_the_best_of_all_ads(params, copied):
 
   @jax.jit
   def decode(params, context):
-    shared, state, first_B1V = start_fn(decoder)(params, context)
+    shared, state, first_B1V = start_fn(decoder)(params, context, whatever)
     logp_N = jnp.repeat(first_B1V[0, 0], 30)
     state = jax.tree.map(lambda x: jnp.repeat(x, 210, axis=1), state)
     for level in (1, 2):
@@ -119,6 +123,21 @@ def test_a_search_follows_the_best_of_all_ads(params, copied):
     -0.25 * p_A[dropped],
   )
   np.testing.assert_allclose(np.exp(decode(params, context)), expected / expected.sum(), atol=2e-6)
+
+
+def test_what_may_not_be_found_is_not_copied(params):
+  """Half of all SIDs may: the shares of the others, of both sources, are those of the first."""
+  context = random_context(np.random.default_rng(2), 2)
+  words = pack_subsets(np.stack([np.arange(210) % 2 == n for n in (0, 1)]), 210)
+  search = compile_search(start_fn(DECODER), step_fn(DECODER), build_prefix_tree(EVERY), (210,) * 3)
+  subset_BN = np.array([[0], [1]], np.int32)
+  generated = probabilities(closed(params, copying=-1e9), context)
+  copied = probabilities(closed(params, copying=1e9), context)
+  found = search(params, context, build_prefix_tree(EVERY).arrays, None, words, subset_BN)
+  for row, sid_W in enumerate(np.asarray(found.sid_BW)[:, :105]):
+    assert sorted(sid_W.tolist()) == list(range(row, 210, 2))
+    expected = generated[row] + copied[row] / copied[row, row::2].sum()
+    np.testing.assert_allclose(np.exp(found.logp_BW[row, :105]), 0.5 * expected[sid_W], atol=2e-6)
 
 
 def test_without_a_shortlist_all_ads_are_copied_from(params):

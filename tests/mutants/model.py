@@ -129,6 +129,16 @@ MUTANTS = (
     (_SCORED + "the_mixture_over_every_sid",),
   ),
   Mutant(
+    "what may not be found leaves its share to the rest of the shortlist", "gr4ad/copy_path.py",
+    "logp_BM - norm_B1, NEG_INF", "logp_BM, NEG_INF",
+    ("search/test_search_properties.py::test_equals_enumeration",),
+  ),
+  Mutant(
+    "what may not be found leaves its share to the rest of all ads", "gr4ad/copy_path.py",
+    "norm_B1 = jnp.logaddexp(norm_B1, of_items_B1)", "",
+    (_SCORED + "what_may_not_be_found_is_not_copied",),
+  ),
+  Mutant(
     "the item scorer starts almost closed", _ITEMS,
     "OPEN = -6.0", "OPEN = 2.0",
     ("gr4ad/test_copy_path.py::test_the_untrained_model_ranks_as_the_rule",),

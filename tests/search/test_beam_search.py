@@ -14,7 +14,7 @@ from gr4ad_jax.nn import NEG_INF
 from gr4ad_jax.search.beam_search import beam_search, compile_search
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.recommender import Recommender
-from tests.support import VOCABULARY, random_context, shaken_params
+from tests.support import VOCABULARY, random_context, shaken_params, showing
 
 SIZES = VOCABULARY.codebook_sizes
 ROWS = 3
@@ -39,8 +39,8 @@ class TableModel:
       for x in self.logp
     ])
 
-  def start(self, context):
-    del context
+  def start(self, context, may_get):
+    del context, may_get
     return None, jnp.zeros((ROWS, 1), jnp.int32), jnp.asarray(self.logp[0])
 
   def step(self, shared, state, code_BW, level):
@@ -121,7 +121,8 @@ def test_search_finds_the_decoders_most_probable_sids(trained_like):
   bin_means = jnp.array([1.0, 2.0, 3.0, 5.0])
   beams = search(params, context, tree.arrays, bin_means)
   every = np.broadcast_to(sids, (ROWS, *sids.shape))
-  forced = jax.jit(lambda p, every: decoder.apply({"params": p}, context, every))(params, every)
+  shown = showing(context, [sids] * ROWS)
+  forced = jax.jit(decoder.apply)({"params": params}, shown, every)
   logp = np.asarray(forced.sid_BCL.sum(axis=-1))
   value = np.exp(np.asarray(forced.ecpm_BCV)) @ np.asarray(bin_means)
   for row in range(ROWS):
@@ -224,6 +225,9 @@ def test_excluded_ads_never_come_and_take_no_place(trained_like):
   """
   decoder, params, context = trained_like
   sids = random_sids(np.random.default_rng(4), 30)
+  context = context._replace(
+    short_code_BML=np.stack([sids[step * np.arange(1, 8)] for step in (1, 2, 4)])
+  )
   codes_AL = np.concatenate([sids, sids[:12]])  # twelve SIDs hold two ads
   index = build_ad_index(codes_AL, np.arange(42, dtype=np.float64))
   recommender = Recommender(
@@ -231,9 +235,14 @@ def test_excluded_ads_never_come_and_take_no_place(trained_like):
     config=SearchConfig(widths=(30, 30, 8), batch_size=4),
   )
   every = np.broadcast_to(codes_AL, (ROWS, *codes_AL.shape))
-  forced = jax.jit(lambda p, every: decoder.apply({"params": p}, context, every))(params, every)
-  logp_RA = np.asarray(forced.sid_BCL.sum(axis=-1))
-  best_RA = np.argsort(-logp_RA, axis=1)
+  forced = jax.jit(decoder.apply)
+
+  def logp_of(left_RA):
+    """Where only SIDs with an ad that is left can be copied."""
+    shown = showing(context, [codes_AL[left_A] for left_A in left_RA])
+    return np.asarray(forced({"params": params}, shown, every).sid_BCL.sum(axis=-1))
+
+  best_RA = np.argsort(-logp_of(np.ones((ROWS, 42), bool)), axis=1)
   rng = np.random.default_rng(5)
   seen = [
     best_RA[0, :25],  # what the model likes best
@@ -242,8 +251,10 @@ def test_excluded_ads_never_come_and_take_no_place(trained_like):
   ]
   before = recommender(context, 8)
   found = recommender(context, 8, allowed=[recommender.without(ads) for ads in seen])
+  left_RA = np.stack([~np.isin(np.arange(42), ads) for ads in seen])
+  logp_RA = np.where(left_RA, logp_of(left_RA), -np.inf)
   for row in range(ROWS):
-    left = [ad for ad in best_RA[row].tolist() if ad not in seen[row].tolist()]
+    left = np.argsort(-logp_RA[row])[: left_RA[row].sum()].tolist()
     ads = found.ad_RK[row][found.ad_RK[row] >= 0].tolist()
     assert len(ads) == min(8, len(left)) and not set(ads) & set(seen[row].tolist())
     # Ads of one SID are equally likely, so that it is log-probabilities that are compared.
@@ -252,10 +263,11 @@ def test_excluded_ads_never_come_and_take_no_place(trained_like):
     np.testing.assert_allclose(found.logp_RK[row, : len(ads)], expected, atol=1e-4)
   # Conditions hold as well, and who excludes nothing gets what all get.
   late = np.arange(42) >= 20
+  logp_RA = np.where(left_RA & late, logp_of(left_RA & late), -np.inf)
   some = [recommender.without(ads, recommender.allow(late)) for ads in seen]
   found = recommender(context, 8, allowed=some)
   for row in range(ROWS):
-    left = [ad for ad in best_RA[row].tolist() if late[ad] and ad not in seen[row].tolist()]
+    left = np.argsort(-logp_RA[row])[: (left_RA[row] & late).sum()].tolist()
     ads = found.ad_RK[row][found.ad_RK[row] >= 0].tolist()
     assert set(ads) <= set(left) and len(ads) == min(8, len(left))
     np.testing.assert_allclose(logp_RA[row, ads], logp_RA[row, left][: len(ads)], atol=1e-4)
