@@ -31,7 +31,9 @@ def random_codes(rng, *shape) -> np.ndarray:
   return np.stack([rng.integers(0, v, shape) for v in VOCABULARY.codebook_sizes], axis=-1)
 
 
-def random_context(rng, rows: int, history: int = 5, organic: int = 4) -> Context:
+def random_context(
+  rng, rows: int, history: int = 5, organic: int = 4, numbers: int = len(NUMBERS)
+) -> Context:
   def buckets(width, size=8):
     return rng.integers(0, size, (rows, width)).astype(np.int32)
 
@@ -44,7 +46,7 @@ def random_context(rng, rows: int, history: int = 5, organic: int = 4) -> Contex
     organic_age_BO=buckets(organic), organic_trend_BO=buckets(organic),
     trend_code_BNL=random_codes(rng, rows, 3).astype(np.int32), trend_share_BN=buckets(3),
     short_code_BML=random_codes(rng, rows, SHORTLIST).astype(np.int32),
-    short_number_BMF=rng.integers(0, 5000, (rows, SHORTLIST, len(NUMBERS))).astype(np.int32),
+    short_number_BMF=rng.integers(0, 5000, (rows, SHORTLIST, numbers)).astype(np.int32),
     # A few are not known.
     ad_id_BT=(996 + 5 * np.arange(rows * history) % 28).reshape(rows, history).astype(np.int32),
   )

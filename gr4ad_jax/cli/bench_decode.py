@@ -77,7 +77,8 @@ def compile_decode(
   decoder = build_decoder(config, vocabulary)
   params = init_params(decoder, jax.random.key(seed))
   context = random_context(
-    vocabulary, batch, context_tokens, shortlist=config.copy_path * config.shortlist, seed=seed
+    vocabulary, batch, context_tokens, shortlist=(config.copied_ads, config.copied_numbers),
+    seed=seed,
   )
   search = compile_search(start_fn(decoder), step_fn(decoder), tree, tuple(widths))
   args = (params, *jax.device_put((context, tree.arrays)))

@@ -18,6 +18,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -171,20 +172,25 @@ def read_split(examples: ExampleSet, split: str) -> list[Example]:
   return sorted(records, key=lambda e: (e.user, e.time_s, e.request, e.target_C[0]))
 
 
-def training_events(logs: Logs, examples: ExampleSet) -> np.ndarray:
+def training_events(
+  logs: Logs, examples: ExampleSet, *, through: Literal["train", "validation"] = "train"
+) -> np.ndarray:
   """bool [E], the events that may be learned from: none of a held-out request, or later.
 
   Args:
     logs: the logs that the examples were cut from.
     examples: tell how they were split.
+    through: the last split that is learned from; the later ones are held out.
   """
   events, config = logs.events, examples.config
   if config.split == "time":
-    return events.time_s < config.validation_start_s
+    end_s = config.validation_start_s if through == "train" else config.test_start_s
+    return events.time_s < end_s
   splits = split_requests(events, config)
   # What a user did after that, promoted or not, tells of the targets as the requests would.
-  held_out_R = splits.split_R == SPLITS.index("validation")
+  held_out_R = splits.split_R > SPLITS.index(through)
   held_s_U = np.full(len(logs.users.user_id), np.iinfo(np.int64).max)
-  validating_E = held_out_R[events.request]
-  np.minimum.at(held_s_U, events.user[validating_E], events.time_s[validating_E])
-  return (splits.split_R[events.request] == 0) & (events.time_s <= held_s_U[events.user])
+  held_out_E, split_E = held_out_R[events.request], splits.split_R[events.request]
+  np.minimum.at(held_s_U, events.user[held_out_E], events.time_s[held_out_E])
+  learned_E = (split_E >= 0) & ~held_out_E
+  return learned_E & (events.time_s <= held_s_U[events.user])

@@ -138,6 +138,7 @@ def met_ads(
 def shortlist(
   met_P: np.ndarray, met_count_PH: np.ndarray, trending_N: np.ndarray,
   shares_of: Callable[[np.ndarray], np.ndarray], facts: AdFacts, size: int,
+  *, near: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """The likeliest of the ads that the user met or that many engage with now, and their numbers.
 
@@ -149,13 +150,18 @@ def shortlist(
     trending_N: int, distinct ads that many engage with.
     shares_of: ads -> [ads, H], their current shares of all engagements.
     facts: of all ads.
-    size: M.
+    size: of these ads.
+    near: where nothing is trending, neighbours of the history, which stand behind the others, and
+      numbers of the ads met and of these, as `neighbours.neighbours` gives them; None = none.
 
   Returns:
-    ad_M int32, -1 = none, and number_MF int32, round(SCALE * log(1 + x * unit)), -1 = none.
+    ad_M int32, -1 = none, and number_MF int32, round(SCALE * log(1 + x * unit)), -1 = none, with
+    those of `near` behind the NUMBERS. M is the size and the room for neighbours.
   """
   own, count_PH = met_P, met_count_PH.astype(np.float64)
-  ad, num_own = np.append(own, trending_N[~np.isin(trending_N, own)]), len(own)
+  near_N, near_XK = (own[:0], np.zeros((len(own), 0))) if near is None else near
+  listed = np.append(own, trending_N[~np.isin(trending_N, own)])
+  ad, num_own = np.append(listed, near_N[near_N >= 0]), len(own)
   x_NF = np.zeros((len(ad), len(NUMBERS)))
   x_NF[:num_own, :NUM_COUNTS] = count_PH
   x_NF[:, SHARES] = shares_of(ad)
@@ -169,11 +175,13 @@ def shortlist(
     np.log1p(x_NF[:, COUNT] + x_NF[:, ORGANIC]) + 160 * x_NF[:, SHARE] + 40 * x_NF[:, SLOW_SHARE]
     + 0.05 * np.log1p(x_NF[:, NUMBERS.index("with the parent category")])
   )
-  best = np.argsort(-likely_N, kind="stable")[:size]
-  ad_M = np.full(size, -1, np.int32)
-  number_MF = np.full((size, len(NUMBERS)), -1, np.int32)
+  best = np.argsort(-likely_N[: len(listed)], kind="stable")[:size]
+  best = np.append(best, np.arange(len(listed), len(ad)))
+  stored_NF = np.minimum(np.rint(SCALE * np.log1p(x_NF[best] * UNIT_F)), BELOW - 1)
+  ad_M = np.full(size + len(near_N), -1, np.int32)
+  number_MF = np.full((len(ad_M), len(NUMBERS) + near_XK.shape[1]), -1, np.int32)
   ad_M[: len(best)] = ad[best]
-  number_MF[: len(best)] = np.minimum(
-    np.rint(SCALE * np.log1p(x_NF[best] * UNIT_F)), BELOW - 1
-  )
+  number_MF[: len(best), : len(NUMBERS)] = stored_NF
+  if near is not None:
+    number_MF[: len(best), len(NUMBERS) :] = near_XK[best]
   return ad_M, number_MF

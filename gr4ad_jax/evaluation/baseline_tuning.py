@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from gr4ad_jax.data.interactions import Interactions, PairCounts, count_histories, count_pairs
 from gr4ad_jax.evaluation.baseline_settings import (
   BaselineSettings,
   CooccurrenceSettings,
@@ -26,7 +27,6 @@ from gr4ad_jax.evaluation.counter import (
   rank_by_transitions,
   score_parts,
 )
-from gr4ad_jax.evaluation.interactions import Interactions, PairCounts, count_histories, count_pairs
 from gr4ad_jax.evaluation.question import Question, draw_requests
 from gr4ad_jax.evaluation.rule import rank_by_rule, shares_of, trending
 from gr4ad_jax.machine.progress import track

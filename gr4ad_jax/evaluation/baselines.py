@@ -10,18 +10,18 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
-from gr4ad_jax.evaluation.baseline_settings import (
-  BaselineSettings,
-  CooccurrenceSettings,
-  OwnHistorySettings,
-  PopularitySettings,
-)
-from gr4ad_jax.evaluation.interactions import (
+from gr4ad_jax.data.interactions import (
   PairCounts,
   check_catalogue,
   count_histories,
   count_pairs,
   decay,
+)
+from gr4ad_jax.evaluation.baseline_settings import (
+  BaselineSettings,
+  CooccurrenceSettings,
+  OwnHistorySettings,
+  PopularitySettings,
 )
 from gr4ad_jax.evaluation.question import Question, blocks, rank_by_score, seen_ads
 

@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from gr4ad_jax.data.records import AdTable
+from gr4ad_jax.data.interactions import count_latest, count_pairs, scale_rows
 from gr4ad_jax.evaluation.baseline_settings import BaselineSettings, CounterSettings
 from gr4ad_jax.evaluation.baselines import keep_largest, popular_ads
-from gr4ad_jax.evaluation.interactions import count_latest, count_pairs, scale_rows
 from gr4ad_jax.evaluation.question import Question, rank_by_score
 
 _ROWS = 1024  # of the second hop, computed at once
@@ -110,24 +109,3 @@ def score_parts(
     for following_AA in (transitions.pairs_AA, transitions.second_AA)
   )
   return ScoreParts(pairs_RA, second_RA, like_RA)
-
-
-def content_terms(ads: AdTable) -> sp.csr_matrix:
-  """Unit rows of terms, advertiser and parts of the category path, rare ones weighing more.
-
-  Args:
-    ads: the catalogue of A ads.
-
-  Returns:
-    content_AN: float32, tf-idf (log of A / ads with the term) of each ad's N terms.
-  """
-  num_ads, number, cells = len(ads.ad_id), {}, []
-  for ad, (advertiser, category) in enumerate(zip(ads.advertiser_id, ads.category, strict=True)):
-    terms = {(part,) for part in category.split(" > ")} | {("advertiser", advertiser)}
-    cells += [(ad, number.setdefault(term, len(number))) for term in terms if term[-1]]
-  row, column = np.array(cells, np.int64).reshape(-1, 2).T
-  weight_N = np.log(num_ads / np.maximum(np.bincount(column, minlength=len(number)), 1))
-  weight = weight_N[column]
-  norm_A = np.sqrt(np.bincount(row, weight**2, num_ads))
-  weight = weight / np.maximum(norm_A[row], 1e-9)
-  return sp.csr_matrix((weight.astype(np.float32), (row, column)), (num_ads, len(number)))

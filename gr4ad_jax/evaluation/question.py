@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import scipy.sparse as sp
 
-from gr4ad_jax.evaluation.interactions import Interactions, count_histories
+from gr4ad_jax.data.interactions import Interactions, count_histories
 from gr4ad_jax.search.ranking import EvalRequests
 
 _MAX_CELLS = 1 << 23  # scores held at once, requests x ads
@@ -27,7 +27,7 @@ class Question:
     train_end_s: unix s, events from then on do not enter counts over all users. One for all; or one
       per user, int64 [num_users]; or None, leave-one-out: the first request of each user, and no
       end for users without a request.
-    content_AN: unit rows of what the ads say, sparse, by `counter.content_terms`; None = nothing.
+    content_AN: unit rows of what the ads say, sparse: `transitions.content_terms`; None = none.
     without_seen: prospecting: lists leave out every ad whose product the user has engaged with
       before the request, promoted or not.
   """

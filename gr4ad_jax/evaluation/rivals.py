@@ -11,13 +11,14 @@ import numpy as np
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.engagements import SeenAds
 from gr4ad_jax.data.examples import ExampleSet, read_split
+from gr4ad_jax.data.interactions import Interactions
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.sequences import Example
+from gr4ad_jax.data.transitions import content_terms
 from gr4ad_jax.evaluation.baseline_settings import BaselineSettings
 from gr4ad_jax.evaluation.baseline_tuning import tune_baselines
 from gr4ad_jax.evaluation.baselines import cooccurrence, own_history, popularity
-from gr4ad_jax.evaluation.counter import content_terms, counter
-from gr4ad_jax.evaluation.interactions import Interactions
+from gr4ad_jax.evaluation.counter import counter
 from gr4ad_jax.evaluation.question import Question, end_s_of_users
 from gr4ad_jax.evaluation.rule import rule, trending
 from gr4ad_jax.evaluation.trees import is_installed as trees_are_installed

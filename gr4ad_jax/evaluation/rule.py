@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from gr4ad_jax.data.interactions import trending_shares
 from gr4ad_jax.evaluation.baseline_settings import BaselineSettings, RuleSettings, TrendingSettings
 from gr4ad_jax.evaluation.baselines import histories, popular_ads
-from gr4ad_jax.evaluation.interactions import trending_shares
 from gr4ad_jax.evaluation.question import Question, rank_by_score
 
 Shares = Callable[[TrendingSettings], tuple[np.ndarray, np.ndarray]]

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from gr4ad_jax.data.interactions import trending_shares
 from gr4ad_jax.data.records import DAY_S, AdTable
 from gr4ad_jax.data.shortlist import SHARE_HALF_LIVES_DAYS
 from gr4ad_jax.evaluation.baseline_settings import OwnHistorySettings
 from gr4ad_jax.evaluation.baselines import histories
-from gr4ad_jax.evaluation.interactions import trending_shares
 from gr4ad_jax.evaluation.question import Question, draw_requests, seen_ads
 from gr4ad_jax.machine.progress import track
 from gr4ad_jax.search.ranking import EvalRequests, only_new

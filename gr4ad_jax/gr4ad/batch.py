@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from gr4ad_jax.data.shortlist import BELOW, NUMBERS
+from gr4ad_jax.data.shortlist import BELOW
 
 
 class Context(NamedTuple):
@@ -132,9 +132,10 @@ def random_vocabulary(codebook_sizes: Sequence[int], *, num_ads: int = 0) -> Voc
 
 
 def random_context(
-  vocabulary: Vocabulary, batch: int, context_tokens: int, *, shortlist: int = 0, seed: int = 0
+  vocabulary: Vocabulary, batch: int, context_tokens: int, *, shortlist: tuple[int, int] = (0, 0),
+  seed: int = 0,
 ) -> Context:
-  """A full context: no padding, half ads and half organic contents, and so many ads to copy.
+  """A full context: no padding, half ads and half organic contents; `shortlist` = ads, numbers.
 
   Raises:
     ValueError: no token left for the histories.
@@ -167,7 +168,7 @@ def random_context(
     trend_share_BN=below(trend, vocabulary.num_trending),
     ad_id_BT=None if vocabulary.ads is None else rng.choice(vocabulary.ads.hash_A, (batch, ads)),
     **({
-      "short_code_BML": codes(shortlist),
-      "short_number_BMF": rng.integers(0, BELOW // 2, (batch, shortlist, len(NUMBERS)), np.int32),
-    } if shortlist else {}),
+      "short_code_BML": codes(shortlist[0]),
+      "short_number_BMF": rng.integers(0, BELOW // 2, (batch, *shortlist), np.int32),
+    } if shortlist[0] else {}),
   )

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gr4ad_jax.data.neighbours import to_arrays
 from gr4ad_jax.data.pipeline import ad_facts, hash_ids, look_up, pad, with_rows
 from gr4ad_jax.data.records import AdTable
 from gr4ad_jax.data.sequences import NUM_AGE_BUCKETS, NUM_COUNT_BUCKETS, Example
 from gr4ad_jax.data.shortlist import AdFacts
 from gr4ad_jax.data.shortlist import shortlist as make_shortlist
 from gr4ad_jax.data.splits import SequenceConfig
+from gr4ad_jax.data.transitions import Transitions
 from gr4ad_jax.data.trending import NO_TRENDING, NUM_TREND_BUCKETS, Trending
 from gr4ad_jax.gr4ad.batch import Batch, Context, KnownAds, Vocabulary
 from gr4ad_jax.gr4ad.config import LossConfig
@@ -36,7 +38,9 @@ class BatchMaker:
     content_ad_O: int32 ad of the same product, -1 = none.
     trending: current shares by period, or None.
     user_hash_U, ad_hash_A: int32 hashes of ids, for models that know them; else None.
-    facts, shortlist: what shortlists need of ads, and M, for models with a copy path; else None, 0.
+    facts, shortlist: what shortlists need of ads, and their size, for models with a copy path; else
+      None, 0.
+    transitions, neighbours: what tells a history's neighbours, and how many; None, 0 = none.
   """
 
   sequence: SequenceConfig
@@ -51,6 +55,8 @@ class BatchMaker:
   ad_hash_A: np.ndarray | None = None
   facts: AdFacts | None = None
   shortlist: int = 0
+  transitions: Transitions | None = None
+  neighbours: int = 0
 
   def vocabulary(
     self, feature_sizes: Sequence[int], codebook_sizes: Sequence[int], ads: KnownAds | None = None
@@ -60,6 +66,20 @@ class BatchMaker:
       tuple(codebook_sizes), tuple(feature_sizes), self.scale.num_bins, NUM_COUNT_BUCKETS,
       NUM_AGE_BUCKETS, NUM_TREND_BUCKETS, self.sequence.num_trending, NUM_ORGANIC_BUCKETS, ads,
     )
+
+  @property
+  def tables(self) -> dict[str, np.ndarray]:
+    """What raw histories need beside logs and examples, see `raw_histories.Kinds`."""
+    if self.transitions is None:
+      return {}
+    table = to_arrays(self.transitions.table)
+    sizes = {
+      "near_behind": self.shortlist, "near_most": self.neighbours,
+      "near_latest": self.sequence.max_ad_history,
+    }
+    return {name: np.array(x) for name, x in sizes.items()} | {
+      f"near_table_{name}": x for name, x in table.items()
+    }
 
   def with_ads(self, row_N: np.ndarray, ads: AdTable, code_NL: np.ndarray) -> BatchMaker:
     """The same with the SIDs of some ads; rows past the end follow without a gap."""
@@ -122,6 +142,7 @@ class BatchMaker:
       make_shortlist(
         e.met_P, e.met_count_PH, trending.listed(row), functools.partial(trending.shares, row),
         self.facts, self.shortlist,
+        near=self.transitions.of(e, most=self.neighbours) if self.transitions else None,
       )
       for e, row in zip(examples, trending.rows(time_s_B).tolist(), strict=True)
     ), strict=True))

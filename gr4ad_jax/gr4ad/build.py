@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gr4ad_jax.data import shortlist
 from gr4ad_jax.gr4ad.autoregressive import AutoregressiveDecoder
 from gr4ad_jax.gr4ad.batch import Context, Vocabulary
 from gr4ad_jax.gr4ad.config import ModelConfig
@@ -35,7 +34,7 @@ def init_params(decoder: Decoder, key: jax.Array) -> Any:
   levels = vocabulary.num_levels
   one = jnp.zeros((1, 1), jnp.int32)
   codes = jnp.zeros((1, 1, levels), jnp.int32)
-  numbers = jnp.zeros((1, 1, len(shortlist.NUMBERS)), jnp.int32)
+  numbers = jnp.zeros((1, 1, decoder.config.copied_numbers), jnp.int32)
   trending = jnp.zeros((1, vocabulary.num_trending), jnp.int32)
   context = Context(
     feature_BF=jnp.zeros((1, len(vocabulary.feature_sizes)), jnp.int32),

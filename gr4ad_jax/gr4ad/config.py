@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 from gr4ad_jax.config import ConfigError, nearest, require
+from gr4ad_jax.data import neighbours, shortlist
 from gr4ad_jax.nn.config import HistoryConfig, KvMode, LayerConfig, NormKind, Remat
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.training.config import TrainConfig
@@ -40,6 +41,9 @@ class ModelConfig:
   weighed by its numbers (beyond the paper; off = paper)."""
   shortlist: int = 512
   """Ads of that shortlist."""
+  neighbours: int = 0
+  """Ads behind the shortlist that tend to follow the history's latest ads, by counts of transitions
+  (beyond the paper; 0 = paper). Needs copy_path, and data that are split by leave-one-out."""
   item_scorer: bool = False
   """Also copy from all ads of the catalogue, each scored against an encoding of the ordered ad
   history (beyond the paper; off = paper). Needs copy_path."""
@@ -82,17 +86,29 @@ class ModelConfig:
     require(0.0 <= self.dropout < 1.0, "model.dropout", self.dropout, "must lie in [0, 1)")
     require(self.copy_path or not self.item_scorer, "model.item_scorer", self.item_scorer,
             "needs model.copy_path=true")
+    require(self.copy_path or not self.neighbours, "model.neighbours", self.neighbours,
+            "needs model.copy_path=true")
     require(0 <= self.history_dropout < 1, "model.history_dropout", self.history_dropout,
             "must lie in [0, 1)")
     require(0 <= self.history_filter <= 1, "model.history_filter", self.history_filter,
             "must lie in [0, 1]")
-    for name in ("mlp_width", "id_rows"):
+    for name in ("mlp_width", "id_rows", "neighbours"):
       require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name),
               "must not be negative")
     for name in (
       "shortlist", "id_width", "item_width", "history_length", "history_blocks", "copied_items"
     ):
       require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "must be at least 1")
+
+  @property
+  def copied_ads(self) -> int:
+    """M, the shortlist's ads, neighbours among them; 0 without the copy path."""
+    return self.copy_path * (self.shortlist + self.neighbours)
+
+  @property
+  def copied_numbers(self) -> int:
+    """F, what is known of each in numbers."""
+    return len(shortlist.NUMBERS) + bool(self.neighbours) * len(neighbours.NUMBERS)
 
   @property
   def feed_forward_width(self) -> int:

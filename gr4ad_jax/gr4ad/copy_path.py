@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gr4ad_jax.data import shortlist
+from gr4ad_jax.data import neighbours, shortlist
 from gr4ad_jax.gr4ad.batch import Context, Vocabulary
 from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.gr4ad.item_scorer import ItemScorer, ItemShare, starting_alike, sums_over
@@ -23,16 +23,20 @@ from gr4ad_jax.search.generator import MayGet
 class CopyScore(nn.Module):
   """How much each ad of the shortlist is copied from, whatever the decoder's state: its log weight.
 
-      log (count + a organic + b share) + MLP(numbers, SID)
+      log (count + a organic + b share + near) + MLP(numbers, SID)
 
   The first term is the rule of `data.shortlist` on the numbers themselves: the user's own
   engagements at a half-life of 112 days, the organic ones weighing a, and the ad's current share of
   all engagements at 1.5 days, weighing b. The MLP sees every number and, as a sum of a row of each
   code, which ad it is: some are bought again sooner than others. It begins at zero, so that the
   model starts at the rule's ranking and learns from there.
+
+  Where the list has neighbours, near is the rule of `data.neighbours` on their numbers, its weights
+  learned too. The MLP then knows no SID: counts of transitions tell which ads follow, and what it
+  learned by heart of single ones would not hold for other users.
   """
 
-  codebook_sizes: tuple[int, ...]
+  codebook_sizes: tuple[int, ...]  # of the codes that it knows; () = none
 
   HIDDEN = 32
   WIDTH, DROPOUT = 8, 0.5  # of the rows of codes
@@ -44,22 +48,32 @@ class CopyScore(nn.Module):
   ) -> jax.Array:
     """int32 numbers and codes, -1 = no ad -> float32 [B, M]; no ad gives any finite value."""
     log_BMF = jnp.maximum(number_BMF, 0).astype(jnp.float32) / shortlist.SCALE
-    x_BMF = jnp.expm1(log_BMF) / shortlist.UNIT_F[None, None]
+    x_BMF = jnp.expm1(log_BMF[..., : len(shortlist.NUMBERS)]) / shortlist.UNIT_F[None, None]
     start = np.log((shortlist.ORGANIC_WEIGHT, shortlist.SHARE_WEIGHT)) / self.STEP
     weight_2 = jnp.exp(self.param("rule", lambda _: jnp.asarray(start, jnp.float32)) * self.STEP)
     rule_BM = (
       x_BMF[..., shortlist.COUNT] + weight_2[0] * x_BMF[..., shortlist.ORGANIC]
       + weight_2[1] * x_BMF[..., shortlist.SHARE]
     )
+    mean_F, spread_F = shortlist.MEAN_F, shortlist.SPREAD_F
+    if has_neighbours(number_BMF):
+      mean_F, spread_F = (
+        np.append(*x) for x in ((mean_F, neighbours.MEAN_K), (spread_F, neighbours.SPREAD_K))
+      )
+      start = np.log(neighbours.WEIGHTS) / self.STEP
+      weight_5 = jnp.exp(self.param("near", lambda _: jnp.asarray(start, jnp.float32)) * self.STEP)
+      rule_BM += near_rule(number_BMF, weight_5)
     score_BM = jnp.log(rule_BM + 1e-6)
-    mean_F, spread_F = (x.astype(np.float32) for x in (shortlist.MEAN_F, shortlist.SPREAD_F))
-    normal_BMF = (log_BMF - mean_F[None, None]) / spread_F[None, None]
-    rows_BME = jnp.zeros((*score_BM.shape, self.WIDTH))
-    for level, size in enumerate(self.codebook_sizes):
-      table_VE = self.param(f"level_{level}", nn.initializers.normal(0.02), (size, self.WIDTH))
-      rows_BME += self.STEP * table_VE[jnp.maximum(code_BML[..., level], 0)].astype(jnp.float32)
-    rows_BME = nn.Dropout(self.DROPOUT)(rows_BME, deterministic=deterministic)
-    h = jnp.concatenate([normal_BMF, score_BM[..., None], rows_BME], axis=-1)
+    normal_BMF = (log_BMF - mean_F.astype(np.float32)[None, None])
+    normal_BMF /= spread_F.astype(np.float32)[None, None]
+    h = jnp.concatenate([normal_BMF, score_BM[..., None]], axis=-1)
+    if self.codebook_sizes:
+      rows_BME = jnp.zeros((*score_BM.shape, self.WIDTH))
+      for level, size in enumerate(self.codebook_sizes):
+        table_VE = self.param(f"level_{level}", nn.initializers.normal(0.02), (size, self.WIDTH))
+        rows_BME += self.STEP * table_VE[jnp.maximum(code_BML[..., level], 0)].astype(jnp.float32)
+      rows_BME = nn.Dropout(self.DROPOUT)(rows_BME, deterministic=deterministic)
+      h = jnp.concatenate([h, rows_BME], axis=-1)
     init = nn.initializers.variance_scaling(self.STEP**-2, "fan_in", "truncated_normal")
     for layer in ("first", "second"):
       kernel = self.param(f"{layer}_kernel", init, (h.shape[-1], self.HIDDEN))
@@ -67,6 +81,21 @@ class CopyScore(nn.Module):
       h = jax.nn.gelu(self.STEP * (h @ kernel.astype(jnp.float32) + bias[None, None]))
     last = self.param("last_kernel", nn.initializers.zeros, (self.HIDDEN, 1))
     return score_BM + self.STEP * (h @ last.astype(jnp.float32))[..., 0]
+
+
+def has_neighbours(number_BMF: jax.Array) -> bool:
+  """Whether a list's numbers are those of a list with neighbours."""
+  return number_BMF.shape[-1] > len(shortlist.NUMBERS)
+
+
+def near_rule(number_BMF: jax.Array, weight_5: jax.Array) -> jax.Array:
+  """The rule of `data.neighbours` with any weights, float32 [B, M]."""
+  log_BMK = jnp.maximum(number_BMF[..., len(shortlist.NUMBERS) :], 0) / shortlist.SCALE
+  x_BMK = jnp.expm1(log_BMK) / neighbours.UNIT_K.astype(np.float32)[None, None]
+  lead_BM, alike = x_BMK[..., neighbours.LEAD], neighbours.ALIKE
+  known_BM = lead_BM / (lead_BM + neighbours.SHRINKAGE)
+  rule_BM = x_BMK[..., :alike] @ weight_5[:alike]
+  return rule_BM + (weight_5[alike] * x_BMK[..., alike] + neighbours.LEAST) * known_BM
 
 
 class DenseItems(NamedTuple):
@@ -98,6 +127,10 @@ class TargetMass(NamedTuple):
 
   log_BCP: jax.Array  # of SIDs that start with the first 0 to L codes of each target
   item_BC: jax.Array | None  # of the target's SID by the item scorer, 0 if no ad of its has it
+
+
+# Where all ads may follow, what follows is told by both.
+NEAR_SHARE = {"open": 0.0, "ranks": (1, 5, 21, 61)}
 
 
 class CopyTerms(NamedTuple):
@@ -137,12 +170,13 @@ class CopyPath(nn.Module):
   STEP = 8.0  # its bias is a parameter times this, and soon closes where it must
 
   def setup(self):
-    self.score = CopyScore(self.vocabulary.codebook_sizes)
+    near = self.config.neighbours
+    self.score = CopyScore(() if near else self.vocabulary.codebook_sizes)
     self.gate_kernel = self.param("gate_kernel", nn.initializers.zeros, (self.config.width,))
     self.gate_bias = self.param("gate_bias", nn.initializers.constant(self.OPEN / self.STEP), ())
     if self.config.item_scorer:
       self.items = ItemScorer(self.config, self.vocabulary)
-      self.item_share = ItemShare()
+      self.item_share = ItemShare(**(NEAR_SHARE if near else {}))
 
   def source(self, context: Context, *, deterministic: bool = True) -> CopySource:
     """What can be copied; computed once per request."""
@@ -157,7 +191,10 @@ class CopyPath(nn.Module):
     items = None
     if self.config.item_scorer:
       num_met_B = jnp.sum(context.ad_count_BT >= 0, axis=1)
-      logit_B = self.item_share(score_BM, real_BM, num_met_B)
+      worth_BM, worth_real_BM = score_BM, real_BM
+      if has_neighbours(context.short_number_BMF):
+        worth_BM, worth_real_BM = _near_worth(context.short_number_BMF)
+      logit_B = self.item_share(worth_BM, worth_real_BM, num_met_B)
       some_B = jnp.any(real_BM, axis=1)
       log_share_B = jnp.where(some_B, jax.nn.log_sigmoid(logit_B), 0.0)
       items = DenseItems(self.items(context, deterministic=deterministic), log_share_B)
@@ -239,6 +276,13 @@ class CopyPath(nn.Module):
     return CopyTerms(
       attention_BWM, jax.nn.log_sigmoid(logit_BW), jax.nn.log_sigmoid(-logit_BW)
     )
+
+
+def _near_worth(number_BMF: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """How much the rule has for each neighbour, on a logarithmic scale, and which ads are ones."""
+  weight_5 = jnp.asarray(neighbours.WEIGHTS, jnp.float32)
+  never_met_BM = jnp.all(number_BMF[..., : shortlist.NUM_COUNTS] == 0, axis=-1)
+  return jnp.log(near_rule(number_BMF, weight_5) + 0.05), never_met_BM
 
 
 def safe_log(probability: jax.Array) -> jax.Array:

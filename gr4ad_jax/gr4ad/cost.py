@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gr4ad_jax.data.shortlist import NUMBERS
+from gr4ad_jax.data import neighbours
 from gr4ad_jax.gr4ad.batch import Vocabulary
 from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.gr4ad.copy_path import CopyScore
@@ -35,12 +35,18 @@ def num_params(config: ModelConfig, vocabulary: Vocabulary) -> int:
   if config.id_rows:
     output += config.id_width * (config.id_rows + d)
   if config.copy_path:
-    hidden, rows = CopyScore.HIDDEN, CopyScore.WIDTH
-    output += d + 1 + 2 + hidden * (len(NUMBERS) + 1 + rows + 1 + hidden + 1 + 1)
+    hidden, rows = CopyScore.HIDDEN, _row_width(config)
+    output += d + 1 + 2 + hidden * (config.copied_numbers + 1 + rows + 1 + hidden + 1 + 1)
     output += sum(vocabulary.codebook_sizes) * rows
+    output += len(neighbours.WEIGHTS) if config.neighbours else 0
   if config.item_scorer:
     output += _item_params(config, vocabulary)
   return own + tables + output + _context_params(config, vocabulary)
+
+
+def _row_width(config: ModelConfig) -> int:
+  """Width of the rows of codes that the copy path's network reads."""
+  return 0 if config.neighbours else CopyScore.WIDTH
 
 
 def _item_params(config: ModelConfig, vocabulary: Vocabulary) -> int:
@@ -48,7 +54,7 @@ def _item_params(config: ModelConfig, vocabulary: Vocabulary) -> int:
   w, filtered = config.item_width, bool(config.history_filter)
   block = 12 * w * w + (2 + 2 * filtered) * w
   encoder = (config.history_length + 1) * w + config.history_blocks * block
-  return _item_rows(vocabulary) * w + w + encoder + len(ItemShare.RANKS) + 2 + 1
+  return _item_rows(vocabulary) * w + w + encoder + len(ItemShare.ranks) + 2 + 1
 
 
 def _item_rows(vocabulary: Vocabulary) -> int:
@@ -65,7 +71,7 @@ def num_table_params(config: ModelConfig, vocabulary: Vocabulary) -> int:
   groups = 3 + bool(vocabulary.num_trending)
   tables = sum(vocabulary.codebook_sizes) * config.width + config.id_rows * config.id_width
   if config.copy_path:
-    tables += sum(vocabulary.codebook_sizes) * CopyScore.WIDTH
+    tables += sum(vocabulary.codebook_sizes) * _row_width(config)
   if config.item_scorer:
     tables += _item_rows(vocabulary) * config.item_width
   return tables + context - groups * config.width**2
@@ -129,7 +135,7 @@ def decode_flops(
     2 * n * v * d for n, v in zip(tokens[:levels], vocabulary.codebook_sizes, strict=True)
   )
   if config.copy_path:
-    copied = config.shortlist
+    copied = config.copied_ads
     if config.item_scorer:
       heads += _item_flops(config, vocabulary)
       copied += min(config.copied_items, len(vocabulary.ads or ()))
@@ -150,8 +156,8 @@ def _context_flops(config: ModelConfig, tokens: int, layers_with_kv: int) -> int
 
 def _score_flops(config: ModelConfig) -> int:
   """The copy path's network over the numbers of the shortlist."""
-  hidden = CopyScore.HIDDEN
-  return 2 * config.shortlist * hidden * (len(NUMBERS) + 1 + CopyScore.WIDTH + hidden + 1)
+  hidden, read = CopyScore.HIDDEN, config.copied_numbers + 1 + _row_width(config)
+  return 2 * config.copied_ads * hidden * (read + hidden + 1)
 
 
 def _item_flops(config: ModelConfig, vocabulary: Vocabulary) -> int:

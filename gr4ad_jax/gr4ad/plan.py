@@ -34,7 +34,8 @@ def plan_run(
     num_ads = config.model.item_scorer * shape.num_ads
     vocabulary = random_vocabulary(shape.codebook_sizes, num_ads=num_ads)
   context = random_context(
-    vocabulary, 1, shape.context_tokens, shortlist=config.model.copy_path * config.model.shortlist
+    vocabulary, 1, shape.context_tokens,
+    shortlist=(config.model.copied_ads, config.model.copied_numbers),
   )
   if config.model.id_rows:
     context = context._replace(user_id_B=np.zeros(1, np.int32), ad_id_BT=context.ad_count_BT)

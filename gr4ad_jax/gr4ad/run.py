@@ -16,7 +16,9 @@ from typing import Any, Literal
 from gr4ad_jax import config as config_lib
 from gr4ad_jax.catalog.prepared import Prepared, open_prepared
 from gr4ad_jax.config import ConfigError
+from gr4ad_jax.data.examples import training_events
 from gr4ad_jax.data.pipeline import ad_facts, hash_buckets, hash_ids
+from gr4ad_jax.data.transitions import Transitions
 from gr4ad_jax.gr4ad.batch import KnownAds, Vocabulary
 from gr4ad_jax.gr4ad.batch_maker import NUM_ORGANIC_BUCKETS, BatchMaker
 from gr4ad_jax.gr4ad.build import Decoder, build_decoder
@@ -110,10 +112,26 @@ def open_inputs(run: RunFile, workdir: Place | None = None) -> Inputs:
     make_batch = dataclasses.replace(
       make_batch, facts=ad_facts(logs.ads), shortlist=model.shortlist
     )
+  if model.neighbours:
+    make_batch = dataclasses.replace(
+      make_batch, transitions=_transitions(prepared, run), neighbours=model.neighbours
+    )
   return Inputs(
     **vars(prepared), make_batch=make_batch, scale=scale,
     vocabulary=make_batch.vocabulary(examples.features.sizes, sids.codebook_sizes, ads),
   )
+
+
+def _transitions(prepared: Prepared, run: RunFile) -> Transitions:
+  """Counted where the run learns; raises ConfigError where a request would see later ones."""
+  if prepared.examples.config.split != "leave_one_out":
+    raise ConfigError(
+      f"model.neighbours={run.config.model.neighbours}: {run.data} is split by time, and counts of "
+      "transitions would tell earlier requests of later ones; needs leave-one-out, or 0"
+    )
+  through = "validation" if run.refit else "train"
+  learned_E = training_events(prepared.logs, prepared.examples, through=through)
+  return Transitions(prepared.logs, learned_E)
 
 
 def own_codes(workdir: Place) -> str:
@@ -199,6 +217,7 @@ def open_run(workdir: Place, *, data: Place | None = None) -> Opened:
     generator=generator_of(decoder), params=distributed.local(params), step=step,
     read_params=lambda: load_params(run, workdir, inputs.vocabulary)[1:],
     mesh=search_mesh(run.config.train, run.config.search.batch_size),
+    history_tables=inputs.make_batch.tables,
     value_of="impression" if inputs.scale.uses_ecpm else "engagement",
     unscorable=_unscorable(run), held_out=held_out(run),
   )

@@ -18,7 +18,7 @@ import numpy as np
 from gr4ad_jax.catalog.ad_index import AdIndex
 from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
 from gr4ad_jax.catalog.subsets import num_words
-from gr4ad_jax.data import shortlist
+from gr4ad_jax.data import neighbours, shortlist
 from gr4ad_jax.data.example_records import to_example
 from gr4ad_jax.data.pipeline import ad_facts
 from gr4ad_jax.data.trending import arrays_of
@@ -120,7 +120,7 @@ def write_artifact(
     )
     np.savez(fresh / "sample.npz", **arrays)
     shutil.copy(artifact.__file__, fresh / "reader.py")
-    for module in (raw_histories, shortlist):  # which it imports
+    for module in (raw_histories, shortlist, neighbours):  # which it imports
       shutil.copy(module.__file__, fresh)
     manifest["sha256"] = {
       name: artifact.digest(fresh / name) for name in (*programs, "arrays.npz", "sample.npz")
@@ -155,6 +155,7 @@ def _histories(opened: Opened) -> Histories:
     "content_code_OL": opened.sids.content_codes_OL, "content_ad_O": contents.ad,
     "max_met_ads": np.array(opened.examples.config.max_met_ads),
     **{f"ad_{name}": array for name, array in ad_facts(opened.logs.ads)._asdict().items()},
+    **opened.history_tables,
   }
   if trending is not None:
     arrays |= {f"trending_{name}": x for name, x in arrays_of(trending).items()}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 from jax.sharding import Mesh
 
 from gr4ad_jax.catalog.catalog import ContextMaker
@@ -36,6 +37,7 @@ class Opened(Prepared):
     read_params: () -> float32 parameters that the folder holds now, and their step.
     params, step: of the moment of opening.
     mesh: devices of this host that share a search; None = one.
+    history_tables: what an artifact reads raw histories with, beside logs and examples.
     held_out: splits of the data that these parameters have not learned from.
     unscorable: why the splits of the data tell nothing of these parameters; "" = they do.
   """
@@ -54,6 +56,7 @@ class Opened(Prepared):
   step: int
   mesh: Mesh | None = None
   value_of: Literal["impression", "engagement"] = "engagement"
+  history_tables: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   held_out: tuple[str, ...] = ("validation", "test")
   unscorable: str = ""
 

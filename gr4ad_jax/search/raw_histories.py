@@ -1,7 +1,7 @@
 """Raw histories -> the numbers of a context's arrays; imports nothing but numpy.
 
-`gr4ad export` puts copies of this file and of shortlist.py beside reader.py, the copy of
-artifact.py, which needs them.
+`gr4ad export` puts copies of this file, shortlist.py and neighbours.py beside reader.py, the copy
+of artifact.py, which needs them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ from typing import Any
 import numpy as np
 
 if __package__:
+  from gr4ad_jax.data import neighbours as near
   from gr4ad_jax.data.shortlist import PERIOD_S, AdFacts, ShareTable, met_ads, shares_at, shortlist
 else:  # in the folder of an artifact
+  # pyrefly: ignore[missing-import]
+  import neighbours as near
+
   # pyrefly: ignore[missing-import]
   from shortlist import PERIOD_S, AdFacts, ShareTable, met_ads, shares_at, shortlist
 
@@ -115,8 +119,25 @@ class Kinds:
       ad_N = self._arrays["trending_ad_DN"][row]
       trending, shares_of = ad_N[ad_N >= 0], functools.partial(shares_at, table, row)
     facts = AdFacts(self._arrays["ad_key_AK"], self._arrays["ad_price_A"])
-    ad_M, number_MF = shortlist(*met, trending, shares_of, facts, len(met[0]) + len(trending))
+    size = len(met[0]) + len(trending)
+    if "near_most" not in self._arrays:
+      ad_M, number_MF = shortlist(*met, trending, shares_of, facts, size)
+    else:
+      size, most = min(size, int(self._arrays["near_behind"])), int(self._arrays["near_most"])
+      latest = [row for row, _, _ in self._met(items, "ad_id", now_s)]
+      latest_T = np.array(latest[: int(self._arrays["near_latest"])], np.int64)
+      number_KA = near.neighbour_numbers(self._near, latest_T)
+      found = near.neighbours(number_KA, met[0], most)
+      ad_M, number_MF = shortlist(*met, trending, shares_of, facts, size, near=found)
     return ad_M[ad_M >= 0], number_MF[ad_M >= 0]
+
+  @functools.cached_property
+  def _near(self) -> near.NeighbourTable:
+    """What tells the neighbours of a history."""
+    prefix = "near_table_"
+    return near.from_arrays({
+      name.removeprefix(prefix): x for name, x in self._arrays.items() if name.startswith(prefix)
+    })
 
   def _feature(self, features: Mapping[str, str], count: int) -> list[int]:
     numbers = [0] * count

@@ -6,6 +6,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
+from gr4ad_jax.data.interactions import Interactions, count_pairs
 from gr4ad_jax.evaluation.baseline_settings import (
   BaselineSettings,
   CooccurrenceSettings,
@@ -15,7 +16,6 @@ from gr4ad_jax.evaluation.baseline_settings import (
 from gr4ad_jax.evaluation.baseline_tuning import tune_baselines
 from gr4ad_jax.evaluation.baselines import cooccurrence, own_history, popularity, similar_ads
 from gr4ad_jax.evaluation.counter import counter
-from gr4ad_jax.evaluation.interactions import Interactions, count_pairs
 from gr4ad_jax.evaluation.question import Question, end_s_of_users
 from gr4ad_jax.evaluation.rivals import rank_all
 from gr4ad_jax.search.ranking import EvalRequests, ranking_metrics, recall_per_request

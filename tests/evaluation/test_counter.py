@@ -8,16 +8,17 @@ import pytest
 
 from gr4ad_jax.data.amazon import read_amazon
 from gr4ad_jax.data.examples import open_examples, prepare_examples, read_split
+from gr4ad_jax.data.interactions import Interactions, count_latest
 from gr4ad_jax.data.log_folder import LogParts, write_logs
 from gr4ad_jax.data.splits import SequenceConfig
 from gr4ad_jax.data.tables import ad_table
+from gr4ad_jax.data.transitions import content_terms
 from gr4ad_jax.evaluation.baseline_settings import (
   BaselineSettings,
   CounterSettings,
   PopularitySettings,
 )
-from gr4ad_jax.evaluation.counter import content_terms, counter
-from gr4ad_jax.evaluation.interactions import Interactions, count_latest
+from gr4ad_jax.evaluation.counter import counter
 from gr4ad_jax.evaluation.question import Question
 from gr4ad_jax.evaluation.rivals import find_rivals
 from gr4ad_jax.search.held_out import eval_requests, group_requests

@@ -4,10 +4,10 @@ import dataclasses
 
 import pandas as pd
 
+from gr4ad_jax.data.interactions import Interactions
 from gr4ad_jax.data.sequences import ExampleMaker
 from gr4ad_jax.data.splits import SequenceConfig
 from gr4ad_jax.data.tables import build_logs
-from gr4ad_jax.evaluation.interactions import Interactions
 from gr4ad_jax.search.held_out import eval_requests, group_requests
 
 CONVERSION, CLICK, IMPRESSION = "conversion", "click", "impression"

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from gr4ad_jax.data.interactions import Interactions, trending_shares
 from gr4ad_jax.evaluation.baseline_settings import (
   BaselineSettings,
   OwnHistorySettings,
@@ -11,7 +12,6 @@ from gr4ad_jax.evaluation.baseline_settings import (
   TrendingSettings,
 )
 from gr4ad_jax.evaluation.baseline_tuning import tune_baselines
-from gr4ad_jax.evaluation.interactions import Interactions, trending_shares
 from gr4ad_jax.evaluation.question import Question
 from gr4ad_jax.evaluation.rivals import BASELINES, rank_all
 from gr4ad_jax.evaluation.rule import rule, trending

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from gr4ad_jax.data.examples import open_examples, read_split
+from gr4ad_jax.data.interactions import Interactions
 from gr4ad_jax.data.tables import ad_table
 from gr4ad_jax.evaluation import rivals
 from gr4ad_jax.evaluation.baseline_settings import BaselineSettings
-from gr4ad_jax.evaluation.interactions import Interactions
 from gr4ad_jax.evaluation.question import Question
 from gr4ad_jax.search.held_out import eval_requests, group_requests
 from gr4ad_jax.search.ranking import EvalRequests, recall_per_request

@@ -7,9 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from gr4ad_jax.data.examples import read_split
+from gr4ad_jax.config import ConfigError
+from gr4ad_jax.data.examples import prepare_examples, read_split
+from gr4ad_jax.data.log_folder import LogParts
+from gr4ad_jax.data.neighbours import neighbour_numbers
 from gr4ad_jax.data.pipeline import hash_ids
 from gr4ad_jax.data.records import Action
+from gr4ad_jax.data.splits import SequenceConfig
 from gr4ad_jax.gr4ad.build import build_decoder, init_params
 from gr4ad_jax.gr4ad.config import preset
 from gr4ad_jax.gr4ad.generator import generator_of
@@ -28,6 +32,18 @@ def inputs(tiny_data):
                               copy_path=True, shortlist=40, item_scorer=True)
   config = dataclasses.replace(preset("tiny"), model=model)
   return open_inputs(RunFile(str(tiny_data), str(tiny_data / "sids"), config)), model
+
+
+@pytest.fixture(scope="module")
+def sequences(tiny_data, inputs, tmp_path_factory):
+  """The same logs by leave-one-out, for a model with neighbours."""
+  data = tmp_path_factory.mktemp("sequences")
+  (data / "logs").symlink_to(tiny_data / "logs")
+  config = SequenceConfig(split="leave_one_out", num_trending=0, max_ad_history=8)
+  prepare_examples(LogParts(data / "logs"), data / "examples", config)
+  model = dataclasses.replace(inputs[1], shortlist=3, neighbours=12, item_scorer=False)
+  config = dataclasses.replace(preset("tiny"), model=model)
+  return open_inputs(RunFile(str(data), str(tiny_data / "sids"), config)), model, data
 
 
 def rule(logs, example) -> np.ndarray:
@@ -72,9 +88,55 @@ def test_the_untrained_model_ranks_as_the_rule(inputs):
     np.testing.assert_allclose(np.sort(ranked_score)[::-1], best, atol=0.01 * score_A.max())
 
 
-def test_an_artifact_makes_shortlist_and_hashes_of_a_raw_history(inputs):
+def test_with_neighbours_the_untrained_model_ranks_as_the_counter(sequences):
+  """Beyond the ads that the user met, by counts that the neighbours' own test counts anew."""
+  inputs, model, _ = sequences
+  decoder = build_decoder(model, inputs.vocabulary)
+  recommender = Recommender(
+    generator_of(decoder), init_params(decoder, jax.random.key(0)), index=inputs.index,
+    config=SearchConfig(widths=(8, 32, 40)), bin_means=inputs.scale.bin_means,
+  )
+  table, index = inputs.make_batch.transitions.table, inputs.index
+  for example in read_split(inputs.examples, "test")[:12]:
+    found = recommender(inputs.make_batch.context([example]), 40).ad_RK[0]
+    followed, before, second, same, alike, _, _, lead = neighbour_numbers(table, example.ad_T)
+    score_A = followed + 0.3 * before + 0.6 * (second + same) + 0.6 * alike * lead / (lead + 5)
+    unmet = np.setdiff1d(np.arange(40), example.met_P)
+    near = unmet[np.argsort(-score_A[unmet])][:12]
+    of_sid = np.bincount(index.sid_of_ad_A[near], score_A[near], len(index.sids_SL))
+    alone = ~np.isin(index.sid_of_ad_A[near], index.sid_of_ad_A[example.met_P])
+    ranked = found[np.isin(found, near[alone])]
+    assert len(ranked) > 3
+    ranked_score = of_sid[index.sid_of_ad_A[ranked]]
+    # The generator has a four-hundredth of the say.
+    assert (ranked_score[1:] <= ranked_score[:-1] + 0.02 * score_A.max()).all()
+
+
+def test_neighbours_need_leave_one_out(tiny_data, sequences):
+  config = dataclasses.replace(preset("tiny"), model=sequences[1])
+  with pytest.raises(ConfigError, match="neighbours=12: .* is split by time") as said:
+    open_inputs(RunFile(str(tiny_data), str(tiny_data / "sids"), config))
+  assert "\n" not in str(said.value)
+
+
+def test_a_refit_counts_validating_engagements(tiny_data, sequences):
+  """And none of a test request, which is each user's last of twelve."""
+  inputs, model, data = sequences
+  events, config = inputs.logs.events, dataclasses.replace(preset("tiny"), model=model)
+  run = RunFile(str(data), str(tiny_data / "sids"), config, refit="tuned")
+  for user in (0, 17):
+    time_N = np.unique(events.time_s[(events.user == user) & (events.ad >= 0)])
+    for transitions, counted in (
+      (inputs.make_batch.transitions, 10), (open_inputs(run).make_batch.transitions, 11)
+    ):
+      ends = [len(transitions.own_pairs(user, int(time_s)).first_P) for time_s in time_N]
+      assert ends[counted - 1] > 0 and not any(ends[counted:])
+
+
+@pytest.mark.parametrize("name", ["inputs", "sequences"])
+def test_an_artifact_makes_shortlist_and_hashes_of_a_raw_history(request, name):
   """Of the events as the HTTP API takes them, in the numbers of the run's own contexts."""
-  inputs, _ = inputs
+  inputs, model, *_ = request.getfixturevalue(name)
   logs, events = inputs.logs, inputs.logs.events
   example = read_split(inputs.examples, "test")[3]
   actions = ("impression", "click", "conversion")
@@ -86,7 +148,8 @@ def test_an_artifact_makes_shortlist_and_hashes_of_a_raw_history(inputs):
     ) for row in rows
   ]
   arrays, features = _histories(
-    SimpleNamespace(logs=logs, examples=inputs.examples, sids=inputs.sids)
+    SimpleNamespace(logs=logs, examples=inputs.examples, sids=inputs.sids,
+                    history_tables=inputs.make_batch.tables)
   )
   arrays |= {"ad_id_A": logs.ads.ad_id.astype(str)}
   ids = {"ad_id": arrays["ad_id_A"], "content_id": arrays["content_id_O"]}
@@ -95,10 +158,11 @@ def test_an_artifact_makes_shortlist_and_hashes_of_a_raw_history(inputs):
     read_items(history, example.time_s), {}, "", example.time_s
   )
   context = inputs.make_batch.context([example])
-  met = made["ad hashes"](())
-  assert len(met) > 1
-  np.testing.assert_array_equal(met, context.ad_id_BT[0, : len(met)])
-  assert (context.ad_id_BT[0, len(met) :] == -1).all()
+  if model.item_scorer:
+    met = made["ad hashes"](())
+    assert len(met) > 1
+    np.testing.assert_array_equal(met, context.ad_id_BT[0, : len(met)])
+    assert (context.ad_id_BT[0, len(met) :] == -1).all()
   listed = len(made["shortlist codes"](()))
   assert 0 < listed <= 40
   for kind, array in (("codes", context.short_code_BML), ("numbers", context.short_number_BMF)):

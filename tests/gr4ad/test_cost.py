@@ -23,6 +23,7 @@ VARIANTS = [
   {"decoder": "autoregressive", "copy_path": True, "shortlist": SHORTLIST},
   {"copy_path": True, "shortlist": SHORTLIST, "item_scorer": True, "item_width": 32,
    "history_length": 30, "history_blocks": 2},
+  {"copy_path": True, "shortlist": SHORTLIST - 3, "neighbours": 3},
   {"decoder": "multi_token"}, {"decoder": "multi_token", "kv_mode": "projected"},
 ]  # fmt: skip
 
@@ -48,7 +49,9 @@ WIDER = Vocabulary(
 def test_flops_are_those_of_the_training_program(changes):
   config, targets = dataclasses.replace(CONFIG, **changes), 3
   decoder = build_decoder(config, WIDER)
-  context = random_context(np.random.default_rng(0), 2, history=30, organic=20)
+  context = random_context(
+    np.random.default_rng(0), 2, history=30, organic=20, numbers=config.copied_numbers
+  )
   batch = Batch(
     context, np.zeros((2, targets, 3), np.int32), np.zeros((2, targets), np.int32),
     np.ones((2, targets), np.float32),
@@ -62,7 +65,7 @@ def test_flops_are_those_of_the_training_program(changes):
   assert 1.0 < measured / computed < 1.06, measured / computed
 
 
-@pytest.mark.parametrize("changes", VARIANTS[2:7], ids=str)
+@pytest.mark.parametrize("changes", VARIANTS[2:8], ids=str)
 def test_flops_are_those_of_the_compiled_search(changes):
   config, vocabulary = dataclasses.replace(CONFIG, **changes), WIDER
   rng, widths = np.random.default_rng(0), (32, 48, 64)
@@ -70,7 +73,7 @@ def test_flops_are_those_of_the_compiled_search(changes):
   params = jax.eval_shape(lambda: init_params(decoder, jax.random.key(0)))
   sids = np.stack(np.unravel_index(np.arange(64 * 32 * 32), vocabulary.codebook_sizes), axis=1)
   tree = build_prefix_tree(sids[rng.random(len(sids)) < 0.1].astype(np.int32))
-  context = random_context(rng, 1, history=30, organic=20)
+  context = random_context(rng, 1, history=30, organic=20, numbers=config.copied_numbers)
   context_tokens = 1 + 2 + 30 + 20 + 3
   search = compile_search(start_fn(decoder), step_fn(decoder), tree, widths)
   for with_value in (False, True):

@@ -307,6 +307,23 @@ def test_copying_starts_by_own_counts_and_share():
   assert score_BM[0, 0] == score_BM[0, 2] != score_BM[0, 1]
 
 
+def test_with_neighbours_copying_starts_by_their_rule():
+  """exp(score): own engagements, and what followed, came before, was alike and known by half."""
+  near = [2, 1, 3, 4, 5, 0, 0, 5]  # 2 + .3 + .6 * (3 + 4) + .6 * 5 * 5 / (5 + 5)
+  number_BMF = np.zeros((1, 3, len(NUMBERS) + len(near)), np.int32)
+  stored = np.rint(1024 * np.log1p(near * np.array([20, 20, 20, 20, 4, 20, 400, 1])))
+  number_BMF[0, :2, len(NUMBERS) :] = stored
+  number_BMF[0, 1, NUMBERS.index("promoted engagements, half-life 112 d")] = 1024 * np.log1p(3)
+  score_BM, params = CopyScore(()).init_with_output(
+    jax.random.key(0), number_BMF, np.zeros((1, 3, 2), np.int32)
+  )
+  np.testing.assert_allclose(np.exp(score_BM[0]), [8, 11, 1e-6], rtol=3e-3)
+  assert set(params["params"]) == {
+    "rule", "near", "last_kernel",
+    *(f"{layer}_{kind}" for layer in ("first", "second") for kind in ("kernel", "bias")),
+  }
+
+
 def test_fuse_by_hand():
   """Eq. 10 on numbers: W_f [m * (W_g s) ; s]."""
   config = ModelConfig(width=2, num_heads=1, num_layers=1, num_lazy_layers=0)

@@ -4,6 +4,7 @@ from tests.mutants.mutant import Mutant
 
 _SEQUENCES, _SPLITS = "data/sequences.py", "data/splits.py"
 _HAND, _PIPELINE = "data/test_sequences.py::", "data/test_pipeline.py::"
+_NEAR = "data/test_neighbours.py::test_"
 _PARTS = "data/test_cutting.py::"
 
 MUTANTS = (
@@ -97,14 +98,13 @@ MUTANTS = (
   ),
   Mutant(
     "training events are none of validation's or the test's time", "data/examples.py",
-    "return events.time_s < config.validation_start_s",
+    "return events.time_s < end_s",
     "return np.ones(len(events.time_s), bool)",
     (_PARTS + "test_parts_give_the_examples_of_the_whole_log",),
   ),
   Mutant(
     "nothing that follows a held-out request is learned from", "data/examples.py",
-    "(splits.split_R[events.request] == 0) & (events.time_s <= held_s_U[events.user])",
-    "(splits.split_R[events.request] == 0)",
+    "return learned_E & (events.time_s <= held_s_U[events.user])", "return learned_E",
     (_HAND + "test_the_end_of_an_earlier_request_is_not_learned_from_either",),
   ),
   Mutant(
@@ -139,6 +139,27 @@ MUTANTS = (
     "row = np.asarray(time_s) // PERIOD_S - int(self.table.first_period)",
     "row = np.asarray(time_s) // PERIOD_S - int(self.table.first_period) + 1",
     ("data/test_trending.py::test_a_request_sees_the_row_of_its_own_hour",),
+  ),
+  Mutant(
+    "what a request's user does then is taken out of counts", "data/transitions.py",
+    "(basket_E >= first)[None]", "(basket_E > first)[None]",
+    (_NEAR + "the_ad_to_be_found_does_not_stand_in_the_input",
+     _NEAR + "numbers_are_a_recount_without_what_the_user_did_from_then_on"),
+  ),
+  Mutant(
+    "what a user did before a request stays in counts", "data/transitions.py",
+    "(basket_E >= first)[None]", "(basket_E >= 0)[None]",
+    (_NEAR + "numbers_are_a_recount_without_what_the_user_did_from_then_on",),
+  ),
+  Mutant(
+    "it is taken out of where a second step goes, too", "data/neighbours.py",
+    "source_A = table.source_A - ", "source_A = table.source_A - 0 * ",
+    (_NEAR + "numbers_are_a_recount_without_what_the_user_did_from_then_on",),
+  ),
+  Mutant(
+    "neighbours are ads that the user never met", "data/neighbours.py",
+    "rule_A[met_P[met_P < num_ads]] = -1", "",
+    (_NEAR + "neighbours_are_the_best_by_the_rule_and_never_met",),
   ),
   Mutant(
     "ads of one SID come by their engagements in training", "catalog/prepared.py",

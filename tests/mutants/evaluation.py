@@ -3,7 +3,7 @@
 from tests.mutants.mutant import Mutant
 
 _RANKING, _BASELINES, _PAIRS, _QUESTION, _RIVALS = (
-  "search/ranking.py", "evaluation/baselines.py", "evaluation/interactions.py",
+  "search/ranking.py", "evaluation/baselines.py", "data/interactions.py",
   "evaluation/question.py", "evaluation/rivals.py",
 )
 _COUNTER, _COUNTED = "evaluation/counter.py", "evaluation/test_counter.py::test_by_hand"
@@ -34,7 +34,7 @@ MUTANTS = (
     ("evaluation/test_requests.py::test_parts_of_a_request_are_judged_together",),
   ),
   Mutant(
-    "an organic engagement is none with an ad", "evaluation/interactions.py",
+    "an organic engagement is none with an ad", "data/interactions.py",
     "events.ad[event_N] >= 0", "events.ad[event_N] >= -1",
     ("evaluation/test_requests.py::test_baselines_see_engagements_with_products_of_ads",),
   ),

@@ -11,6 +11,9 @@ _STEPS, _COPIES = (f"{_FORCED}[lazy-static level]",), (f"{_FORCED}[lazy, copy pa
 _ENCODER = "nn/history_encoder.py"
 _ENCODED = "nn/test_history_encoder.py::test_"
 _ITEMS, _SCORED = "gr4ad/item_scorer.py", "gr4ad/test_item_scorer.py::test_"
+_NEAR = (
+  "gr4ad/test_copy_path.py::test_with_neighbours_the_untrained_model_ranks_as_the_counter",
+)
 _COPY = (_DECODERS + "test_copying_starts_by_own_counts_and_share",)
 
 MUTANTS = (
@@ -140,7 +143,7 @@ MUTANTS = (
   ),
   Mutant(
     "the item scorer starts almost closed", _ITEMS,
-    "OPEN = -6.0", "OPEN = 2.0",
+    "open: float = -6.0", "open: float = 2.0",
     ("gr4ad/test_copy_path.py::test_the_untrained_model_ranks_as_the_rule",),
   ),
   Mutant(
@@ -159,6 +162,20 @@ MUTANTS = (
   Mutant(
     "a trending ad is copied by its share", "gr4ad/copy_path.py",
     "x_BMF[..., shortlist.SHARE]", "x_BMF[..., shortlist.SHARE + 1]", _COPY,
+  ),
+  Mutant(
+    "with neighbours copying starts at the counter, too", "gr4ad/copy_path.py",
+    "rule_BM += near_rule(number_BMF, weight_5)", "", _NEAR,
+  ),
+  Mutant(
+    "an ad that nobody came to counts little, whatever it says of itself", "gr4ad/copy_path.py",
+    "known_BM = lead_BM / (lead_BM + neighbours.SHRINKAGE)", "known_BM = lead_BM / lead_BM",
+    (_DECODERS + "test_with_neighbours_copying_starts_by_their_rule",),
+  ),
+  Mutant(
+    "a run fitted anew counts what validated the first", "gr4ad/run.py",
+    'through = "validation" if run.refit else "train"', 'through = "train"',
+    ("gr4ad/test_copy_path.py::test_a_refit_counts_validating_engagements",),
   ),
   Mutant(
     "copying starts at the rule", "gr4ad/copy_path.py",
