@@ -47,6 +47,8 @@ class ModelConfig:
   item_scorer: bool = False
   """Also copy from all ads of the catalogue, each scored against an encoding of the ordered ad
   history (beyond the paper; off = paper). Needs copy_path."""
+  item_share: float = 0.0
+  """What its ads have of all that is copied; 0 = a share that is learned, for each request."""
   item_width: int = 64
   """Width of its ad vectors and of its encoder."""
   history_length: int = 50
@@ -88,6 +90,7 @@ class ModelConfig:
             "needs model.copy_path=true")
     require(self.copy_path or not self.neighbours, "model.neighbours", self.neighbours,
             "needs model.copy_path=true")
+    require(0 <= self.item_share < 1, "model.item_share", self.item_share, "must lie in [0, 1)")
     require(0 <= self.history_dropout < 1, "model.history_dropout", self.history_dropout,
             "must lie in [0, 1)")
     require(0 <= self.history_filter <= 1, "model.history_filter", self.history_filter,
@@ -321,7 +324,8 @@ def _sequences(num_steps: int) -> Config:
   return Config(
     model=ModelConfig(
       width=64, num_heads=2, num_layers=1, num_lazy_layers=0, dropout=0.2, copy_path=True,
-      shortlist=128, item_scorer=True, history_length=24, history_dropout=0.4,
+      shortlist=32, neighbours=128, item_scorer=True, item_share=0.6, history_length=24,
+      history_dropout=0.4,
     ),
     train=TrainConfig(
       num_steps=num_steps, batch_size=256, learning_rate=2e-3, weight_decay=0.0, log_every=100,
@@ -348,7 +352,7 @@ PRESETS: dict[str, Config] = {
     search=SearchConfig(value_exponent=0.25),
   ),
   # Sequences of single ads that do not repeat, such as Amazon's reviews: what comes next is told by
-  # their order alone. The generator is small; it has little to add.
+  # their order and by what others did next. The generator is small; it has little to add.
   "amazon-beauty": _sequences(num_steps=4_800),
   "amazon-sports": _sequences(num_steps=7_200),
   # 4.7 million parameters beside four codebooks of 256; what bench_training measures.

@@ -129,10 +129,6 @@ class TargetMass(NamedTuple):
   item_BC: jax.Array | None  # of the target's SID by the item scorer, 0 if no ad of its has it
 
 
-# Where all ads may follow, what follows is told by both.
-NEAR_SHARE = {"open": 0.0, "ranks": (1, 5, 21, 61)}
-
-
 class CopyTerms(NamedTuple):
   """A distribution over the ads that match, and how likely copying is."""
 
@@ -158,9 +154,10 @@ class CopyPath(nn.Module):
   word; a gate a level spoilt the order of the shortlist (docs/results.md).
 
   With an item scorer a is a mixture, (1 - y) softmax(score) over the shortlist and y times the item
-  scorer's softmax over all ads, with y from `ItemShare`; without any ad in the shortlist y = 1.
-  Training has the sums over all ads. A search follows the shortlist and the most probable of all
-  ads, as many as `copied_items`: its probabilities are those of SIDs given that no other is copied.
+  scorer's softmax over all ads, with y from `ItemShare` or the settings; without any ad in the
+  shortlist y = 1. Training has the sums over all ads. A search follows the shortlist and the most
+  probable of all ads, as many as `copied_items`: its probabilities are those of SIDs given that no
+  other is copied.
   """
 
   config: ModelConfig
@@ -170,13 +167,12 @@ class CopyPath(nn.Module):
   STEP = 8.0  # its bias is a parameter times this, and soon closes where it must
 
   def setup(self):
-    near = self.config.neighbours
-    self.score = CopyScore(() if near else self.vocabulary.codebook_sizes)
+    self.score = CopyScore(() if self.config.neighbours else self.vocabulary.codebook_sizes)
     self.gate_kernel = self.param("gate_kernel", nn.initializers.zeros, (self.config.width,))
     self.gate_bias = self.param("gate_bias", nn.initializers.constant(self.OPEN / self.STEP), ())
     if self.config.item_scorer:
       self.items = ItemScorer(self.config, self.vocabulary)
-      self.item_share = ItemShare(**(NEAR_SHARE if near else {}))
+      self.item_share = None if self.config.item_share else ItemShare()
 
   def source(self, context: Context, *, deterministic: bool = True) -> CopySource:
     """What can be copied; computed once per request."""
@@ -190,11 +186,12 @@ class CopyPath(nn.Module):
     logp_BM = score_BM - norm_B1
     items = None
     if self.config.item_scorer:
-      num_met_B = jnp.sum(context.ad_count_BT >= 0, axis=1)
-      worth_BM, worth_real_BM = score_BM, real_BM
-      if has_neighbours(context.short_number_BMF):
-        worth_BM, worth_real_BM = _near_worth(context.short_number_BMF)
-      logit_B = self.item_share(worth_BM, worth_real_BM, num_met_B)
+      if self.item_share:
+        num_met_B = jnp.sum(context.ad_count_BT >= 0, axis=1)
+        logit_B = self.item_share(score_BM, real_BM, num_met_B)
+      else:
+        y = self.config.item_share
+        logit_B = jnp.full(len(score_BM), np.log(y / (1 - y)), jnp.float32)
       some_B = jnp.any(real_BM, axis=1)
       log_share_B = jnp.where(some_B, jax.nn.log_sigmoid(logit_B), 0.0)
       items = DenseItems(self.items(context, deterministic=deterministic), log_share_B)
@@ -276,13 +273,6 @@ class CopyPath(nn.Module):
     return CopyTerms(
       attention_BWM, jax.nn.log_sigmoid(logit_BW), jax.nn.log_sigmoid(-logit_BW)
     )
-
-
-def _near_worth(number_BMF: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """How much the rule has for each neighbour, on a logarithmic scale, and which ads are ones."""
-  weight_5 = jnp.asarray(neighbours.WEIGHTS, jnp.float32)
-  never_met_BM = jnp.all(number_BMF[..., : shortlist.NUM_COUNTS] == 0, axis=-1)
-  return jnp.log(near_rule(number_BMF, weight_5) + 0.05), never_met_BM
 
 
 def safe_log(probability: jax.Array) -> jax.Array:

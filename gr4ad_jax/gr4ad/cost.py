@@ -54,7 +54,8 @@ def _item_params(config: ModelConfig, vocabulary: Vocabulary) -> int:
   w, filtered = config.item_width, bool(config.history_filter)
   block = 12 * w * w + (2 + 2 * filtered) * w
   encoder = (config.history_length + 1) * w + config.history_blocks * block
-  return _item_rows(vocabulary) * w + w + encoder + len(ItemShare.ranks) + 2 + 1
+  share = 0 if config.item_share else len(ItemShare.RANKS) + 2 + 1
+  return _item_rows(vocabulary) * w + w + encoder + share
 
 
 def _item_rows(vocabulary: Vocabulary) -> int:

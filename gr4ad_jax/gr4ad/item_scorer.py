@@ -134,13 +134,12 @@ class ItemShare(nn.Module):
   """Log odds that what is copied is of all ads, and not of the shortlist.
 
   They read how much the shortlist's ads are worth, by rank and together, and how long the history
-  is. As a rule they begin almost closed: the model starts at the order of the shortlist.
+  is, and begin almost closed: the model starts at the order of the shortlist.
   """
 
-  open: float = -6.0  # the first log odds
-  ranks: tuple[int, ...] = (1, 4, 12, 32)
-
+  OPEN = -6.0  # the first log odds
   STEP = 8.0  # weights are parameters times this: AdamW moves each by about the learning rate
+  RANKS = (1, 4, 12, 32)
   LEAST = float(np.log(1e-6))  # of the score of an ad, and where there is none
 
   @nn.compact
@@ -154,14 +153,14 @@ class ItemShare(nn.Module):
     """
     # What the shortlist is worth decides over the share, and not the other way round.
     score_BM = jax.lax.stop_gradient(jnp.where(real_BM, score_BM, self.LEAST))
-    room = max(self.ranks[-1] - score_BM.shape[1], 0)
+    room = max(self.RANKS[-1] - score_BM.shape[1], 0)
     padded_BM = jnp.pad(score_BM, ((0, 0), (0, room)), constant_values=self.LEAST)
-    best_BK, _ = jax.lax.top_k(padded_BM, self.ranks[-1])
+    best_BK, _ = jax.lax.top_k(padded_BM, self.RANKS[-1])
     met_B = jnp.log1p(num_met_B.astype(jnp.float32))
     feature_BN = jnp.stack(
-      [*(best_BK[:, rank - 1] for rank in self.ranks), jax.nn.logsumexp(score_BM, axis=-1), met_B],
+      [*(best_BK[:, rank - 1] for rank in self.RANKS), jax.nn.logsumexp(score_BM, axis=-1), met_B],
       axis=-1,
     ) / 4  # about one
     kernel_N = self.param("kernel", nn.initializers.zeros, (feature_BN.shape[-1],))
-    bias = self.param("bias", nn.initializers.constant(self.open / self.STEP), ())
+    bias = self.param("bias", nn.initializers.constant(self.OPEN / self.STEP), ())
     return self.STEP * (feature_BN @ kernel_N.astype(jnp.float32) + bias.astype(jnp.float32))

@@ -98,6 +98,21 @@ def test_the_mixture_over_every_sid(params):
   np.testing.assert_allclose(mixed, 0.5 * generated + 0.25 * (short + of_items), atol=2e-6)
 
 
+def test_a_set_share_is_every_request_s(params):
+  """p = (1 - y) of the shortlist + y of all ads, with y = .7."""
+  context = random_context(np.random.default_rng(1), 2)
+  short = probabilities(closed(params, copying=1e9, items=-1e9), context)
+  decoder = build_decoder(dataclasses.replace(MODEL, item_share=0.7), VOCABULARY)
+  assert "item_share" not in init_params(decoder, jax.random.key(0))["output"]["copy"]
+  mixed_BCL = decoder.apply(
+    {"params": closed(params, copying=1e9)}, context, np.stack([EVERY] * 2)
+  ).sid_BCL
+  expected = 0.3 * short
+  sid_A = np.ravel_multi_index(tuple(KNOWN_ADS.code_AL.T), (7, 5, 6))
+  np.add.at(expected, (slice(None), sid_A), 0.7 * dense(params, context))
+  np.testing.assert_allclose(np.exp(mixed_BCL.sum(axis=-1)), expected, atol=2e-6)
+
+
 @pytest.mark.parametrize("copied", [6, 24], ids=["the best ads", "all ads"])
 def test_a_search_follows_the_best_of_all_ads(params, copied):
   """Of 24 known ads; its probabilities are those given that no ad beyond the best is copied."""

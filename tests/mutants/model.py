@@ -143,7 +143,7 @@ MUTANTS = (
   ),
   Mutant(
     "the item scorer starts almost closed", _ITEMS,
-    "open: float = -6.0", "open: float = 2.0",
+    "OPEN = -6.0", "OPEN = 2.0",
     ("gr4ad/test_copy_path.py::test_the_untrained_model_ranks_as_the_rule",),
   ),
   Mutant(
@@ -162,6 +162,11 @@ MUTANTS = (
   Mutant(
     "a trending ad is copied by its share", "gr4ad/copy_path.py",
     "x_BMF[..., shortlist.SHARE]", "x_BMF[..., shortlist.SHARE + 1]", _COPY,
+  ),
+  Mutant(
+    "a set share is of the item scorer's ads", "gr4ad/copy_path.py",
+    "np.log(y / (1 - y))", "np.log((1 - y) / y)",
+    (_SCORED + "a_set_share_is_every_request_s",),
   ),
   Mutant(
     "with neighbours copying starts at the counter, too", "gr4ad/copy_path.py",
