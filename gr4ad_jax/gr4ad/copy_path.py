@@ -191,7 +191,7 @@ class CopyPath(nn.Module):
         logit_B = self.item_share(score_BM, real_BM, num_met_B)
       else:
         y = self.config.item_share
-        logit_B = jnp.full(len(score_BM), np.log(y / (1 - y)), jnp.float32)
+        logit_B = jnp.full(score_BM.shape[:1], np.log(y / (1 - y)), jnp.float32)
       some_B = jnp.any(real_BM, axis=1)
       log_share_B = jnp.where(some_B, jax.nn.log_sigmoid(logit_B), 0.0)
       items = DenseItems(self.items(context, deterministic=deterministic), log_share_B)

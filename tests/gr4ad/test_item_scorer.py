@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -111,6 +112,24 @@ def test_a_set_share_is_every_request_s(params):
   sid_A = np.ravel_multi_index(tuple(KNOWN_ADS.code_AL.T), (7, 5, 6))
   np.add.at(expected, (slice(None), sid_A), 0.7 * dense(params, context))
   np.testing.assert_allclose(np.exp(mixed_BCL.sum(axis=-1)), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("changes", [{}, {"item_share": 0.7}, {"neighbours": 3}], ids=str)
+def test_a_batch_may_have_any_size_in_an_artifact(changes):
+  decoder = build_decoder(dataclasses.replace(MODEL, **changes), VOCABULARY)
+  (rows,) = jax.export.symbolic_shape("rows")
+  context = random_context(np.random.default_rng(0), 2, numbers=decoder.config.copied_numbers)
+  context = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), context)
+  params = jax.eval_shape(lambda: init_params(decoder, jax.random.key(0)))
+
+  @jax.jit
+  def copied(params, context):
+    return decoder.apply(
+      {"params": params}, context, method=lambda module, x: module.output.copy_source(x).logp_BM
+    )
+
+  (logp_BM,) = jax.export.export(copied)(params, context).out_avals
+  assert logp_BM.shape == (rows, context.short_code_BML.shape[1])
 
 
 @pytest.mark.parametrize("copied", [6, 24], ids=["the best ads", "all ads"])
