@@ -88,7 +88,8 @@ def run_demo(
     tables.print_summary(counts, title="prepared")
   if not (data / "sids" / "config.json").exists():
     _say("2/5 tokenize: ads -> semantic IDs")
-    made = tokenize(data, data / "sids", TokenizerConfig())
+    # Ads that share an SID share its place in every list, which costs more than a hash brings.
+    made = tokenize(data, data / "sids", TokenizerConfig(last_level="suffix"))
     tables.print_health(made.lines, title="semantic IDs", reasons=False)
   if (workdir / "run.json").exists():
     run = read_run(workdir)

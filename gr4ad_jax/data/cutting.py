@@ -33,6 +33,14 @@ from gr4ad_jax.data.sequences import (
   training_feature_values,
 )
 from gr4ad_jax.data.splits import SPLITS, SequenceConfig, require_requests, split_requests
+from gr4ad_jax.data.taste_tables import (
+  MOST_USERS,
+  UserCounts,
+  count_users,
+  make_tastes,
+  table_times,
+)
+from gr4ad_jax.data.tastes import Tastes
 from gr4ad_jax.machine import atomic
 from gr4ad_jax.machine.progress import track
 
@@ -54,6 +62,7 @@ class Survey(NamedTuple):
     ad_events: events with an ad.
     valued_events: those with a value or eCPM above 0.
     engagements: clicks and conversions by hour and ad.
+    tastes: vectors of ads; None where splits are not by time.
   """
 
   vocabulary: FeatureVocabulary
@@ -61,6 +70,7 @@ class Survey(NamedTuple):
   ad_events: int
   valued_events: int
   engagements: PeriodEngagements
+  tastes: Tastes | None
 
 
 def survey(parts: LogParts, config: SequenceConfig, *, workers: int = 1) -> Survey:
@@ -72,6 +82,7 @@ def survey(parts: LogParts, config: SequenceConfig, *, workers: int = 1) -> Surv
   counts, ad_events, valued_events = np.zeros(len(SPLITS), np.int64), 0, 0
   request: dict[str, set[str]] = collections.defaultdict(set)
   counted: list[PeriodEngagements] = []
+  users: list[UserCounts] = []
   surveyed = map_parts(functools.partial(_survey_part, parts, config), len(parts), workers)
   for part in track(surveyed, "requests and features, parts", len(parts)):
     counts += part.request_counts
@@ -80,13 +91,21 @@ def survey(parts: LogParts, config: SequenceConfig, *, workers: int = 1) -> Surv
     for name, values in part.features.items():
       request[name] |= values
     counted.append(part.engagements)
+    users.append(part.users)
     # Merged when the new ones outgrow the sum, so that every count is added up a few times only.
     if sum(len(part.ad) for part in counted[1:]) > max(_MERGE_AT, len(counted[0].ad)):
       counted = [add_counts(counted)]
   engagements = add_counts(counted)
   require_requests(counts, engaged=len(engagements.ad) > 0, source=parts.logs.source)
   vocabulary = feature_vocabulary(feature_values(parts.logs.users.features), request)
-  return Survey(vocabulary, counts, ad_events, valued_events, engagements)
+  tastes = None
+  if config.split == "time":
+    tastes = make_tastes(users, _table_times(parts), len(parts.logs.ads.ad_id))
+  return Survey(vocabulary, counts, ad_events, valued_events, engagements, tastes)
+
+
+def _table_times(parts: LogParts) -> np.ndarray:
+  return table_times(parts.first_s, parts.last_s)
 
 
 class _PartSurvey(NamedTuple):
@@ -95,16 +114,22 @@ class _PartSurvey(NamedTuple):
   ad_events: int
   valued_events: int
   engagements: PeriodEngagements
+  users: UserCounts
 
 
 def _survey_part(parts: LogParts, config: SequenceConfig, number: int) -> _PartSurvey:
-  events = parts.read(number).logs.events
+  part = parts.read(number)
+  events, num_users = part.logs.events, len(parts.logs.users.user_id)
   splits = split_requests(events, config)
   is_ad_E = events.ad >= 0
   valued_E = is_ad_E & ((events.value > 0) | (events.ecpm > 0))
   return _PartSurvey(
     training_feature_values(events, splits.split_R), splits.counts, int(is_ad_E.sum()),
     int(valued_E.sum()), count_engagements(events),
+    count_users(
+      part.logs, _table_times(parts), first_user=part.first_user,
+      every=-(-num_users // MOST_USERS),
+    ),
   )
 
 

@@ -6,6 +6,7 @@
     folder/examples.json                       config, feature values, counts, digests
     folder/train_targets.npz                   what every training target was worth
     folder/trending.npz                        current shares of engagement, hour by hour
+    folder/tastes.npz                          vectors of ads (splits by time alone)
 
 and `open_examples(folder)` gives random access to them.
 """
@@ -30,6 +31,8 @@ from gr4ad_jax.data.log_folder import LogParts
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.sequences import Example, FeatureVocabulary
 from gr4ad_jax.data.splits import SPLITS, SequenceConfig, split_requests
+from gr4ad_jax.data.taste_tables import load_tastes, save_tastes
+from gr4ad_jax.data.tastes import Tastes
 from gr4ad_jax.data.trending import Trending, load_trending, save_trending, shares
 from gr4ad_jax.data.validation import LogError
 from gr4ad_jax.machine import atomic, digests, extras
@@ -52,6 +55,7 @@ class ExampleSet:
     train_action_N: int8.
     train_of_request_N: int32, how many targets the request of each has.
     trending: current shares by period; None where the config asks for none.
+    tastes: vectors of ads; None where splits are not by time.
   """
 
   config: SequenceConfig
@@ -64,6 +68,7 @@ class ExampleSet:
   train_action_N: np.ndarray
   train_of_request_N: np.ndarray
   trending: Trending | None
+  tastes: Tastes | None
 
 
 def prepare_examples(
@@ -106,6 +111,8 @@ def prepare_examples(
     shutil.rmtree(scratch)
     if config.num_trending:
       save_trending(shares(found.engagements, len(parts.logs.ads.ad_id)), fresh / "trending.npz")
+    if found.tastes is not None:
+      save_tastes(found.tastes, fresh / "tastes.npz")
     counts = {
       name: {"requests": int(requests), "examples": examples[name]}
       for name, requests in zip(SPLITS, found.request_counts, strict=True)
@@ -151,14 +158,19 @@ def open_examples(folder: Path) -> ExampleSet:
       raise LogError(f"{folder}: an earlier version prepared it, which counted less: {_REMEDY}")
     config = config_lib.from_dict(SequenceConfig, about["config"])
     features, counts = FeatureVocabulary(**about["features"]), about["counts"]
-    file, targets, trending = folder / "train_targets.npz", {}, None
+    file, targets, trending, tastes = folder / "train_targets.npz", {}, None, None
     with file.open("rb") as opened, np.load(opened) as arrays:  # numpy leaves a damaged one open
       targets = {f"train_{name}": arrays[name] for name in arrays.files}
     if config.num_trending:
       file = folder / "trending.npz"
       trending = load_trending(file)
+    if config.split == "time":
+      file = folder / "tastes.npz"
+      tastes = load_tastes(file)
     records = open_dataset(folder / DATASET, remedy=_REMEDY)
-    return ExampleSet(config, features, counts, records, trending=trending, **targets)
+    return ExampleSet(
+      config, features, counts, records, trending=trending, tastes=tastes, **targets
+    )
   except LogError:
     raise
   except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:

@@ -3,7 +3,8 @@
 On it stand ads whose products the user engaged with, and ads that many engage with now. Their
 numbers are what an engineer would give to a ranker: decayed counts of the user's own engagements at
 several half-lives, current shares of all engagements at several, the user's affinity to the ad's
-advertiser, category and text, its price, and how much is known of the user. All of it comes from
+advertiser, category and text, how well it goes with what else the user took, its price, and how
+much is known of the user. All of it comes from
 before the request. The copy path of a model points into the shortlist.
 
 Exported artifacts take this file along: it imports NumPy alone.
@@ -34,24 +35,26 @@ NUMBERS = (
   *(f"share of all engagements, half-life {days:g} d" for days in SHARE_HALF_LIVES_DAYS),
   "share of the day's engagements so far", "of the week's",
   "engagements with the advertiser", "with the category", "with the parent category",
-  "with the text",
+  "with the text", "likeness to what the user took",
   "price", "engagements of the user",
 )
 # The rule that a model starts at: own history, and what is trending.
 COUNT = HALF_LIVES_DAYS.index(112.0)
 ORGANIC = len(HALF_LIVES_DAYS) + COUNT
 SHARES = slice(NUM_COUNTS, NUM_COUNTS + NUM_SHARES)
+LIKENESS = NUMBERS.index("likeness to what the user took")
 SHARE, SLOW_SHARE = (NUM_COUNTS + SHARE_HALF_LIVES_DAYS.index(days) for days in (1.5, 7.0))
 ORGANIC_WEIGHT, SHARE_WEIGHT = 0.3, 160.0
 
 UNIT_F = np.ones(len(NUMBERS), np.float32)  # a number x is stored by log(1 + x * unit)
 UNIT_F[SHARES] = 1e6
+UNIT_F[LIKENESS] = 20
 # About the means and deviations of log (1 + x unit) over shortlists of household logs.
 MEAN_F = np.array(
-  [0.05, 0.1, 0.2, 0.3, 0.1, 0.2, 0.4, 0.6, 4, 4, 5, 5, 5, 4, 4, 1, 0.5, 1, 0.3, 1, 5]
+  [0.05, 0.1, 0.2, 0.3, 0.1, 0.2, 0.4, 0.6, 4, 4, 5, 5, 5, 4, 4, 1, 0.5, 1, 0.3, 2, 1, 5]
 )
 SPREAD_F = np.array(
-  [0.2, 0.3, 0.4, 0.5, 0.3, 0.4, 0.6, 0.8, 3.5, 3, 3, 2.5, 2, 3.5, 3, 1, 0.7, 1, 0.6, 0.6, 1]
+  [0.2, 0.3, 0.4, 0.5, 0.3, 0.4, 0.6, 0.8, 3.5, 3, 3, 2.5, 2, 3.5, 3, 1, 0.7, 1, 0.6, 0.5, 0.6, 1]
 )
 SCALE = 1024  # stored numbers to a factor of e: whole ones, as all else in a context
 BELOW = 1 << 15
@@ -138,7 +141,8 @@ def met_ads(
 def shortlist(
   met_P: np.ndarray, met_count_PH: np.ndarray, trending_N: np.ndarray,
   shares_of: Callable[[np.ndarray], np.ndarray], facts: AdFacts, size: int,
-  *, near: tuple[np.ndarray, np.ndarray] | None = None,
+  *, likeness_of: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] | None = None,
+  near: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """The likeliest of the ads that the user met or that many engage with now, and their numbers.
 
@@ -151,6 +155,7 @@ def shortlist(
     shares_of: ads -> [ads, H], their current shares of all engagements.
     facts: of all ads.
     size: of these ads.
+    likeness_of: ads met, how often, and ads -> `tastes.likeness` of the latter; None = not known.
     near: where nothing is trending, neighbours of the history, which stand behind the others, and
       numbers of the ads met and of these, as `neighbours.neighbours` gives them; None = none.
 
@@ -170,6 +175,8 @@ def shortlist(
   for kind, key_A in enumerate(facts.key_AK.T):
     _, number = np.unique(key_A[ad], return_inverse=True)
     x_NF[:, SHARES.stop + kind] = np.bincount(number[:num_own], score_P, len(ad))[number]
+  if likeness_of is not None:
+    x_NF[:, LIKENESS] = likeness_of(own, score_P, ad)
   x_NF[:, -2], x_NF[:, -1] = facts.price_A[ad], score_P.sum()
   likely_N = (
     np.log1p(x_NF[:, COUNT] + x_NF[:, ORGANIC]) + 160 * x_NF[:, SHARE] + 40 * x_NF[:, SLOW_SHARE]

@@ -15,6 +15,7 @@ from gr4ad_jax.data.sequences import NUM_AGE_BUCKETS, NUM_COUNT_BUCKETS, Example
 from gr4ad_jax.data.shortlist import AdFacts
 from gr4ad_jax.data.shortlist import shortlist as make_shortlist
 from gr4ad_jax.data.splits import SequenceConfig
+from gr4ad_jax.data.tastes import Tastes, likeness
 from gr4ad_jax.data.transitions import Transitions
 from gr4ad_jax.data.trending import NO_TRENDING, NUM_TREND_BUCKETS, Trending
 from gr4ad_jax.gr4ad.batch import Batch, Context, KnownAds, Vocabulary
@@ -40,6 +41,7 @@ class BatchMaker:
     user_hash_U, ad_hash_A: int32 hashes of ids, for models that know them; else None.
     facts, shortlist: what shortlists need of ads, and their size, for models with a copy path; else
       None, 0.
+    tastes: vectors of ads, or None.
     transitions, neighbours: what tells a history's neighbours, and how many; None, 0 = none.
   """
 
@@ -55,6 +57,7 @@ class BatchMaker:
   ad_hash_A: np.ndarray | None = None
   facts: AdFacts | None = None
   shortlist: int = 0
+  tastes: Tastes | None = None
   transitions: Transitions | None = None
   neighbours: int = 0
 
@@ -71,7 +74,9 @@ class BatchMaker:
   def tables(self) -> dict[str, np.ndarray]:
     """What raw histories need beside logs and examples, see `raw_histories.Kinds`."""
     if self.transitions is None:
-      return {}
+      return {} if self.tastes is None else {
+        f"taste_{name}": x for name, x in self.tastes._asdict().items()
+      }
     table = to_arrays(self.transitions.table)
     sizes = {
       "near_behind": self.shortlist, "near_most": self.neighbours,
@@ -142,6 +147,7 @@ class BatchMaker:
       make_shortlist(
         e.met_P, e.met_count_PH, trending.listed(row), functools.partial(trending.shares, row),
         self.facts, self.shortlist,
+        likeness_of=functools.partial(likeness, self.tastes, e.time_s) if self.tastes else None,
         near=self.transitions.of(e, most=self.neighbours) if self.transitions else None,
       )
       for e, row in zip(examples, trending.rows(time_s_B).tolist(), strict=True)

@@ -349,7 +349,7 @@ PRESETS: dict[str, Config] = {
     # On validation weeks this finds more in small requests, whose recall counts as much.
     loss=LossConfig(request_size_power=1.0),
     train=TrainConfig(learning_rate=2e-3),
-    search=SearchConfig(value_exponent=0.25),
+    search=SearchConfig(value_exponent=0.1),
   ),
   # Sequences of single ads that do not repeat, such as Amazon's reviews: what comes next is told by
   # their order and by what others did next. The generator is small; it has little to add.

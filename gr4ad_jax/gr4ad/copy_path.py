@@ -23,13 +23,13 @@ from gr4ad_jax.search.generator import MayGet
 class CopyScore(nn.Module):
   """How much each ad of the shortlist is copied from, whatever the decoder's state: its log weight.
 
-      log (count + a organic + b share + near) + MLP(numbers, SID)
+      log (count + a organic + b share + near) + MLP(numbers, SID) + sum_l worth_l[s_l]
 
   The first term is the rule of `data.shortlist` on the numbers themselves: the user's own
   engagements at a half-life of 112 days, the organic ones weighing a, and the ad's current share of
   all engagements at 1.5 days, weighing b. The MLP sees every number and, as a sum of a row of each
-  code, which ad it is: some are bought again sooner than others. It begins at zero, so that the
-  model starts at the rule's ranking and learns from there.
+  code, which ad it is: some are bought again sooner than others. It begins at zero, as what each
+  code is worth does, so that the model starts at the rule's ranking and learns from there.
 
   Where the list has neighbours, near is the rule of `data.neighbours` on their numbers, its weights
   learned too. The MLP then knows no SID: counts of transitions tell which ads follow, and what it
@@ -67,11 +67,15 @@ class CopyScore(nn.Module):
     normal_BMF = (log_BMF - mean_F.astype(np.float32)[None, None])
     normal_BMF /= spread_F.astype(np.float32)[None, None]
     h = jnp.concatenate([normal_BMF, score_BM[..., None]], axis=-1)
+    worth_BM = jnp.zeros_like(score_BM)  # of the codes themselves
     if self.codebook_sizes:
       rows_BME = jnp.zeros((*score_BM.shape, self.WIDTH))
       for level, size in enumerate(self.codebook_sizes):
+        code_BM = jnp.maximum(code_BML[..., level], 0)
         table_VE = self.param(f"level_{level}", nn.initializers.normal(0.02), (size, self.WIDTH))
-        rows_BME += self.STEP * table_VE[jnp.maximum(code_BML[..., level], 0)].astype(jnp.float32)
+        rows_BME += self.STEP * table_VE[code_BM].astype(jnp.float32)
+        worth_V = self.param(f"worth_{level}", nn.initializers.zeros, (size,))
+        worth_BM += self.STEP * worth_V[code_BM].astype(jnp.float32)
       rows_BME = nn.Dropout(self.DROPOUT)(rows_BME, deterministic=deterministic)
       h = jnp.concatenate([h, rows_BME], axis=-1)
     init = nn.initializers.variance_scaling(self.STEP**-2, "fan_in", "truncated_normal")
@@ -80,7 +84,7 @@ class CopyScore(nn.Module):
       bias = self.param(f"{layer}_bias", nn.initializers.zeros, (self.HIDDEN,))
       h = jax.nn.gelu(self.STEP * (h @ kernel.astype(jnp.float32) + bias[None, None]))
     last = self.param("last_kernel", nn.initializers.zeros, (self.HIDDEN, 1))
-    return score_BM + self.STEP * (h @ last.astype(jnp.float32))[..., 0]
+    return score_BM + worth_BM + self.STEP * (h @ last.astype(jnp.float32))[..., 0]
 
 
 def has_neighbours(number_BMF: jax.Array) -> bool:

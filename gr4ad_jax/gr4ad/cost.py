@@ -37,7 +37,7 @@ def num_params(config: ModelConfig, vocabulary: Vocabulary) -> int:
   if config.copy_path:
     hidden, rows = CopyScore.HIDDEN, _row_width(config)
     output += d + 1 + 2 + hidden * (config.copied_numbers + 1 + rows + 1 + hidden + 1 + 1)
-    output += sum(vocabulary.codebook_sizes) * rows
+    output += sum(vocabulary.codebook_sizes) * (rows + bool(rows))
     output += len(neighbours.WEIGHTS) if config.neighbours else 0
   if config.item_scorer:
     output += _item_params(config, vocabulary)
@@ -72,7 +72,8 @@ def num_table_params(config: ModelConfig, vocabulary: Vocabulary) -> int:
   groups = 3 + bool(vocabulary.num_trending)
   tables = sum(vocabulary.codebook_sizes) * config.width + config.id_rows * config.id_width
   if config.copy_path:
-    tables += sum(vocabulary.codebook_sizes) * _row_width(config)
+    rows = _row_width(config)
+    tables += sum(vocabulary.codebook_sizes) * (rows + bool(rows))
   if config.item_scorer:
     tables += _item_rows(vocabulary) * config.item_width
   return tables + context - groups * config.width**2

@@ -110,7 +110,7 @@ def open_inputs(run: RunFile, workdir: Place | None = None) -> Inputs:
     ads = KnownAds.of(make_batch.ad_hash_A, sids.codes_AL)
   if model.copy_path:
     make_batch = dataclasses.replace(
-      make_batch, facts=ad_facts(logs.ads), shortlist=model.shortlist
+      make_batch, facts=ad_facts(logs.ads), shortlist=model.shortlist, tastes=examples.tastes
     )
   if model.neighbours:
     make_batch = dataclasses.replace(

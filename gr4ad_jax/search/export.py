@@ -18,7 +18,7 @@ import numpy as np
 from gr4ad_jax.catalog.ad_index import AdIndex
 from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
 from gr4ad_jax.catalog.subsets import num_words
-from gr4ad_jax.data import neighbours, shortlist
+from gr4ad_jax.data import neighbours, shortlist, tastes
 from gr4ad_jax.data.example_records import to_example
 from gr4ad_jax.data.pipeline import ad_facts
 from gr4ad_jax.data.trending import arrays_of
@@ -120,7 +120,7 @@ def write_artifact(
     )
     np.savez(fresh / "sample.npz", **arrays)
     shutil.copy(artifact.__file__, fresh / "reader.py")
-    for module in (raw_histories, shortlist, neighbours):  # which it imports
+    for module in (raw_histories, shortlist, tastes, neighbours):  # which it imports
       shutil.copy(module.__file__, fresh)
     manifest["sha256"] = {
       name: artifact.digest(fresh / name) for name in (*programs, "arrays.npz", "sample.npz")

@@ -1,7 +1,7 @@
 """Raw histories -> the numbers of a context's arrays; imports nothing but numpy.
 
-`gr4ad export` puts copies of this file, shortlist.py and neighbours.py beside reader.py, the copy
-of artifact.py, which needs them.
+`gr4ad export` puts copies of this file, shortlist.py, tastes.py and neighbours.py beside reader.py,
+the copy of artifact.py, which needs them.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ import numpy as np
 if __package__:
   from gr4ad_jax.data import neighbours as near
   from gr4ad_jax.data.shortlist import PERIOD_S, AdFacts, ShareTable, met_ads, shares_at, shortlist
+  from gr4ad_jax.data.tastes import Tastes, likeness
 else:  # in the folder of an artifact
   # pyrefly: ignore[missing-import]
   import neighbours as near
 
   # pyrefly: ignore[missing-import]
   from shortlist import PERIOD_S, AdFacts, ShareTable, met_ads, shares_at, shortlist
+
+  # pyrefly: ignore[missing-import]
+  from tastes import Tastes, likeness
 
 _ACTIONS = ("impression", "click", "conversion")
 
@@ -119,9 +123,15 @@ class Kinds:
       ad_N = self._arrays["trending_ad_DN"][row]
       trending, shares_of = ad_N[ad_N >= 0], functools.partial(shares_at, table, row)
     facts = AdFacts(self._arrays["ad_key_AK"], self._arrays["ad_price_A"])
+    likeness_of = None
+    if "taste_made_s_D" in self._arrays:
+      tastes = Tastes(*(self._arrays[f"taste_{name}"] for name in Tastes._fields))
+      likeness_of = functools.partial(likeness, tastes, now_s)
     size = len(met[0]) + len(trending)
     if "near_most" not in self._arrays:
-      ad_M, number_MF = shortlist(*met, trending, shares_of, facts, size)
+      ad_M, number_MF = shortlist(
+        *met, trending, shares_of, facts, size, likeness_of=likeness_of
+      )
     else:
       size, most = min(size, int(self._arrays["near_behind"])), int(self._arrays["near_most"])
       latest = [row for row, _, _ in self._met(items, "ad_id", now_s)]

@@ -130,7 +130,9 @@ def test_a_damaged_record_is_named_by_whoever_reads_it(tmp_path):
     assert str(error.value).startswith(f"{file}: missing or damaged (")
 
 
-@pytest.mark.parametrize("name", ["examples.json", "train_targets.npz", "trending.npz"])
+@pytest.mark.parametrize(
+  "name", ["examples.json", "train_targets.npz", "trending.npz", "tastes.npz"]
+)
 def test_damaged_files_beside_the_examples_are_named(tiny_data, tmp_path, name):
   shutil.copytree(tiny_data / "examples", tmp_path / "examples")
   file = tmp_path / "examples" / name

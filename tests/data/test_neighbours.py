@@ -22,7 +22,7 @@ from gr4ad_jax.data.splits import SequenceConfig
 from gr4ad_jax.data.transitions import Transitions, content_terms
 
 CONFIG = SequenceConfig(split="leave_one_out", num_trending=0)
-EXAMPLES = ExampleSet(CONFIG, None, {}, {}, *[None] * 6)
+EXAMPLES = ExampleSet(CONFIG, None, {}, {}, *[None] * 7)
 
 
 def counted(logs, through="train"):

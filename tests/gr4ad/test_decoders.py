@@ -305,6 +305,10 @@ def test_copying_starts_by_own_counts_and_share():
   same_BMF = np.repeat(number_BMF[:, :1], 3, axis=1)
   score_BM = CopyScore((2, 3)).apply(params, same_BMF, np.array([[[0, 2], [1, 2], [0, 2]]]))
   assert score_BM[0, 0] == score_BM[0, 2] != score_BM[0, 1]
+  # And a code is worth something by itself; parameters count 2.5 times.
+  params["params"] |= {"worth_0": jnp.array([0.2, 0.4]), "worth_1": jnp.array([0.0, 0.0, 4.0])}
+  worth_BM = CopyScore((2, 3)).apply(params, same_BMF, np.array([[[0, 2], [1, 2], [0, 2]]]))
+  np.testing.assert_allclose(worth_BM - score_BM, [[10.5, 11.0, 10.5]], rtol=1e-4)
 
 
 def test_with_neighbours_copying_starts_by_their_rule():

@@ -6,8 +6,39 @@ _SEQUENCES, _SPLITS = "data/sequences.py", "data/splits.py"
 _HAND, _PIPELINE = "data/test_sequences.py::", "data/test_pipeline.py::"
 _NEAR = "data/test_neighbours.py::test_"
 _PARTS = "data/test_cutting.py::"
+_TASTES, _TABLES, _LIKE = "data/tastes.py", "data/taste_tables.py", "data/test_tastes.py::test_"
 
 MUTANTS = (
+  Mutant(
+    "a request reads the newest table that was there", _TASTES,
+    'int(np.searchsorted(tastes.made_s_D, now_s, side="right")) - 1',
+    "len(tastes.made_s_D) - 1",
+    (_LIKE + "the_likeness_by_hand",),
+  ),
+  Mutant(
+    "a rare ad tells more of a user", _TASTES,
+    "np.log1p(count_P.astype(np.float64)) * weight_A[met_P]",
+    "np.log1p(count_P.astype(np.float64))", (_LIKE + "the_likeness_by_hand",),
+  ),
+  Mutant(
+    "a table counts what was before it was made", _TABLES,
+    "rows = table_C <= table", "rows = table_C <= table + 1",
+    (_LIKE + "a_table_knows_nothing_of_what_comes_after_it",),
+  ),
+  Mutant(
+    "an engagement as a table is made comes too late for it", _TABLES,
+    'logs.events.time_s[event_N], side="right")', 'logs.events.time_s[event_N], side="left")',
+    (_LIKE + "an_engagement_as_a_table_is_made_is_not_in_it",),
+  ),
+  Mutant(
+    "ads of few users are not known", _TABLES,
+    "weight_A[users_A < LEAST_USERS] = 0", "", (_LIKE + "few_users_and_none_give_no_vectors",),
+  ),
+  Mutant(
+    "some users stand for all", _TABLES,
+    "chosen_N = user_N % every == 0", "chosen_N = user_N >= 0",
+    (_LIKE + "parts_of_a_log_add_up_and_some_users_stand_for_all",),
+  ),
   Mutant(
     "a request in the second of a cut belongs to what begins there", _SPLITS,
     'np.searchsorted(cuts, first_s_R, side="right")',

@@ -232,7 +232,7 @@ def test_damaged_files_of_an_artifact_are_named(exported, tmp_path, name, known)
 
 
 def test_the_reader_alone_says_in_one_line_what_is_wrong(exported, tmp_path):
-  for name in ("reader.py", "raw_histories.py", "shortlist.py", "neighbours.py"):
+  for name in ("reader.py", "raw_histories.py", "shortlist.py", "tastes.py", "neighbours.py"):
     shutil.copy(exported[0] / name, tmp_path)
   (tmp_path / "manifest.json").write_text("{}")
   said = subprocess.run(
