@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -111,11 +112,11 @@ def mean_metrics(
   value_recall@k is NaN where the targets have no value.
   """
   rank_RC, real_RC = _rank_of_targets(ranked_RK, requests), requests.target_RC >= 0
-  recall_R, captured_R = _found(rank_RC, requests, real_RC, k)
+  found = _found(rank_RC, requests, real_RC, k)
   held_out = np.where(real_RC, requests.value_RC, 0).sum(dtype=np.float64)
   return {
-    f"recall@{k}": _mean(recall_R), f"ndcg@{k}": _mean(_ndcg(rank_RC, real_RC, k)),
-    f"value_recall@{k}": float(_ratio(captured_R.sum(), held_out)),
+    f"recall@{k}": _mean(found.recall_R), f"ndcg@{k}": _mean(found.ndcg_R),
+    f"value_recall@{k}": float(_ratio(found.value_R.sum(), held_out)),
   }
 
 
@@ -138,8 +139,8 @@ def ranking_metrics(
       advertiser_coverage@K  advertisers with an ad in any y_:K / advertisers of the catalogue
 
   `new/...` keeps the lists, leaves out the targets that are not new, and then the requests without
-  a target. recall@K and value_recall@K come with 95 % percentile intervals, `.../ci_low` and
-  `.../ci_high`, from a bootstrap over users: a drawn user brings all of their requests.
+  a target. recall@K, ndcg@K and value_recall@K come with 95 % percentile intervals, `.../ci_low`
+  and `.../ci_high`, from a bootstrap over users: a drawn user brings all of their requests.
 
   Args:
     ranked_RK: int32 ad indices, best first; -1 = nothing.
@@ -197,8 +198,8 @@ def paired_difference(
     bootstrap: resamples.
 
   Returns:
-    a - b of recall@k and value_recall@k, of all and of `new/...` targets, each with `.../ci_low`
-    and `.../ci_high`; NaN where nothing is held out.
+    a - b of recall@k, ndcg@k and value_recall@k, of all and of `new/...` targets, each with
+    `.../ci_low` and `.../ci_high`; NaN where nothing is held out.
   """
   if k < 1 or bootstrap < 1:
     raise ValueError(f"k = {k} and bootstrap = {bootstrap} must be at least 1")
@@ -206,9 +207,8 @@ def paired_difference(
   rank_b_RC = _rank_of_targets(ranked_b_RK, requests)
   differences = {}
   for prefix, target_RC in _target_sets(requests):
-    recall_a_R, captured_a_R = _found(rank_a_RC, requests, target_RC, k)
-    recall_b_R, captured_b_R = _found(rank_b_RC, requests, target_RC, k)
-    more = recall_a_R - recall_b_R, captured_a_R - captured_b_R
+    a, b = (_found(rank_RC, requests, target_RC, k) for rank_RC in (rank_a_RC, rank_b_RC))
+    more = _Found(*(x_R - y_R for x_R, y_R in zip(a, b, strict=True)))
     differences |= _with_intervals(prefix, requests, target_RC, more, k, bootstrap)
   return differences
 
@@ -241,37 +241,43 @@ def _ndcg(rank_RC: np.ndarray, target_RC: np.ndarray, k: int) -> np.ndarray:
   return gain_RC.sum(axis=1) / best_K[np.clip(target_RC.sum(axis=1), 1, k) - 1]
 
 
+class _Found(NamedTuple):
+  """What the first k of each list hold of the targets, or how much more than another list's."""
+
+  recall_R: np.ndarray  # float64, as the others; 0 without targets
+  ndcg_R: np.ndarray
+  value_R: np.ndarray
+
+
 def _found(
   rank_RC: np.ndarray, requests: EvalRequests, target_RC: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """float64 [R], [R]: recall and value of the targets within the first k; 0 without targets."""
+) -> _Found:
   hit_RC = target_RC & (rank_RC < k)
   recall_R = hit_RC.sum(axis=1) / np.maximum(target_RC.sum(axis=1), 1)
-  return recall_R, np.where(hit_RC, requests.value_RC, 0).sum(axis=1, dtype=np.float64)
+  value_R = np.where(hit_RC, requests.value_RC, 0).sum(axis=1, dtype=np.float64)
+  return _Found(recall_R, _ndcg(rank_RC, target_RC, k), value_R)
 
 
 def _with_intervals(
   prefix: str,
   requests: EvalRequests,
   target_RC: np.ndarray,
-  found: tuple[np.ndarray, np.ndarray],
+  found: _Found,
   k: int,
   bootstrap: int,
 ) -> dict[str, float]:
-  """recall@k and value_recall@k, and their intervals over resampled users.
-
-  `found` is recall and value of each request, as `_found` gives it, or a difference of two.
-  """
+  """recall@k, ndcg@k and value_recall@k, and their intervals over resampled users."""
   keep_R = target_RC.any(axis=1)
   held_out_R = np.where(target_RC, requests.value_RC, 0).sum(axis=1, dtype=np.float64)
   users, user_R = np.unique(requests.user_R[keep_R], return_inverse=True)
-  columns = (found[0], keep_R, found[1], held_out_R)  # S = 4 sums of every user with a target
+  columns = (*found, keep_R, held_out_R)  # S = 5 sums of every user with a target
   sums_SU = np.stack([np.bincount(user_R, column[keep_R], len(users)) for column in columns])
   sums_SX = _resample(sums_SU, bootstrap)
   metrics = {}
-  for row, name in ((0, f"{prefix}recall@{k}"), (2, f"{prefix}value_recall@{k}")):
-    metrics[name] = float(_ratio(*sums_SU[row : row + 2].sum(axis=1)))
-    values_X = _ratio(*sums_SX[row : row + 2])
+  for name, *rows in (("recall", 0, 3), ("ndcg", 1, 3), ("value_recall", 2, 4)):
+    name = f"{prefix}{name}@{k}"
+    metrics[name] = float(_ratio(*sums_SU[rows].sum(axis=1)))
+    values_X = _ratio(*sums_SX[rows])
     values_X = values_X[np.isfinite(values_X)]
     low, high = np.percentile(values_X, (2.5, 97.5)) if len(values_X) else (np.nan, np.nan)
     metrics |= {f"{name}/ci_low": float(low), f"{name}/ci_high": float(high)}

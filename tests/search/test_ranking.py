@@ -199,6 +199,16 @@ def test_interval_of_single_requests_is_that_of_a_mean():
   half = 1.96 * recall.std() / math.sqrt(2000)
   assert metrics["recall@50/ci_low"] == pytest.approx(recall.mean() - half, abs=0.1 * half)
   assert metrics["recall@50/ci_high"] == pytest.approx(recall.mean() + half, abs=0.1 * half)
+  # NDCG of each request, from lists of one request each.
+  ndcg = np.array([
+    ranking_metrics(ranked[r : r + 1], requests.rows(np.array([r])), advertiser_A=np.arange(90),
+                    bootstrap=1)["ndcg@50"]
+    for r in range(0, 2000, 4)
+  ])
+  half = 1.96 * ndcg.std() / math.sqrt(2000)
+  for end, sign in ("low", -1), ("high", 1):
+    expected = metrics["ndcg@50"] + sign * half
+    assert metrics[f"ndcg@50/ci_{end}"] == pytest.approx(expected, abs=0.15 * half)
 
 
 def test_paired_difference_is_the_difference_of_the_metrics():
@@ -209,7 +219,7 @@ def test_paired_difference_is_the_difference_of_the_metrics():
   )
   there = paired_difference(a, b, requests=requests, k=10)
   back = paired_difference(b, a, requests=requests, k=10)
-  for name in ("recall@10", "value_recall@10", "new/recall@10", "new/value_recall@10"):
+  for name in ("recall@10", "ndcg@10", "value_recall@10", "new/recall@10", "new/ndcg@10"):
     assert there[name] == pytest.approx(metrics_a[name] - metrics_b[name])
     assert there[f"{name}/ci_low"] <= there[name] <= there[f"{name}/ci_high"]
     assert there[f"{name}/ci_low"] == pytest.approx(-back[f"{name}/ci_high"])
