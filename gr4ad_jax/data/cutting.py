@@ -33,14 +33,7 @@ from gr4ad_jax.data.sequences import (
   training_feature_values,
 )
 from gr4ad_jax.data.splits import SPLITS, SequenceConfig, require_requests, split_requests
-from gr4ad_jax.data.taste_tables import (
-  MOST_USERS,
-  UserCounts,
-  count_users,
-  make_tastes,
-  table_times,
-)
-from gr4ad_jax.data.tastes import Tastes
+from gr4ad_jax.data.taste_tables import MOST_USERS, UserCounts, count_users, table_times
 from gr4ad_jax.machine import atomic
 from gr4ad_jax.machine.progress import track
 
@@ -62,7 +55,7 @@ class Survey(NamedTuple):
     ad_events: events with an ad.
     valued_events: those with a value or eCPM above 0.
     engagements: clicks and conversions by hour and ad.
-    tastes: vectors of ads; None where splits are not by time.
+    users: who engaged with which ad, part by part; none where splits are not by time.
   """
 
   vocabulary: FeatureVocabulary
@@ -70,7 +63,7 @@ class Survey(NamedTuple):
   ad_events: int
   valued_events: int
   engagements: PeriodEngagements
-  tastes: Tastes | None
+  users: list[UserCounts]
 
 
 def survey(parts: LogParts, config: SequenceConfig, *, workers: int = 1) -> Survey:
@@ -91,21 +84,14 @@ def survey(parts: LogParts, config: SequenceConfig, *, workers: int = 1) -> Surv
     for name, values in part.features.items():
       request[name] |= values
     counted.append(part.engagements)
-    users.append(part.users)
+    users += part.users
     # Merged when the new ones outgrow the sum, so that every count is added up a few times only.
     if sum(len(part.ad) for part in counted[1:]) > max(_MERGE_AT, len(counted[0].ad)):
       counted = [add_counts(counted)]
   engagements = add_counts(counted)
   require_requests(counts, engaged=len(engagements.ad) > 0, source=parts.logs.source)
   vocabulary = feature_vocabulary(feature_values(parts.logs.users.features), request)
-  tastes = None
-  if config.split == "time":
-    tastes = make_tastes(users, _table_times(parts), len(parts.logs.ads.ad_id))
-  return Survey(vocabulary, counts, ad_events, valued_events, engagements, tastes)
-
-
-def _table_times(parts: LogParts) -> np.ndarray:
-  return table_times(parts.first_s, parts.last_s)
+  return Survey(vocabulary, counts, ad_events, valued_events, engagements, users)
 
 
 class _PartSurvey(NamedTuple):
@@ -114,22 +100,22 @@ class _PartSurvey(NamedTuple):
   ad_events: int
   valued_events: int
   engagements: PeriodEngagements
-  users: UserCounts
+  users: list[UserCounts]
 
 
 def _survey_part(parts: LogParts, config: SequenceConfig, number: int) -> _PartSurvey:
-  part = parts.read(number)
-  events, num_users = part.logs.events, len(parts.logs.users.user_id)
+  part, users = parts.read(number), []
+  events = part.logs.events
+  if config.split == "time":
+    made_s_D = table_times(parts.first_s, parts.last_s)
+    every = -(-len(parts.logs.users.user_id) // MOST_USERS)
+    users.append(count_users(part.logs, made_s_D, first_user=part.first_user, every=every))
   splits = split_requests(events, config)
   is_ad_E = events.ad >= 0
   valued_E = is_ad_E & ((events.value > 0) | (events.ecpm > 0))
   return _PartSurvey(
     training_feature_values(events, splits.split_R), splits.counts, int(is_ad_E.sum()),
-    int(valued_E.sum()), count_engagements(events),
-    count_users(
-      part.logs, _table_times(parts), first_user=part.first_user,
-      every=-(-num_users // MOST_USERS),
-    ),
+    int(valued_E.sum()), count_engagements(events), users,
   )
 
 

@@ -31,7 +31,7 @@ from gr4ad_jax.data.log_folder import LogParts
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.sequences import Example, FeatureVocabulary
 from gr4ad_jax.data.splits import SPLITS, SequenceConfig, split_requests
-from gr4ad_jax.data.taste_tables import load_tastes, save_tastes
+from gr4ad_jax.data.taste_tables import load_tastes, make_tastes, save_tastes, table_times
 from gr4ad_jax.data.tastes import Tastes
 from gr4ad_jax.data.trending import Trending, load_trending, save_trending, shares
 from gr4ad_jax.data.validation import LogError
@@ -111,8 +111,10 @@ def prepare_examples(
     shutil.rmtree(scratch)
     if config.num_trending:
       save_trending(shares(found.engagements, len(parts.logs.ads.ad_id)), fresh / "trending.npz")
-    if found.tastes is not None:
-      save_tastes(found.tastes, fresh / "tastes.npz")
+    if found.users:
+      made_s_D = table_times(parts.first_s, parts.last_s)
+      tastes = make_tastes(found.users, made_s_D, len(parts.logs.ads.ad_id))
+      save_tastes(tastes, fresh / "tastes.npz")
     counts = {
       name: {"requests": int(requests), "examples": examples[name]}
       for name, requests in zip(SPLITS, found.request_counts, strict=True)

@@ -74,7 +74,9 @@ def tables_of(logs, folder):
     validation_start_s=logs.events.time_s.max() - 2 * DAY,
     test_start_s=logs.events.time_s.max() - DAY,
   )
-  return survey(LogParts(folder), config).tastes
+  parts = LogParts(folder)
+  made_s_D = table_times(parts.first_s, parts.last_s)
+  return make_tastes(survey(parts, config).users, made_s_D, len(logs.ads.ad_id))
 
 
 def test_a_table_knows_nothing_of_what_comes_after_it(tiny_logs, tmp_path):
