@@ -3,9 +3,9 @@
 On it stand ads whose products the user engaged with, and ads that many engage with now. Their
 numbers are what an engineer would give to a ranker: decayed counts of the user's own engagements at
 several half-lives, current shares of all engagements at several, the user's affinity to the ad's
-advertiser, category and text, how well it goes with what else the user took, its price, and how
-much is known of the user. All of it comes from
-before the request. The copy path of a model points into the shortlist.
+advertiser, category and text, how alike it is to what else the user took, its price, and how much
+is known of the user. All of it comes from before the request. The copy path of a model points into
+the shortlist.
 
 Exported artifacts take this file along: it imports NumPy alone.
 

@@ -204,11 +204,11 @@ def _input(
   if hides_advertiser:
     text = _without(text, (advertiser,))
   elif _is_known(advertiser):
-    fields.append(f"advertiser: {advertiser}")
+    fields.append(f"advertiser: {advertiser.strip()}")
   if price:
     fields.append(price)
   if _is_known(conversion):
-    fields.append(f"conversion: {conversion}")
+    fields.append(f"conversion: {conversion.strip()}")
   if text := " ".join(text.split()):
     fields.append(f"text: {text}")
   return f"{instruction} {'. '.join(fields or [BLANK])}"

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gr4ad_jax.data.records import AD_TYPES
@@ -152,6 +152,7 @@ def test_a_copy_of_the_category_path_in_the_text_is_said_once():
   text=st.text(max_size=40), category=st.text(max_size=20), advertiser=st.text(min_size=1),
   hidden=st.sets(st.sampled_from(INPUTS)),
 )
+@example(text="", category="A", advertiser="A\r", hidden={"category"})
 def test_any_strings_give_more_than_the_instruction(text, category, advertiser, hidden):
   texts = input_with(
     *hidden, text=f"{text} {advertiser}", category=category, advertiser_id=advertiser
