@@ -73,18 +73,18 @@ class BatchMaker:
   @property
   def tables(self) -> dict[str, np.ndarray]:
     """What raw histories need beside logs and examples, see `raw_histories.Kinds`."""
-    if self.transitions is None:
-      return {} if self.tastes is None else {
-        f"taste_{name}": x for name, x in self.tastes._asdict().items()
+    tables = {}
+    if self.tastes is not None:
+      tables |= {f"taste_{name}": x for name, x in self.tastes._asdict().items()}
+    if self.transitions is not None:
+      sizes = {
+        "near_behind": self.shortlist, "near_most": self.neighbours,
+        "near_latest": self.sequence.max_ad_history,
       }
-    table = to_arrays(self.transitions.table)
-    sizes = {
-      "near_behind": self.shortlist, "near_most": self.neighbours,
-      "near_latest": self.sequence.max_ad_history,
-    }
-    return {name: np.array(x) for name, x in sizes.items()} | {
-      f"near_table_{name}": x for name, x in table.items()
-    }
+      tables |= {name: np.array(x) for name, x in sizes.items()}
+      table = to_arrays(self.transitions.table)
+      tables |= {f"near_table_{name}": x for name, x in table.items()}
+    return tables
 
   def with_ads(self, row_N: np.ndarray, ads: AdTable, code_NL: np.ndarray) -> BatchMaker:
     """The same with the SIDs of some ads; rows past the end follow without a gap."""

@@ -37,7 +37,7 @@ def num_params(config: ModelConfig, vocabulary: Vocabulary) -> int:
   if config.copy_path:
     hidden, rows = CopyScore.HIDDEN, _row_width(config)
     output += d + 1 + 2 + hidden * (config.copied_numbers + 1 + rows + 1 + hidden + 1 + 1)
-    output += sum(vocabulary.codebook_sizes) * (rows + bool(rows))
+    output += _code_params(config, vocabulary)
     output += len(neighbours.WEIGHTS) if config.neighbours else 0
   if config.item_scorer:
     output += _item_params(config, vocabulary)
@@ -47,6 +47,12 @@ def num_params(config: ModelConfig, vocabulary: Vocabulary) -> int:
 def _row_width(config: ModelConfig) -> int:
   """Width of the rows of codes that the copy path's network reads."""
   return 0 if config.neighbours else CopyScore.WIDTH
+
+
+def _code_params(config: ModelConfig, vocabulary: Vocabulary) -> int:
+  """Those rows, and what each code is worth."""
+  width = _row_width(config)
+  return sum(vocabulary.codebook_sizes) * (width + bool(width))
 
 
 def _item_params(config: ModelConfig, vocabulary: Vocabulary) -> int:
@@ -72,8 +78,7 @@ def num_table_params(config: ModelConfig, vocabulary: Vocabulary) -> int:
   groups = 3 + bool(vocabulary.num_trending)
   tables = sum(vocabulary.codebook_sizes) * config.width + config.id_rows * config.id_width
   if config.copy_path:
-    rows = _row_width(config)
-    tables += sum(vocabulary.codebook_sizes) * (rows + bool(rows))
+    tables += _code_params(config, vocabulary)
   if config.item_scorer:
     tables += _item_rows(vocabulary) * config.item_width
   return tables + context - groups * config.width**2

@@ -164,16 +164,14 @@ def ranking_metrics(
   metrics = {}
   for prefix, target_RC in _target_sets(requests):
     keep_R = target_RC.any(axis=1)
-    for k in ks:
-      hit_RC = target_RC & (rank_RC < k)
-      recall_R = hit_RC.sum(axis=1)[keep_R] / target_RC.sum(axis=1)[keep_R]
-      metrics[f"{prefix}recall@{k}"] = _mean(recall_R)
-      metrics[f"{prefix}ndcg@{k}"] = _mean(_ndcg(rank_RC, target_RC, k)[keep_R])
+    found = {k: _found(rank_RC, requests, target_RC, k) for k in ks}
+    for k, of_k in found.items():
+      metrics[f"{prefix}recall@{k}"] = _mean(of_k.recall_R[keep_R])
+      metrics[f"{prefix}ndcg@{k}"] = _mean(of_k.ndcg_R[keep_R])
     shown = ranked_RK[keep_R, :depth]
     shown = np.unique(advertiser_A[shown[shown >= 0]])
     metrics[f"{prefix}advertiser_coverage@{depth}"] = len(shown) / len(np.unique(advertiser_A))
-    found = _found(rank_RC, requests, target_RC, depth)
-    metrics |= _with_intervals(prefix, requests, target_RC, found, depth, bootstrap)
+    metrics |= _with_intervals(prefix, requests, target_RC, found[depth], depth, bootstrap)
   return metrics
 
 

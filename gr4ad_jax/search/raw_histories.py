@@ -123,22 +123,20 @@ class Kinds:
       ad_N = self._arrays["trending_ad_DN"][row]
       trending, shares_of = ad_N[ad_N >= 0], functools.partial(shares_at, table, row)
     facts = AdFacts(self._arrays["ad_key_AK"], self._arrays["ad_price_A"])
-    likeness_of = None
+    likeness_of, found = None, None
     if "taste_made_s_D" in self._arrays:
       tastes = Tastes(*(self._arrays[f"taste_{name}"] for name in Tastes._fields))
       likeness_of = functools.partial(likeness, tastes, now_s)
     size = len(met[0]) + len(trending)
-    if "near_most" not in self._arrays:
-      ad_M, number_MF = shortlist(
-        *met, trending, shares_of, facts, size, likeness_of=likeness_of
-      )
-    else:
+    if "near_most" in self._arrays:
       size, most = min(size, int(self._arrays["near_behind"])), int(self._arrays["near_most"])
       latest = [row for row, _, _ in self._met(items, "ad_id", now_s)]
       latest_T = np.array(latest[: int(self._arrays["near_latest"])], np.int64)
       number_KA = near.neighbour_numbers(self._near, latest_T)
       found = near.neighbours(number_KA, met[0], most)
-      ad_M, number_MF = shortlist(*met, trending, shares_of, facts, size, near=found)
+    ad_M, number_MF = shortlist(
+      *met, trending, shares_of, facts, size, likeness_of=likeness_of, near=found
+    )
     return ad_M[ad_M >= 0], number_MF[ad_M >= 0]
 
   @functools.cached_property

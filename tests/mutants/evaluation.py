@@ -40,8 +40,8 @@ MUTANTS = (
   ),
   Mutant(
     "recall is a share of the request's targets", _RANKING,
-    "recall_R = hit_RC.sum(axis=1)[keep_R] / target_RC.sum(axis=1)[keep_R]",
-    "recall_R = hit_RC.any(axis=1)[keep_R]", (_METRICS + "test_by_hand",),
+    "recall_R = hit_RC.sum(axis=1) / np.maximum(target_RC.sum(axis=1), 1)",
+    "recall_R = hit_RC.any(axis=1) * 1.0", (_METRICS + "test_by_hand",),
   ),
   Mutant(
     "DCG is divided by that of the best list of as many targets", _RANKING,
