@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments._runs import tokenized
+from experiments._runs import evenly, tokenized
 from gr4ad_jax.catalog.catalog import ContextMaker
 from gr4ad_jax.data import prepare
 from gr4ad_jax.data.examples import open_examples, read_split
@@ -152,11 +152,6 @@ def open_advertisers(market: Market, logs: Logs, requests: Requests) -> np.ndarr
     )
     open_RV[row] = spent_V < market.budget_V
   return open_RV
-
-
-def evenly(rows: list, count: int) -> list:
-  """`count` of the rows, or all, evenly spread."""
-  return [rows[i] for i in np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
 
 
 def recommend_all(

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from gr4ad_jax.data import prepare
 from gr4ad_jax.data.config import CompleteJourney, PrepareConfig
 from gr4ad_jax.data.examples import open_examples, read_split
 from gr4ad_jax.data.sequences import Example
-from gr4ad_jax.evaluation.evaluate import search_split
+from gr4ad_jax.evaluation.evaluate import prospecting_lists, search_split
 from gr4ad_jax.gr4ad.build import Decoder, build_decoder
 from gr4ad_jax.gr4ad.config import Config, preset
 from gr4ad_jax.gr4ad.run import (
@@ -29,6 +29,7 @@ from gr4ad_jax.gr4ad.run import (
   read_run,
 )
 from gr4ad_jax.gr4ad.train_run import train_run
+from gr4ad_jax.machine import atomic
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.machine.storage import write_json
 from gr4ad_jax.search.config import SearchConfig
@@ -87,6 +88,44 @@ def score(
     found.recommendations.ad_RK, eval_requests(groups), advertiser_A=advertiser_A, ks=(10, 50),
     bootstrap=200,
   )
+
+
+class Lists(NamedTuple):
+  """What a run's searches have found, int32 [R, DEPTH]; -1 = nothing."""
+
+  all_RK: np.ndarray
+  prospecting_RK: np.ndarray  # without what users had seen; nothing where no target is new
+
+
+def found_lists(folder: Path, split: str, *, limit: int | None = None) -> Lists:
+  """Searches for a split's requests with the run in `folder`, or reads what an earlier call found.
+
+  Args:
+    folder: of a trained run; lists-SPLIT.npz is kept in it.
+    split: "validation" or "test".
+    limit: at most so many requests, evenly spread; None = all.
+  """
+  file = folder / f"lists-{split}.npz"
+  if not file.exists():
+    opened = open_run(folder)
+    recommender, groups = opened.recommender(), split_groups(opened, split, limit)
+    found = search_split(recommender, opened.contexts, groups, opened.search).recommendations
+    lists = Lists(found.ad_RK, prospecting_lists(recommender, opened, groups))
+    with atomic.new_file(file) as out:
+      np.savez_compressed(out, **lists._asdict())
+  with np.load(file) as arrays:
+    return Lists(**arrays)
+
+
+def split_groups(opened: Opened, split: str, limit: int | None) -> list[list[Example]]:
+  """The requests of a split, or `limit` of them, evenly spread."""
+  groups = group_requests(read_split(opened.examples, split))
+  return groups if limit is None else evenly(groups, limit)
+
+
+def evenly(rows: list, count: int) -> list:
+  """`count` of the rows, or all, evenly spread."""
+  return [rows[i] for i in np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
 
 
 def run_of(data: Path, sids: Path, config: Config) -> RunFile:

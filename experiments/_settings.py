@@ -1,4 +1,4 @@
-"""What --set changes in an experiment that has only settings of its own."""
+"""What --set changes in an experiment that has settings of its own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gr4ad_jax.config import ConfigT, override_all
+from gr4ad_jax.gr4ad.config import Config
 
 SHARED_DATA = str(Path(__file__).resolve().parents[2] / "shared" / "data")
 """Benchmark files beside the checkout."""
@@ -20,3 +21,16 @@ def with_overrides(settings: ConfigT, overrides: Mapping[str, str]) -> ConfigT:
   """
   options = dataclasses.make_dataclass("Options", [("settings", type(settings))], frozen=True)
   return override_all(options(settings), overrides).settings
+
+
+def settings_beside(
+  settings: ConfigT, config: Config, overrides: Mapping[str, str]
+) -> tuple[ConfigT, Config]:
+  """Both changed: settings.PATH in the experiment's own settings, all else in those of a run.
+
+  Raises:
+    ConfigError: as `with_overrides`.
+  """
+  own = {path: value for path, value in overrides.items() if path.startswith("settings.")}
+  others = {path: value for path, value in overrides.items() if path not in own}
+  return with_overrides(settings, own), override_all(config, others)

@@ -25,13 +25,12 @@ from matplotlib.figure import Figure
 
 from experiments._figures import change, plain, revenue_by_day
 from experiments._market import (
-  evenly,
   prepared_first_days,
   recommend_all,
   requests_of,
   trained_reward,
 )
-from experiments._runs import of_epochs, of_steps, run_of
+from experiments._runs import evenly, of_epochs, of_steps, run_of
 from gr4ad_jax.config import ConfigError, override_all
 from gr4ad_jax.data.impressions import read_impressions
 from gr4ad_jax.data.records import DAY_S, Logs

@@ -63,7 +63,7 @@ from gr4ad_jax.machine.progress import console, track
 from gr4ad_jax.machine.storage import write_json
 from gr4ad_jax.market.world import MarketConfig
 from gr4ad_jax.ranker.cascade import train_retrieval
-from gr4ad_jax.ranker.config import RewardConfig
+from gr4ad_jax.ranker.config import REWARD_TRAINING, RewardConfig
 from gr4ad_jax.ranker.reward import RewardScorer, open_reward
 from gr4ad_jax.search.beam_search import compile_search
 from gr4ad_jax.search.config import SearchConfig
@@ -90,6 +90,8 @@ class Row(NamedTuple):
   method: str = "none"  # of PreferenceConfig
   weight: float = 0.0  # of the list loss; Z_max where the method is uvr
   widths: tuple[int, ...] = WIDE
+  copied: bool = True  # with the copy path, which the paper does not have
+  long: bool = False  # learns from as many requests as the cascade's towers
 
 
 ROWS = {
@@ -112,10 +114,19 @@ ROWS = {
     "GR4AD (UVR + DBS + LazyAR)", ("+4.28%", "+117%"), decoder="lazy", method="uvr",
     weight=14.0, widths=PROGRESSIVE,
   ),
+  "gr4ad_paper": Row(
+    "GR4AD without the copy path", ("+4.28%", "+117%"), decoder="lazy", method="uvr",
+    weight=14.0, widths=PROGRESSIVE, copied=False,
+  ),
+  "gr4ad_long": Row(
+    "GR4AD, as many samples as the cascade", ("", ""), decoder="lazy", method="uvr",
+    weight=14.0, widths=PROGRESSIVE, long=True,
+  ),
 }
 REVENUES = (f"revenue@{HANDED}", f"revenue@{K}")  # the first one is the table's
 METRICS = (*REVENUES, "own_revenue", "whole_revenue", f"ndcg_ecpm@{K}", f"recall@{K}")
-ORDERINGS = (("vsl", "ua_sid"), ("rspo", "vsl"), ("rspo", "dpo"), ("rspo", "grpo"), ("uvr", "rspo"))
+ORDERINGS = (("vsl", "ua_sid"), ("rspo", "vsl"), ("rspo", "dpo"), ("rspo", "grpo"), ("uvr", "rspo"),
+             ("gr4ad", "gr4ad_paper"), ("gr4ad_long", "gr4ad"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +160,9 @@ class Options:
 
   settings: Settings = Settings()
   market: MarketConfig = MarketConfig()
-  model: ModelConfig = ModelConfig(width=64, num_heads=2, num_layers=3, num_lazy_layers=2)
+  model: ModelConfig = ModelConfig(
+    width=64, num_heads=2, num_layers=3, num_lazy_layers=2, copy_path=True
+  )  # the decoder, and whether anything is copied: the row's
   train: TrainConfig = TrainConfig(
     batch_size=64, learning_rate=3e-3, log_every=50, eval_batches=8
   )
@@ -173,6 +186,7 @@ class Shared(NamedTuple):
     """The first stage of a row: its folder's name, and the run."""
     config = _config(row, self.options, seed, stage=1)
     name = f"{row.decoder}-{row.sids}-{'vsl' if row.values else 'plain'}"
+    name += "-long" * row.long + "-paper" * (not row.copied)
     return name, run_of(self.data, self.sids[row.sids], config)
 
 
@@ -193,7 +207,9 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
     workdir / "reward", data, steps=options.reward_steps, model=options.reward
   )
   sids = {
-    "ua_sid": tokenized(data, workdir / "sids" / "ua_sid", TokenizerConfig()),
+    "ua_sid": tokenized(
+      data, workdir / "sids" / "ua_sid", TokenizerConfig(last_level="suffix")
+    ),
     "rq_kmeans": tokenized(
       data, workdir / "sids" / "rq_kmeans",
       TokenizerConfig(quantizer="kmeans", codebook_sizes=(40, 40, 40), last_level="quantised"),
@@ -282,10 +298,13 @@ def _trained(row: Row, folder: Path, shared: Shared, seed: int) -> Path:
 def _config(row: Row, options: Options, seed: int, *, stage: int) -> Config:
   settings = options.settings
   steps = settings.first_steps if stage == 1 else settings.second_steps
+  if row.long and stage == 1:
+    seen = options.reward_steps * REWARD_TRAINING.batch_size
+    steps = seen // options.train.batch_size - settings.second_steps
   rate = options.train.learning_rate if stage == 1 else settings.second_learning_rate
   train = of_steps(options.train, steps, learning_rate=rate, seed=seed + 100 * (stage - 1))
   return Config(
-    model=dataclasses.replace(options.model, decoder=row.decoder),
+    model=dataclasses.replace(options.model, decoder=row.decoder, copy_path=row.copied),
     loss=VALUE_LOSS if row.values else PLAIN_LOSS,
     train=train, search=_search(row._replace(widths=WIDE), options),  # lists come from wide beams
     preference=PreferenceConfig(method="none") if stage == 1 else dataclasses.replace(
@@ -388,7 +407,7 @@ def plots(results: Mapping[str, float]) -> dict[str, Figure]:
       [[results[f"{name}/{lift}_ci_{end}"] for end in ("low", "high")] for name in names],
       color=color, label=f"here, {handed} ads to the ranker",
     )
-  paper = [float(ROWS[name].paper[0].rstrip("%")) / 100 for name in names]
+  paper = [float(ROWS[name].paper[0].rstrip("%") or "nan") / 100 for name in names]
   bars(-0.27, paper, None, color="#b8b8b8", label="paper, online")
   ax.set_yticks(places, [ROWS[name].label for name in names])
   ax.set_title("Revenue over the DLRM cascade, % (bars: 95% interval over seeds)", loc="left")

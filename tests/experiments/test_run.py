@@ -2,13 +2,17 @@
 
 import json
 
+import numpy as np
 import pytest
 from matplotlib.image import imread
 
 import experiments
 from experiments import demo_baselines, run
-from gr4ad_jax.cli import demo
-from gr4ad_jax.gr4ad.config import preset
+from experiments._runs import Lists
+from gr4ad_jax.catalog.prepared import open_logs
+from gr4ad_jax.data.examples import read_split
+from gr4ad_jax.evaluation.rivals import Rivals
+from gr4ad_jax.search.held_out import eval_requests, group_requests
 
 DOUBLED = '''"""Twice a number.
 
@@ -100,31 +104,41 @@ def test_a_bad_setting_is_one_line(tmp_path, capsys, setting, words):
   assert not (tmp_path / "a" / "experiment.json").exists()
 
 
-@pytest.mark.parametrize(
-  ("size", "overrides", "steps", "minutes"),
-  [
-    ("cpu", {}, preset("demo").train.num_steps, demo_baselines.CPU_MINUTES),
-    ("cpu", {"model.copy_path": "false"}, preset("demo").train.num_steps,
-     demo_baselines.CPU_MINUTES),
-    ("cpu", {"train.num_steps": "7"}, 7, None),
-    ("full", {}, demo_baselines.FULL_STEPS, None),
-  ],
-)
-def test_demo_baselines_plans_steps_only_for_the_demo(
-  tmp_path, monkeypatch, size, overrides, steps, minutes
-):
-  seen = {}
+def test_demo_baselines_averages_over_seeds_and_draws_users(tiny_data, tmp_path, monkeypatch):
+  """Seed 0 finds every target at the top, seed 1 nothing; the rival finds nothing."""
+  requests = eval_requests(group_requests(read_split(open_logs(tiny_data).examples, "test")))
+  best_RK = np.full((len(requests.user_R), 50), -1, np.int32)
+  best_RK[:, : requests.target_RC.shape[1]] = requests.target_RC
+  nothing_RK = np.full_like(best_RK, -1)
+  trained = []
 
-  def run_demo(options, *, config, plan):
-    seen.update(config=config, minutes=options.minutes if plan else None)
-    (options.workdir / "run.json").write_text('{"data": "", "sids": ""}')
-    return {"recall@50": 0.5}
+  def found_lists(folder, split):
+    assert split == "test"
+    return Lists(*(2 * [best_RK if folder.name == "seed0" else nothing_RK]))
 
-  monkeypatch.setattr(demo, "run_demo", run_demo)
-  results = demo_baselines.run(tmp_path, size=size, overrides=overrides)
-  assert results == {"recall@50": 0.5, "training_minutes": 0.0}
-  assert (seen["config"].train.num_steps, seen["minutes"]) == (steps, minutes)
-  assert seen["config"].model.copy_path == ("model.copy_path" not in overrides)
+  def find_rivals(logs, examples, requests, *, k):
+    lists = {"popularity": nothing_RK[:, :k]}
+    return Rivals(None, lists, None, lists)
+
+  monkeypatch.setattr(demo_baselines, "prepared_journey", lambda workdir: tiny_data)
+  monkeypatch.setattr(demo_baselines, "train_run", lambda run, *_, **__: trained.append(run.config))
+  monkeypatch.setattr(demo_baselines, "read_log", lambda folder: [])
+  monkeypatch.setattr(demo_baselines, "found_lists", found_lists)
+  monkeypatch.setattr(demo_baselines, "find_rivals", find_rivals)
+  results = demo_baselines.run(
+    tmp_path, size="cpu",
+    overrides={"settings.seeds": "2", "settings.bootstrap": "20", "model.width": "32"},
+  )
+  assert [config.train.seed for config in trained] == [0, 1]
+  assert {(c.train.num_steps, c.model.width) for c in trained} == {
+    (demo_baselines.STEPS["cpu"], 32)
+  }
+  assert results["recall@50"] == pytest.approx(0.5) and results["recall@50/seed0"] == 1
+  # Whoever is drawn brings both seeds: no doubt about users is left.
+  assert results["recall@50/ci_low"] == results["recall@50/ci_high"] == pytest.approx(0.5)
+  assert results["difference/popularity/prospecting/recall@50"] == pytest.approx(0.5)
+  assert results["prospecting/recall@50/seed1"] == 0
+  assert results["num_requests"] == len(requests.user_R)
 
 
 def test_training_minutes_by_hand():
@@ -140,8 +154,8 @@ def test_training_minutes_by_hand():
 
 def results_of(ours: float) -> dict[str, float]:
   """Made-up metrics: ours, popularity .2, a fourth baseline `trending` .25; no new targets."""
-  results = {"training_minutes": 1.5, "checkpoint_step": 900, "num_requests": 80, "num_users": 20,
-             "num_ads": 70}
+  results = {"training_minutes": 1.5, "num_steps": 900, "num_requests": 80, "num_users": 20,
+             "num_ads": 70, "recall@50/seed0": 0.31, "recall@50/seed1": 0.29}
   for prefix, value in (("", ours), ("baseline/popularity/", 0.2), ("baseline/trending/", 0.25)):
     for name in ("recall@50", "value_recall@50"):
       key = prefix + name
@@ -156,7 +170,7 @@ def test_demo_baselines_table():
   assert "| popularity | 0.100 | 0.050 | 0.200 (0.190-0.210) |" in page
   assert "| trending |" in page
   assert "clearly above every baseline" in page
-  assert "1.5 minutes of training, checkpoint of step 900" in page
+  assert "900 steps, 1.5 minutes of training a seed. recall@50 of each seed: 0.3100, 0.2900" in page
   assert "above every baseline" not in demo_baselines.table(results_of(0.21))
 
 
