@@ -12,7 +12,8 @@ number is NaN.
 
 The input is measured by itself: examples/s that grain reads, decodes, looks up and pads (stored
 requests of Complete Journey as in `make demo`, with the threads that training uses), beside
-examples/s of the training step of the preset "small" on such batches.
+examples/s of the training step on such batches: of the preset "small", and of "demo", whose copy
+path reads a shortlist of 512 ads with 22 numbers each.
 
 Expected on two CPU cores with AVX-512 (docs/scaling.md): 597 examples/s beside TIGER's 55,
 flop_share .59 (.56 to .61 between runs), input 23 times what a step of "small" takes. Run time
@@ -21,6 +22,7 @@ there: six minutes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import math
@@ -50,6 +52,8 @@ from gr4ad_jax.tokenizer.config import TokenizerConfig
 from gr4ad_jax.training.mesh import training_mesh
 from gr4ad_jax.training.train_step import compile_programs
 
+INPUTS = ("small", "demo")  # presets whose input is measured
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -72,7 +76,11 @@ class Settings:
 
 
 def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
-  """examples_per_second, num_params, flop_share, peer_..., input_..., small_examples_per_second."""
+  """examples_per_second, targets_per_second, num_params, gflop_per_example, flop_share, peer_...
+
+  Of the input, for each of INPUTS: PRESET/input_examples_per_second, /examples_per_second of a step
+  and /gflop_per_example.
+  """
   del size
   keep_freed_memory()  # as `gr4ad train` does
   settings = with_overrides(Settings(), overrides)
@@ -106,6 +114,8 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
   results = {
     "examples_per_second": settings.batch_size / step_s,
     "num_params": float(num_params(config.model, vocabulary)),
+    "targets_per_second": settings.batch_size * settings.targets / step_s,
+    "gflop_per_example": flops / settings.batch_size / 1e9,
     "flop_share": flops / step_s / rate,
     "matmul_gflops_per_second": rate / 1e9,
   }
@@ -153,94 +163,122 @@ def _peer(settings: Settings) -> dict[str, float]:
   missing = [name for name in needed if not importlib.util.find_spec(name)]
   if missing or not settings.peer_sessions:
     console.print(f"peer: not measured ({', '.join(missing) or 'no sessions'})")
-    return {"peer_examples_per_second": math.nan, "peer_num_params": math.nan}
+    return {f"peer_{name}": math.nan for name in (
+      "examples_per_second", "gflop_per_example", "num_params"
+    )}
   from cornac.data import FeatureModality
   from cornac.eval_methods import NextItemEvaluation
   from cornac.models import TIGER
+  from torch.utils.flop_counter import FlopCounterMode
 
   class Timed(TIGER):
+    counter = contextlib.nullcontext()
+
     def _fit_seq2seq(self, torch, val_set):
       start = time.perf_counter()
-      super()._fit_seq2seq(torch, val_set)
+      with self.counter:
+        super()._fit_seq2seq(torch, val_set)
       self.seconds = time.perf_counter() - start
 
+  def fit(sessions: int, counter: contextlib.AbstractContextManager) -> tuple[Timed, int]:
+    """A trained peer and how many examples it saw."""
+    rng = np.random.default_rng(0)
+    length, num_items = settings.history + 1, 2_000
+    events = [
+      (f"user{s}", f"session{s}", f"item{rng.integers(num_items)}", s * length + place)
+      for s in range(sessions) for place in range(length)
+    ]  # fmt: skip
+    features = rng.standard_normal((num_items, 32)).astype(np.float32)
+    split = NextItemEvaluation.from_splits(
+      train_data=events, test_data=events[:length], fmt="USIT",
+      item_feature=FeatureModality(features=features, ids=[f"item{n}" for n in range(num_items)]),
+    )
+    peer = Timed(
+      tokenizer="rkmeans", n_epochs=1, batch_size=settings.batch_size, max_len=settings.history,
+      device="cpu", seed=0,
+    )
+    peer.counter = counter
+    peer.fit(split.train_set)
+    return peer, sum(len(session) - 1 for session in split.train_set.sessions.values())
+
   console.print(f"peer, {20 * settings.peer_sessions} examples")
-  rng = np.random.default_rng(0)
-  length, num_items = settings.history + 1, 2_000
-  events = [
-    (f"user{s}", f"session{s}", f"item{rng.integers(num_items)}", s * length + place)
-    for s in range(settings.peer_sessions) for place in range(length)
-  ]  # fmt: skip
-  features = rng.standard_normal((num_items, 32)).astype(np.float32)
-  split = NextItemEvaluation.from_splits(
-    train_data=events, test_data=events[:length], fmt="USIT",
-    item_feature=FeatureModality(features=features, ids=[f"item{n}" for n in range(num_items)]),
-  )
-  peer = Timed(
-    tokenizer="rkmeans", n_epochs=1, batch_size=settings.batch_size, max_len=settings.history,
-    device="cpu", seed=0,
-  )
-  peer.fit(split.train_set)
-  examples = sum(len(session) - 1 for session in split.train_set.sessions.values())
+  peer, examples = fit(settings.peer_sessions, contextlib.nullcontext())
+  # Counted apart, since counting takes time. The products of both passes, as ours are.
+  counter = FlopCounterMode(display=False)
+  _, counted = fit(settings.batch_size, counter)
   return {
     "peer_examples_per_second": examples / peer.seconds,
+    "peer_gflop_per_example": counter.get_total_flops() / counted / 1e9,
     "peer_num_params": float(sum(p.numel() for p in peer.model.parameters())),
   }
 
 
 def _input(workdir: Path, settings: Settings) -> dict[str, float]:
-  """Input of stored requests, and the step of the preset "small" on it."""
+  """Input of stored requests, and steps on it: `small` reads no shortlist, `demo` does."""
   data = prepared_journey(workdir)
   sids = tokenized(data, workdir / "sids", TokenizerConfig())
-  config = override_all(
-    preset("small"), {"train.batch_size": settings.input_batch_size, "train.data_parallel": 1}
-  )
-  inputs = open_inputs(run_of(data, sids, config))
-  batches = train_batches(
-    inputs.examples.sources["train"], inputs.make_batch, batch_size=settings.input_batch_size,
-    seed=0,
-  )
-  for _ in range(20):
-    batch = next(batches)
-  console.print("input")
-  count, start = 200, time.perf_counter()
-  for _ in range(count):
-    next(batches)
-  input_rate = count * settings.input_batch_size / (time.perf_counter() - start)
-  window = _training_window(config, inputs.vocabulary, batch, 1)
-  console.print("step of the preset small")
-  step_s = float(np.median(time_in_turns({"step": window}, repeats=5)["step"]))
-  return {
-    "input_examples_per_second": input_rate,
-    "small_examples_per_second": settings.input_batch_size / step_s,
-    "small_gflop_per_example": example_flops(config.model, inputs) / 1e9,
-  }
+  results = {}
+  for name in INPUTS:
+    config = override_all(
+      preset(name), {"train.batch_size": settings.input_batch_size, "train.data_parallel": 1}
+    )
+    inputs = open_inputs(run_of(data, sids, config))
+    batches = train_batches(
+      inputs.examples.sources["train"], inputs.make_batch, batch_size=settings.input_batch_size,
+      seed=0,
+    )
+    for _ in range(20):
+      batch = next(batches)
+    console.print(f"input of the preset {name}")
+    count, start = 100, time.perf_counter()
+    for _ in range(count):
+      next(batches)
+    input_rate = count * settings.input_batch_size / (time.perf_counter() - start)
+    window = _training_window(config, inputs.vocabulary, batch, 1)
+    console.print(f"step of the preset {name}")
+    step_s = float(np.median(time_in_turns({"step": window}, repeats=5)["step"]))
+    results |= {
+      f"{name}/input_examples_per_second": input_rate,
+      f"{name}/examples_per_second": settings.input_batch_size / step_s,
+      f"{name}/gflop_per_example": example_flops(config.model, inputs) / 1e9,
+    }
+  return results
 
 
 def table(results: Mapping[str, float]) -> str:
   """Throughput, then the input."""
   lines = [
-    "| | parameters | examples/s | share of the matmul rate |", "|---|---:|---:|---:|",
-    f"| ours | {results['num_params'] / 1e6:.2f} M | {results['examples_per_second']:,.0f} | "
-    f"{results['flop_share']:.0%} of {results['matmul_gflops_per_second']:,.0f} GFLOP/s |",
+    "| | parameters | GFLOP an example | examples/s | GFLOP/s | share of the matmul rate |",
+    "|---|---:|---:|---:|---:|---:|", _row("ours", "", results)
+    + f"{results['flop_share']:.0%} of {results['matmul_gflops_per_second']:,.0f} GFLOP/s |",
   ]
   if math.isnan(results["peer_examples_per_second"]):
-    lines.append("| TIGER (cornac) | | not measured: pip install -e '.[peers]' | |")
+    lines.append("| TIGER (cornac) | | | not measured: pip install -e '.[peers]' | | |")
   else:
-    lines.append(
-      f"| TIGER (cornac) | {results['peer_num_params'] / 1e6:.2f} M | "
-      f"{results['peer_examples_per_second']:,.0f} | |"
-    )
-    ratio = results["examples_per_second"] / results["peer_examples_per_second"]
-    lines += ["", f"Ours over TIGER: {ratio:.1f}."]
-  if "input_examples_per_second" in results:
-    ratio = results["input_examples_per_second"] / results["small_examples_per_second"]
+    lines.append(_row("TIGER (cornac)", "peer_", results) + " |")
+    times = results["examples_per_second"] / results["peer_examples_per_second"]
+    work = results["gflop_per_example"] / results["peer_gflop_per_example"]
     lines += [
-      "",
-      f"Input: {results['input_examples_per_second']:,.0f} examples/s, {ratio:.0f} times what a "
-      f"step of the preset small takes ({results['small_examples_per_second']:,.1f}).",
+      "", f"At equal parameters, ours over TIGER: {times:.1f} times the examples, each {work:.2f} "
+      f"times the work; per FLOP {times * work:.1f} times. An example has one target for both.",
     ]
+  for name in INPUTS:
+    if f"{name}/examples_per_second" in results:
+      rate, step_rate = (
+        results[f"{name}/{key}"] for key in ("input_examples_per_second", "examples_per_second")
+      )
+      lines += [
+        "", f"Input of the preset {name}: {rate:,.0f} examples/s, {rate / step_rate:.1f} times "
+        f"what a step takes ({step_rate:,.1f}).",
+      ]
   return "\n".join(lines)
+
+
+def _row(label: str, prefix: str, results: Mapping[str, float]) -> str:
+  params, gflop, rate = (
+    results[prefix + name] for name in ("num_params", "gflop_per_example", "examples_per_second")
+  )
+  return f"| {label} | {params / 1e6:.2f} M | {gflop:.3f} | {rate:,.0f} | {gflop * rate:,.0f} | "
 
 
 def plots(results: Mapping[str, float]) -> dict[str, Figure]:

@@ -9,13 +9,14 @@ the shortlist.
 
 Exported artifacts take this file along: it imports NumPy alone.
 
-Letters: N events, trending ads or rows of a table, D periods, P ads met, H half-lives (or ways to
-count), M ads of a shortlist, F numbers of each, A ads, K kinds of keys.
+Letters: B requests, N events, trending ads or rows of a table, D periods, P ads met, H half-lives
+(or ways to count), X ads that may stand on a list, Y those that are not neighbours, M ads of a
+shortlist, F numbers of each, A ads, K kinds of keys or numbers of neighbours, Q distinct keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -93,17 +94,23 @@ def keeps(period: np.ndarray, now: np.ndarray | int) -> np.ndarray:
   return np.concatenate([decay, *same], axis=-1)
 
 
-def shares_at(table: ShareTable, row: int, ad_P: np.ndarray) -> np.ndarray:
-  """float32 [P, H], what share of all engagements each ad has as the period of this row begins."""
+def shares_at(table: ShareTable, row: np.ndarray | int, ad: np.ndarray) -> np.ndarray:
+  """float32 [..., H], what share of all engagements ads had as periods began.
+
+  Args:
+    table: of all ads.
+    row: of the table, one for all ads or as many as there are, by broadcasting.
+    ad: int, -1 = none.
+  """
   if not len(table.key_N):
-    return np.zeros((len(ad_P), NUM_SHARES), np.float32)
+    return np.zeros((*ad.shape, NUM_SHARES), np.float32)
   now = int(table.first_period) + row
-  last_P = np.searchsorted(table.key_N, share_key(ad_P, now)) - 1  # its last period before
-  key_P = table.key_N[last_P]
-  known_P = (last_P >= 0) & (key_P >> 32 == ad_P)
-  kept_PH = keeps(np.where(known_P, key_P & 0xFFFFFFFF, now - 1), now)
-  share_PH = table.score_NH[last_P] * kept_PH / np.maximum(table.total_DH[row], 1e-30)
-  return np.where(known_P[:, None], share_PH, 0).astype(np.float32)
+  last = np.searchsorted(table.key_N, share_key(ad, now)) - 1  # its last period before
+  key = table.key_N[last]
+  known = (last >= 0) & (key >> 32 == ad)
+  kept = keeps(np.where(known, key & 0xFFFFFFFF, now - 1), now)
+  share = table.score_NH[last] * kept / np.maximum(table.total_DH[row], 1e-30)
+  return np.where(known[..., None], share, 0).astype(np.float32)
 
 
 def met_ads(
@@ -138,57 +145,90 @@ def met_ads(
   return ad_P[best].astype(np.int32), count_PH[best].astype(np.float16)
 
 
-def shortlist(
-  met_P: np.ndarray, met_count_PH: np.ndarray, trending_N: np.ndarray,
+def shortlists(
+  met: Sequence[tuple[np.ndarray, np.ndarray]], listed_BN: np.ndarray,
   shares_of: Callable[[np.ndarray], np.ndarray], facts: AdFacts, size: int,
   *, likeness_of: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] | None = None,
-  near: tuple[np.ndarray, np.ndarray] | None = None,
+  near: Sequence[tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The likeliest of the ads that the user met or that many engage with now, and their numbers.
+  """The likeliest of the ads that users met or that many engage with now, and their numbers.
 
   They are ordered by log (1 + own engagements) + 160 share + 40 slower share + .05 log (1 + own
   engagements with the parent category), which finds 7 of 10 targets of household logs among 512.
 
   Args:
-    met_P, met_count_PH: from `met_ads`.
-    trending_N: int, distinct ads that many engage with.
-    shares_of: ads -> [ads, H], their current shares of all engagements.
+    met: B requests' ads and counts, from `met_ads`.
+    listed_BN: int, ads that many engage with, distinct in each request; -1 = none.
+    shares_of: [B, X] ads -> [B, X, H], their current shares of all engagements.
     facts: of all ads.
     size: of these ads.
-    likeness_of: ads met, how often, and ads -> `tastes.likeness` of the latter; None = not known.
-    near: where nothing is trending, neighbours of the history, which stand behind the others, and
+    likeness_of: ads met [B, P], how often, and ads [B, X] -> `tastes.likeness` of the latter; None
+      = not known.
+    near: where nothing is trending, neighbours of each history, which stand behind the others, and
       numbers of the ads met and of these, as `neighbours.neighbours` gives them; None = none.
 
   Returns:
-    ad_M int32, -1 = none, and number_MF int32, round(SCALE * log(1 + x * unit)), -1 = none, with
-    those of `near` behind the NUMBERS. M is the size and the room for neighbours.
+    ad_BM int32, the real ones first, and number_BMF int32, round(SCALE * log(1 + x * unit)), with
+    those of `near` behind the NUMBERS; -1 = none. M is the size and the room for neighbours.
   """
-  own, count_PH = met_P, met_count_PH.astype(np.float64)
-  near_N, near_XK = (own[:0], np.zeros((len(own), 0))) if near is None else near
-  listed = np.append(own, trending_N[~np.isin(trending_N, own)])
-  ad, num_own = np.append(listed, near_N[near_N >= 0]), len(own)
-  x_NF = np.zeros((len(ad), len(NUMBERS)))
-  x_NF[:num_own, :NUM_COUNTS] = count_PH
-  x_NF[:, SHARES] = shares_of(ad)
-  # Affinities: what the user's engagements with ads of the same key add up to.
-  score_P = count_PH[:, COUNT] + count_PH[:, ORGANIC]
+  num_met = max(len(met_P) for met_P, _ in met)
+  own_BP = np.full((len(met), num_met), -1)
+  count_BPH = np.zeros((*own_BP.shape, NUM_COUNTS), np.float32)
+  for row, (met_P, count_PH) in enumerate(met):
+    own_BP[row, : len(met_P)], count_BPH[row, : len(met_P)] = met_P, count_PH
+  request_B1 = np.arange(len(met), dtype=np.int64)[:, None] << 32
+  own_key_P = np.sort((request_B1 + own_BP)[own_BP >= 0])
+  met_too_BN = _found(own_key_P, request_B1 + listed_BN)[1]
+  near_BX = np.stack([ad_X for ad_X, _ in near]) if near else own_BP[:, :0]
+  ad_BX = np.concatenate([own_BP, np.where(met_too_BN, -1, listed_BN), near_BX], axis=1)
+  real_BX = ad_BX >= 0
+  x_BXF = np.zeros((*ad_BX.shape, len(NUMBERS)), np.float32)
+  x_BXF[:, :num_met, :NUM_COUNTS] = count_BPH
+  x_BXF[..., SHARES] = shares_of(ad_BX)
+  score_BP = count_BPH[..., COUNT].astype(np.float64) + count_BPH[..., ORGANIC]
   for kind, key_A in enumerate(facts.key_AK.T):
-    _, number = np.unique(key_A[ad], return_inverse=True)
-    x_NF[:, SHARES.stop + kind] = np.bincount(number[:num_own], score_P, len(ad))[number]
+    # Affinities: what the user's engagements with ads of the same key add up to.
+    key_BX = request_B1 + key_A[ad_BX]
+    key_Q, place_P = np.unique(key_BX[:, :num_met][own_BP >= 0], return_inverse=True)
+    sum_Q = np.bincount(place_P, score_BP[own_BP >= 0], len(key_Q))
+    place_BX, same_BX = _found(key_Q, key_BX)
+    x_BXF[..., SHARES.stop + kind] = np.where(same_BX, np.append(sum_Q, 0)[place_BX], 0)
   if likeness_of is not None:
-    x_NF[:, LIKENESS] = likeness_of(own, score_P, ad)
-  x_NF[:, -2], x_NF[:, -1] = facts.price_A[ad], score_P.sum()
-  likely_N = (
-    np.log1p(x_NF[:, COUNT] + x_NF[:, ORGANIC]) + 160 * x_NF[:, SHARE] + 40 * x_NF[:, SLOW_SHARE]
-    + 0.05 * np.log1p(x_NF[:, NUMBERS.index("with the parent category")])
+    x_BXF[..., LIKENESS] = likeness_of(own_BP, score_BP, ad_BX)
+  x_BXF[..., -2], x_BXF[..., -1] = facts.price_A[ad_BX], score_BP.sum(axis=1, keepdims=True)
+  log_BXF = np.log1p(x_BXF * UNIT_F)
+  num_listed = num_met + listed_BN.shape[1]
+  x_BYF, log_BYF = x_BXF[:, :num_listed], log_BXF[:, :num_listed]
+  likely_BY = (
+    np.log1p(x_BYF[..., COUNT] + x_BYF[..., ORGANIC]) + 160 * x_BYF[..., SHARE]
+    + 40 * x_BYF[..., SLOW_SHARE] + 0.05 * log_BYF[..., NUMBERS.index("with the parent category")]
   )
-  best = np.argsort(-likely_N[: len(listed)], kind="stable")[:size]
-  best = np.append(best, np.arange(len(listed), len(ad)))
-  stored_NF = np.minimum(np.rint(SCALE * np.log1p(x_NF[best] * UNIT_F)), BELOW - 1)
-  ad_M = np.full(size + len(near_N), -1, np.int32)
-  number_MF = np.full((len(ad_M), len(NUMBERS) + near_XK.shape[1]), -1, np.int32)
-  ad_M[: len(best)] = ad[best]
-  number_MF[: len(best), : len(NUMBERS)] = stored_NF
-  if near is not None:
-    number_MF[: len(best), len(NUMBERS) :] = near_XK[best]
-  return ad_M, number_MF
+  likely_BY = np.where(real_BX[:, :num_listed], likely_BY, -np.inf)
+  best_BM = np.argsort(-likely_BY, axis=1, kind="stable")[:, :size]
+  behind_BX = np.broadcast_to(np.arange(num_listed, ad_BX.shape[1]), near_BX.shape)
+  best_BM = np.concatenate([best_BM, behind_BX], axis=1)
+  ad_BM = np.full((len(met), size + near_BX.shape[1]), -1, np.int32)
+  number_BMF = np.full((*ad_BM.shape, len(NUMBERS)), -1, np.int32)
+  ad_BM[:, : best_BM.shape[1]] = np.take_along_axis(ad_BX, best_BM, axis=1)
+  log_BMF = np.take_along_axis(log_BXF, best_BM[..., None], axis=1)
+  stored_BMF = np.minimum(np.rint(SCALE * log_BMF), BELOW - 1)
+  number_BMF[:, : best_BM.shape[1]] = stored_BMF
+  if near:
+    near_BXK = np.full((*ad_BX.shape, near[0][1].shape[1]), 0, np.int32)
+    for row, (met_P, _) in enumerate(met):
+      near_BXK[row, : len(met_P)] = near[row][1][: len(met_P)]
+      near_BXK[row, num_listed:] = near[row][1][len(met_P) :]
+    near_BMK = np.full((*ad_BM.shape, near_BXK.shape[2]), -1, np.int32)
+    near_BMK[:, : best_BM.shape[1]] = np.take_along_axis(near_BXK, best_BM[..., None], axis=1)
+    number_BMF = np.concatenate([number_BMF, near_BMK], axis=2)
+    first_BM = np.argsort(ad_BM < 0, axis=1, kind="stable")  # no gap before the neighbours
+    ad_BM = np.take_along_axis(ad_BM, first_BM, axis=1)
+    number_BMF = np.take_along_axis(number_BMF, first_BM[..., None], axis=1)
+  number_BMF[ad_BM < 0] = -1
+  return ad_BM, number_BMF
+
+
+def _found(sorted_Q: np.ndarray, key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Where each key would stand among sorted ones, and whether it is there."""
+  place = np.searchsorted(sorted_Q, key)
+  return place, np.append(sorted_Q, -1)[place] == key

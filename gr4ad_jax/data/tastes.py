@@ -6,7 +6,7 @@ newest that was there. `taste_tables.py` makes them.
 
 Exported artifacts take this file along: it imports NumPy alone.
 
-Letters: D tables, A ads, E numbers of a vector, P ads met, N ads asked for.
+Letters: B requests, D tables, A ads, E numbers of a vector, P ads met, N ads asked for.
 """
 
 from __future__ import annotations
@@ -25,26 +25,28 @@ class Tastes(NamedTuple):
 
 
 def likeness(
-  tastes: Tastes, now_s: int, met_P: np.ndarray, count_P: np.ndarray, ad_N: np.ndarray
+  tastes: Tastes, now_s_B: np.ndarray, met_BP: np.ndarray, count_BP: np.ndarray, ad_BN: np.ndarray
 ) -> np.ndarray:
-  """float64 [N] in [0, 1], the cosine between a user's past and each ad, 0 where it is less.
+  """float32 [B, N] in [0, 1], the cosine between a user's past and each ad, 0 where it is less.
 
   The past is the sum of log (1 + count) weight vector over the ads met.
 
   Args:
     tastes: all tables; ads beyond them are not known.
-    now_s: unix seconds of the request.
-    met_P, count_P: distinct ads that the user met, and how often.
-    ad_N: ads.
+    now_s_B: unix seconds of the requests.
+    met_BP, count_BP: distinct ads that each user met, and how often; -1 = none.
+    ad_BN: ads; -1 = none.
   """
-  table = int(np.searchsorted(tastes.made_s_D, now_s, side="right")) - 1
-  if table < 0:
-    return np.zeros(len(ad_N))
-  vector_AE, weight_A = tastes.vector_DAE[table], tastes.weight_DA[table]
-  count_P, met_P = (x[met_P < len(weight_A)] for x in (count_P, met_P))
-  weight_P = np.log1p(count_P.astype(np.float64)) * weight_A[met_P]
-  user_E = weight_P @ vector_AE[met_P].astype(np.float64)
-  known_N = ad_N < len(weight_A)
-  vector_NE = vector_AE[np.where(known_N, ad_N, 0)].astype(np.float64)
-  cosine_N = vector_NE @ user_E / max(float(np.linalg.norm(user_E)), 1e-9)
-  return np.where(known_N, np.clip(cosine_N, 0, 1), 0.0)
+  table_B1 = np.searchsorted(tastes.made_s_D, now_s_B, side="right")[:, None] - 1
+
+  def known(ad_BX: np.ndarray) -> np.ndarray:
+    return (table_B1 >= 0) & (ad_BX >= 0) & (ad_BX < tastes.weight_DA.shape[1])
+
+  def of(table_DAX: np.ndarray, ad_BX: np.ndarray) -> np.ndarray:
+    return table_DAX[np.maximum(table_B1, 0), np.where(known(ad_BX), ad_BX, 0)].astype(np.float32)
+
+  weight_BP = np.log1p(count_BP) * of(tastes.weight_DA, met_BP) * known(met_BP)
+  past_BE = np.einsum("BP,BPE->BE", weight_BP.astype(np.float32), of(tastes.vector_DAE, met_BP))
+  past_BE /= np.maximum(np.linalg.norm(past_BE, axis=1, keepdims=True), 1e-9)
+  cosine_BN = (of(tastes.vector_DAE, ad_BN) @ past_BE[..., None])[..., 0]
+  return np.where(known(ad_BN), np.clip(cosine_BN, 0, 1), 0.0)

@@ -56,9 +56,9 @@ class Trending:
     """int32, the ads that a row lists, best first."""
     return self.ad_DN[row][self.ad_DN[row] >= 0]
 
-  def shares(self, row: int, ad_P: np.ndarray) -> np.ndarray:
-    """float32 [P, H], see `shares_at`."""
-    return shares_at(self.table, row, ad_P)
+  def shares(self, row: np.ndarray | int, ad: np.ndarray) -> np.ndarray:
+    """float32 [..., H], see `shares_at`."""
+    return shares_at(self.table, row, ad)
 
   def bucket_of(self, row: int, ad: np.ndarray) -> np.ndarray:
     """Bucket of the share of each ad in one period, int32; 0 where it is not among its ads."""

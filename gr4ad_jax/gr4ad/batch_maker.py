@@ -12,8 +12,7 @@ from gr4ad_jax.data.neighbours import to_arrays
 from gr4ad_jax.data.pipeline import ad_facts, hash_ids, look_up, pad, with_rows
 from gr4ad_jax.data.records import AdTable
 from gr4ad_jax.data.sequences import NUM_AGE_BUCKETS, NUM_COUNT_BUCKETS, Example
-from gr4ad_jax.data.shortlist import AdFacts
-from gr4ad_jax.data.shortlist import shortlist as make_shortlist
+from gr4ad_jax.data.shortlist import AdFacts, shortlists
 from gr4ad_jax.data.splits import SequenceConfig
 from gr4ad_jax.data.tastes import Tastes, likeness
 from gr4ad_jax.data.transitions import Transitions
@@ -143,15 +142,13 @@ class BatchMaker:
     if self.facts is None:
       return {}
     trending = self.trending or NO_TRENDING
-    ad_BM, number_BMF = map(np.stack, zip(*(
-      make_shortlist(
-        e.met_P, e.met_count_PH, trending.listed(row), functools.partial(trending.shares, row),
-        self.facts, self.shortlist,
-        likeness_of=functools.partial(likeness, self.tastes, e.time_s) if self.tastes else None,
-        near=self.transitions.of(e, most=self.neighbours) if self.transitions else None,
-      )
-      for e, row in zip(examples, trending.rows(time_s_B).tolist(), strict=True)
-    ), strict=True))
+    row_B = trending.rows(time_s_B)
+    ad_BM, number_BMF = shortlists(
+      [(e.met_P, e.met_count_PH) for e in examples], trending.ad_DN[row_B],
+      functools.partial(trending.shares, row_B[:, None]), self.facts, self.shortlist,
+      likeness_of=functools.partial(likeness, self.tastes, time_s_B) if self.tastes else None,
+      near=self.transitions and [self.transitions.of(e, most=self.neighbours) for e in examples],
+    )
     return {"short_code_BML": look_up(self.codes_AL, ad_BM), "short_number_BMF": number_BMF}
 
   def _share_buckets(

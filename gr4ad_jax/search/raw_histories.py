@@ -16,14 +16,14 @@ import numpy as np
 
 if __package__:
   from gr4ad_jax.data import neighbours as near
-  from gr4ad_jax.data.shortlist import PERIOD_S, AdFacts, ShareTable, met_ads, shares_at, shortlist
+  from gr4ad_jax.data.shortlist import PERIOD_S, AdFacts, ShareTable, met_ads, shares_at, shortlists
   from gr4ad_jax.data.tastes import Tastes, likeness
 else:  # in the folder of an artifact
   # pyrefly: ignore[missing-import]
   import neighbours as near
 
   # pyrefly: ignore[missing-import]
-  from shortlist import PERIOD_S, AdFacts, ShareTable, met_ads, shares_at, shortlist
+  from shortlist import PERIOD_S, AdFacts, ShareTable, met_ads, shares_at, shortlists
 
   # pyrefly: ignore[missing-import]
   from tastes import Tastes, likeness
@@ -116,7 +116,7 @@ class Kinds:
     pairs = [np.array(group, np.int64).reshape(-1, 2).T for group in (ads, organic)]
     limit = int(self._arrays["max_met_ads"])
     met = met_ads(*pairs[0], *pairs[1], now_s=now_s, limit=limit)
-    trending, shares_of = np.zeros(0, np.int32), lambda ad: 0.0  # where the data have none
+    trending, shares_of = np.zeros(0, np.int32), lambda ad_1X: 0.0  # where the data have none
     if "trending_ad_DN" in self._arrays:
       names = [f"trending_table_{name}" for name in ShareTable._fields]
       table, row = ShareTable(*(self._arrays[name] for name in names)), self._row_of(now_s)
@@ -126,7 +126,7 @@ class Kinds:
     likeness_of, found = None, None
     if "taste_made_s_D" in self._arrays:
       tastes = Tastes(*(self._arrays[f"taste_{name}"] for name in Tastes._fields))
-      likeness_of = functools.partial(likeness, tastes, now_s)
+      likeness_of = functools.partial(likeness, tastes, np.array([now_s]))
     size = len(met[0]) + len(trending)
     if "near_most" in self._arrays:
       size, most = min(size, int(self._arrays["near_behind"])), int(self._arrays["near_most"])
@@ -134,8 +134,9 @@ class Kinds:
       latest_T = np.array(latest[: int(self._arrays["near_latest"])], np.int64)
       number_KA = near.neighbour_numbers(self._near, latest_T)
       found = near.neighbours(number_KA, met[0], most)
-    ad_M, number_MF = shortlist(
-      *met, trending, shares_of, facts, size, likeness_of=likeness_of, near=found
+    (ad_M,), (number_MF,) = shortlists(
+      [met], trending[None], shares_of, facts, size, likeness_of=likeness_of,
+      near=None if found is None else [found],
     )
     return ad_M[ad_M >= 0], number_MF[ad_M >= 0]
 

@@ -11,7 +11,7 @@ from gr4ad_jax.data.shortlist import (
   met_ads,
   share_key,
   shares_at,
-  shortlist,
+  shortlists,
 )
 
 DAY = 86_400
@@ -62,8 +62,11 @@ def test_a_list_holds_what_is_known_of_own_and_of_trending_ads():
   share_AH[3, 2] = 0.05
   count_PH = np.zeros((2, 8), np.float16)
   count_PH[0, 2], count_PH[1, 6] = 2, 1  # at 112 days: ad 1 promoted twice, ad 0 organic once
-  ad_M, number_MF = shortlist(
-    np.array([1, 0]), count_PH, np.array([2, 1, 3]), lambda ad: share_AH[ad], FACTS, 6
+  # A request of another user, with a longer past and other trending ads, stands beside it.
+  other = np.array([3, 1, 0, 2]), np.ones((4, 8), np.float16)
+  (ad_M, _), (number_MF, _) = shortlists(
+    [(np.array([1, 0]), count_PH), other], np.array([[2, 1, 3], [1, -1, -1]]),
+    lambda ad: share_AH[ad], FACTS, 6,
   )
   # 1.1 + 160 * .1 + 40 * .2 + .07; 160 * .05; 160 * .01 + 40 * .02 + .07; .7 + .07
   assert ad_M.tolist() == [1, 3, 2, 0, -1, -1]
@@ -88,18 +91,37 @@ def test_a_list_holds_what_is_known_of_own_and_of_trending_ads():
 
 
 def test_a_shorter_list_is_the_beginning_of_a_longer_one():
-  known = np.array([2, 1, 0]), np.ones((3, 8), np.float16), np.array([3]), lambda ad: 0.5, FACTS
-  long, short = shortlist(*known, 5), shortlist(*known, 2)
+  met = [(np.array([2, 1, 0]), np.ones((3, 8), np.float16))]
+  known = met, np.array([[3]]), lambda ad: 0.5, FACTS
+  long, short = shortlists(*known, 5), shortlists(*known, 2)
   for x, y in zip(long, short, strict=True):
-    np.testing.assert_array_equal(x[:2], y)
+    np.testing.assert_array_equal(x[:, :2], y)
 
 
 def test_nothing_known_is_an_empty_list():
-  ad_M, number_MF = shortlist(
-    np.zeros(0, np.int32), np.zeros((0, 8), np.float16), np.zeros(0, np.int32), lambda ad: 0.0,
-    FACTS, 3,
+  nothing = np.zeros(0, np.int32), np.zeros((0, 8), np.float16)
+  for listed_BN in np.zeros((1, 0), np.int32), np.full((1, 2), -1):
+    ad_BM, number_BMF = shortlists([nothing], listed_BN, lambda ad: 0.0, FACTS, 3)
+    assert ad_BM.tolist() == [[-1, -1, -1]] and (number_BMF == -1).all()
+    assert number_BMF.shape == (1, 3, len(NUMBERS))
+
+
+def test_neighbours_stand_behind_the_ads_that_were_met_without_a_gap():
+  """Users of one and of two ads met, with two neighbours and one; K = 2 numbers of each."""
+  one, two = np.ones((1, 8), np.float16), np.ones((2, 8), np.float16)
+  near = [
+    (np.array([3, 2]), np.array([[1, 2], [3, 4], [5, 6]], np.int16)),
+    (np.array([3, -1]), np.array([[7, 8], [9, 10], [11, 12], [0, 0]], np.int16)),
+  ]
+  ad_BM, number_BMF = shortlists(
+    [(np.array([0]), one), (np.array([0, 1]), two)], np.zeros((2, 0), np.int32), lambda ad: 0.0,
+    FACTS, 2, near=near,
   )
-  assert ad_M.tolist() == [-1, -1, -1] and number_MF.shape == (3, len(NUMBERS))
+  assert ad_BM[0].tolist() == [0, 3, 2, -1]
+  assert number_BMF[0, :, -2:].tolist() == [[1, 2], [3, 4], [5, 6], [-1, -1]]
+  numbers = dict(zip(ad_BM[1].tolist(), number_BMF[1, :, -2:].tolist(), strict=True))
+  assert numbers == {0: [7, 8], 1: [9, 10], 3: [11, 12], -1: [-1, -1]}
+  assert ad_BM[1, 2:].tolist() == [3, -1]
 
 
 def test_shares_count_what_came_before_the_hour():

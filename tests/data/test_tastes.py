@@ -13,6 +13,11 @@ from gr4ad_jax.data.tastes import Tastes, likeness
 DAY = 86_400
 
 
+def of_one(tastes, now_s, met, counts, asked):
+  """The likeness for a single request."""
+  return likeness(tastes, np.array([now_s]), met[None], counts[None], asked[None])[0]
+
+
 def test_the_likeness_by_hand():
   """Ads 0 and 2 are met, thrice and once; the second table holds from 100 seconds on."""
   first_AE = [[0, 1], [0, 1], [0, 1]]
@@ -21,17 +26,18 @@ def test_the_likeness_by_hand():
     np.array([50, 100]), np.array([first_AE, second_AE], np.float16),
     np.array([[1, 1, 1], [2, 1, 1]], np.float32),
   )
-  met, counts, asked = np.array([0, 2]), np.array([3.0, 1.0]), np.array([0, 1, 2, 3])
+  met, asked = np.array([0, 2, -1]), np.array([0, 1, 2, 3, -1])  # -1 = none
+  counts = np.array([3.0, 1.0, 0.0])
   user = np.array([2 * np.log(4), np.log(2)])  # weight times log (1 + count), along each axis
-  expected = [*(np.array(second_AE) @ user / np.linalg.norm(user)), 0]  # ad 3 came later
-  found = likeness(tastes, 100, met, counts, asked)
-  np.testing.assert_allclose(found, expected, atol=1e-3)
-  np.testing.assert_allclose(likeness(tastes, 99, met, counts, asked), [1, 1, 1, 0], atol=1e-3)
-  assert likeness(tastes, 49, met, counts, asked).tolist() == [0, 0, 0, 0]
-  nobody = likeness(tastes, 100, np.array([3]), np.array([1.0]), asked)  # met only what is new
-  assert nobody.tolist() == [0, 0, 0, 0]
+  expected = [*(np.array(second_AE) @ user / np.linalg.norm(user)), 0, 0]  # ad 3 came later
+  # Four requests of the same past; the last one's user met only what is new.
+  now_s, met_BP = np.array([100, 99, 49, 100]), np.stack([met, met, met, [3, -1, -1]])
+  found = likeness(tastes, now_s, met_BP, np.tile(counts, (4, 1)), np.tile(asked, (4, 1)))
+  np.testing.assert_allclose(found[0], expected, atol=1e-3)
+  np.testing.assert_allclose(found[1], [1, 1, 1, 0, 0], atol=1e-3)
+  assert (found[2:] == 0).all()
   against = tastes._replace(vector_DAE=-tastes.vector_DAE[:, [0, 0, 1]] * [1, -1])
-  assert likeness(against, 100, np.array([0]), np.array([1.0]), np.array([2])).min() >= 0
+  assert of_one(against, 100, np.array([0]), np.array([1.0]), np.array([2])).min() >= 0
 
 
 def counts(rng, taken_UA) -> UserCounts:
@@ -48,12 +54,12 @@ def test_ads_of_the_same_users_are_alike():
   taken_UA[:, 20] = True
   tastes = make_tastes([counts(rng, taken_UA)], np.array([0]), 22)
   met = np.array([0, 3])
-  found = likeness(tastes, 0, met, np.ones(2), np.arange(22))
+  found = of_one(tastes, 0, met, np.ones(2), np.arange(22))
   others = np.setdiff1d(np.arange(10), met)
   assert found[others].min() > 2 * found[10:20].max()
   assert tastes.weight_DA[0, 20] == 0 and found[21] == 0  # all take it; nobody does
   # What says nothing weighs nothing.
-  with_common = likeness(tastes, 0, np.append(met, 20), np.array([1, 1, 9.0]), np.arange(22))
+  with_common = of_one(tastes, 0, np.append(met, 20), np.array([1, 1, 9.0]), np.arange(22))
   np.testing.assert_allclose(with_common, found, atol=1e-6)
 
 

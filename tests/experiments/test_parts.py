@@ -7,8 +7,11 @@ import pytest
 
 from experiments import parts
 from experiments._runs import Lists
+from gr4ad_jax.catalog.prepared import open_logs
 from gr4ad_jax.config import ConfigError, override_all
+from gr4ad_jax.data.examples import read_split
 from gr4ad_jax.gr4ad.config import preset
+from gr4ad_jax.search.held_out import eval_requests, group_requests
 from gr4ad_jax.search.ranking import EvalRequests
 
 # Two users; ads 1 and 2 are sought, of which 2 is new to the second user.
@@ -63,20 +66,44 @@ def test_unknown_rows_and_presets_are_told_with_what_there_is():
     parts.settings_and_config({"settings.preset": "amazon-beuty"})
 
 
-def test_the_whole_way_with_two_rows(tiny_data, tmp_path):
-  """Rows are trained from the preset with --set's changes, and kept."""
-  overrides = {
-    "settings.data": str(tiny_data), "settings.steps": "2", "settings.validations": "1",
-    "settings.requests": "12", "settings.bootstrap": "5", "settings.rows": "no copy path",
-    "model.width": "16", "model.num_heads": "2", "model.num_layers": "2",
-    "model.num_lazy_layers": "1", "train.batch_size": "8", "search.widths": "8,16,50",
-  }
-  results = parts.run(tmp_path, size="cpu", overrides=overrides)
-  assert results["as it is/speed"] == 1 and results["no copy path/speed"] > 0
-  assert results["no copy path/minutes"] > 0
-  assert "| no copy path | " in parts.table(results)
+def test_rows_are_trained_alike_but_for_what_they_change(tiny_data, tmp_path, monkeypatch):
+  """The row without a copy path finds nothing; the first row finds all, at half the speed."""
+  groups = group_requests(read_split(open_logs(tiny_data).examples, "validation"))[:12]
+  requests = eval_requests(groups)
+  best_RK = np.full((12, 50), -1, np.int32)
+  best_RK[:, : requests.target_RC.shape[1]] = requests.target_RC
+  trained = {}
+
+  def train_run(run, folder, *, resume):
+    assert resume and run.sids == str(tiny_data / "sids")
+    trained[folder.name] = run.config
+
+  def found_lists(folder, split, *, limit):
+    assert (split, limit) == ("validation", 12)
+    found_RK = best_RK if folder.name == "as-it-is" else np.full_like(best_RK, -1)
+    return lists(found_RK, found_RK)
+
+  monkeypatch.setattr(parts, "train_run", train_run)
+  monkeypatch.setattr(parts, "found_lists", found_lists)
+  monkeypatch.setattr(parts, "read_log", lambda folder: [
+    {"step": 50, "examples_per_second": 640.0, "kind": "train"}
+  ])
+  monkeypatch.setattr(parts, "open_run", lambda folder: None)
+  monkeypatch.setattr(parts, "split_groups", lambda *_: groups)
+  monkeypatch.setattr(parts, "_speed", lambda folder, names: {
+    f"{name}/speed": float(1 + at) for at, name in enumerate(names)
+  })
+  results = parts.run(tmp_path, size="cpu", overrides={
+    "settings.data": str(tiny_data), "settings.steps": "20", "settings.requests": "12",
+    "settings.bootstrap": "5", "settings.rows": "no copy path", "train.seed": "7",
+  })
+  first, other = trained["as-it-is"], trained["no-copy-path"]
+  assert first.train == other.train and first.loss == other.loss and first.train.seed == 7
+  assert (first.train.num_steps, first.train.eval_every) == (20, 5)
+  assert first.model == dataclasses.replace(other.model, copy_path=True)
+  assert results["difference/no copy path/recall@50"] == -1
+  assert results["no copy path/minutes"] == pytest.approx(50 * 64 / 640 / 60)
+  page = parts.table(results)
+  assert "| as it is | 1.0000 |" in page
+  assert "| no copy path | 0.0000: -1.0000 (-1.0000 to -1.0000) |" in page and "| x 2.00 |" in page
   assert parts.plots(results)
-  before = (tmp_path / "no-copy-path" / "lists-validation.npz").stat().st_mtime_ns
-  again = parts.run(tmp_path, size="cpu", overrides=overrides)
-  assert (tmp_path / "no-copy-path" / "lists-validation.npz").stat().st_mtime_ns == before
-  assert again["no copy path/recall@50"] == results["no copy path/recall@50"]

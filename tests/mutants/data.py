@@ -11,14 +11,14 @@ _TASTES, _TABLES, _LIKE = "data/tastes.py", "data/taste_tables.py", "data/test_t
 MUTANTS = (
   Mutant(
     "a request reads the newest table that was there", _TASTES,
-    'int(np.searchsorted(tastes.made_s_D, now_s, side="right")) - 1',
-    "len(tastes.made_s_D) - 1",
+    'np.searchsorted(tastes.made_s_D, now_s_B, side="right")[:, None] - 1',
+    "np.full((len(now_s_B), 1), len(tastes.made_s_D) - 1)",
     (_LIKE + "the_likeness_by_hand",),
   ),
   Mutant(
     "a rare ad tells more of a user", _TASTES,
-    "np.log1p(count_P.astype(np.float64)) * weight_A[met_P]",
-    "np.log1p(count_P.astype(np.float64))", (_LIKE + "the_likeness_by_hand",),
+    "np.log1p(count_BP) * of(tastes.weight_DA, met_BP)",
+    "np.log1p(count_BP)", (_LIKE + "the_likeness_by_hand",),
   ),
   Mutant(
     "a table counts what was before it was made", _TABLES,
@@ -157,8 +157,18 @@ MUTANTS = (
   ),
   Mutant(
     "an hour's shares know nothing of the hour", "data/shortlist.py",
-    "share_key(ad_P, now)) - 1", "share_key(ad_P, now + 1)) - 1",
+    "share_key(ad, now)) - 1", "share_key(ad, now + 1)) - 1",
     ("data/test_shortlist.py::test_shares_count_what_came_before_the_hour",),
+  ),
+  Mutant(
+    "what a user met is no other user's of the batch", "data/shortlist.py",
+    "key_BX = request_B1 + key_A[ad_BX]", "key_BX = 0 * request_B1 + key_A[ad_BX]",
+    ("data/test_shortlist.py::test_a_list_holds_what_is_known_of_own_and_of_trending_ads",),
+  ),
+  Mutant(
+    "neighbours follow without a gap", "data/shortlist.py",
+    "first_BM = np.argsort(ad_BM < 0,", "first_BM = np.argsort(ad_BM < -1,",
+    ("data/test_shortlist.py::test_neighbours_stand_behind_the_ads_that_were_met_without_a_gap",),
   ),
   Mutant(
     "the week begins on Monday", "data/shortlist.py",
