@@ -75,7 +75,7 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
   requests = eval_requests(group_requests(read_split(examples, "test")))
   kept = workdir / "rivals.npz"
   if not kept.exists():
-    save_lists(find_rivals(logs, examples, requests, k=DEPTH), kept)
+    save_lists(find_rivals(logs, examples, requests, k=DEPTH, with_likeness=True), kept)
   rivals = [
     {name: np.tile(ranked_RK, (len(lists), 1)) for name, ranked_RK in of_task.items()}
     for of_task in load_lists(kept)

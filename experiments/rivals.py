@@ -12,8 +12,8 @@ With a run, its own lists are searched and set beside every row; with data alone
 prepare` wrote, there are the rows. All settings of the rows are chosen on the validation split.
 Both tasks: all targets, and prospecting, where lists leave out what a user has had and only new
 targets count. Rows: rule (own history + what trends), counter (transitions and content), trees
-(LightGBM, where it is installed), sasrec, two_tower, popularity, cooccurrence, own_history,
-trending.
+(LightGBM, where it is installed), trees_likeness (with one more feature, of which docs/results.md
+tells), sasrec, two_tower, popularity, cooccurrence, own_history, trending.
 
 Lists are kept in WORKDIR/lists.npz, so an interrupted run goes on.
 
@@ -53,8 +53,8 @@ from gr4ad_jax.report.verdict import baseline_label, interval_of
 from gr4ad_jax.search.held_out import eval_requests, group_requests
 from gr4ad_jax.sequential.run import SasrecRun, TwoTowerRun, train_baseline
 
-ROWS = ("ours", "rule", "counter", "trees", "sasrec", "two_tower", "popularity", "cooccurrence",
-        "own_history", "trending")
+ROWS = ("ours", "rule", "counter", "trees", "trees_likeness", "sasrec", "two_tower", "popularity",
+        "cooccurrence", "own_history", "trending")
 COLUMNS = ("recall@50", "value_recall@50", "ndcg@50", "prospecting/recall@50",
            "prospecting/value_recall@50")
 
@@ -72,6 +72,8 @@ class Settings:
   """Runs of these systems (`gr4ad train --system NAME`) on the same data."""
   train_rivals: bool = False
   """Train those of the two that are not named, with their default settings, in WORKDIR."""
+  with_likeness: bool = True
+  """Train trees also with the likeness of an ad to what the user took, which a copy path reads."""
   split: Literal["validation", "test"] = "test"
   bootstrap: int = 1000
 
@@ -100,7 +102,10 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
     folders = trained_rivals(settings, storage.absolute(place), workdir)
     trained = [open_baseline(folder, data, place=place) for folder in folders]
     lists = rank_trained(trained, groups, logs, k=DEPTH, split=settings.split)
-    found = find_rivals(logs, examples, requests, k=DEPTH, with_validation=with_validation)
+    found = find_rivals(
+      logs, examples, requests, k=DEPTH, with_validation=with_validation,
+      with_likeness=settings.with_likeness,
+    )
     save_lists(found.beside(lists), kept)
   ranked_RK = prospecting_RK = None
   if opened is not None:

@@ -224,7 +224,8 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
       metrics = _row_metrics(name, workdir / f"seed{seed}", shared, seed)
       for metric in METRICS:
         found[name][metric].append(metrics[metric])
-  return summary(found) | _speed(workdir / f"seed{settings.first_seed}", shared)
+  results = summary(found) | _bounds(workdir / f"bounds-{settings.split}.json", shared)
+  return results | _speed(workdir / f"seed{settings.first_seed}", shared)
 
 
 def summary(found: Mapping[str, Mapping[str, list[float]]]) -> dict[str, float]:
@@ -275,6 +276,22 @@ def _row_metrics(name: str, folder: Path, shared: Shared, seed: int) -> dict[str
   return metrics
 
 
+def _bounds(file: Path, shared: Shared) -> dict[str, float]:
+  """What retrieval could bring: revenue of the truth's best ads, and of all ads, handed over."""
+  if not file.exists():
+    test, scorer = shared.test, shared.scorer
+    first_RK = scorer.rank(test.contexts, test.best_RK[:, :HANDED])
+    best_RK = scorer.rank(test.contexts, test.best_RK)
+    num_ads = len(test.market.advertiser_A)
+    every_RA = np.tile(np.arange(num_ads, dtype=np.int32), (len(test.contexts), 1))
+    write_json(file, {
+      f"bound/best/revenue@{HANDED}": test.arm_revenue(first_RK),
+      f"bound/best/revenue@{K}": test.arm_revenue(best_RK),
+      "bound/all_ads/revenue": test.arm_revenue(scorer.rank(test.contexts, every_RA)),
+    })
+  return json.loads(file.read_text())
+
+
 def _trained(row: Row, folder: Path, shared: Shared, seed: int) -> Path:
   """The second stage of a row; rows that differ in beams alone share it."""
   options = shared.options
@@ -321,6 +338,8 @@ def _search(row: Row, options: Options) -> SearchConfig:
 def _speed(folder: Path, shared: Shared) -> dict[str, float]:
   """ROW/qps_ratio: searches of 8 requests taking turns, against the AR row."""
   names = [name for name in shared.options.settings.rows if name != "dlrm"]
+  if not names:
+    return {}
   calls = {}
   for name in names:
     row = ROWS[name]
@@ -373,6 +392,16 @@ def table(results: Mapping[str, float]) -> str:
       f"{results[f'{name}/recall@{K}']:.4f} | {results[f'{name}/ndcg_ecpm@{K}']:.4f} | "
       f"{f'{speed - 1:+.0%}' if speed else ''} | {row.paper[1]} |"
     )
+  if "bound/all_ads/revenue" in results and f"dlrm/{REVENUES[1]}" in results:
+    first, fifty, every = (
+      results[f"bound/{name}"] / results[f"dlrm/{revenue}"] - 1
+      for name, revenue in (
+        (f"best/{REVENUES[0]}", REVENUES[0]), (f"best/{REVENUES[1]}", REVENUES[1]),
+        ("all_ads/revenue", REVENUES[1]),
+      )
+    )
+    lines += ["", f"Handed the truth's best {HANDED} ads the ranker would earn {first:+.1%} over "
+              f"the cascade, the best {K} {fifty:+.1%}; handed the whole catalogue {every:+.1%}."]
   lines += [
     "", f"| revenue, paired by seed (95% t interval) | {HANDED} to the ranker | {K} |",
     "|---|---:|---:|",

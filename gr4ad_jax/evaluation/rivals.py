@@ -42,7 +42,7 @@ class Rivals:
     settings: as they were chosen for all targets.
     lists: name -> ranked_RK, int32 [R, k] for every request of the split. The names are those of
       BASELINES (no trending where no time is real) and, where LightGBM is installed and times are
-      real, trees.
+      real, trees; trees_likeness, the same with one more feature, where it was asked for.
     prospecting_settings: as they were chosen for new targets; None where validation has none.
     prospecting: name -> ranked_RK without what was seen; {} where there are no such settings.
   """
@@ -72,7 +72,8 @@ def rank_all(question: Question, settings: BaselineSettings) -> dict[str, np.nda
 
 
 def find_rivals(
-  logs: Logs, examples: ExampleSet, requests: EvalRequests, *, k: int, with_validation: bool = False
+  logs: Logs, examples: ExampleSet, requests: EvalRequests, *, k: int,
+  with_validation: bool = False, with_likeness: bool = False,
 ) -> Rivals:
   """Tunes the baselines on validation requests, then ranks for `requests`.
 
@@ -86,6 +87,8 @@ def find_rivals(
     requests: of the split that is judged.
     k: length of the lists.
     with_validation: counts take in the validation period, as the parameters of a refit do.
+    with_likeness: trees are also trained with the likeness that a copy path reads, which takes as
+      long again.
   """
   config = examples.config
   by_time = config.split == "time"
@@ -104,8 +107,13 @@ def find_rivals(
     judged = replace(judged, train_end_s=end_s)
   lists = rank_all(judged, settings)
   training = training_of_trees(examples)
+  kinds = {"trees": None}
+  if with_likeness and examples.tastes is not None:
+    kinds["trees_likeness"] = examples.tastes
   if training is not None:
-    lists["trees"] = trees(judged, training, validation, logs.ads)
+    lists |= {
+      name: trees(judged, training, validation, logs.ads, tastes) for name, tastes in kinds.items()
+    }
   if not validation.new_RC.any():
     return Rivals(settings, lists, None, {})
   console.print("baselines without what a user has seen: choosing their settings")
@@ -113,7 +121,9 @@ def find_rivals(
   prospecting_settings = tune_baselines(asked, horizon_s=horizon_s, known=settings)
   prospecting = rank_all(judged, prospecting_settings)
   if training is not None and training.new_RC.any():
-    prospecting["trees"] = trees(judged, training, validation, logs.ads)
+    prospecting |= {
+      name: trees(judged, training, validation, logs.ads, tastes) for name, tastes in kinds.items()
+    }
   return Rivals(settings, lists, prospecting_settings, prospecting)
 
 

@@ -18,6 +18,7 @@ import scipy.sparse as sp
 from gr4ad_jax.data.interactions import trending_shares
 from gr4ad_jax.data.records import DAY_S, AdTable
 from gr4ad_jax.data.shortlist import SHARE_HALF_LIVES_DAYS
+from gr4ad_jax.data.tastes import Tastes, likeness
 from gr4ad_jax.evaluation.baseline_settings import OwnHistorySettings
 from gr4ad_jax.evaluation.baselines import histories
 from gr4ad_jax.evaluation.question import Question, draw_requests, seen_ads
@@ -80,7 +81,7 @@ def group_ads(ads: AdTable) -> AdGroups:
 
 
 def trees(question: Question, training: EvalRequests, validation: EvalRequests,
-          ads: AdTable) -> np.ndarray:
+          ads: AdTable, tastes: Tastes | None = None) -> np.ndarray:
   """Trains on training requests, stops early on validation requests, then ranks.
 
   Args:
@@ -88,6 +89,8 @@ def trees(question: Question, training: EvalRequests, validation: EvalRequests,
     training: requests of the training period.
     validation: of the time after it.
     ads: the catalogue.
+    tastes: for one more feature, how alike an ad is to what the user took (data.tastes), which no
+      count tells; None = without it.
 
   Returns:
     ranked_RK: int32 ad indices, best first; -1 beyond the candidates.
@@ -106,7 +109,7 @@ def trees(question: Question, training: EvalRequests, validation: EvalRequests,
     if question.without_seen:
       requests = only_new(requests)
     asked = replace(question, requests=draw_requests(requests, most))
-    feature, label, size = _examples(asked, groups)
+    feature, label, size = _examples(asked, groups, tastes)
     options: dict[str, Any] = {"reference": data[0]} if data else {}
     made = lightgbm.Dataset(
       feature, label, group=size, params={"num_threads": threads}, **options
@@ -118,7 +121,7 @@ def trees(question: Question, training: EvalRequests, validation: EvalRequests,
     callbacks=[lightgbm.early_stopping(_PATIENCE, verbose=False)],
   )
   ranked_RK = np.full((len(question.requests.user_R), question.k), -1, np.int32)
-  for rows, ad_RN, feature in _candidates(question, groups):
+  for rows, ad_RN, feature in _candidates(question, groups, tastes):
     score_RN = model.predict(feature, num_threads=threads).reshape(ad_RN.shape)
     score_RN[ad_RN < 0] = -np.inf
     best_RN = np.argsort(-score_RN, axis=1, kind="stable")[:, : question.k]
@@ -127,11 +130,11 @@ def trees(question: Question, training: EvalRequests, validation: EvalRequests,
 
 
 def _examples(
-  question: Question, groups: AdGroups
+  question: Question, groups: AdGroups, tastes: Tastes | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Features of all candidates, whether each is a target, and the candidates of each request."""
   features, labels, target_RC = [], [], question.requests.target_RC
-  for rows, ad_RN, feature in _candidates(question, groups):
+  for rows, ad_RN, feature in _candidates(question, groups, tastes):
     hit_RN = (ad_RN[:, :, None] == target_RC[rows, None, :]) & (ad_RN >= 0)[:, :, None]
     features.append(feature)
     labels.append(hit_RN.any(axis=2))
@@ -140,9 +143,9 @@ def _examples(
 
 
 def _candidates(
-  question: Question, groups: AdGroups
+  question: Question, groups: AdGroups, tastes: Tastes | None
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-  """Some of the requests, their N candidates (-1 = seen), features float32 [rows * N, 16]."""
+  """Some of the requests, their N candidates (-1 = seen), features float32 [rows * N, 16 or 17]."""
   requests, num_ads = question.requests, question.num_ads
   depth, step = min(CANDIDATES, num_ads), max(1, _CELLS // num_ads)
   starts = range(0, len(requests.user_R), step)
@@ -173,6 +176,19 @@ def _candidates(
       groups.price_A[ad_RN],
       np.repeat(np.log1p(own[_WIDE].sum(axis=1, keepdims=True)), depth, axis=1),
     ]
+    if tastes is not None:
+      met = _padded(sparse[_WIDE])
+      columns.append(likeness(tastes, requests.time_s_R[rows], *met, ad_RN))
     seen_RN = np.take_along_axis(plain_RA, ad_RN, axis=1) < 0
     feature = np.stack(columns, axis=-1, dtype=np.float32).reshape(-1, len(columns))
     yield rows, np.where(seen_RN, -1, ad_RN), feature
+
+
+def _padded(history_RA: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+  """The ads of each row, [R, P], -1 = none, and their numbers."""
+  size_R = np.diff(history_RA.indptr)
+  shape = len(size_R), int(size_R.max(initial=0))
+  ad_RP, count_RP = np.full(shape, -1), np.zeros(shape)
+  there_RP = np.arange(shape[1])[None] < size_R[:, None]
+  ad_RP[there_RP], count_RP[there_RP] = history_RA.indices, history_RA.data
+  return ad_RP, count_RP

@@ -14,7 +14,8 @@ SCOPES = {"": "over all targets", "prospecting/": "in prospecting"}
 _NAMES = {
   "popularity": "popularity", "cooccurrence": "co-occurrence", "own_history": "own history",
   "counter": "transition counter", "rule": "rule of two terms",
-  "trees": "boosted trees", "sasrec": "SASRec", "two_tower": "two towers",
+  "trees": "boosted trees", "trees_likeness": "boosted trees with likeness",
+  "sasrec": "SASRec", "two_tower": "two towers",
 }
 
 

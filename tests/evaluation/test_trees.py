@@ -9,6 +9,7 @@ import pytest
 from gr4ad_jax.data.examples import open_examples, read_split
 from gr4ad_jax.data.interactions import Interactions
 from gr4ad_jax.data.tables import ad_table
+from gr4ad_jax.data.tastes import Tastes
 from gr4ad_jax.evaluation import rivals
 from gr4ad_jax.evaluation.baseline_settings import BaselineSettings
 from gr4ad_jax.evaluation.question import Question
@@ -85,6 +86,33 @@ def test_trees_learn_what_no_single_rule_says(tiny_data, tiny_logs):
   for name in ("popularity", "trending"):
     assert found > recall_per_request(others[name], test, k=5).mean() + 0.05, name
   assert len(np.unique(ranked_RK[0])) == 5
+
+
+def test_likeness_is_one_more_feature_from_the_past_of_the_request():
+  """Of user and ads by hand: with vectors along two axes the cosine is 1 or 0."""
+  logs, (training, *_), ads = market()
+  vector_AE = np.eye(2)[np.arange(30) % 2]
+  tastes = Tastes(
+    np.array([0]), vector_AE[None].astype(np.float16), np.ones((1, 30), np.float32)
+  )
+  asked = Question(logs, training.rows(np.array([0, 5])), 30, 10, 40 * DAY)
+  ((_, ad_RN, plain),) = trees._candidates(asked, trees.group_ads(ads), None)
+  ((_, same_RN, feature),) = trees._candidates(asked, trees.group_ads(ads), tastes)
+  np.testing.assert_array_equal(ad_RN, same_RN)
+  np.testing.assert_array_equal(plain, feature[:, :-1])
+  half_life_s = trees._HISTORIES[trees._WIDE].half_life_s
+  for user, time_s, ad_N, found_N in zip(
+    asked.requests.user_R, asked.requests.time_s_R, ad_RN, feature[:, -1].reshape(ad_RN.shape),
+    strict=True,
+  ):
+    past = (logs.user_E == user) & (logs.time_s_E < time_s)
+    count_A = np.bincount(
+      logs.ad_E[past], 0.5 ** ((time_s - logs.time_s_E[past]) / half_life_s), 30
+    )
+    user_E = np.log1p(count_A) @ vector_AE
+    np.testing.assert_allclose(
+      found_N, (vector_AE @ user_E / np.linalg.norm(user_E))[ad_N], atol=2e-3
+    )
 
 
 def test_trees_learn_from_training_requests(tiny_data):

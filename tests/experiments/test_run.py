@@ -116,7 +116,8 @@ def test_demo_baselines_averages_over_seeds_and_draws_users(tiny_data, tmp_path,
     assert split == "test"
     return Lists(*(2 * [best_RK if folder.name == "seed0" else nothing_RK]))
 
-  def find_rivals(logs, examples, requests, *, k):
+  def find_rivals(logs, examples, requests, *, k, with_likeness):
+    assert with_likeness
     lists = {"popularity": nothing_RK[:, :k]}
     return Rivals(None, lists, None, lists)
 
