@@ -5,10 +5,12 @@
 
 The fitted market (market/world.py). Every generative row trains for the same number of steps in two
 stages, the second from the first's parameters: logged samples alone, or with candidate lists of the
-first stage's model priced by the reward model. Each hands its first 10 ads a request, or all 50, to
-the same final ranker, the reward model; what the four shown ads earn is computed from the market's
-truth. Finished runs and rows are reused. `--check` exits 1 where a list-trained row loses more than
-1% of the supervised row's recall@50: the known failure of reinforcement learning.
+first stage's model priced by the reward model. All have the copy path, which the paper does not
+have, but for the row that says so; `--set model.copy_path=false` makes the paper's table. One row
+learns from as many requests as the cascade's towers see. Each hands its first 10 ads a request, or
+all 50, to the same final ranker, the reward model; what the four shown ads earn is computed from
+the market's truth. Finished runs and rows are reused. `--check` exits 1 where a list-trained row
+loses more than 1% of the supervised row's recall@50: the known failure of reinforcement learning.
 
 Expected over three seeds (docs/value.md, beside the paper's): revenue_lift over the cascade -7.9%
 for VSL, +4.9% for DPO, +1.8% for RSPO, -0.6% for GR4AD, intervals of three to five points; RSPO
@@ -162,7 +164,7 @@ class Options:
   market: MarketConfig = MarketConfig()
   model: ModelConfig = ModelConfig(
     width=64, num_heads=2, num_layers=3, num_lazy_layers=2, copy_path=True
-  )  # the decoder, and whether anything is copied: the row's
+  )  # the decoder: the row's; without a copy path here, no row has one
   train: TrainConfig = TrainConfig(
     batch_size=64, learning_rate=3e-3, log_every=50, eval_batches=8
   )
@@ -321,7 +323,9 @@ def _config(row: Row, options: Options, seed: int, *, stage: int) -> Config:
   rate = options.train.learning_rate if stage == 1 else settings.second_learning_rate
   train = of_steps(options.train, steps, learning_rate=rate, seed=seed + 100 * (stage - 1))
   return Config(
-    model=dataclasses.replace(options.model, decoder=row.decoder, copy_path=row.copied),
+    model=dataclasses.replace(
+      options.model, decoder=row.decoder, copy_path=row.copied and options.model.copy_path
+    ),
     loss=VALUE_LOSS if row.values else PLAIN_LOSS,
     train=train, search=_search(row._replace(widths=WIDE), options),  # lists come from wide beams
     preference=PreferenceConfig(method="none") if stage == 1 else dataclasses.replace(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import _market, table1_ablation
+from gr4ad_jax.config import override_all
 from gr4ad_jax.data.log_folder import read_logs
 from gr4ad_jax.market.log import arrivals
 from gr4ad_jax.market.world import MarketConfig, best_ads, expected_revenue, truth
@@ -95,6 +96,21 @@ def test_advertisers_are_out_once_the_log_has_spent_their_budget(folder, test_re
         spent_V[market.advertiser_A[int(logs.ads.ad_id[ad])]] += value
     assert (open_RV[row] == (spent_V < budget_V)).all()
   assert not open_RV[:, 0].any() and 0 < open_RV[:, 1:].mean() < 1
+
+
+def test_rows_differ_in_copying_and_in_steps_as_they_say():
+  options, rows = table1_ablation.Options(), table1_ablation.ROWS
+  first = {
+    name: table1_ablation._config(row, options, 3, stage=1)
+    for name, row in rows.items() if name != "dlrm"
+  }
+  assert [name for name, config in first.items() if not config.model.copy_path] == ["gr4ad_paper"]
+  assert first["gr4ad"].train.num_steps == options.settings.first_steps
+  # 600 steps of 256 requests are 2,400 of 64, of which the second stage takes 250.
+  assert first["gr4ad_long"].train.num_steps == 2_150
+  assert table1_ablation._config(rows["gr4ad_long"], options, 3, stage=2).train.num_steps == 250
+  paper = override_all(options, {"model.copy_path": "false"})
+  assert not table1_ablation._config(rows["gr4ad"], paper, 3, stage=1).model.copy_path
 
 
 def found(**revenue):
