@@ -58,7 +58,7 @@ class Settings:
 
 def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
   """Names as in metrics.json of a run, METRIC/seedN, and `training_minutes` of a seed."""
-  steps = {f"train.{name}": str(STEPS[size]) for name in ("num_steps", "eval_every")}
+  steps = {"train.num_steps": str(STEPS[size])}
   settings, config = settings_beside(Settings(), preset("demo"), steps | dict(overrides))
   data = prepared_journey(workdir)
   sids = tokenized(data, data / "sids", TokenizerConfig(last_level="suffix"))

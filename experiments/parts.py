@@ -5,8 +5,9 @@
 
 The first row is the preset as it is; every other row is trained with the changes that its name
 says, for the same steps, from the same seed, and judged on the same validation requests (test is
-not read). Differences to the first row are paired over users. Speed: searches of SPEED_BATCH
-requests that take turns.
+not read): all targets with seen ads left in the lists, and as prospecting/, new targets without
+seen ads, which is how Amazon is judged. Differences to the first row are paired over users. Speed:
+searches of SPEED_BATCH requests that take turns.
 
 Without settings.data Complete Journey is prepared in WORKDIR as in `make demo`, with a semantic ID
 of its own for every ad. Such a folder for Amazon is written by `gr4ad prepare amazon` and `gr4ad
@@ -165,19 +166,13 @@ def compared(
     depth: ads of a list that count.
     bootstrap: resamples of users.
   """
-  tasks: dict[str, EvalRequests | None] = {"all": requests, "prospecting": None}
+  tasks = [("", requests, {name: row.all_RK for name, row in found.items()})]
   new_R = (requests.new_RC & (requests.target_RC >= 0)).any(axis=1)
   if new_R.any():
-    tasks["prospecting"] = only_new(requests)
+    lists = {name: row.prospecting_RK[new_R] for name, row in found.items()}
+    tasks.append(("prospecting/", only_new(requests), lists))
   results = {}
-  for task, of_task in tasks.items():
-    if of_task is None:
-      continue
-    prefix = "" if task == "all" else "prospecting/"
-    lists = {
-      name: row.all_RK if task == "all" else row.prospecting_RK[new_R]
-      for name, row in found.items()
-    }
+  for prefix, of_task, lists in tasks:
     first_RK = next(iter(lists.values()))
     for name, ranked_RK in lists.items():
       metrics = mean_metrics(ranked_RK, of_task, k=depth)
@@ -225,7 +220,7 @@ def table(results: Mapping[str, float]) -> str:
   """One row a part: what it finds, less what the first row finds, its speed and minutes."""
   k = _depth(results)
   metrics = [f"recall@{k}", f"ndcg@{k}", f"value_recall@{k}", f"prospecting/recall@{k}"]
-  # Where all targets are new, prospecting is the same; where each is worth 1, value is the count.
+  # Where each target is worth 1, value is the count.
   shown = [metrics[0]]
   for metric in metrics[1:]:
     key = f"{BASE}/{metric}"

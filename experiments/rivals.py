@@ -19,8 +19,8 @@ Lists are kept in WORKDIR/lists.npz, so an interrupted run goes on.
 
 Expected on Complete Journey, recall@50 and prospecting/recall@50: trees .437, .178; rule .408,
 .174; own_history .371, .119; counter .296, .133; cooccurrence .294, .124; two_tower .273, .099;
-trending .235, .174; sasrec .211, .093; popularity .189, .119. Run time on two CPU cores: about ten
-minutes, most of it for the trees, and as long again where the trained rivals are trained here.
+trending .235, .174; sasrec .211, .093; popularity .189, .119. Run time on two CPU cores: about
+fifteen minutes, most of it for the trees, and ten more where the trained rivals are trained here.
 """
 
 from __future__ import annotations
