@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from gr4ad_jax.catalog.legal_prefixes import PrefixTree, build_prefix_tree
 from gr4ad_jax.config import override_all
 from gr4ad_jax.data import prepare
 from gr4ad_jax.data.config import CompleteJourney, PrepareConfig
-from gr4ad_jax.data.examples import open_examples, read_split
+from gr4ad_jax.data.examples import ExampleSet, open_examples, read_split
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.evaluation.evaluate import prospecting_lists, search_split
 from gr4ad_jax.gr4ad.build import Decoder, build_decoder
@@ -35,7 +35,7 @@ from gr4ad_jax.machine.storage import write_json
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.held_out import eval_requests, group_requests
 from gr4ad_jax.search.opened import Opened
-from gr4ad_jax.search.ranking import ranking_metrics
+from gr4ad_jax.search.ranking import EvalRequests, only_new, ranking_metrics
 from gr4ad_jax.tokenizer.config import TokenizerConfig
 from gr4ad_jax.tokenizer.stage import tokenize
 from gr4ad_jax.training.config import TrainConfig
@@ -108,7 +108,7 @@ def found_lists(folder: Path, split: str, *, limit: int | None = None) -> Lists:
   file = folder / f"lists-{split}.npz"
   if not file.exists():
     opened = open_run(folder)
-    recommender, groups = opened.recommender(), split_groups(opened, split, limit)
+    recommender, groups = opened.recommender(), split_groups(opened.examples, split, limit)
     found = search_split(recommender, opened.contexts, groups, opened.search).recommendations
     lists = Lists(found.ad_RK, prospecting_lists(recommender, opened, groups))
     with atomic.new_file(file) as out:
@@ -117,15 +117,39 @@ def found_lists(folder: Path, split: str, *, limit: int | None = None) -> Lists:
     return Lists(**arrays)
 
 
-def split_groups(opened: Opened, split: str, limit: int | None) -> list[list[Example]]:
+def by_task(
+  lists: Lists, requests: EvalRequests
+) -> Iterator[tuple[str, np.ndarray, EvalRequests]]:
+  """Prefix of the metrics, lists and requests of each task; no prospecting without new targets."""
+  yield "", lists.all_RK, requests
+  if requests.has_new_R.any():
+    yield "prospecting/", lists.prospecting_RK[requests.has_new_R], only_new(requests)
+
+
+def split_groups(examples: ExampleSet, split: str, limit: int | None) -> list[list[Example]]:
   """The requests of a split, or `limit` of them, evenly spread."""
-  groups = group_requests(read_split(opened.examples, split))
+  groups = group_requests(read_split(examples, split))
   return groups if limit is None else evenly(groups, limit)
 
 
 def evenly(rows: list, count: int) -> list:
   """`count` of the rows, or all, evenly spread."""
   return [rows[i] for i in np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)]
+
+
+def training_minutes(rows: Sequence[Mapping], batch_size: int) -> float:
+  """Minutes spent in optimizer steps, without compilation, validation and checkpoints.
+
+  Args:
+    rows: of the training log.
+    batch_size: examples per step.
+  """
+  seconds, last_step = 0.0, 0
+  for row in rows:
+    if "examples_per_second" in row:
+      seconds += (row["step"] - last_step) * batch_size / row["examples_per_second"]
+      last_step = row["step"]
+  return seconds / 60
 
 
 def run_of(data: Path, sids: Path, config: Config) -> RunFile:

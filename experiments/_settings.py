@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gr4ad_jax.config import ConfigT, override_all
-from gr4ad_jax.gr4ad.config import Config
 
 SHARED_DATA = str(Path(__file__).resolve().parents[2] / "shared" / "data")
 """Benchmark files beside the checkout."""
@@ -23,14 +22,14 @@ def with_overrides(settings: ConfigT, overrides: Mapping[str, str]) -> ConfigT:
   return override_all(options(settings), overrides).settings
 
 
-def settings_beside(
-  settings: ConfigT, config: Config, overrides: Mapping[str, str]
-) -> tuple[ConfigT, Config]:
-  """Both changed: settings.PATH in the experiment's own settings, all else in those of a run.
+def own_and_others(
+  settings: ConfigT, overrides: Mapping[str, str]
+) -> tuple[ConfigT, dict[str, str]]:
+  """The experiment's own settings, changed by settings.PATH, and the overrides that are left.
 
   Raises:
-    ConfigError: as `with_overrides`.
+    ConfigError: as `with_overrides`, of its own ones.
   """
   own = {path: value for path, value in overrides.items() if path.startswith("settings.")}
   others = {path: value for path, value in overrides.items() if path not in own}
-  return with_overrides(settings, own), override_all(config, others)
+  return with_overrides(settings, own), others

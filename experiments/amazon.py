@@ -37,10 +37,9 @@ from typing import Literal
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments._figures import plain
-from experiments._runs import paired_interval, run_of, tokenized
-from experiments._settings import SHARED_DATA, with_overrides
-from experiments.demo_baselines import training_minutes
+from experiments._figures import cell, dot, plain
+from experiments._runs import paired_interval, run_of, tokenized, training_minutes
+from experiments._settings import SHARED_DATA, own_and_others
 from gr4ad_jax.catalog.prepared import open_logs
 from gr4ad_jax.config import ConfigError, override, override_all
 from gr4ad_jax.data.config import Amazon, PrepareConfig
@@ -60,7 +59,7 @@ from gr4ad_jax.gr4ad.run import RunFile, open_run
 from gr4ad_jax.gr4ad.train_run import train_run
 from gr4ad_jax.machine.memory import keep_freed_memory
 from gr4ad_jax.machine.storage import write_json
-from gr4ad_jax.report.verdict import baseline_label, interval_of
+from gr4ad_jax.report.verdict import baseline_label
 from gr4ad_jax.search.held_out import eval_requests, group_requests, sample_requests
 from gr4ad_jax.search.ranking import EvalRequests, mean_metrics, only_new, ranking_metrics
 from gr4ad_jax.tokenizer.config import TokenizerConfig
@@ -112,11 +111,8 @@ class Settings:
 def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
   """PART/METRIC, the mean over seeds, its t interval and /seedN; PART/rival/NAME/METRIC."""
   keep_freed_memory()
-  own = {path: value for path, value in overrides.items() if path.startswith("settings.")}
-  settings = with_overrides(Settings(), own)
-  config = override_all(
-    _config(settings.dataset, size), {p: v for p, v in overrides.items() if p not in own}
-  )
+  settings, others = own_and_others(Settings(), overrides)
+  config = override_all(_config(settings.dataset, size), others)
   folder = Path(settings.folder or Path(SHARED_DATA) / f"amazon_{settings.dataset}").resolve()
   if not (folder / "interactions.parquet").exists():
     raise ConfigError(f"settings.folder={folder}: holds no interactions.parquet")
@@ -302,7 +298,7 @@ def table(results: Mapping[str, float]) -> str:
   dataset = next(name for name in PUBLISHED if f"dataset/{name}" in results)
   lines = ["| | " + " | ".join(METRICS) + " |", "|---" + "|---:" * len(METRICS) + "|"]
   for label, row in _rows(results):
-    cells = [_cell(results, f"{row}{metric}") for metric in METRICS]
+    cells = [cell(results, f"{row}{metric}", digits=4) for metric in METRICS]
     lines.append(f"| {label} | " + " | ".join(cells) + " |")
   for label, (recall, ndcg) in PUBLISHED[dataset].items():
     lines.append(f"| published: {label} | {recall:.4f} | {ndcg:.4f} | | |")
@@ -345,15 +341,6 @@ def _against_bars(results: Mapping[str, float], dataset: str, part: str) -> str:
   return line
 
 
-def _cell(results: Mapping[str, float], key: str) -> str:
-  estimate = interval_of(results, key)
-  if estimate is None:
-    return "-"
-  if estimate.low is None or estimate.high is None:
-    return f"{estimate.value:.4f}"
-  return f"{estimate.value:.4f} ({estimate.low:.4f}-{estimate.high:.4f})"
-
-
 def plots(results: Mapping[str, float]) -> dict[str, Figure]:
   """recall@10 and ndcg@10 of every list."""
   rows = _rows(results)
@@ -361,11 +348,7 @@ def plots(results: Mapping[str, float]) -> dict[str, Figure]:
   axes = figure.subplots(1, 2, sharey=True)
   for ax, metric in zip(axes, ("recall@10", "ndcg@10"), strict=True):
     for place, (_, row) in enumerate(rows):
-      estimate = interval_of(results, f"{row}{metric}")
-      colour = "tab:blue" if "rival" in row else "tab:orange"
-      ax.plot(estimate.value, place, "o", color=colour)
-      if estimate.low is not None and estimate.high is not None:
-        ax.hlines(place, estimate.low, estimate.high, colors=colour)
+      dot(ax, results, f"{row}{metric}", place, "tab:blue" if "rival" in row else "tab:orange")
     ax.set_title(metric, loc="left")
     ax.set_xlim(left=0)
     plain(ax, grid="x")

@@ -16,26 +16,33 @@ hour; size full has twice the steps and was not measured.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments._figures import plain
-from experiments._runs import Lists, found_lists, prepared_journey, run_of, tokenized
-from experiments._settings import settings_beside
+from experiments._figures import cell, dot, plain
+from experiments._runs import (
+  by_task,
+  found_lists,
+  prepared_journey,
+  run_of,
+  tokenized,
+  training_minutes,
+)
+from experiments._settings import own_and_others
 from experiments.rivals import load_lists, save_lists
 from gr4ad_jax.catalog.prepared import open_logs
-from gr4ad_jax.config import override
+from gr4ad_jax.config import override, override_all
 from gr4ad_jax.data.examples import read_split
 from gr4ad_jax.evaluation.evaluate import DEPTH, judged
 from gr4ad_jax.evaluation.rivals import find_rivals
 from gr4ad_jax.gr4ad.config import preset
 from gr4ad_jax.gr4ad.train_run import train_run
-from gr4ad_jax.report.verdict import SCOPES, compare_with_baselines, interval_of, methods, verdict
+from gr4ad_jax.report.verdict import SCOPES, compare_with_baselines, methods, verdict
 from gr4ad_jax.search.held_out import eval_requests, group_requests
-from gr4ad_jax.search.ranking import EvalRequests, mean_metrics, only_new
+from gr4ad_jax.search.ranking import EvalRequests, mean_metrics
 from gr4ad_jax.tokenizer.config import TokenizerConfig
 from gr4ad_jax.training.metric_log import read_log
 
@@ -58,8 +65,8 @@ class Settings:
 
 def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
   """Names as in metrics.json of a run, METRIC/seedN, and `training_minutes` of a seed."""
-  steps = {"train.num_steps": str(STEPS[size])}
-  settings, config = settings_beside(Settings(), preset("demo"), steps | dict(overrides))
+  settings, others = own_and_others(Settings(), overrides)
+  config = override_all(preset("demo"), {"train.num_steps": STEPS[size]} | others)
   data = prepared_journey(workdir)
   sids = tokenized(data, data / "sids", TokenizerConfig(last_level="suffix"))
   seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
@@ -86,7 +93,11 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
     bootstrap=settings.bootstrap,
   )
   for seed, of_seed in zip(seeds, lists, strict=True):
-    metrics |= {f"{name}/seed{seed}": value for name, value in of_one(of_seed, requests).items()}
+    metrics |= {
+      f"{prefix}{name}/seed{seed}": value
+      for prefix, ranked_RK, asked in by_task(of_seed, requests)
+      for name, value in mean_metrics(ranked_RK, asked, k=DEPTH).items()
+    }
   metrics |= {
     "training_minutes": float(np.mean(minutes)), "num_steps": config.train.num_steps,
     "num_requests": len(requests.user_R), "num_users": len(np.unique(requests.user_R)),
@@ -100,36 +111,11 @@ def repeated(requests: EvalRequests, times: int) -> EvalRequests:
   return requests.rows(np.tile(np.arange(len(requests.user_R)), times))
 
 
-def of_one(lists: Lists, requests: EvalRequests) -> dict[str, float]:
-  """Metrics of one seed at DEPTH, for both tasks."""
-  metrics = mean_metrics(lists.all_RK, requests, k=DEPTH)
-  new_R = (requests.new_RC & (requests.target_RC >= 0)).any(axis=1)
-  if new_R.any():
-    prospecting = mean_metrics(lists.prospecting_RK[new_R], only_new(requests), k=DEPTH)
-    metrics |= {f"prospecting/{name}": value for name, value in prospecting.items()}
-  return metrics
-
-
-def training_minutes(rows: Sequence[Mapping], batch_size: int) -> float:
-  """Minutes spent in optimizer steps, without compilation, validation and checkpoints.
-
-  Args:
-    rows: of the training log.
-    batch_size: examples per step.
-  """
-  seconds, last_step = 0.0, 0
-  for row in rows:
-    if "examples_per_second" in row:
-      seconds += (row["step"] - last_step) * batch_size / row["examples_per_second"]
-      last_step = row["step"]
-  return seconds / 60
-
-
 def table(results: Mapping[str, float]) -> str:
   """Metrics with their 95% intervals, and what they say in one sentence."""
   lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * len(COLUMNS) + "|"]
   for label, prefix in methods(results, system="GR4AD").items():
-    cells = [_cell(results, prefix + column) for column in COLUMNS]
+    cells = [cell(results, prefix + column) for column in COLUMNS]
     lines.append(f"| {label} | " + " | ".join(cells) + " |")
   sentence, _ = verdict(compare_with_baselines(results), system="GR4AD")
   ours = [
@@ -146,15 +132,6 @@ def table(results: Mapping[str, float]) -> str:
   )
 
 
-def _cell(results: Mapping[str, float], key: str) -> str:
-  estimate = interval_of(results, key)
-  if estimate is None:
-    return "-"
-  if estimate.low is None or estimate.high is None:
-    return f"{estimate.value:.3f}"
-  return f"{estimate.value:.3f} ({estimate.low:.3f}-{estimate.high:.3f})"
-
-
 def plots(results: Mapping[str, float]) -> dict[str, Figure]:
   """recall@50 and value_recall@50 of every list, over all targets and in prospecting."""
   labels = methods(results, system="GR4AD")
@@ -164,12 +141,8 @@ def plots(results: Mapping[str, float]) -> dict[str, Figure]:
   for ax, (metric, title) in zip(axes, PLOTTED.items(), strict=True):
     for (scope, words), (colour, marker, shift) in zip(SCOPES.items(), looks, strict=True):
       for row, prefix in enumerate(labels.values()):
-        estimate = interval_of(results, prefix + scope + metric)
-        if estimate is None:
-          continue
-        ax.plot(estimate.value, row + shift, marker, color=colour, label=words if not row else None)
-        if estimate.low is not None and estimate.high is not None:
-          ax.hlines(row + shift, estimate.low, estimate.high, colors=colour)
+        key, label = prefix + scope + metric, words if not row else None
+        dot(ax, results, key, row + shift, colour, marker, label)
     ax.set_title(title, loc="left")
     ax.set_xlim(left=0)
     plain(ax, grid="x")

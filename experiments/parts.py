@@ -25,32 +25,29 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments._figures import plain
+from experiments._figures import cell, dot, plain
 from experiments._runs import (
   Lists,
+  by_task,
   found_lists,
   of_steps,
   prepared_journey,
   run_of,
   split_groups,
   tokenized,
+  training_minutes,
 )
-from experiments._settings import settings_beside, with_overrides
-from experiments.demo_baselines import training_minutes
+from experiments._settings import own_and_others
 from gr4ad_jax.cli.bench_decode import time_in_turns
 from gr4ad_jax.config import ConfigError, nearest, override_all
+from gr4ad_jax.data.examples import open_examples
 from gr4ad_jax.evaluation.evaluate import DEPTH
 from gr4ad_jax.gr4ad.config import Config, preset
 from gr4ad_jax.gr4ad.run import open_run
 from gr4ad_jax.gr4ad.train_run import train_run
 from gr4ad_jax.machine.progress import console, track
 from gr4ad_jax.search.held_out import eval_requests
-from gr4ad_jax.search.ranking import (
-  EvalRequests,
-  mean_metrics,
-  only_new,
-  paired_difference,
-)
+from gr4ad_jax.search.ranking import EvalRequests, mean_metrics, paired_difference
 from gr4ad_jax.tokenizer.config import TokenizerConfig
 from gr4ad_jax.training.metric_log import read_log
 
@@ -128,8 +125,8 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
     train_run(run_of(data, sids, of_row), folder, resume=True)
     found[name] = found_lists(folder, "validation", limit=settings.requests)
     minutes[f"{name}/minutes"] = training_minutes(read_log(folder), of_row.train.batch_size)
-  opened = open_run(workdir / _folder_name(BASE))
-  requests = eval_requests(split_groups(opened, "validation", settings.requests))
+  examples = open_examples(data / "examples")
+  requests = eval_requests(split_groups(examples, "validation", settings.requests))
   results = compared(found, requests, depth=DEPTHS[settings.preset], bootstrap=settings.bootstrap)
   return results | minutes | _speed(workdir, tuple(rows))
 
@@ -140,8 +137,7 @@ def settings_and_config(overrides: Mapping[str, str]) -> tuple[Settings, Config]
   Raises:
     ConfigError: an unknown setting, a preset without rows, an unknown row.
   """
-  own = {path: value for path, value in overrides.items() if path.startswith("settings.")}
-  settings = with_overrides(Settings(), own)
+  settings, others = own_and_others(Settings(), overrides)
   if settings.preset not in ROWS:
     raise ConfigError(f"settings.preset={settings.preset!r}: {nearest(settings.preset, ROWS)}")
   for name in settings.rows:
@@ -152,7 +148,7 @@ def settings_and_config(overrides: Mapping[str, str]) -> tuple[Settings, Config]
   train = dataclasses.replace(
     of_steps(config.train, settings.steps), eval_every=every, checkpoint_every=every
   )
-  return settings_beside(settings, dataclasses.replace(config, train=train), overrides)
+  return settings, override_all(dataclasses.replace(config, train=train), others)
 
 
 def compared(
@@ -166,19 +162,14 @@ def compared(
     depth: ads of a list that count.
     bootstrap: resamples of users.
   """
-  tasks = [("", requests, {name: row.all_RK for name, row in found.items()})]
-  new_R = (requests.new_RC & (requests.target_RC >= 0)).any(axis=1)
-  if new_R.any():
-    lists = {name: row.prospecting_RK[new_R] for name, row in found.items()}
-    tasks.append(("prospecting/", only_new(requests), lists))
-  results = {}
-  for prefix, of_task, lists in tasks:
-    first_RK = next(iter(lists.values()))
-    for name, ranked_RK in lists.items():
-      metrics = mean_metrics(ranked_RK, of_task, k=depth)
+  results, first = {}, list(by_task(next(iter(found.values())), requests))
+  for name, lists in found.items():
+    tasks = zip(by_task(lists, requests), first, strict=True)
+    for (prefix, ranked_RK, asked), (_, first_RK, _) in tasks:
+      metrics = mean_metrics(ranked_RK, asked, k=depth)
       results |= {f"{name}/{prefix}{metric}": value for metric, value in metrics.items()}
       differences = paired_difference(
-        ranked_RK, first_RK, requests=of_task, k=depth, bootstrap=bootstrap
+        ranked_RK, first_RK, requests=asked, k=depth, bootstrap=bootstrap
       )
       results |= {
         f"difference/{name}/{prefix}{metric}": value for metric, value in differences.items()
@@ -193,7 +184,7 @@ def _speed(workdir: Path, names: tuple[str, ...]) -> dict[str, float]:
   for name in names:
     opened = open_run(workdir / _folder_name(name))
     context = opened.contexts.context([
-      group[0] for group in split_groups(opened, "validation", SPEED_BATCH)
+      group[0] for group in split_groups(opened.examples, "validation", SPEED_BATCH)
     ])
     recommender = opened.recommender()
     calls[name] = lambda recommender=recommender, context=context: recommender(context, DEPTH).ad_RK
@@ -229,13 +220,13 @@ def table(results: Mapping[str, float]) -> str:
   lines = ["| | " + " | ".join(shown) + " | requests/s | minutes |",
            "|---" + "|---:" * (len(shown) + 2) + "|"]
   for row in _rows(results):
-    cells = []
-    for metric in shown:
-      cell = f"{results[f'{row}/{metric}']:.4f}"
-      if row != BASE:
-        ends = (results[f"difference/{row}/{metric}{end}"] for end in ("", "/ci_low", "/ci_high"))
-        cell = "{}: {:+.4f} ({:+.4f} to {:+.4f})".format(cell, *ends)
-      cells.append(cell)
+    cells = [f"{results[f'{row}/{metric}']:.4f}" for metric in shown]
+    if row != BASE:
+      look = {"digits": 4, "sign": "+", "between": " to "}
+      cells = [
+        f"{found}: {cell(results, f'difference/{row}/{metric}', **look)}"
+        for found, metric in zip(cells, shown, strict=True)
+      ]
     speed, minutes = results[f"{row}/speed"], results[f"{row}/minutes"]
     lines.append(f"| {row} | " + " | ".join(cells) + f" | x {speed:.2f} | {minutes:.1f} |")
   return "\n".join(lines) + (
@@ -252,9 +243,7 @@ def plots(results: Mapping[str, float]) -> dict[str, Figure]:
   titles = {f"recall@{k}": f"Recall@{k}", f"ndcg@{k}": f"NDCG@{k}"}
   for ax, (metric, title) in zip(axes, titles.items(), strict=True):
     for place, row in enumerate(rows):
-      key = f"difference/{row}/{metric}"
-      ax.plot(results[key], place, "o", color="tab:blue")
-      ax.hlines(place, results[f"{key}/ci_low"], results[f"{key}/ci_high"], colors="tab:blue")
+      dot(ax, results, f"difference/{row}/{metric}", place, "tab:blue")
     ax.axvline(0, color="black", lw=0.8)
     ax.set_title(f"{title}, less the preset's", loc="left")
     plain(ax, grid="x")

@@ -33,7 +33,7 @@ from typing import Literal
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments._figures import plain
+from experiments._figures import cell, dot, plain
 from experiments._settings import with_overrides
 from gr4ad_jax.api import open_baseline, open_run
 from gr4ad_jax.catalog.prepared import open_logs
@@ -49,7 +49,7 @@ from gr4ad_jax.evaluation.evaluate import (
 from gr4ad_jax.evaluation.rivals import Rivals, find_rivals, rank_trained
 from gr4ad_jax.machine import atomic, storage
 from gr4ad_jax.machine.storage import Place
-from gr4ad_jax.report.verdict import baseline_label, interval_of
+from gr4ad_jax.report.verdict import baseline_label
 from gr4ad_jax.search.held_out import eval_requests, group_requests
 from gr4ad_jax.sequential.run import SasrecRun, TwoTowerRun, train_baseline
 
@@ -164,14 +164,16 @@ def table(results: Mapping[str, float]) -> str:
   """Every row by every metric with its 95% interval, and ours minus each row."""
   lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * len(COLUMNS) + "|"]
   for row in _rows(results):
-    cells = [_cell(results, f"{row}/{column}") for column in COLUMNS]
+    cells = [cell(results, f"{row}/{column}", between=" to ") for column in COLUMNS]
     lines.append(f"| {_label(row)} | " + " | ".join(cells) + " |")
   if any(name.startswith("difference/") for name in results):
     columns = [column for column in COLUMNS if "ndcg" not in column]
     lines += ["", "Ours minus each, the same resampled users for both:", "",
               "| | " + " | ".join(columns) + " |", "|---" + "|---:" * len(columns) + "|"]
     for row in _rows(results)[1:]:
-      cells = [_cell(results, f"difference/{row}/{column}", sign="+") for column in columns]
+      cells = [
+        cell(results, f"difference/{row}/{column}", sign="+", between=" to ") for column in columns
+      ]
       lines.append(f"| {_label(row)} | " + " | ".join(cells) + " |")
   absent = [_label(row) for row in ROWS[1:] if f"{row}/recall@50" not in results]
   if absent:
@@ -188,15 +190,6 @@ def _label(row: str) -> str:
   return row if row == "ours" else baseline_label(row)
 
 
-def _cell(results: Mapping[str, float], key: str, *, sign: str = "") -> str:
-  estimate = interval_of(results, key)
-  if estimate is None:
-    return "-"
-  if estimate.low is None or estimate.high is None:
-    return f"{estimate.value:{sign}.3f}"
-  return f"{estimate.value:{sign}.3f} ({estimate.low:{sign}.3f} to {estimate.high:{sign}.3f})"
-
-
 def plots(results: Mapping[str, float]) -> dict[str, Figure]:
   """recall@50 of every row, for all targets and for prospecting."""
   rows = _rows(results)
@@ -205,13 +198,7 @@ def plots(results: Mapping[str, float]) -> dict[str, Figure]:
   tasks = {"recall@50": "Recall@50", "prospecting/recall@50": "Prospecting: recall@50"}
   for ax, (metric, title) in zip(axes, tasks.items(), strict=True):
     for place, row in enumerate(rows):
-      estimate = interval_of(results, f"{row}/{metric}")
-      if estimate is None:
-        continue
-      colour = "tab:orange" if row == "ours" else "tab:blue"
-      ax.plot(estimate.value, place, "o", color=colour)
-      if estimate.low is not None and estimate.high is not None:
-        ax.hlines(place, estimate.low, estimate.high, colors=colour)
+      dot(ax, results, f"{row}/{metric}", place, "tab:orange" if row == "ours" else "tab:blue")
     ax.set_title(title, loc="left")
     ax.set_xlim(left=0)
     plain(ax, grid="x")

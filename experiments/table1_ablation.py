@@ -398,13 +398,11 @@ def table(results: Mapping[str, float]) -> str:
       f"{f'{speed - 1:+.0%}' if speed else ''} | {row.paper[1]} |"
     )
   if "bound/all_ads/revenue" in results and f"dlrm/{REVENUES[1]}" in results:
-    first, fifty, every = (
-      results[f"bound/{name}"] / results[f"dlrm/{revenue}"] - 1
-      for name, revenue in (
-        (f"best/{REVENUES[0]}", REVENUES[0]), (f"best/{REVENUES[1]}", REVENUES[1]),
-        ("all_ads/revenue", REVENUES[1]),
-      )
-    )
+    def gain(bound: str, revenue: str) -> float:
+      return results[f"bound/{bound}"] / results[f"dlrm/{revenue}"] - 1
+
+    first, fifty = (gain(f"best/{revenue}", revenue) for revenue in REVENUES)
+    every = gain("all_ads/revenue", REVENUES[1])
     lines += ["", f"Handed the truth's best {HANDED} ads the ranker would earn {first:+.1%} over "
               f"the cascade, the best {K} {fifty:+.1%}; handed the whole catalogue {every:+.1%}."]
   lines += [

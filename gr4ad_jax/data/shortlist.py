@@ -181,7 +181,6 @@ def shortlists(
   met_too_BN = _found(own_key_P, request_B1 + listed_BN)[1]
   near_BX = np.stack([ad_X for ad_X, _ in near]) if near else own_BP[:, :0]
   ad_BX = np.concatenate([own_BP, np.where(met_too_BN, -1, listed_BN), near_BX], axis=1)
-  real_BX = ad_BX >= 0
   x_BXF = np.zeros((*ad_BX.shape, len(NUMBERS)), np.float32)
   x_BXF[:, :num_met, :NUM_COUNTS] = count_BPH
   x_BXF[..., SHARES] = shares_of(ad_BX)
@@ -203,27 +202,25 @@ def shortlists(
     np.log1p(x_BYF[..., COUNT] + x_BYF[..., ORGANIC]) + 160 * x_BYF[..., SHARE]
     + 40 * x_BYF[..., SLOW_SHARE] + 0.05 * log_BYF[..., NUMBERS.index("with the parent category")]
   )
-  likely_BY = np.where(real_BX[:, :num_listed], likely_BY, -np.inf)
+  likely_BY = np.where(ad_BX[:, :num_listed] >= 0, likely_BY, -np.inf)
   best_BM = np.argsort(-likely_BY, axis=1, kind="stable")[:, :size]
-  behind_BX = np.broadcast_to(np.arange(num_listed, ad_BX.shape[1]), near_BX.shape)
-  best_BM = np.concatenate([best_BM, behind_BX], axis=1)
-  ad_BM = np.full((len(met), size + near_BX.shape[1]), -1, np.int32)
-  number_BMF = np.full((*ad_BM.shape, len(NUMBERS)), -1, np.int32)
-  ad_BM[:, : best_BM.shape[1]] = np.take_along_axis(ad_BX, best_BM, axis=1)
-  log_BMF = np.take_along_axis(log_BXF, best_BM[..., None], axis=1)
-  stored_BMF = np.minimum(np.rint(SCALE * log_BMF), BELOW - 1)
-  number_BMF[:, : best_BM.shape[1]] = stored_BMF
+  number_BXF = np.minimum(np.rint(SCALE * log_BXF), BELOW - 1).astype(np.int32)
   if near:
-    near_BXK = np.full((*ad_BX.shape, near[0][1].shape[1]), 0, np.int32)
+    behind_BX = np.broadcast_to(np.arange(num_listed, ad_BX.shape[1]), near_BX.shape)
+    best_BM = np.concatenate([best_BM, behind_BX], axis=1)
+    # No gap before the neighbours.
+    none_BM = np.take_along_axis(ad_BX, best_BM, axis=1) < 0
+    best_BM = np.take_along_axis(best_BM, np.argsort(none_BM, axis=1, kind="stable"), axis=1)
+    near_BXK = np.zeros((*ad_BX.shape, near[0][1].shape[1]), np.int32)
     for row, (met_P, _) in enumerate(met):
       near_BXK[row, : len(met_P)] = near[row][1][: len(met_P)]
       near_BXK[row, num_listed:] = near[row][1][len(met_P) :]
-    near_BMK = np.full((*ad_BM.shape, near_BXK.shape[2]), -1, np.int32)
-    near_BMK[:, : best_BM.shape[1]] = np.take_along_axis(near_BXK, best_BM[..., None], axis=1)
-    number_BMF = np.concatenate([number_BMF, near_BMK], axis=2)
-    first_BM = np.argsort(ad_BM < 0, axis=1, kind="stable")  # no gap before the neighbours
-    ad_BM = np.take_along_axis(ad_BM, first_BM, axis=1)
-    number_BMF = np.take_along_axis(number_BMF, first_BM[..., None], axis=1)
+    number_BXF = np.concatenate([number_BXF, near_BXK], axis=2)
+  ad_BM = np.full((len(met), size + near_BX.shape[1]), -1, np.int32)
+  number_BMF = np.full((*ad_BM.shape, number_BXF.shape[2]), -1, np.int32)
+  there = slice(best_BM.shape[1])
+  ad_BM[:, there] = np.take_along_axis(ad_BX, best_BM, axis=1)
+  number_BMF[:, there] = np.take_along_axis(number_BXF, best_BM[..., None], axis=1)
   number_BMF[ad_BM < 0] = -1
   return ad_BM, number_BMF
 

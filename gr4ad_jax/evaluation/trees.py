@@ -16,6 +16,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from gr4ad_jax.data.interactions import trending_shares
+from gr4ad_jax.data.pipeline import pad
 from gr4ad_jax.data.records import DAY_S, AdTable
 from gr4ad_jax.data.shortlist import SHARE_HALF_LIVES_DAYS
 from gr4ad_jax.data.tastes import Tastes, likeness
@@ -186,9 +187,6 @@ def _candidates(
 
 def _padded(history_RA: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
   """The ads of each row, [R, P], -1 = none, and their numbers."""
-  size_R = np.diff(history_RA.indptr)
-  shape = len(size_R), int(size_R.max(initial=0))
-  ad_RP, count_RP = np.full(shape, -1), np.zeros(shape)
-  there_RP = np.arange(shape[1])[None] < size_R[:, None]
-  ad_RP[there_RP], count_RP[there_RP] = history_RA.indices, history_RA.data
-  return ad_RP, count_RP
+  width, bounds = int(np.diff(history_RA.indptr).max(initial=0)), history_RA.indptr[1:-1]
+  ads, counts = (np.split(x, bounds) for x in (history_RA.indices, history_RA.data))
+  return pad(ads, width), pad(counts, width, fill=0, dtype=np.float64)

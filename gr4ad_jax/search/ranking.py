@@ -49,6 +49,11 @@ class EvalRequests:
     if wrong.any():
       raise ValueError(f"value_RC holds {value[wrong][0]}; values are finite and >= 0")
 
+  @property
+  def has_new_R(self) -> np.ndarray:
+    """bool, the requests with a target that is new to the user."""
+    return (self.new_RC & (self.target_RC >= 0)).any(axis=1)
+
   def rows(self, index: np.ndarray) -> EvalRequests:
     """Some of the requests, by number or mask."""
     return EvalRequests(*(column[index] for column in vars(self).values()))
@@ -75,7 +80,7 @@ def only_new(requests: EvalRequests) -> EvalRequests:
   Raises:
     ValueError: there is none.
   """
-  kept = requests.rows(_target_sets(requests)[1][1].any(axis=1))
+  kept = requests.rows(requests.has_new_R)
   return replace(kept, target_RC=np.where(kept.new_RC, kept.target_RC, -1))
 
 

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from experiments import parts
-from experiments._runs import Lists
+from experiments._runs import Lists, split_groups
 from gr4ad_jax.catalog.prepared import open_logs
 from gr4ad_jax.config import ConfigError, override_all
-from gr4ad_jax.data.examples import read_split
 from gr4ad_jax.gr4ad.config import preset
-from gr4ad_jax.search.held_out import eval_requests, group_requests
+from gr4ad_jax.search.held_out import eval_requests
 from gr4ad_jax.search.ranking import EvalRequests
 
 # Two users; ads 1 and 2 are sought, of which 2 is new to the second user.
@@ -68,8 +67,7 @@ def test_unknown_rows_and_presets_are_told_with_what_there_is():
 
 def test_rows_are_trained_alike_but_for_what_they_change(tiny_data, tmp_path, monkeypatch):
   """The row without a copy path finds nothing; the first row finds all, at half the speed."""
-  groups = group_requests(read_split(open_logs(tiny_data).examples, "validation"))[:12]
-  requests = eval_requests(groups)
+  requests = eval_requests(split_groups(open_logs(tiny_data).examples, "validation", 12))
   best_RK = np.full((12, 50), -1, np.int32)
   best_RK[:, : requests.target_RC.shape[1]] = requests.target_RC
   trained = {}
@@ -88,8 +86,6 @@ def test_rows_are_trained_alike_but_for_what_they_change(tiny_data, tmp_path, mo
   monkeypatch.setattr(parts, "read_log", lambda folder: [
     {"step": 50, "examples_per_second": 640.0, "kind": "train"}
   ])
-  monkeypatch.setattr(parts, "open_run", lambda folder: None)
-  monkeypatch.setattr(parts, "split_groups", lambda *_: groups)
   monkeypatch.setattr(parts, "_speed", lambda folder, names: {
     f"{name}/speed": float(1 + at) for at, name in enumerate(names)
   })

@@ -8,7 +8,7 @@ from matplotlib.image import imread
 
 import experiments
 from experiments import demo_baselines, run
-from experiments._runs import Lists
+from experiments._runs import Lists, training_minutes
 from gr4ad_jax.catalog.prepared import open_logs
 from gr4ad_jax.data.examples import read_split
 from gr4ad_jax.evaluation.rivals import Rivals
@@ -150,7 +150,7 @@ def test_training_minutes_by_hand():
     {"step": 50, "kind": "validation"},
     {"step": 150, "kind": "train", "examples_per_second": 32.0},
   ]
-  assert demo_baselines.training_minutes(rows, 64) == pytest.approx(250 / 60)
+  assert training_minutes(rows, 64) == pytest.approx(250 / 60)
 
 
 def results_of(ours: float) -> dict[str, float]:

@@ -167,7 +167,7 @@ MUTANTS = (
   ),
   Mutant(
     "neighbours follow without a gap", "data/shortlist.py",
-    "first_BM = np.argsort(ad_BM < 0,", "first_BM = np.argsort(ad_BM < -1,",
+    "np.take_along_axis(ad_BX, best_BM, axis=1) < 0", "best_BM < 0",
     ("data/test_shortlist.py::test_neighbours_stand_behind_the_ads_that_were_met_without_a_gap",),
   ),
   Mutant(
