@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from annotated_types import Interval
 
 ConfigT = TypeVar("ConfigT")
+
+Count = Annotated[int, Interval(ge=1)]
+CountOrZero = Annotated[int, Interval(ge=0)]
+Positive = Annotated[float, Interval(gt=0, lt=math.inf)]
+NotNegative = Annotated[float, Interval(ge=0, lt=math.inf)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+ShareBelowOne = Annotated[float, Interval(ge=0, lt=1)]
+Seed = Annotated[int, Interval(ge=0, lt=2**31)]
 
 
 class ConfigError(ValueError):
@@ -23,6 +34,72 @@ def require(ok: bool, field: str, value: Any, rule: str) -> None:
   """Raises ConfigError naming the field, its value and the rule, unless `ok`."""
   if not ok:
     raise ConfigError(f"{field}={value!r}: {rule}")
+
+
+class Bounded:
+  """Base of a frozen dataclass of settings; the bounds of a field stand in its type, as `Count`.
+
+  A subclass whose fields depend on each other says so in a `__post_init__` of its own that calls
+  this one first. `section` stands before the names in errors: class A(Bounded, section="train").
+  """
+
+  _section: ClassVar[str] = ""
+
+  def __init_subclass__(cls, *, section: str | None = None):
+    super().__init_subclass__()
+    if section is not None:
+      cls._section = f"{section}."
+
+  def __post_init__(self):
+    """Raises ConfigError where a field, or an element of one, lies out of its bounds."""
+    for name, hint in _hints(type(self)):
+      if (rule := _broken(hint, getattr(self, name))):
+        raise ConfigError(f"{self._section}{name}={getattr(self, name)!r}: {rule}")
+
+
+@functools.cache
+def _hints(kind: type) -> tuple[tuple[str, Any], ...]:
+  """The types of a dataclass's fields, with their bounds.
+
+  Those of its bases, too: a new default in a subclass, with a plain type, takes no bound away.
+  """
+  names = {field.name for field in dataclasses.fields(kind)}
+  return tuple(
+    (name, hint) for base in kind.__mro__
+    for name, hint in typing.get_type_hints(base, include_extras=True).items() if name in names
+  )
+
+
+def _broken(hint: Any, value: Any) -> str:
+  """The first rule of a type that a value breaks; "" = none."""
+  origin, args = typing.get_origin(hint), typing.get_args(hint)
+  if origin is tuple and isinstance(value, tuple):
+    kinds = (args[0],) * len(value) if args[-1] is Ellipsis else args
+    rules = (_broken(kind, part) for kind, part in zip(kinds, value, strict=False))
+    return next((f"each {rule}" for rule in rules if rule), "")
+  if origin in (typing.Union, types.UnionType) and value is not None:
+    return next((rule for kind in args if (rule := _broken(kind, value))), "")
+  if origin is Annotated:
+    bounds = [bound for bound in args[1:] if isinstance(bound, Interval)]
+    return next((_rule(bound) for bound in bounds if not _within(bound, value)), "")
+  return ""
+
+
+def _within(bound: Interval, value: Any) -> bool:
+  """Whether a number keeps a bound; NaN keeps none."""
+  return (
+    (bound.ge is None or value >= bound.ge) and (bound.gt is None or value > bound.gt)
+    and (bound.le is None or value <= bound.le) and (bound.lt is None or value < bound.lt)
+  )  # fmt: skip
+
+
+def _rule(bound: Interval) -> str:
+  """A bound in words."""
+  low = f"[{bound.ge}" if bound.ge is not None else f"({bound.gt}"
+  if bound.le is None and bound.lt in (None, math.inf):
+    finite = "" if bound.lt is None else " and finite"
+    return f"must be {f'>= {bound.ge}' if bound.ge is not None else f'> {bound.gt}'}{finite}"
+  return f"must lie in {low}, {f'{bound.le}]' if bound.le is not None else f'{bound.lt})'}"
 
 
 def nearest(name: str, options: typing.Iterable[str]) -> str:

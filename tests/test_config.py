@@ -1,10 +1,30 @@
 """Settings: round trip, overrides, clear errors."""
 
 import dataclasses
+import importlib
+import math
+import pkgutil
+import typing
 
 import pytest
+from annotated_types import Interval
 
-from gr4ad_jax.config import ConfigError, from_dict, override, read_json, to_json
+import gr4ad_jax
+from gr4ad_jax.config import (
+  Bounded,
+  ConfigError,
+  Count,
+  CountOrZero,
+  NotNegative,
+  Positive,
+  Seed,
+  Share,
+  ShareBelowOne,
+  from_dict,
+  override,
+  read_json,
+  to_json,
+)
 from gr4ad_jax.gr4ad.config import PRESETS, Config, ModelConfig, preset
 
 
@@ -45,7 +65,7 @@ def test_override_reads_what_people_type(path, text, value):
     ("model.decoder", "lasy", "must be"),
     ("model.num_heads", "3", "must divide model.width"),
     ("loss.user_weight_range", "1", "must be"),
-    ("search.widths", "0,1", "positive width"),
+    ("search.widths", "0,1", "each must be >= 1"),
   ],
 )
 def test_wrong_overrides_name_field_value_and_rule(path, value, message):
@@ -60,6 +80,79 @@ def test_unknown_names_are_refused():
     from_dict(Config, {"model": {"depth": 3}})
   with pytest.raises(ConfigError, match="num_lazy_layers"):
     ModelConfig(num_layers=3, num_lazy_layers=3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds(Bounded, section="bounds"):
+  count: Count = 1
+  count_or_zero: CountOrZero = 0
+  positive: Positive = 0.1
+  not_negative: NotNegative = 0.0
+  share: Share = 0.0
+  share_below_one: ShareBelowOne = 0.0
+  seed: Seed = 0
+  counts: tuple[Count, ...] = ()
+  shares: tuple[Share, Positive] = (0.0, 1.0)
+  maybe: Count | None = None
+
+
+@pytest.mark.parametrize(
+  ("field", "good", "bad", "rule"),
+  [
+    ("count", 1, 0, "must be >= 1"),
+    ("count_or_zero", 0, -1, "must be >= 0"),
+    ("positive", 1e-9, 0.0, "must be > 0 and finite"),
+    ("positive", 1e9, math.inf, "must be > 0 and finite"),
+    ("not_negative", 0.0, -1e-9, "must be >= 0 and finite"),
+    ("not_negative", 1e9, math.nan, "must be >= 0 and finite"),
+    ("share", 1.0, 1.1, r"must lie in \[0, 1\]"),
+    ("share", 0.0, -0.1, r"must lie in \[0, 1\]"),
+    ("share_below_one", 0.99, 1.0, r"must lie in \[0, 1\)"),
+    ("seed", 2**31 - 1, 2**31, r"must lie in \[0, 2147483648\)"),
+    ("counts", (1, 2), (1, 0), "each must be >= 1"),
+    ("shares", (1.0, 2.0), (1.0, 0.0), "each must be > 0"),
+    ("shares", (1.0, 2.0), (2.0, 1.0), "each must lie in"),
+    ("maybe", 1, 0, "must be >= 1"),
+  ],
+)
+def test_a_bound_in_a_type_is_kept(field, good, bad, rule):
+  assert getattr(Bounds(**{field: good}), field) == good
+  with pytest.raises(ConfigError, match=rf"^bounds\.{field}=.*: {rule}"):
+    Bounds(**{field: bad})
+
+
+@dataclasses.dataclass(frozen=True)
+class Below(Bounds):
+  count: int = 7
+
+
+def test_a_new_default_takes_no_bound_away():
+  with pytest.raises(ConfigError, match="bounds.count=0"):
+    Below(count=0)
+
+
+def _bounded() -> list[type]:
+  for module in pkgutil.walk_packages(gr4ad_jax.__path__, "gr4ad_jax."):
+    if not module.name.endswith("__main__"):
+      importlib.import_module(module.name)
+  kinds, waiting = [], [Bounded]
+  while waiting:
+    below = waiting.pop().__subclasses__()
+    kinds += [kind for kind in below if kind.__module__.startswith("gr4ad_jax")]
+    waiting += below
+  return kinds
+
+
+def test_no_settings_leave_their_bounds_unchecked():
+  """A `__post_init__` of their own that forgets that of `Bounded` would switch them all off."""
+  kinds = _bounded()
+  assert len(kinds) >= 20
+  for kind in kinds:
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+      for bound in getattr(hint, "__metadata__", ()):
+        assert isinstance(bound, Interval)
+        with pytest.raises(ConfigError, match=rf"\b{name}=-1"):
+          kind(**{name: -1})
 
 
 def test_unreadable_files_are_named(tmp_path):

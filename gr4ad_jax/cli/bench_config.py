@@ -5,24 +5,24 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from gr4ad_jax.config import require
+from gr4ad_jax.config import Bounded, Count, NotNegative, Positive, Share, require
 
 
 @dataclasses.dataclass(frozen=True)
-class DecodeConfig:
+class DecodeConfig(Bounded):
   """A grid of searches on random input."""
 
   decoders: tuple[Literal["lazy", "autoregressive", "multi_token"], ...] = (
     "lazy", "autoregressive", "multi_token"
   )
   """Decoders of the same width and depth; the first is what the others are compared with."""
-  batch_sizes: tuple[int, ...] = (1, 8)
+  batch_sizes: tuple[Count, ...] = (1, 8)
   """Requests decoded per call."""
   widths: tuple[str, ...] = ("128-256-512",)
   """Beams after each SID level, as 128-256-512."""
-  codebook_sizes: tuple[int, ...] = (4096, 1024, 256)
+  codebook_sizes: tuple[Count, ...] = (4096, 1024, 256)
   """Codes of each level."""
-  num_sids: int = 200_000
+  num_sids: Count = 200_000
   """SIDs that exist."""
   context_tokens: int = 256
   """Tokens of the context of a request."""
@@ -30,16 +30,13 @@ class DecodeConfig:
   """Also decode the value bucket of every found SID."""
   compute_dtype: Literal["float32", "bfloat16"] | None = None
   """Type of activations; default that of the preset."""
-  repeats: int = 20
+  repeats: Count = 20
   """Timed calls of each program."""
 
   def __post_init__(self):
+    super().__post_init__()
     for name in ("decoders", "batch_sizes", "widths", "codebook_sizes"):
-      if not getattr(self, name):
-        raise ValueError(f"{name}: empty, needs at least one")
-    for name in ("batch_sizes", "codebook_sizes"):
-      require(min(getattr(self, name)) >= 1, name, getattr(self, name), "each must be at least 1")
-    require(self.repeats >= 1, "repeats", self.repeats, "must be at least 1")
+      require(len(getattr(self, name)) > 0, name, getattr(self, name), "needs at least one")
     levels = len(self.codebook_sizes)
     for schedule in self.schedules:
       require(len(schedule) == levels and min(schedule) >= 1, "widths", schedule,
@@ -55,32 +52,26 @@ class DecodeConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class LoadConfig:
+class LoadConfig(Bounded, section="load"):
   """A day of traffic, squeezed into minutes: open-loop arrivals at a rate that rises and falls."""
 
-  peak_qps: float = 20.0
+  peak_qps: Positive = 20.0
   """Requests a second at peak."""
-  day_s: float = 120.0
+  day_s: Positive = 120.0
   """Seconds that the day takes: off-peak, rise, peak, burst, peak, fall, off-peak."""
-  off_peak_share: float = 0.1
+  off_peak_share: Positive = 0.1
   """Share of the peak's rate at night; a third of Complete Journey's hours lies below a tenth."""
-  burst_share: float = 1.0
+  burst_share: Positive = 1.0
   """Share of the peak's rate for a twentieth of the day; 1 = no burst."""
-  users: int = 2_000
+  users: Count = 2_000
   """Distinct users, who ask again in proportion to 1 / rank ** skew."""
-  skew: float = 0.6
+  skew: NotNegative = 0.6
   """0 = all users alike."""
-  k: int = 10
+  k: Count = 10
   """Ads asked for."""
-  event_share: float = 0.1
+  event_share: Share = 0.1
   """Share of the answers that are followed by a click on one of the ads."""
-  timeout_s: float = 5.0
+  timeout_s: Positive = 5.0
   """A request without an answer by then is an error."""
   seed: int = 0
   """Seed of arrivals and users."""
-
-  def __post_init__(self):
-    for name in ("peak_qps", "day_s", "off_peak_share", "burst_share", "users", "k", "timeout_s"):
-      require(getattr(self, name) > 0, f"load.{name}", getattr(self, name), "must be positive")
-    require(self.skew >= 0, "load.skew", self.skew, "must be >= 0")
-    require(0 <= self.event_share <= 1, "load.event_share", self.event_share, "needs [0, 1]")

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from gr4ad_jax.config import require
+from gr4ad_jax.config import Bounded, Count, CountOrZero, require
 from gr4ad_jax.data.engagements import engaged_with_ad
 from gr4ad_jax.data.records import DAY_S, EventTable, Logs
 from gr4ad_jax.data.validation import LogError
@@ -17,7 +17,7 @@ SPLITS = ("train", "validation", "test")
 
 
 @dataclasses.dataclass(frozen=True)
-class SequenceConfig:
+class SequenceConfig(Bounded, section="sequences"):
   """How logs become examples; stored beside them."""
 
   split: Literal["time", "leave_one_out"] = "time"
@@ -28,29 +28,26 @@ class SequenceConfig:
   """Unix seconds (time split): requests from here on validate."""
   test_start_s: float = 0.0
   """Unix seconds (time split): requests from here on test."""
-  max_ad_history: int = 96
+  max_ad_history: Count = 96
   """Distinct ads kept, most recent first."""
-  max_organic_history: int = 96
+  max_organic_history: Count = 96
   """Distinct organic contents kept, most recent first."""
-  max_met_ads: int = 512
+  max_met_ads: Count = 512
   """Ads kept whose products the user engaged with, each with its decayed counts."""
-  num_trending: int = 64
+  num_trending: CountOrZero = 64
   """Currently most engaged ads shown to every request; 0 = none (needs real times)."""
-  max_targets: int = 4
+  max_targets: Count = 4
   """Targets per example; a larger request gives several examples."""
 
   def __post_init__(self):
-    def check(name: str, ok: bool, rule: str) -> None:
-      require(ok, f"sequences.{name}", getattr(self, name), rule)
-
-    for name in ("max_ad_history", "max_organic_history", "max_met_ads", "max_targets"):
-      check(name, getattr(self, name) >= 1, "must be at least 1")
-    check("num_trending", self.num_trending >= 0, "must not be negative")
-    rule = "must be 0 with leave_one_out, where the held-out items of other users would count"
-    check("num_trending", not self.num_trending or self.split == "time", rule)
+    super().__post_init__()
+    require(not self.num_trending or self.split == "time", "sequences.num_trending",
+            self.num_trending,
+            "must be 0 with leave_one_out, where the held-out items of other users would count")
     starts = (self.train_start_s, self.validation_start_s, self.test_start_s)
-    rule = f"needs train_start_s <= validation_start_s <= test_start_s, has {starts}"
-    check("test_start_s", self.split != "time" or sorted(starts) == list(starts), rule)
+    require(self.split != "time" or sorted(starts) == list(starts), "sequences.test_start_s",
+            self.test_start_s,
+            f"needs train_start_s <= validation_start_s <= test_start_s, has {starts}")
 
 
 def time_split(logs: Logs, **days: float | None) -> SequenceConfig:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from gr4ad_jax.config import Bounded, Count, CountOrZero, NotNegative, Positive, Share, require
 from gr4ad_jax.embedding.text_encoder import (
   LENGTH_BUCKETS,
   BertConfig,
@@ -33,7 +34,7 @@ STATE_BYTES = 2**30
 
 
 @dataclass(frozen=True)
-class UaeConfig:
+class UaeConfig(Bounded):
   """How the encoder is fine-tuned.
 
   Attributes:
@@ -55,39 +56,24 @@ class UaeConfig:
     max_tokens: where texts are cut, in training and embedding.
   """
 
-  trainable_layers: int = 1
-  attribute_steps: int = 100
-  cooccurrence_steps: int = 100
-  batch_size: int = 64
-  learning_rate: float = 5e-4
-  head_learning_rate: float = 1e-2
-  weight_decay: float = 0.01
-  temperature: float = 0.07
-  pair_share: float = 0.5
-  mask_share: float = 0.5
-  masked_variants: int = 2
-  attribute_weight: float = 4.0
-  min_class_count: int = 5
-  max_tokens: int = 64
+  trainable_layers: Count = 1
+  attribute_steps: CountOrZero = 100
+  cooccurrence_steps: CountOrZero = 100
+  batch_size: Count = 64
+  learning_rate: Positive = 5e-4
+  head_learning_rate: Positive = 1e-2
+  weight_decay: NotNegative = 0.01
+  temperature: Positive = 0.07
+  pair_share: Share = 0.5
+  mask_share: Share = 0.5
+  masked_variants: CountOrZero = 2
+  attribute_weight: NotNegative = 4.0
+  min_class_count: Count = 5
+  max_tokens: Count = 64
 
   def __post_init__(self):
-    for name, lowest in (
-      ("trainable_layers", 1), ("attribute_steps", 0), ("cooccurrence_steps", 0),
-      ("masked_variants", 0), ("min_class_count", 1), ("max_tokens", 1),
-    ):  # fmt: skip
-      if getattr(self, name) < lowest:
-        raise ValueError(f"{name}: {getattr(self, name)}, must be >= {lowest}")
-    if self.batch_size < 2 or self.batch_size % 2:
-      raise ValueError(f"batch_size: {self.batch_size}, must be even and >= 2")
-    for name in ("learning_rate", "head_learning_rate", "temperature"):
-      if not 0 < getattr(self, name) < np.inf:
-        raise ValueError(f"{name}: {getattr(self, name)}, must be > 0 and finite")
-    for name in ("weight_decay", "attribute_weight"):
-      if not 0 <= getattr(self, name) < np.inf:
-        raise ValueError(f"{name}: {getattr(self, name)}, must be >= 0 and finite")
-    for name in ("pair_share", "mask_share"):
-      if not 0 <= getattr(self, name) <= 1:
-        raise ValueError(f"{name}: {getattr(self, name)}, must be in 0..1")
+    super().__post_init__()
+    require(self.batch_size % 2 == 0, "batch_size", self.batch_size, "must be even")
 
 
 def learning_rates(config: UaeConfig) -> np.ndarray:

@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
-from gr4ad_jax.config import ConfigError, nearest, require
+from annotated_types import Interval
+
+from gr4ad_jax.config import (
+  Bounded,
+  ConfigError,
+  Count,
+  CountOrZero,
+  NotNegative,
+  Positive,
+  Share,
+  ShareBelowOne,
+  nearest,
+  require,
+)
 from gr4ad_jax.data import neighbours, shortlist
 from gr4ad_jax.nn.config import HistoryConfig, KvMode, LayerConfig, NormKind, Remat
 from gr4ad_jax.search.config import SearchConfig
@@ -13,22 +26,22 @@ from gr4ad_jax.training.config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Bounded, section="model"):
   """Context processor and decoder. Source: paper 3.2."""
 
   decoder: Literal["lazy", "autoregressive", "multi_token"] = "lazy"
   """LazyAR, or one of the two that it is compared with: the ordinary autoregressive decoder, and
   DeepSeek-style multi-token prediction."""
-  width: int = 128
+  width: Count = 128
   """d, the width of every hidden state."""
-  num_heads: int = 4
+  num_heads: Count = 4
   """Attention heads; must divide the width."""
-  num_layers: int = 4
+  num_layers: Count = 4
   """L, decoder layers in all."""
-  num_lazy_layers: int = 2
+  num_lazy_layers: CountOrZero = 2
   """K, layers that run without the previous token, once per request (LazyAR). Multi-token
   prediction has L - K layers in the module of each later position."""
-  mlp_width: int = 0
+  mlp_width: CountOrZero = 0
   """SwiGLU inner width; 0 takes 8/3 of the width rounded to a multiple of 64."""
   kv_mode: KvMode = "lazy"
   """Cross-attention keys and values: the normalised context itself, or projections per layer."""
@@ -39,34 +52,34 @@ class ModelConfig:
   copy_path: bool = False
   """Mix in next codes copied from a shortlist of ads that the user met or that are trending, each
   weighed by its numbers (beyond the paper; off = paper)."""
-  shortlist: int = 512
+  shortlist: Count = 512
   """Ads of that shortlist."""
-  neighbours: int = 0
+  neighbours: CountOrZero = 0
   """Ads behind the shortlist that tend to follow the history's latest ads, by counts of transitions
   (beyond the paper; 0 = paper). Needs copy_path, and data that are split by leave-one-out."""
   item_scorer: bool = False
   """Also copy from all ads of the catalogue, each scored against an encoding of the ordered ad
   history (beyond the paper; off = paper). Needs copy_path."""
-  item_share: float = 0.0
+  item_share: ShareBelowOne = 0.0
   """What its ads have of all that is copied; 0 = a share that is learned, for each request."""
-  item_width: int = 64
+  item_width: Count = 64
   """Width of its ad vectors and of its encoder."""
-  history_length: int = 50
+  history_length: Count = 50
   """Latest ads that the encoder reads."""
-  history_blocks: int = 1
+  history_blocks: Count = 1
   """Its blocks."""
-  history_filter: float = 0.7
+  history_filter: Share = 0.7
   """What its low-pass filter gives to a block's mix, beside attention; 0 = attention alone."""
-  history_dropout: float = 0.5
+  history_dropout: ShareBelowOne = 0.5
   """Its dropout rate during training."""
-  copied_items: int = 512
+  copied_items: Count = 512
   """Ads that a search copies from by this score: the most probable ones."""
-  id_rows: int = 0
+  id_rows: CountOrZero = 0
   """Rows of a table that ids of users and of ads in the history are hashed into (beyond the paper);
   0 = none, then an ad is known by its codes and a user by features alone."""
-  id_width: int = 16
+  id_width: Count = 16
   """Width of that table."""
-  dropout: float = 0.0
+  dropout: ShareBelowOne = 0.0
   """Dropout rate on sub-layer outputs during training."""
   compute_dtype: Literal["float32", "bfloat16"] = "float32"
   """Type of activations; parameters, softmax, log-probs and losses stay float32."""
@@ -75,33 +88,14 @@ class ModelConfig:
   matrix products, or all of a layer."""
 
   def __post_init__(self):
-    require(self.width > 0 and self.num_heads > 0, "model.width", self.width, "must be positive")
-    require(
-      self.width % self.num_heads == 0, "model.num_heads", self.num_heads,
-      f"must divide model.width={self.width}",
-    )
-    require(self.num_layers >= 1, "model.num_layers", self.num_layers, "must be at least 1")
-    require(
-      0 <= self.num_lazy_layers < self.num_layers, "model.num_lazy_layers", self.num_lazy_layers,
-      f"must lie in [0, model.num_layers={self.num_layers})",
-    )
-    require(0.0 <= self.dropout < 1.0, "model.dropout", self.dropout, "must lie in [0, 1)")
-    require(self.copy_path or not self.item_scorer, "model.item_scorer", self.item_scorer,
-            "needs model.copy_path=true")
-    require(self.copy_path or not self.neighbours, "model.neighbours", self.neighbours,
-            "needs model.copy_path=true")
-    require(0 <= self.item_share < 1, "model.item_share", self.item_share, "must lie in [0, 1)")
-    require(0 <= self.history_dropout < 1, "model.history_dropout", self.history_dropout,
-            "must lie in [0, 1)")
-    require(0 <= self.history_filter <= 1, "model.history_filter", self.history_filter,
-            "must lie in [0, 1]")
-    for name in ("mlp_width", "id_rows", "neighbours"):
-      require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name),
-              "must not be negative")
-    for name in (
-      "shortlist", "id_width", "item_width", "history_length", "history_blocks", "copied_items"
-    ):
-      require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "must be at least 1")
+    super().__post_init__()
+    require(self.width % self.num_heads == 0, "model.num_heads", self.num_heads,
+            f"must divide model.width={self.width}")
+    require(self.num_lazy_layers < self.num_layers, "model.num_lazy_layers", self.num_lazy_layers,
+            f"must be less than model.num_layers={self.num_layers}")
+    for name in ("item_scorer", "neighbours"):
+      require(self.copy_path or not getattr(self, name), f"model.{name}", getattr(self, name),
+              "needs model.copy_path=true")
 
   @property
   def copied_ads(self) -> int:
@@ -136,63 +130,56 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class LossConfig:
+class LossConfig(Bounded, section="loss"):
   """Value-aware supervised learning. Source: paper 3.3, eq. 12-15."""
 
-  ecpm_weight: float = 0.5
+  ecpm_weight: NotNegative = 0.5
   """lambda_e, weight of the eCPM-bucket loss."""
-  mtp_weight: float = 0.3
+  mtp_weight: NotNegative = 0.3
   """lambda_mtp, weight of the auxiliary loss on the un-fused trunk (LazyAR only)."""
-  item_weight: float = 0.5
+  item_weight: NotNegative = 0.5
   """Weight of the item scorer's own loss (model.item_scorer alone; beyond the paper)."""
-  request_size_power: float = 0.0
+  request_size_power: NotNegative = 0.0
   """w_request = (targets of the request) ** -power (beyond the paper): 1 = all requests weigh the
   same, as in the mean of recall; 0 = all targets do."""
-  label_smoothing: float = 0.0
+  label_smoothing: ShareBelowOne = 0.0
   """epsilon: share of L_SID's target probability that all codes of a level have in common, in
   training (beyond the paper; off = paper)."""
-  num_ecpm_bins: int = 32
+  num_ecpm_bins: Count = 32
   """Equiprobable buckets of the training samples' eCPM (fewer where quantiles coincide)."""
-  click_weight: float = 1.0
+  click_weight: NotNegative = 1.0
   """w_behavior of a click; 0 leaves clicks out."""
-  conversion_weight: float = 4.0
+  conversion_weight: NotNegative = 4.0
   """w_behavior of a conversion."""
-  user_weight_range: tuple[float, float] = (0.5, 2.0)
+  user_weight_range: tuple[NotNegative, NotNegative] = (0.5, 2.0)
   """Bounds of w_user = log1p(trailing revenue) / its training mean."""
 
   def __post_init__(self):
-    for name in (
-      "ecpm_weight", "mtp_weight", "item_weight", "click_weight", "conversion_weight",
-      "request_size_power",
-    ):
-      require(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "must be >= 0")
+    super().__post_init__()
     require(
       self.click_weight + self.conversion_weight > 0, "loss.conversion_weight",
       self.conversion_weight, "must be positive where loss.click_weight is 0",
     )
-    require(0 <= self.label_smoothing < 1, "loss.label_smoothing", self.label_smoothing,
-            "needs [0, 1)")
-    require(self.num_ecpm_bins >= 1, "loss.num_ecpm_bins", self.num_ecpm_bins, "must be >= 1")
     low, high = self.user_weight_range
-    require(0 <= low <= high, "loss.user_weight_range", (low, high), "needs 0 <= low <= high")
+    require(low <= high, "loss.user_weight_range", (low, high), "needs low <= high")
 
 
 @dataclasses.dataclass(frozen=True)
-class PreferenceConfig:
+class PreferenceConfig(Bounded, section="preference"):
   """Learning from candidate lists. Source: paper 3.4."""
 
   method: Literal["none", "dpo", "s_dpo", "grpo", "rspo", "uvr"] = "uvr"
   """Loss on the lists, added to that of logged samples; none = logged samples alone, uvr = RSPO
   with the weights of the unified objective."""
-  weight: float = 10.0
+  weight: NotNegative = 10.0
   """What the list loss weighs beside the loss of logged samples; uvr has max_rl_weight instead."""
-  beta: float = 1.0
+  beta: Positive = 1.0
   """Inverse temperature of RSPO, DPO and S-DPO."""
-  delta: float = 3.0
+  delta: Positive = 3.0
   """The reference of an anchor counts while its set has moved by less than this (nats, mean)."""
-  base_weight: float = 1.0
+  base_weight: NotNegative = 1.0
   """w_0 of the unified weights."""
-  max_rl_weight: float = 10.0
+  max_rl_weight: NotNegative = 10.0
   """Z_max of the unified weights."""
   vsl_on: Literal["engaged", "all"] = "engaged"
   """List candidates that the supervised loss learns from in uvr: those that the user engaged with,
@@ -200,54 +187,39 @@ class PreferenceConfig:
   reward_range: Literal["all", "list"] = "all"
   """Rewards fill 0 to 5 between the 1% and 99% quantiles of log eCPM over all lists, or between the
   smallest and largest of each list."""
-  lists_per_step: int = 16
+  lists_per_step: Count = 16
   """Lists in a step, beside train.batch_size logged requests."""
-
-  def __post_init__(self):
-    for name in ("weight", "base_weight", "max_rl_weight"):
-      require(getattr(self, name) >= 0, f"preference.{name}", getattr(self, name), "must be >= 0")
-    for name in ("beta", "delta"):
-      require(getattr(self, name) > 0, f"preference.{name}", getattr(self, name),
-               "must be positive")
-    require(self.lists_per_step >= 1, "preference.lists_per_step", self.lists_per_step,
-             "must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
-class CandidateConfig:
+class CandidateConfig(Bounded, section="candidates"):
   """How lists of candidates are made. Source: paper 4.1."""
 
-  width_factor: float = 2.0
+  width_factor: Annotated[float, Interval(ge=1)] = 2.0
   """Beams of the search over those of serving."""
-  top: int = 12
+  top: CountOrZero = 12
   """Candidates that the model likes best."""
-  rest: int = 12
+  rest: CountOrZero = 12
   """Drawn from the rest of the beam."""
-  sampled: int = 8
+  sampled: CountOrZero = 8
   """Drawn from the model with `temperature`: exploration."""
-  temperature: float = 1.5
+  temperature: Positive = 1.5
   """Temperature of the sampled ones; their logged log-probability is the untempered one."""
   shown: bool = False
   """Also keep what the logging system showed, as a list without references."""
-  top_users_share: float = 0.3
+  top_users_share: Share = 0.3
   """Share of the requests, those of the users with the largest past value, that lists are made
   for."""
-  uniform_share: float = 0.05
+  uniform_share: Share = 0.05
   """Share of the other requests that lists are made for."""
-  max_lists: int = 20_000
+  max_lists: Count = 20_000
   """At most so many requests."""
   seed: int = 0
   """Seed of the choice of requests and candidates."""
 
   def __post_init__(self):
-    for name in ("top", "rest", "sampled"):
-      require(getattr(self, name) >= 0, f"candidates.{name}", getattr(self, name), "must be >= 0")
+    super().__post_init__()
     require(self.size >= 2, "candidates.top", self.top, "a list needs two candidates")
-    require(self.width_factor >= 1, "candidates.width_factor", self.width_factor, "must be >= 1")
-    require(self.temperature > 0, "candidates.temperature", self.temperature, "must be positive")
-    for name in ("top_users_share", "uniform_share"):
-      require(0 <= getattr(self, name) <= 1, f"candidates.{name}", getattr(self, name),
-               "needs [0, 1]")
 
   @property
   def size(self) -> int:
@@ -256,45 +228,38 @@ class CandidateConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class OnlineConfig:
+class OnlineConfig(Bounded, section="online"):
   """How a run goes on learning. Source: paper 4.1; the numbers are ours."""
 
-  publish_every: int = 500
+  publish_every: Count = 500
   """Steps between publications, counted over segments."""
-  learning_rate_share: float = 0.1
+  learning_rate_share: Positive = 0.1
   """Constant rate, as a share of the run's peak."""
-  passes: int = 1
+  passes: Count = 1
   """How often each sample of a segment is learned from."""
-  keep_days: float = 90.0
+  keep_days: Positive = 90.0
   """Events older than this no longer stand in histories."""
   seed: int = 0
   """Seed of shuffling, lists and dropout."""
 
-  def __post_init__(self):
-    for name in ("publish_every", "passes"):
-      require(getattr(self, name) >= 1, f"online.{name}", getattr(self, name), "must be >= 1")
-    for name in ("learning_rate_share", "keep_days"):
-      require(getattr(self, name) > 0, f"online.{name}", getattr(self, name), "must be positive")
-
 
 @dataclasses.dataclass(frozen=True)
-class DataShape:
+class DataShape(Bounded):
   """Sizes that the data will have, where there are none yet."""
 
-  codebook_sizes: tuple[int, ...] = (4096, 1024, 256)
+  codebook_sizes: tuple[Count, ...] = (4096, 1024, 256)
   """Codes of each SID level."""
   context_tokens: int = 256
   """Tokens of a request's context: histories, features, trending ads."""
-  num_ads: int = 20_000
+  num_ads: Count = 20_000
   """Ads with semantic IDs, for models that score every one (model.item_scorer)."""
-  max_targets: int = 4
+  max_targets: Count = 4
   """Targets of a training example, padded ones included."""
 
   def __post_init__(self):
-    require(len(self.codebook_sizes) >= 2 and min(self.codebook_sizes) >= 1, "codebook_sizes",
-            self.codebook_sizes, "needs two levels or more of at least one code")
-    for name in ("max_targets", "num_ads"):
-      require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+    super().__post_init__()
+    require(len(self.codebook_sizes) >= 2, "codebook_sizes", self.codebook_sizes,
+            "needs two levels or more")
 
 
 @dataclasses.dataclass(frozen=True)

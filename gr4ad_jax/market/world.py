@@ -20,11 +20,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
+from annotated_types import Interval
 
-from gr4ad_jax.config import require
+from gr4ad_jax.config import Bounded, Count, NotNegative, Positive, Share, require
 from gr4ad_jax.data.records import DAY_S
 
 START_S = 1_735_689_600  # 2025-01-01, a Wednesday
@@ -40,58 +41,48 @@ _CLICK_SCENE, _CONVERSION_SCENE = np.array([0.0, 0.3, -0.3]), np.array([0.0, 0.4
 
 
 @dataclasses.dataclass(frozen=True)
-class MarketConfig:
+class MarketConfig(Bounded, section="market"):
   """What a market is made of; together with the seed it fixes every number of it."""
 
   world: Literal["fitted", "synthetic"] = "fitted"
   """Tastes, prices and advertisers fitted to Complete Journey, or drawn at any size."""
-  num_users: int = 4_000
+  num_users: Count = 4_000
   """Users; in the fitted world each follows a household."""
-  num_ads: int = 2_500
+  num_ads: Count = 2_500
   """Ads; in the fitted world the products bought by most households."""
-  num_advertisers: int = 200
+  num_advertisers: Count = 200
   """Advertisers of the synthetic world; the fitted one has the real manufacturers."""
-  num_categories: int = 40
+  num_categories: Count = 40
   """Categories of the synthetic world; the fitted one has the real ones."""
-  num_contents: int = 2_500
+  num_contents: Count = 2_500
   """Organic contents; half of them show the product of an ad."""
-  days: int = 35
+  days: Count = 35
   """Length of the log."""
-  sessions_per_day: float = 1.0
+  sessions_per_day: Positive = 1.0
   """Visits of the average user a day; a visit has 1.6 requests on average."""
-  organic_per_request: float = 1.5
+  organic_per_request: NotNegative = 1.5
   """Organic contents that a user engages with before a request."""
-  slots: int = 4
+  slots: Count = 4
   """Ads shown in answer to a request."""
-  click_rate: float = 0.1
+  click_rate: Annotated[float, Interval(gt=0, lt=1)] = 0.1
   """Mean pCTR of what the logging policy shows."""
-  conversion_rate: float = 0.2
+  conversion_rate: Annotated[float, Interval(gt=0, lt=1)] = 0.2
   """Mean pCVR of what it shows, weighted by pCTR."""
-  drift: float = 0.6
+  drift: NotNegative = 0.6
   """How far tastes and fashions move about their means; 0 = they stand still."""
-  budget: float = 1.5
+  budget: NotNegative = 1.5
   """Median daily budget over what the advertiser would spend in a day without one."""
-  ranker_error: float = 1.5
+  ranker_error: NotNegative = 1.5
   """Standard deviation of the logging policy's error in log eCPM."""
-  exploration: float = 0.1
+  exploration: Share = 0.1
   """Share of the logging policy's slots that show an ad drawn uniformly."""
   seed: int = 0
   """Seed of everything that is drawn."""
 
   def __post_init__(self):
-    def check(name: str, ok: bool, rule: str) -> None:
-      require(ok, f"market.{name}", getattr(self, name), rule)
-
-    for name in ("num_users", "num_ads", "num_advertisers", "num_categories", "num_contents",
-                 "days", "slots"):
-      check(name, getattr(self, name) >= 1, "must be at least 1")
-    check("sessions_per_day", self.sessions_per_day > 0, "must be positive")
-    for name in ("organic_per_request", "drift", "budget", "ranker_error"):
-      check(name, getattr(self, name) >= 0, "must be >= 0")
-    for name in ("click_rate", "conversion_rate"):
-      check(name, 0 < getattr(self, name) < 1, "must lie between 0 and 1")
-    check("exploration", 0 <= self.exploration <= 1, "must lie in [0, 1]")
-    check("num_ads", self.num_ads >= 2 * self.slots, f"needs twice market.slots={self.slots}")
+    super().__post_init__()
+    require(self.num_ads >= 2 * self.slots, "market.num_ads", self.num_ads,
+            f"needs twice market.slots={self.slots}")
 
 
 @dataclasses.dataclass(frozen=True)

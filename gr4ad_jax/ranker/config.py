@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 
-from gr4ad_jax.config import require
+from gr4ad_jax.config import Bounded, Count
 from gr4ad_jax.training.config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class RewardConfig:
+class RewardConfig(Bounded, section="model"):
   """Sizes of the reward model (ranker/reward_model.py)."""
 
-  width: int = 16
+  width: Count = 16
   """Width of every embedding."""
-  mlp_widths: tuple[int, ...] = (128, 64)
+  mlp_widths: tuple[Count, ...] = (128, 64)
   """Hidden layers."""
-  max_history: int = 32
+  max_history: Count = 32
   """Ads, and contents, of the history that are read, most recent first."""
-  num_price_bins: int = 16
+  num_price_bins: Count = 16
   """Equally filled buckets of the price."""
-
-  def __post_init__(self):
-    for name in ("width", "max_history", "num_price_bins"):
-      require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "must be at least 1")
 
 
 REWARD_TRAINING = TrainConfig(

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-from gr4ad_jax.config import ConfigError, require
+from gr4ad_jax.config import Bounded, ConfigError, Count, require
 
 
 def check_widths(widths: Sequence[int], num_levels: int) -> None:
@@ -18,12 +18,12 @@ def check_widths(widths: Sequence[int], num_levels: int) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class SearchConfig:
+class SearchConfig(Bounded, section="search"):
   """Beam search over SID levels. Source: paper 4.2 (progressive widths)."""
 
-  widths: tuple[int, ...] = (64, 96, 128)
+  widths: tuple[Count, ...] = (64, 96, 128)
   """Beams kept after each SID level."""
-  batch_size: int = 64
+  batch_size: Count = 64
   """Requests decoded per call."""
   value_exponent: float = 0.0
   """gamma: rank by log p(SID) + gamma * log(expected value); 0 = by probability alone."""
@@ -35,8 +35,5 @@ class SearchConfig:
   and activations (int8 and fp8 need qwix)."""
 
   def __post_init__(self):
-    require(
-      len(self.widths) > 0 and min(self.widths) >= 1, "search.widths", self.widths,
-      "needs one positive width per SID level",
-    )
-    require(self.batch_size >= 1, "search.batch_size", self.batch_size, "must be at least 1")
+    super().__post_init__()
+    require(len(self.widths) > 0, "search.widths", self.widths, "needs one width per SID level")

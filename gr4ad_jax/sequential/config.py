@@ -4,40 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 
-from gr4ad_jax.config import require
+from gr4ad_jax.config import Bounded, Count, CountOrZero, Share, ShareBelowOne, require
 from gr4ad_jax.ranker.config import RewardConfig
 from gr4ad_jax.training.config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class SasrecModel:
+class SasrecModel(Bounded, section="model"):
   """Sizes of SASRec (sequential/sasrec.py)."""
 
-  width: int = 64
+  width: Count = 64
   """Of ad vectors and states."""
-  num_blocks: int = 1
+  num_blocks: Count = 1
   """Blocks of self-attention and feed-forward."""
-  num_heads: int = 8
+  num_heads: Count = 8
   """Heads of attention; must divide the width."""
-  max_history: int = 64
+  max_history: Count = 64
   """Latest ads of the history that are read, organic ones among them."""
-  dropout: float = 0.4
+  dropout: ShareBelowOne = 0.4
   """On the history's ads and in every block."""
-  filter_share: float = 0.0
+  filter_share: Share = 0.0
   """Share of a low-pass filter beside attention, as in BSARec; 0 = SASRec."""
-  negatives: int = 0
+  negatives: CountOrZero = 0
   """Ads drawn for the softmax of a step, beside the targets; 0 = all ads. A step over all costs as
   much as `width` x ads x batch: with more than some 100,000 ads draw 8,192."""
 
   def __post_init__(self):
-    for name in ("width", "num_blocks", "num_heads", "max_history"):
-      require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "must be at least 1")
+    super().__post_init__()
     require(self.width % self.num_heads == 0, "model.num_heads", self.num_heads,
             f"must divide model.width={self.width}")
-    require(0 <= self.dropout < 1, "model.dropout", self.dropout, "needs [0, 1)")
-    require(0 <= self.filter_share <= 1, "model.filter_share", self.filter_share, "needs [0, 1]")
-    require(self.negatives >= 0 and self.negatives % 2 == 0, "model.negatives", self.negatives,
-            "must be even and not negative")
+    require(self.negatives % 2 == 0, "model.negatives", self.negatives, "must be even")
 
 
 @dataclasses.dataclass(frozen=True)

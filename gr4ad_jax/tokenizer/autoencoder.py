@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gr4ad_jax.config import Bounded, Count, CountOrZero, NotNegative, Positive, require
 from gr4ad_jax.embedding.rows import ROWS_PER_CHECK, distinct_rows
 from gr4ad_jax.machine.sharding import DATA, replicated
 from gr4ad_jax.tokenizer import groups
@@ -39,7 +40,7 @@ ROWS_PER_CHUNK = ROWS_PER_BLOCK * MAX_BLOCKS  # rows that are on the devices tog
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Bounded):
   """Length, batches and optimizer of a fit.
 
   Attributes:
@@ -49,20 +50,15 @@ class TrainingConfig:
     weight_decay: of AdamW, on the kernels of the MLPs.
   """
 
-  num_steps: int = 1500
-  batch_size: int = 256
-  learning_rate: float = 1e-3
-  weight_decay: float = 1e-4
+  num_steps: CountOrZero = 1500
+  batch_size: Count = 256
+  learning_rate: Positive = 1e-3
+  weight_decay: NotNegative = 1e-4
 
   def __post_init__(self):
-    if self.num_steps < 0:
-      raise ValueError(f"num_steps: {self.num_steps}, must be >= 0")
-    if self.batch_size < NUM_GROUPS or self.batch_size % NUM_GROUPS:
-      raise ValueError(f"batch_size: {self.batch_size}, must be a multiple of {NUM_GROUPS}")
-    if self.learning_rate <= 0:
-      raise ValueError(f"learning_rate: {self.learning_rate}, must be > 0")
-    if self.weight_decay < 0:
-      raise ValueError(f"weight_decay: {self.weight_decay}, must be >= 0")
+    super().__post_init__()
+    require(self.batch_size % NUM_GROUPS == 0, "batch_size", self.batch_size,
+            f"must be a multiple of {NUM_GROUPS}")
 
 
 def center_and_scale(embedding_ND: np.ndarray) -> Arrays:

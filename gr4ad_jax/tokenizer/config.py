@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, get_args
 
+from gr4ad_jax.config import Bounded, Count, NotNegative, Seed, require
 from gr4ad_jax.embedding.config import ENCODERS, Encoder
 from gr4ad_jax.tokenizer.health_line import LastLevel
 
@@ -16,49 +17,41 @@ HASH_COLUMNS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenizerConfig:
+class TokenizerConfig(Bounded):
   """How ads become semantic IDs."""
 
   encoder: Encoder = "wordllama"
   """Text encoder (uae = MiniLM fine-tuned on these logs), or your own embeddings."""
   quantizer: Method = "balanced_kmeans"
   """How embeddings become codes."""
-  codebook_sizes: tuple[int, ...] = ()
+  codebook_sizes: tuple[Count, ...] = ()
   """Codes per level; default by catalogue size."""
   last_level: LastLevel = "hash"
   """What the last level holds: a hash of --hash-columns, a number that tells apart ads with the
   same codes, or one more quantised code."""
   hash_columns: tuple[str, ...] = ("ad_id",)
   """Ad columns hashed into the last level; the paper's are account_id conversion_type."""
-  seed: int = 0
+  seed: Seed = 0
   """Seed of the quantizer, of fine-tuning and of the hash."""
-  kmeans_iterations: int = 20
+  kmeans_iterations: Count = 20
   """k-means iterations a level."""
-  balance_epsilon: float = 1.0
+  balance_epsilon: NotNegative = 1.0
   """balanced_kmeans halves codes that hold more than (1 + this) times their even share of distinct
   embeddings."""
 
   def __post_init__(self):
+    super().__post_init__()
     named = [
       ("encoder", self.encoder, ENCODERS), ("quantizer", self.quantizer, METHODS),
       ("last_level", self.last_level, get_args(LastLevel)),
       *(("hash_columns", name, HASH_COLUMNS) for name in self.hash_columns),
     ]  # fmt: skip
     for field, value, known in named:
-      if value not in known:
-        raise ValueError(f"{field}: {value!r} is none of {', '.join(known)}")
-    if len(self.codebook_sizes) == 1 or any(size < 1 for size in self.codebook_sizes):
-      raise ValueError(
-        f"codebook_sizes: {self.codebook_sizes}, expected two or more sizes >= 1, or ()"
-      )
-    if self.last_level == "hash" and not self.hash_columns:
-      raise ValueError("hash_columns: empty; name a column, or take last_level 'quantised'")
-    if not 0 <= self.seed < 2**31:
-      raise ValueError(f"seed: {self.seed}, must be in [0, 2^31)")
-    if self.kmeans_iterations < 1:
-      raise ValueError(f"kmeans_iterations: {self.kmeans_iterations}, must be >= 1")
-    if not self.balance_epsilon >= 0:
-      raise ValueError(f"balance_epsilon: {self.balance_epsilon}, must be >= 0")
+      require(value in known, field, value, f"is none of {', '.join(known)}")
+    require(len(self.codebook_sizes) != 1, "codebook_sizes", self.codebook_sizes,
+            "needs two levels or more, or () for those that fit the catalogue")
+    require(self.last_level != "hash" or len(self.hash_columns) > 0, "hash_columns",
+            self.hash_columns, "name a column, or take last_level 'quantised'")
 
   def num_quantised(self, num_levels: int) -> int:
     """Levels that come from the embedding."""

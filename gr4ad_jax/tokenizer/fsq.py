@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from gr4ad_jax.config import Count, Share
 from gr4ad_jax.embedding.rows import check_embeddings
 from gr4ad_jax.tokenizer import autoencoder
 from gr4ad_jax.tokenizer.autoencoder import Arrays, TrainingConfig
@@ -39,15 +40,8 @@ class FsqConfig(TrainingConfig):
   """
 
   learning_rate: float = 3e-3
-  hidden_widths: tuple[int, ...] = (512, 256)
-  prefix_dropout: float = 0.5
-
-  def __post_init__(self):
-    super().__post_init__()
-    if not all(width >= 1 for width in self.hidden_widths):
-      raise ValueError(f"hidden_widths: {self.hidden_widths}, must be >= 1")
-    if not 0 <= self.prefix_dropout <= 1:
-      raise ValueError(f"prefix_dropout: {self.prefix_dropout}, must be in [0, 1]")
+  hidden_widths: tuple[Count, ...] = (512, 256)
+  prefix_dropout: Share = 0.5
 
 
 def fit(

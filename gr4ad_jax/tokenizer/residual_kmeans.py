@@ -17,13 +17,15 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Interval
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gr4ad_jax.config import Bounded, Count
 from gr4ad_jax.embedding.rows import check_embeddings, distinct_rows
 from gr4ad_jax.machine import sharding
 from gr4ad_jax.tokenizer.groups import NUM_GROUPS, check_codes, check_mesh, map_rows
@@ -52,7 +54,7 @@ FAR = 1e3  # unused codes lie this many data radii away, so that no vector takes
 
 
 @dataclasses.dataclass(frozen=True)
-class KMeansConfig:
+class KMeansConfig(Bounded):
   """How residual k-means fits.
 
   Attributes:
@@ -62,14 +64,8 @@ class KMeansConfig:
       vectors is halved; inf = none is, which is plain RQ-Kmeans.
   """
 
-  iterations: int = 20
-  balance_epsilon: float = 1.0
-
-  def __post_init__(self):
-    if self.iterations < 1:
-      raise ValueError(f"iterations: {self.iterations}, must be >= 1")
-    if not self.balance_epsilon >= 0:
-      raise ValueError(f"balance_epsilon: {self.balance_epsilon}, must be >= 0")
+  iterations: Count = 20
+  balance_epsilon: Annotated[float, Interval(ge=0)] = 1.0
 
 
 def fit(

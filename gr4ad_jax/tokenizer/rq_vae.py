@@ -23,6 +23,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from gr4ad_jax.config import Count, NotNegative, ShareBelowOne
 from gr4ad_jax.embedding.rows import check_embeddings
 from gr4ad_jax.tokenizer import autoencoder, residual_kmeans
 from gr4ad_jax.tokenizer.autoencoder import Arrays, Objective, TrainingConfig
@@ -46,18 +47,9 @@ class _QuantizerConfig(TrainingConfig):
     usage_decay: of the running mean of the use, per step.
   """
 
-  beta: float = 0.25
-  restart_below: float = 0.1
-  usage_decay: float = 0.99
-
-  def __post_init__(self):
-    super().__post_init__()
-    if self.beta < 0:
-      raise ValueError(f"beta: {self.beta}, must be >= 0")
-    if not 0 <= self.restart_below < 1:
-      raise ValueError(f"restart_below: {self.restart_below}, must be in [0, 1)")
-    if not 0 <= self.usage_decay < 1:
-      raise ValueError(f"usage_decay: {self.usage_decay}, must be in [0, 1)")
+  beta: NotNegative = 0.25
+  restart_below: ShareBelowOne = 0.1
+  usage_decay: ShareBelowOne = 0.99
 
 
 @dataclass(frozen=True)
@@ -70,15 +62,8 @@ class RqVaeConfig(_QuantizerConfig):
   """
 
   learning_rate: float = 3e-3
-  hidden_widths: tuple[int, ...] = (512, 256)
-  latent_width: int = 64
-
-  def __post_init__(self):
-    super().__post_init__()
-    if not all(width >= 1 for width in (*self.hidden_widths, self.latent_width)):
-      raise ValueError(
-        f"hidden_widths, latent_width: {self.hidden_widths}, {self.latent_width}, must be >= 1"
-      )
+  hidden_widths: tuple[Count, ...] = (512, 256)
+  latent_width: Count = 64
 
 
 @dataclass(frozen=True)
@@ -94,15 +79,8 @@ class RqKmeansPlusConfig(_QuantizerConfig):
   batch_size: int = 512
   learning_rate: float = 1e-3
   restart_below: float = 0.0  # its cure of dead codes is the start from k-means
-  hidden_factor: int = 4
-  kmeans_iterations: int = 20
-
-  def __post_init__(self):
-    super().__post_init__()
-    if self.hidden_factor < 1:
-      raise ValueError(f"hidden_factor: {self.hidden_factor}, must be >= 1")
-    if self.kmeans_iterations < 1:
-      raise ValueError(f"kmeans_iterations: {self.kmeans_iterations}, must be >= 1")
+  hidden_factor: Count = 4
+  kmeans_iterations: Count = 20
 
 
 def fit(

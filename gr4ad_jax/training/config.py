@@ -5,79 +5,78 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from gr4ad_jax.config import require
+from gr4ad_jax.config import (
+  Bounded,
+  Count,
+  CountOrZero,
+  NotNegative,
+  Positive,
+  Seed,
+  ShareBelowOne,
+  require,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Bounded, section="train"):
   """Optimisation and its bookkeeping. The paper leaves it open."""
 
-  num_steps: int = 2000
+  num_steps: Count = 2000
   """Optimizer steps in all."""
-  batch_size: int = 64
+  batch_size: Count = 64
   """Requests per step over all devices and hosts."""
-  learning_rate: float = 1e-3
+  learning_rate: Positive = 1e-3
   """Peak, reached after the warm-up."""
-  warmup_share: float = 0.02
+  warmup_share: ShareBelowOne = 0.02
   """Share of the steps spent warming up linearly."""
   schedule: Literal["cosine", "wsd"] = "cosine"
   """Course of the learning rate after the warm-up: half a cosine over all steps, or constant and at
   last falling in a line (warm-up, stable, decay), so that up to there it knows no end."""
-  decay_share: float = 0.2
+  decay_share: Positive = 0.2
   """wsd: share of the steps, the last ones, in which the rate falls."""
   final_learning_rate_share: float = 0.1
   """Either ends at this share of the peak."""
-  weight_decay: float = 0.1
+  weight_decay: NotNegative = 0.1
   """AdamW decay, on matrices only."""
-  clip_norm: float = 1.0
+  clip_norm: Positive = 1.0
   """Global gradient norm is clipped to this."""
-  table_learning_rate: float = 0.0
+  table_learning_rate: NotNegative = 0.0
   """Constant rate of row-wise Adagrad for the table of ids (model.id_rows), which keeps one number
   a row instead of AdamW's two a weight; 0 = AdamW like all else."""
-  ema: float = 0.0
+  ema: ShareBelowOne = 0.0
   """Decay of a moving average of the parameters over the steps, which then is what is validated and
   what the run gives; (1 + t) / (10 + t) after t steps where that is less. 0 = none."""
-  seed: int = 0
+  seed: Seed = 0
   """Seed of parameters, shuffling and dropout."""
-  log_every: int = 50
+  log_every: Count = 50
   """Steps between log lines."""
-  eval_every: int = 1000
+  eval_every: Count = 1000
   """Steps between validation losses (also the moments a 'best' checkpoint can be kept)."""
-  eval_batches: int = 40
+  eval_batches: Count = 40
   """Validation batches per validation loss."""
   best_by: Literal["loss", "recall@50", "ndcg@50", "value_recall@50"] = "loss"
   """What names the best checkpoint: the least validation loss, or the most of what a search like
   that of the run finds for a sample of validation requests."""
-  rank_requests: int = 512
+  rank_requests: Count = 512
   """Requests of that sample."""
-  patience: int = 0
+  patience: CountOrZero = 0
   """Training ends after so many validations in a row that were no better by `best_by` than one
   before them; 0 = never."""
-  checkpoint_every: int = 500
+  checkpoint_every: Count = 500
   """Steps between checkpoints."""
   data_parallel: int = 0
   """Devices along the batch; 0 takes all that fsdp leaves."""
-  fsdp: int = 1
+  fsdp: Count = 1
   """Devices over which the weights of layers and their optimizer state are split, and the batch."""
-  tensor: int = 1
+  tensor: Count = 1
   """Devices over which heads, hidden units and embedding tables (rows) are split."""
-  accumulate: int = 1
+  accumulate: Count = 1
   """Parts of a batch that a step works through one after another: memory for time."""
 
   def __post_init__(self):
-    for name in ("num_steps", "batch_size", "log_every", "eval_every", "eval_batches",
-                 "checkpoint_every", "rank_requests", "fsdp", "tensor", "accumulate"):
-      require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "must be at least 1")
-    for name in ("learning_rate", "clip_norm"):
-      require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "must be positive")
+    super().__post_init__()
     require(self.batch_size % self.accumulate == 0, "train.accumulate", self.accumulate,
             f"must divide train.batch_size={self.batch_size}")
-    for name in ("table_learning_rate", "patience"):
-      require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name),
-              "must not be negative")
-    require(0 <= self.ema < 1, "train.ema", self.ema, "needs [0, 1)")
-    require(0 <= self.warmup_share < 1, "train.warmup_share", self.warmup_share, "needs [0, 1)")
     most = 1 - self.warmup_share if self.schedule == "wsd" else 1.0
-    require(0 < self.decay_share <= most, "train.decay_share", self.decay_share,
+    require(self.decay_share <= most, "train.decay_share", self.decay_share,
             f"needs (0, {most}]; wsd warms up before")
-    require(0 <= self.seed < 2**31, "train.seed", self.seed, "needs 0 <= seed < 2**31")

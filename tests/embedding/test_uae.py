@@ -432,7 +432,7 @@ def test_contents_are_read_like_ads(encoder):
   ],
 )  # fmt: skip
 def test_bad_configs_are_named(field, value):
-  with pytest.raises(ValueError, match=f"{field}: {value}"):
+  with pytest.raises(ValueError, match=f"{field}={value}"):
     UaeConfig(**{field: value})
 
 

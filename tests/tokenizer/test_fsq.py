@@ -204,7 +204,7 @@ def test_bad_input_is_refused(small):
   embedding[7, 2] = np.inf
   with pytest.raises(ValueError, match="row 7"):
     fsq.encode(small, embedding)
-  with pytest.raises(ValueError, match="prefix_dropout: 1.5"):
+  with pytest.raises(ValueError, match="prefix_dropout=1.5"):
     FsqConfig(prefix_dropout=1.5)
   with pytest.raises(ValueError, match="hidden_widths"):
     FsqConfig(hidden_widths=(0,))

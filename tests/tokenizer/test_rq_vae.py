@@ -217,7 +217,7 @@ def test_settings_out_of_range_are_refused(field):
 
 
 def test_settings_of_plus_out_of_range_are_refused():
-  with pytest.raises(ValueError, match="hidden_factor: 0"):
+  with pytest.raises(ValueError, match="hidden_factor=0"):
     RqKmeansPlusConfig(hidden_factor=0)
-  with pytest.raises(ValueError, match="kmeans_iterations: 0"):
+  with pytest.raises(ValueError, match="kmeans_iterations=0"):
     RqKmeansPlusConfig(kmeans_iterations=0)
