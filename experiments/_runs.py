@@ -204,6 +204,20 @@ class TrainedRun:
     return score(self.opened, self.groups[:requests], search)
 
 
+@dataclasses.dataclass(frozen=True)
+class OfTrainedRun:
+  """Settings of an experiment that measures a `TrainedRun`."""
+
+  run: str = ""
+  """Folder of a trained run; default: one is trained in WORKDIR."""
+  batch: int = 8
+  """Requests of a timed call."""
+  repeats: int = 10
+  """Timed calls of each program."""
+  requests: int = 1_000
+  """Test requests behind the quality."""
+
+
 def open_trained(workdir: Path, folder: str) -> TrainedRun:
   """The run in `folder`, or where that is "" one of the preset "demo", trained in WORKDIR/run."""
   path = Path(folder) if folder else workdir / "run"

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments._runs import open_trained
+from experiments._runs import OfTrainedRun, open_trained
 from experiments._settings import with_overrides
 from gr4ad_jax.cli.bench_decode import time_in_turns
 from gr4ad_jax.gr4ad.build import start_fn, step_fn
@@ -47,17 +47,12 @@ TTL_S = {"minute": 60, "hour": 3_600, "day": 86_400}
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(OfTrainedRun):
   """What --set may change."""
 
-  run: str = ""
-  """Folder of a trained run; default: one is trained in WORKDIR."""
-  widths: tuple[int, ...] = (128, 256, 512)
   batch: int = 2
   """Requests of a timed call; few, as copies of the context for each beam are large."""
-  repeats: int = 10
-  requests: int = 1_000
-  """Test requests behind the quality of each precision."""
+  widths: tuple[int, ...] = (128, 256, 512)
 
 
 def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:

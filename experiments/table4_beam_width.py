@@ -21,7 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments._figures import plain
-from experiments._runs import open_trained
+from experiments._runs import OfTrainedRun, open_trained
 from experiments._settings import with_overrides
 from gr4ad_jax.cli.bench_decode import time_in_turns
 from gr4ad_jax.gr4ad.build import start_fn, step_fn
@@ -38,23 +38,10 @@ SCHEDULES = {  # widths -> the paper's revenue and QPS against 512-512-512
 METRICS = ("recall@50", "value_recall@50")
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """What --set may change."""
-
-  run: str = ""
-  """Folder of a trained run; default: one is trained in WORKDIR."""
-  batch: int = 8
-  """Requests of a timed call."""
-  repeats: int = 10
-  requests: int = 1_000
-  """Test requests behind the quality."""
-
-
 def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
   """WIDTHS/requests_per_s, WIDTHS/recall@50, WIDTHS/value_recall@50."""
   del size
-  settings = with_overrides(Settings(), overrides)
+  settings = with_overrides(OfTrainedRun(), overrides)
   trained = open_trained(workdir, settings.run)
   context = trained.context(settings.batch)
   start, step = start_fn(trained.decoder), step_fn(trained.decoder)

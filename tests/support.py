@@ -73,6 +73,15 @@ def clustered(seed=0, num_points=400, width=12) -> np.ndarray:
   return (centres[rng.integers(0, 12, num_points)] + noise).astype(np.float32)
 
 
+def check_rows_stand_alone(encode) -> None:
+  """Equal rows get equal codes, whatever comes with them."""
+  embedding = clustered(seed=2)
+  codes = encode(embedding)
+  order = np.random.default_rng(0).integers(0, len(embedding), 3000)
+  np.testing.assert_array_equal(encode(embedding[order]), codes[order])
+  np.testing.assert_array_equal(encode(embedding[:1]), codes[:1])
+
+
 BRANDS = ("acme", "bolt", "cask", "dune")
 COLOURS = ("red", "green", "blue", "white", "black")
 

@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gr4ad_jax.gr4ad.batch import Context
-from gr4ad_jax.gr4ad.decoder import BeamState, DecoderParts, SharedByBeams, TargetLogProbs
+from gr4ad_jax.gr4ad.batch import Context, EncodedContext
+from gr4ad_jax.gr4ad.decoder import BeamState, DecoderParts, SharedByBeams
 from gr4ad_jax.nn.layers import DecoderLayer
 from gr4ad_jax.search.generator import MayGet
 
@@ -27,16 +27,10 @@ class AutoregressiveDecoder(DecoderParts):
     self.bos_D = self.param("bos", init, (config.width,))
     self.layers = [DecoderLayer(config.layers) for _ in range(config.num_layers)]
 
-  def __call__(
-    self,
-    context: Context,
-    target_BCL: jax.Array,
-    *,
-    deterministic: bool = True,
-    code_means: bool = False,
-  ) -> TargetLogProbs:
-    """Teacher forcing; see `LazyDecoder.__call__`."""
-    encoded, source = self.read(context, deterministic)
+  def states(
+    self, encoded: EncodedContext, target_BCL: jax.Array, deterministic: bool
+  ) -> tuple[jax.Array, None]:
+    """See `DecoderParts.states`."""
     dtype, token_BCLD = encoded.token_BSD.dtype, self.target_tokens(target_BCL)
     bos_BC1D = jnp.broadcast_to(self.bos_D.astype(dtype), (*token_BCLD[:, :, :1].shape,))
     position_11PD = self.positions_PD.astype(dtype)[None, None]
@@ -44,8 +38,7 @@ class AutoregressiveDecoder(DecoderParts):
     for layer in self.layers:
       kv = layer.keys_values(encoded.token_BSD)
       h_BCPD, _ = layer(h_BCPD, kv, encoded.mask_BS, deterministic=deterministic)
-    h_BCPD = self.final_norm(h_BCPD)
-    return self.target_log_probs(h_BCPD, target_BCL, source, code_means=code_means)
+    return h_BCPD, None
 
   def start(
     self, context: Context, may_get: MayGet

@@ -44,7 +44,10 @@ class BeamState(NamedTuple):
 
 
 class DecoderParts(nn.Module):
-  """Code tables, context processor, final norm and heads; a decoder adds its layers between."""
+  """Code tables, context processor, final norm and heads; a decoder adds its layers between.
+
+  A decoder brings `states` for training, and for the search `start` and `step`.
+  """
 
   config: ModelConfig
   vocabulary: Vocabulary
@@ -55,6 +58,44 @@ class DecoderParts(nn.Module):
     self.context_processor = ContextProcessor(config, vocabulary, self.tables)
     self.final_norm = Norm(config.norm)
     self.output = TokenOutput(config, vocabulary, self.tables)
+
+  def __call__(
+    self,
+    context: Context,
+    target_BCL: jax.Array,
+    *,
+    deterministic: bool = True,
+    code_means: bool = False,
+  ) -> TargetLogProbs:
+    """Teacher forcing: log-probabilities of C target SIDs per request.
+
+    Args:
+      context: the request.
+      target_BCL: int32 SID codes, -1 = padding.
+      deterministic: False applies dropout (needs the "dropout" rng).
+      code_means: also give means over all codes of each level.
+    """
+    encoded, source = self.read(context, deterministic)
+    h_BCPD, unfused_B1PD = self.states(encoded, target_BCL, deterministic)
+    log_probs = self.target_log_probs(
+      self.final_norm(h_BCPD), target_BCL, source, code_means=code_means
+    )
+    if unfused_B1PD is None:
+      return log_probs
+    h_B1LD = self.final_norm(unfused_B1PD)[:, :, :-1]
+    mtp_BCL, _ = self.output.target_log_probs(h_B1LD, target_BCL, None)
+    return log_probs._replace(mtp_BCL=mtp_BCL)
+
+  def states(
+    self, encoded: EncodedContext, target_BCL: jax.Array, deterministic: bool
+  ) -> tuple[jax.Array, jax.Array | None]:
+    """What the layers make of the targets, before the final norm.
+
+    Returns:
+      The states of all positions [B, C, P, D]; and those of the un-fused pass [B, 1, P, D], which
+      sees no token (LazyAR), or None.
+    """
+    raise NotImplementedError
 
   def read(
     self, context: Context, deterministic: bool = True

@@ -9,9 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gr4ad_jax.gr4ad.batch import Context
+from gr4ad_jax.gr4ad.batch import Context, EncodedContext
 from gr4ad_jax.gr4ad.config import ModelConfig
-from gr4ad_jax.gr4ad.decoder import BeamState, DecoderParts, SharedByBeams, TargetLogProbs
+from gr4ad_jax.gr4ad.decoder import BeamState, DecoderParts, SharedByBeams
 from gr4ad_jax.machine.sharding import ROWS, constrain
 from gr4ad_jax.nn.layers import DecoderLayer, Linear
 from gr4ad_jax.search.generator import MayGet
@@ -45,23 +45,10 @@ class LazyDecoder(DecoderParts):
     self.layers = [DecoderLayer(config.layers) for _ in range(num_layers)]
     self.fuse = Fuse(config)
 
-  def __call__(
-    self,
-    context: Context,
-    target_BCL: jax.Array,
-    *,
-    deterministic: bool = True,
-    code_means: bool = False,
-  ) -> TargetLogProbs:
-    """Teacher forcing: log-probabilities of C target SIDs per request.
-
-    Args:
-      context: the request.
-      target_BCL: int32 SID codes, -1 = padding.
-      deterministic: False applies dropout (needs the "dropout" rng).
-      code_means: also give means over all codes of each level.
-    """
-    encoded, source = self.read(context, deterministic)
+  def states(
+    self, encoded: EncodedContext, target_BCL: jax.Array, deterministic: bool
+  ) -> tuple[jax.Array, jax.Array]:
+    """See `DecoderParts.states`."""
     trunk_B1PD = self._trunk(encoded.token_BSD, encoded.mask_BS, deterministic)
     trunk_BCPD = jnp.broadcast_to(
       trunk_B1PD, (*target_BCL.shape[:2], *trunk_B1PD.shape[2:])
@@ -78,11 +65,7 @@ class LazyDecoder(DecoderParts):
     for layer in self.layers:
       kv = layer.keys_values(encoded.token_BSD)
       h_BRPD, _ = layer(h_BRPD, kv, encoded.mask_BS, deterministic=deterministic)
-    h_BRPD = self.final_norm(h_BRPD)
-    mtp_BCL, _ = self.output.target_log_probs(h_BRPD[:, -1:, :-1], target_BCL, None)
-    return self.target_log_probs(
-      h_BRPD[:, :-1], target_BCL, source, code_means=code_means
-    )._replace(mtp_BCL=mtp_BCL)
+    return h_BRPD[:, :-1], h_BRPD[:, -1:]
 
   def start(
     self, context: Context, may_get: MayGet

@@ -13,10 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gr4ad_jax.gr4ad.batch import Context
+from gr4ad_jax.gr4ad.batch import Context, EncodedContext
 from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.gr4ad.copy_path import CopySource, CopyState
-from gr4ad_jax.gr4ad.decoder import DecoderParts, TargetLogProbs
+from gr4ad_jax.gr4ad.decoder import DecoderParts
 from gr4ad_jax.nn.layers import DecoderLayer, KeyValue, Linear, Norm
 from gr4ad_jax.search.generator import MayGet
 
@@ -79,16 +79,10 @@ class MultiTokenDecoder(DecoderParts):
     self.layers = [DecoderLayer(config.layers) for _ in range(config.num_layers)]
     self.modules = [PositionModule(config) for _ in range(vocabulary.num_levels)]
 
-  def __call__(
-    self,
-    context: Context,
-    target_BCL: jax.Array,
-    *,
-    deterministic: bool = True,
-    code_means: bool = False,
-  ) -> TargetLogProbs:
-    """Teacher forcing; see `LazyDecoder.__call__`."""
-    encoded, source = self.read(context, deterministic)
+  def states(
+    self, encoded: EncodedContext, target_BCL: jax.Array, deterministic: bool
+  ) -> tuple[jax.Array, None]:
+    """See `DecoderParts.states`."""
     h_B1D = self._first(encoded.token_BSD, encoded.mask_BS, deterministic)
     states = [jnp.broadcast_to(h_B1D, (*target_BCL.shape[:2], h_B1D.shape[-1]))]
     for level in range(self.vocabulary.num_levels):
@@ -100,8 +94,7 @@ class MultiTokenDecoder(DecoderParts):
           deterministic=deterministic,
         )
       )
-    h_BCPD = self.final_norm(jnp.stack(states, axis=2))
-    return self.target_log_probs(h_BCPD, target_BCL, source, code_means=code_means)
+    return jnp.stack(states, axis=2), None
 
   def start(
     self, context: Context, may_get: MayGet

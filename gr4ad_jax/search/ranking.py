@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -85,24 +85,17 @@ def only_new(requests: EvalRequests) -> EvalRequests:
 
 
 def prospecting_metrics(
-  ranked_RK: np.ndarray,
-  requests: EvalRequests,
-  *,
-  advertiser_A: np.ndarray,
-  ks: Sequence[int] = (10, 50),
-  bootstrap: int = 1000,
+  ranked_RK: np.ndarray, requests: EvalRequests, **how: Any
 ) -> dict[str, float]:
   """The `new/...` metrics of `ranking_metrics` as `prospecting/...`.
 
   Prospecting is finding what a user does not know yet: the lists hold no product that the user has
-  engaged with before the request, and only targets that are new to the user count. Arguments as
-  `ranking_metrics`; {} where no target is new.
+  engaged with before the request, and only targets that are new to the user count. Arguments
+  are those of `ranking_metrics`; {} where no target is new.
   """
   if not _target_sets(requests)[1][1].any():
     return {}
-  metrics = ranking_metrics(
-    ranked_RK, requests, advertiser_A=advertiser_A, ks=ks, bootstrap=bootstrap
-  )
+  metrics = ranking_metrics(ranked_RK, requests, **how)
   return {
     name.replace("new/", "prospecting/", 1): value
     for name, value in metrics.items() if name.startswith("new/")

@@ -40,29 +40,31 @@ from gr4ad_jax.training.train_step import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
-class SasrecRun:
-  """What run.json holds of a SASRec run."""
+class _Run:
+  """What run.json holds of a run, beside its system and settings."""
 
   data: str
   """Folder that `gr4ad prepare` wrote."""
-  config: SasrecConfig = SasrecConfig()
-  refit: str = ""
+  refit: str = dataclasses.field(default="", kw_only=True)
   """Folder of the tuned run that this one fits anew, with the validation requests; "" = none."""
-  system: Literal["sasrec"] = "sasrec"
-  """What is trained."""
-  fingerprint: str = ""
+  fingerprint: str = dataclasses.field(default="", kw_only=True)
   """Hashes of logs and examples; a run only ever ranks for those it was trained on."""
 
 
 @dataclasses.dataclass(frozen=True)
-class TwoTowerRun:
-  """What run.json holds of a two-tower run; see `SasrecRun`."""
+class SasrecRun(_Run):
+  """A run of SASRec."""
 
-  data: str
+  config: SasrecConfig = SasrecConfig()
+  system: Literal["sasrec"] = "sasrec"
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoTowerRun(_Run):
+  """A run of the two towers."""
+
   config: TwoTowerConfig = TwoTowerConfig()
-  refit: str = ""
   system: Literal["two_tower"] = "two_tower"
-  fingerprint: str = ""
 
 
 Run = SasrecRun | TwoTowerRun

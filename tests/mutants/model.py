@@ -75,7 +75,7 @@ MUTANTS = (
   ),
   Mutant(
     "L_MTP judges the pass that saw no token", _LAZY,
-    "h_BRPD[:, -1:, :-1], target_BCL, None)", "h_BRPD[:, :1, :-1], target_BCL, None)",
+    "return h_BRPD[:, :-1], h_BRPD[:, -1:]", "return h_BRPD[:, :-1], h_BRPD[:, :1]",
     (_DECODERS + "test_unfused_pass_ignores_every_other_code[lazy]",),
   ),
   Mutant(

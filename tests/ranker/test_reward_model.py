@@ -137,14 +137,18 @@ def test_padding_changes_nothing(logs, maker):
   np.testing.assert_allclose(a.conversion_BC, b.conversion_BC[:, :3], atol=1e-5)
 
 
-def test_loss_counts_conversions_of_clicked_ads_alone(logs, maker):
+def fresh(logs, maker):
+  """A model as it starts, its parameters, the test impressions, and the first 64 as a batch."""
   make = batch_maker(logs, maker)
-  task = reward_task(RewardModel(make.config, make.vocabulary))
-  params = jax.jit(task.init)(jax.random.key(0))
-  rows = read_impressions(maker, "test")
-  batch = make(rows.contexts[:64], rows.shown_RC[:64], rows.action_RC[:64])
-  metrics = jax.jit(task.loss)(params, batch, None)
   model = RewardModel(make.config, make.vocabulary)
+  params = jax.jit(reward_task(model).init)(jax.random.key(0))
+  rows = read_impressions(maker, "test")
+  return model, params, rows, make(rows.contexts[:64], rows.shown_RC[:64], rows.action_RC[:64])
+
+
+def test_loss_counts_conversions_of_clicked_ads_alone(logs, maker):
+  model, params, rows, batch = fresh(logs, maker)
+  metrics = jax.jit(reward_task(model).loss)(params, batch, None)
   logits = jax.jit(model.apply)({"params": params}, batch)
   loss = 0.0
   for click, conversion, ad, action in zip(
@@ -183,14 +187,10 @@ def test_fields_are_numbered_from_one_and_nothing_is_zero(logs, maker):
 
 def test_the_towers_learn_from_their_own_loss_alone(logs, maker):
   """Their match is a field of the ranker, whose losses must not bend it; nor the other way."""
-  make = batch_maker(logs, maker)
-  task = reward_task(RewardModel(make.config, make.vocabulary))
-  params = jax.jit(task.init)(jax.random.key(0))
-  rows = read_impressions(maker, "test")
-  batch = make(rows.contexts[:64], rows.shown_RC[:64], rows.action_RC[:64])
+  model, params, _, batch = fresh(logs, maker)
 
   def two(params):
-    metrics = task.loss(params, batch, None)
+    metrics = reward_task(model).loss(params, batch, None)
     ranker = metrics["click_loss"][0] + metrics["conversion_loss"][0]
     return jnp.stack([ranker, metrics["match_loss"][0]])
 

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from experiments._faults import within
 from experiments._serving import free_port, running_server
 from gr4ad_jax.serving.journal import Journal
 from gr4ad_jax.serving.server import build_app
@@ -57,7 +58,7 @@ def test_a_kill_loses_no_accepted_event_and_a_stop_ends_what_was_begun(served_ru
       assert stalled(url) == b"408"
       asked = httpx.post(f"{url}/v1/recommend", json={"user_id": "u1"}, timeout=60)
       assert asked.status_code == 200
-      assert until(lambda: len(accepted) > 10)
+      assert within(60, lambda: len(accepted) > 10)
       process.send_signal(signal.SIGKILL)
       stop.set()
   journal = Journal(tmp_path / "journal.sqlite")
@@ -110,16 +111,6 @@ def redis(tmp_path):
   service.stop()
 
 
-def until(condition, seconds=60.0):
-  """Waits for a condition; returns whether it came true."""
-  deadline = time.monotonic() + seconds
-  while not condition():
-    if time.monotonic() > deadline:
-      return False
-    time.sleep(0.1)
-  return True
-
-
 def test_servers_share_a_redis_and_go_on_without_it(served_run, redis, tmp_path):
   one = make(served_run, tmp_path / "one", redis=redis.url, config=ONE)
   two = make(served_run, tmp_path / "two", redis=redis.url, config=ONE)
@@ -132,7 +123,7 @@ def test_servers_share_a_redis_and_go_on_without_it(served_run, redis, tmp_path)
       return [ad["ad_id"] for ad in ask(client, user_id=user, k=20, beam_factor=1.0)["ads"]]
 
     click(first, "shared", "ad1")
-    assert until(lambda: ask(second, user_id="shared", k=3)["known_user"])
+    assert within(60, lambda: ask(second, user_id="shared", k=3)["known_user"])
     assert ask(first, user_id="u5", k=3)["cached"] is False
     assert ask(second, user_id="u5", k=3)["cached"] is True  # what the other one computed
 
@@ -140,7 +131,7 @@ def test_servers_share_a_redis_and_go_on_without_it(served_run, redis, tmp_path)
     for _ in range(SERVING.max_history):
       click(first, "shared", "ad9")
     of_ad1 = {"user_id": "shared", "where": ["advertiser_id=brand1"], "k": 20}
-    assert until(lambda: "ad9" not in {
+    assert within(60, lambda: "ad9" not in {
       ad["ad_id"] for ad in ask(second, **of_ad1, exclude_seen=True)["ads"]
     })
     assert "ad1" not in {ad["ad_id"] for ad in ask(second, **of_ad1, exclude_seen=True)["ads"]}
@@ -153,7 +144,7 @@ def test_servers_share_a_redis_and_go_on_without_it(served_run, redis, tmp_path)
     click(first, "while away", "ad3")
 
     redis.start()  # empty: it kept nothing
-    assert until(lambda: not ask(first, user_id="u6", k=3)["degraded"])
-    assert until(lambda: ask(second, user_id="while away", k=3)["known_user"])
+    assert within(60, lambda: not ask(first, user_id="u6", k=3)["degraded"])
+    assert within(60, lambda: ask(second, user_id="while away", k=3)["known_user"])
     assert one.journal.last_seq == 3 + SERVING.max_history
     assert ads(first, "while away") == ads(second, "while away")

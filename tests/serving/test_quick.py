@@ -1,21 +1,14 @@
 """A server that starts with one compiled program and gets the others while it serves."""
 
 import threading
-import time
 
 import jax
 import pytest
 from fastapi.testclient import TestClient
 
+from experiments._faults import within
 from gr4ad_jax.serving.server import build_app
 from tests.serving.support import SERVING, ask, make
-
-
-def until(condition):
-  deadline = time.monotonic() + 120
-  while not condition():
-    assert time.monotonic() < deadline
-    time.sleep(0.05)
 
 
 @pytest.fixture
@@ -54,7 +47,7 @@ def test_one_program_answers_everything_until_there_are_all(gated):
     assert program._cache_size() == 1
 
     gate.set()
-    until(lambda: service.parts_ms)
+    assert within(120, lambda: service.parts_ms)
     assert [s["factor"] for s in client.get("/v1/about").json()["schedules"]] == [1.0, 1.6]
     assert set(service.engine.call_s) == {(f, n) for f in (1.0, 1.6) for n in (1, 4)}
     assert ask(client, **plain | {"beam_factor": 1.6})["schedule"]["factor"] == 1.6
