@@ -59,6 +59,7 @@ def candidates(
   tables.print_numbers(numbers, title=f"candidate lists in {out}")
 
 
+# Nine parameters: they are the options of the command.
 def online(
   *,
   workdir: Place,

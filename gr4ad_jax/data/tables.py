@@ -117,6 +117,8 @@ def known_tables(
   return Known(ads, contents, users)
 
 
+# Ten parameters: the tables of a log, where they come from, and what becomes of rows that break a
+# rule.
 def build_logs(
   *,
   ads: pd.DataFrame,

@@ -18,6 +18,7 @@ from gr4ad_jax.tokenizer.retrieval import MAX_QUERIES, chance_hits, retrieval_hi
 ROWS_PER_CHUNK = 65_536  # rows whose float64 copies are in memory at once
 
 
+# Ten parameters: each array that is there allows more numbers.
 def measure(
   codes_AL: np.ndarray,
   codebook_sizes: Sequence[int],
