@@ -18,6 +18,7 @@ from gr4ad_jax.data.log_folder import read_logs
 from gr4ad_jax.data.records import Logs
 from gr4ad_jax.data.sequences import Example, ExampleMaker, FeatureVocabulary
 from gr4ad_jax.data.splits import time_split
+from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.machine.storage import write_json
 from gr4ad_jax.market.log import market_logs
@@ -39,10 +40,20 @@ from gr4ad_jax.search.held_out import eval_requests, group_requests
 from gr4ad_jax.search.ranking import EvalRequests, ranking_metrics
 from gr4ad_jax.search.recommender import Recommender
 from gr4ad_jax.tokenizer.config import TokenizerConfig
+from gr4ad_jax.training.config import TrainConfig
 
 K = 50  # ads that a system finds
 HANDED = 10  # of them that the final ranker sees
 LIMITS = {"max_ad_history": 32, "max_organic_history": 32, "num_trending": 32, "max_targets": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class SmallModel:
+  """A model that is trained in minutes, for experiments in a market that drifts."""
+
+  model: ModelConfig = ModelConfig(width=64, num_heads=2, num_layers=3, num_lazy_layers=2)
+  train: TrainConfig = TrainConfig(batch_size=64, learning_rate=3e-3, log_every=50)
+  search: SearchConfig = SearchConfig(widths=(32, 64, 128), batch_size=64, value_exponent=0.5)
 
 
 def prepared_market(workdir: Path, config: MarketConfig) -> tuple[Market, Path]:

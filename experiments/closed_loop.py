@@ -34,20 +34,18 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments._figures import change, plain, revenue_by_day
-from experiments._market import prepared_first_days
+from experiments._market import SmallModel, prepared_first_days
 from experiments._runs import of_epochs, run_of
 from experiments._serving import Server, running_server
 from gr4ad_jax.config import ConfigError, override_all
 from gr4ad_jax.data.records import Action
-from gr4ad_jax.gr4ad.config import Config, ModelConfig
+from gr4ad_jax.gr4ad.config import Config
 from gr4ad_jax.gr4ad.train_run import train_run
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.market.log import simulate_hours
 from gr4ad_jax.market.policy import Shown, build_shelves
 from gr4ad_jax.market.world import SCENES, Market, MarketConfig, Requests, expected_revenue
 from gr4ad_jax.market.worlds import build_market
-from gr4ad_jax.search.config import SearchConfig
-from gr4ad_jax.training.config import TrainConfig
 from gr4ad_jax.training.metric_log import read_log
 
 ARMS = ("online", "frozen")
@@ -73,14 +71,11 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(SmallModel):
   """Everything that --set may change."""
 
   settings: Settings = Settings()
   market: MarketConfig = MarketConfig(num_users=3_000, drift=1.2, days=26)
-  model: ModelConfig = ModelConfig(width=64, num_heads=2, num_layers=3, num_lazy_layers=2)
-  train: TrainConfig = TrainConfig(batch_size=64, learning_rate=3e-3, log_every=50)
-  search: SearchConfig = SearchConfig(widths=(32, 64, 128), batch_size=64, value_exponent=0.5)
 
 
 def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:

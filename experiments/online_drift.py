@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 
 from experiments._figures import change, plain, revenue_by_day
 from experiments._market import (
+  SmallModel,
   prepared_first_days,
   recommend_all,
   requests_of,
@@ -41,7 +42,6 @@ from gr4ad_jax.gr4ad.candidates import write_candidates
 from gr4ad_jax.gr4ad.config import (
   CandidateConfig,
   Config,
-  ModelConfig,
   OnlineConfig,
   PreferenceConfig,
 )
@@ -53,10 +53,8 @@ from gr4ad_jax.machine.progress import console
 from gr4ad_jax.market.log import write_market
 from gr4ad_jax.market.world import START_S, Market, MarketConfig, expected_revenue
 from gr4ad_jax.market.worlds import build_market
-from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.opened import Opened
 from gr4ad_jax.search.recommender import Recommender
-from gr4ad_jax.training.config import TrainConfig
 
 SYSTEMS = ("frozen", "online", "retrained")
 
@@ -80,14 +78,11 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(SmallModel):
   """Everything that --set may change."""
 
   settings: Settings = Settings()
   market: MarketConfig = MarketConfig(num_users=3_000, drift=1.2)
-  model: ModelConfig = ModelConfig(width=64, num_heads=2, num_layers=3, num_lazy_layers=2)
-  train: TrainConfig = TrainConfig(batch_size=64, learning_rate=3e-3, log_every=50)
-  search: SearchConfig = SearchConfig(widths=(32, 64, 128), batch_size=64, value_exponent=0.5)
   preference: PreferenceConfig = PreferenceConfig(max_rl_weight=2.0)
   candidates: CandidateConfig = CandidateConfig(max_lists=2_000, shown=True)
   online: OnlineConfig = OnlineConfig(publish_every=20, learning_rate_share=0.3)

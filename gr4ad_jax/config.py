@@ -39,8 +39,8 @@ def require(ok: bool, field: str, value: Any, rule: str) -> None:
 class Bounded:
   """Base of a frozen dataclass of settings; the bounds of a field stand in its type, as `Count`.
 
-  A subclass whose fields depend on each other says so in a `__post_init__` of its own that calls
-  this one first. `section` stands before the names in errors: class A(Bounded, section="train").
+  A subclass whose fields depend on each other checks that in `_check`, which runs once each field
+  keeps its bounds. `section` stands before the names in errors: class A(Bounded, section="train").
   """
 
   _section: ClassVar[str] = ""
@@ -55,6 +55,10 @@ class Bounded:
     for name, hint in _hints(type(self)):
       if (rule := _broken(hint, getattr(self, name))):
         raise ConfigError(f"{self._section}{name}={getattr(self, name)!r}: {rule}")
+    self._check()
+
+  def _check(self) -> None:
+    """Raises ConfigError where fields do not go together."""
 
 
 @functools.cache

@@ -82,53 +82,47 @@ def test_unknown_names_are_refused():
     ModelConfig(num_layers=3, num_lazy_layers=3)
 
 
-@dataclasses.dataclass(frozen=True)
-class Bounds(Bounded, section="bounds"):
-  count: Count = 1
-  count_or_zero: CountOrZero = 0
-  positive: Positive = 0.1
-  not_negative: NotNegative = 0.0
-  share: Share = 0.0
-  share_below_one: ShareBelowOne = 0.0
-  seed: Seed = 0
-  counts: tuple[Count, ...] = ()
-  shares: tuple[Share, Positive] = (0.0, 1.0)
-  maybe: Count | None = None
+class Section(Bounded, section="bounds"):
+  """Where the settings of these tests stand."""
+
+
+def settings_of(kind: object, default: object, bases: tuple[type, ...] = (Section,)) -> type:
+  """Settings with one field, `x`."""
+  field = ("x", kind, dataclasses.field(default=default))
+  return dataclasses.make_dataclass("Settings", [field], bases=bases, frozen=True)
 
 
 @pytest.mark.parametrize(
-  ("field", "good", "bad", "rule"),
+  ("kind", "good", "bad", "rule"),
   [
-    ("count", 1, 0, "must be >= 1"),
-    ("count_or_zero", 0, -1, "must be >= 0"),
-    ("positive", 1e-9, 0.0, "must be > 0 and finite"),
-    ("positive", 1e9, math.inf, "must be > 0 and finite"),
-    ("not_negative", 0.0, -1e-9, "must be >= 0 and finite"),
-    ("not_negative", 1e9, math.nan, "must be >= 0 and finite"),
-    ("share", 1.0, 1.1, r"must lie in \[0, 1\]"),
-    ("share", 0.0, -0.1, r"must lie in \[0, 1\]"),
-    ("share_below_one", 0.99, 1.0, r"must lie in \[0, 1\)"),
-    ("seed", 2**31 - 1, 2**31, r"must lie in \[0, 2147483648\)"),
-    ("counts", (1, 2), (1, 0), "each must be >= 1"),
-    ("shares", (1.0, 2.0), (1.0, 0.0), "each must be > 0"),
-    ("shares", (1.0, 2.0), (2.0, 1.0), "each must lie in"),
-    ("maybe", 1, 0, "must be >= 1"),
+    (Count, 1, 0, "must be >= 1"),
+    (CountOrZero, 0, -1, "must be >= 0"),
+    (Positive, 1e-9, 0.0, "must be > 0 and finite"),
+    (Positive, 1e9, math.inf, "must be > 0 and finite"),
+    (NotNegative, 0.0, -1e-9, "must be >= 0 and finite"),
+    (NotNegative, 1e9, math.nan, "must be >= 0 and finite"),
+    (Share, 1.0, 1.1, r"must lie in \[0, 1\]"),
+    (Share, 0.0, -0.1, r"must lie in \[0, 1\]"),
+    (ShareBelowOne, 0.99, 1.0, r"must lie in \[0, 1\)"),
+    (Seed, 2**31 - 1, 2**31, r"must lie in \[0, 2147483648\)"),
+    (tuple[Count, ...], (1, 2), (1, 0), "each must be >= 1"),
+    (tuple[Share, Positive], (1.0, 2.0), (1.0, 0.0), "each must be > 0"),
+    (tuple[Share, Positive], (1.0, 2.0), (2.0, 1.0), "each must lie in"),
+    (Count | None, None, 0, "must be >= 1"),
   ],
 )
-def test_a_bound_in_a_type_is_kept(field, good, bad, rule):
-  assert getattr(Bounds(**{field: good}), field) == good
-  with pytest.raises(ConfigError, match=rf"^bounds\.{field}=.*: {rule}"):
-    Bounds(**{field: bad})
-
-
-@dataclasses.dataclass(frozen=True)
-class Below(Bounds):
-  count: int = 7
+def test_a_bound_in_a_type_is_kept(kind, good, bad, rule):
+  settings = settings_of(kind, good)
+  assert settings().x == good
+  with pytest.raises(ConfigError, match=rf"^bounds\.x=.*: {rule}"):
+    settings(x=bad)
 
 
 def test_a_new_default_takes_no_bound_away():
-  with pytest.raises(ConfigError, match="bounds.count=0"):
-    Below(count=0)
+  below = settings_of(int, 7, bases=(settings_of(Count, 1),))
+  assert below().x == 7
+  with pytest.raises(ConfigError, match="bounds.x=0"):
+    below(x=0)
 
 
 def _bounded() -> list[type]:
@@ -144,7 +138,7 @@ def _bounded() -> list[type]:
 
 
 def test_no_settings_leave_their_bounds_unchecked():
-  """A `__post_init__` of their own that forgets that of `Bounded` would switch them all off."""
+  """A `__post_init__` of their own would switch them all off."""
   kinds = _bounded()
   assert len(kinds) >= 20
   for kind in kinds:

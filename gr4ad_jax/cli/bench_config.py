@@ -33,8 +33,7 @@ class DecodeConfig(Bounded):
   repeats: Count = 20
   """Timed calls of each program."""
 
-  def __post_init__(self):
-    super().__post_init__()
+  def _check(self):
     for name in ("decoders", "batch_sizes", "widths", "codebook_sizes"):
       require(len(getattr(self, name)) > 0, name, getattr(self, name), "needs at least one")
     levels = len(self.codebook_sizes)

@@ -39,8 +39,7 @@ class SequenceConfig(Bounded, section="sequences"):
   max_targets: Count = 4
   """Targets per example; a larger request gives several examples."""
 
-  def __post_init__(self):
-    super().__post_init__()
+  def _check(self):
     require(not self.num_trending or self.split == "time", "sequences.num_trending",
             self.num_trending,
             "must be 0 with leave_one_out, where the held-out items of other users would count")

@@ -71,8 +71,7 @@ class UaeConfig(Bounded):
   min_class_count: Count = 5
   max_tokens: Count = 64
 
-  def __post_init__(self):
-    super().__post_init__()
+  def _check(self):
     require(self.batch_size % 2 == 0, "batch_size", self.batch_size, "must be even")
 
 

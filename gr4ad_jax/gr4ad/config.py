@@ -87,8 +87,7 @@ class ModelConfig(Bounded, section="model"):
   """What the backward pass computes again instead of keeping: nothing, all of a layer but its
   matrix products, or all of a layer."""
 
-  def __post_init__(self):
-    super().__post_init__()
+  def _check(self):
     require(self.width % self.num_heads == 0, "model.num_heads", self.num_heads,
             f"must divide model.width={self.width}")
     require(self.num_lazy_layers < self.num_layers, "model.num_lazy_layers", self.num_lazy_layers,
@@ -154,8 +153,7 @@ class LossConfig(Bounded, section="loss"):
   user_weight_range: tuple[NotNegative, NotNegative] = (0.5, 2.0)
   """Bounds of w_user = log1p(trailing revenue) / its training mean."""
 
-  def __post_init__(self):
-    super().__post_init__()
+  def _check(self):
     require(
       self.click_weight + self.conversion_weight > 0, "loss.conversion_weight",
       self.conversion_weight, "must be positive where loss.click_weight is 0",
@@ -217,8 +215,7 @@ class CandidateConfig(Bounded, section="candidates"):
   seed: int = 0
   """Seed of the choice of requests and candidates."""
 
-  def __post_init__(self):
-    super().__post_init__()
+  def _check(self):
     require(self.size >= 2, "candidates.top", self.top, "a list needs two candidates")
 
   @property
@@ -256,8 +253,7 @@ class DataShape(Bounded):
   max_targets: Count = 4
   """Targets of a training example, padded ones included."""
 
-  def __post_init__(self):
-    super().__post_init__()
+  def _check(self):
     require(len(self.codebook_sizes) >= 2, "codebook_sizes", self.codebook_sizes,
             "needs two levels or more")
 

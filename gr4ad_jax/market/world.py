@@ -79,8 +79,7 @@ class MarketConfig(Bounded, section="market"):
   seed: int = 0
   """Seed of everything that is drawn."""
 
-  def __post_init__(self):
-    super().__post_init__()
+  def _check(self):
     require(self.num_ads >= 2 * self.slots, "market.num_ads", self.num_ads,
             f"needs twice market.slots={self.slots}")
 

@@ -34,6 +34,5 @@ class SearchConfig(Bounded, section="search"):
   """Number type of the decoder in search: as it was trained, bfloat16, int8 weights, or fp8 weights
   and activations (int8 and fp8 need qwix)."""
 
-  def __post_init__(self):
-    super().__post_init__()
+  def _check(self):
     require(len(self.widths) > 0, "search.widths", self.widths, "needs one width per SID level")

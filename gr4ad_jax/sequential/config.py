@@ -29,8 +29,7 @@ class SasrecModel(Bounded, section="model"):
   """Ads drawn for the softmax of a step, beside the targets; 0 = all ads. A step over all costs as
   much as `width` x ads x batch: with more than some 100,000 ads draw 8,192."""
 
-  def __post_init__(self):
-    super().__post_init__()
+  def _check(self):
     require(self.width % self.num_heads == 0, "model.num_heads", self.num_heads,
             f"must divide model.width={self.width}")
     require(self.negatives % 2 == 0, "model.negatives", self.negatives, "must be even")

@@ -51,8 +51,7 @@ class ServingConfig(Bounded, section="serving"):
   spare: NotNegative = 0.25
   """Room for new SIDs without recompilation, as a share of those at the start (at least 1,000)."""
 
-  def __post_init__(self):
-    super().__post_init__()
+  def _check(self):
     for name in ("batch_sizes", "beam_factors"):
       values = getattr(self, name)
       require(len(values) > 0 and list(values) == sorted(set(values)), f"serving.{name}", values,

@@ -55,8 +55,7 @@ class TrainingConfig(Bounded):
   learning_rate: Positive = 1e-3
   weight_decay: NotNegative = 1e-4
 
-  def __post_init__(self):
-    super().__post_init__()
+  def _check(self):
     require(self.batch_size % NUM_GROUPS == 0, "batch_size", self.batch_size,
             f"must be a multiple of {NUM_GROUPS}")
 

@@ -39,8 +39,7 @@ class TokenizerConfig(Bounded):
   """balanced_kmeans halves codes that hold more than (1 + this) times their even share of distinct
   embeddings."""
 
-  def __post_init__(self):
-    super().__post_init__()
+  def _check(self):
     named = [
       ("encoder", self.encoder, ENCODERS), ("quantizer", self.quantizer, METHODS),
       ("last_level", self.last_level, get_args(LastLevel)),

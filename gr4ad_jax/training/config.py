@@ -73,8 +73,7 @@ class TrainConfig(Bounded, section="train"):
   accumulate: Count = 1
   """Parts of a batch that a step works through one after another: memory for time."""
 
-  def __post_init__(self):
-    super().__post_init__()
+  def _check(self):
     require(self.batch_size % self.accumulate == 0, "train.accumulate", self.accumulate,
             f"must divide train.batch_size={self.batch_size}")
     most = 1 - self.warmup_share if self.schedule == "wsd" else 1.0
