@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -165,15 +166,56 @@ def open_advertisers(market: Market, logs: Logs, requests: Requests) -> np.ndarr
   return open_RV
 
 
+class Found(NamedTuple):
+  """What a system hands to the final ranker."""
+
+  ad_RK: np.ndarray  # int32, best first; -1 = none
+  score_RK: np.ndarray  # float32, the system's own: log p(SID), or the match of two towers
+
+
 def recommend_all(
   recommender: Recommender, maker: ContextMaker, contexts: list[Example], search: SearchConfig
-) -> np.ndarray:
-  """int32 [R, K] ads for every request."""
+) -> Found:
+  """K ads for every request."""
   size = search.batch_size
-  return np.concatenate([
-    recommender(maker.context(contexts[at : at + size]), K).ad_RK
+  found = [
+    recommender(maker.context(contexts[at : at + size]), K)
     for at in range(0, len(contexts), size)
-  ])
+  ]
+  return Found(
+    np.concatenate([part.ad_RK for part in found]),
+    np.concatenate([part.score_RK for part in found]),
+  )
+
+
+def mixed_revenue(
+  test: MarketTest, scorer: RewardScorer, found: Found, weights: Mapping[int, Sequence[float]]
+) -> dict[int, np.ndarray]:
+  """Revenue where the final ranker orders by log eCPM + weight x the system's own score.
+
+  The final ranker errs, and picks what it overrates. A system's score errs in other ways, so that
+  both together choose better than either.
+
+  Args:
+    test: the requests.
+    scorer: the final ranker.
+    found: what it is handed.
+    weights: ads that it sees, the first ones -> weights to try.
+
+  Returns:
+    For each number of ads, currency a request at each weight, as `MarketTest.arm_revenue`.
+  """
+  ad_RK = found.ad_RK
+  log_ecpm_RK = np.log(np.maximum(scorer(test.contexts, ad_RK).ecpm_RC, 1e-30))
+  revenue = {}
+  for handed, tried in weights.items():
+    ranked = []
+    for weight in tried:
+      mixed_RK = np.where(ad_RK >= 0, log_ecpm_RK + weight * found.score_RK, -np.inf)[:, :handed]
+      order_RK = np.argsort(-mixed_RK, axis=1, kind="stable")
+      ranked.append(test.arm_revenue(np.take_along_axis(ad_RK[:, :handed], order_RK, axis=1)))
+    revenue[handed] = np.array(ranked)
+  return revenue
 
 
 def list_metrics(

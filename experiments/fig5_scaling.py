@@ -260,7 +260,7 @@ def _revenue(opened: Opened, test: MarketTest, search: SearchConfig) -> tuple[fl
   recommender, maker = opened.recommender(search), opened.contexts
   recommend_all(recommender, maker, test.contexts[: search.batch_size], search)  # compiles
   start = time.perf_counter()
-  ad_RK = recommend_all(recommender, maker, test.contexts, search)
+  ad_RK = recommend_all(recommender, maker, test.contexts, search).ad_RK
   rate = len(test.contexts) / (time.perf_counter() - start)
   return test.arm_revenue(ad_RK), rate
 

@@ -177,7 +177,7 @@ class _Judge:
       return
     contexts = self._contexts(day, logs)
     maker = self._opened.contexts.with_trending(build_trending(logs))
-    ad_RK = recommend_all(recommender, maker, contexts, self._options.search)
+    ad_RK = recommend_all(recommender, maker, contexts, self._options.search).ad_RK
     requests = requests_of(contexts, self._opened.examples.features)
     np.save(file, expected_revenue(self._market, requests, ad_RK).revenue_R)
 

@@ -9,8 +9,10 @@ first stage's model priced by the reward model. All have the copy path, which th
 have, but for the row that says so; `--set model.copy_path=false` makes the paper's table. One row
 learns from as many requests as the cascade's towers see. Each hands its first 10 ads a request, or
 all 50, to the same final ranker, the reward model; what the four shown ads earn is computed from
-the market's truth. Finished runs and rows are reused. `--check` exits 1 where a list-trained row
-loses more than 1% of the supervised row's recall@50: the known failure of reinforcement learning.
+the market's truth. `mixed`: the ranker also counts the score of the system that found the ads, of
+the cascade's towers likewise. Finished runs and rows are reused. `--check` exits 1 where a
+list-trained row loses more than 1% of the supervised row's recall@50: the known failure of
+reinforcement learning.
 
 Expected over three seeds (docs/value.md): revenue_lift over the cascade +14.2% for GR4AD (95% +12.3
 to +16.0), with fifty ads -1.1% (-2.5 to +0.3). Without any copy path, beside the paper's: -7.9% for
@@ -36,9 +38,11 @@ from matplotlib.figure import Figure
 from experiments._figures import change, plain
 from experiments._market import (
   HANDED,
+  Found,
   K,
   MarketTest,
   list_metrics,
+  mixed_revenue,
   open_market_test,
   prepared_market,
   recommend_all,
@@ -50,6 +54,7 @@ from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
 from gr4ad_jax.cli.bench_decode import time_in_turns
 from gr4ad_jax.config import override_all
 from gr4ad_jax.data.example_records import to_example
+from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.gr4ad.build import start_fn, step_fn
 from gr4ad_jax.gr4ad.candidates import write_candidates
 from gr4ad_jax.gr4ad.config import (
@@ -126,8 +131,14 @@ ROWS = {
     weight=14.0, widths=PROGRESSIVE, long=True,
   ),
 }
-REVENUES = (f"revenue@{HANDED}", f"revenue@{K}")  # the first one is the table's
-METRICS = (*REVENUES, "own_revenue", "whole_revenue", f"ndcg_ecpm@{K}", f"recall@{K}")
+REVENUES = {  # the first one is the table's -> the name of its lift over the cascade
+  f"revenue@{HANDED}": "revenue_lift", f"revenue@{K}": f"revenue_lift@{K}",
+  f"mixed_revenue@{HANDED}": "mixed_revenue_lift",
+  f"mixed_revenue@{K}": f"mixed_revenue_lift@{K}",
+}
+WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0)
+METRICS = (*REVENUES, f"mixed_weight@{HANDED}", f"mixed_weight@{K}", "own_revenue",
+           "whole_revenue", f"ndcg_ecpm@{K}", f"recall@{K}")
 ORDERINGS = (("vsl", "ua_sid"), ("rspo", "vsl"), ("rspo", "dpo"), ("rspo", "grpo"), ("uvr", "rspo"),
              ("gr4ad", "gr4ad_paper"), ("gr4ad_long", "gr4ad"))
 
@@ -184,6 +195,7 @@ class Shared(NamedTuple):
   reward: Path  # folder of the final ranker
   scorer: RewardScorer  # the same, opened
   test: MarketTest
+  chooser: MarketTest  # validation requests, which choose what a system's own score weighs
 
   def first_run(self, row: Row, seed: int) -> tuple[str, RunFile]:
     """The first stage of a row: its folder's name, and the run."""
@@ -202,9 +214,12 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
                                      "candidates.max_lists": 20_000, "settings.seeds": 5})
   settings = options.settings
   market, data = prepared_market(workdir, options.market)
-  test = open_market_test(
-    market, data, settings.split, num_revenue=settings.revenue_requests,
-    num_recall=settings.recall_requests,
+  test, chooser = (
+    open_market_test(
+      market, data, split, num_revenue=settings.revenue_requests,
+      num_recall=settings.recall_requests,
+    )
+    for split in (settings.split, "validation")
   )
   reward = trained_reward(
     workdir / "reward", data, steps=options.reward_steps, model=options.reward
@@ -218,7 +233,7 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
       TokenizerConfig(quantizer="kmeans", codebook_sizes=(40, 40, 40), last_level="quantised"),
     ),
   }
-  shared = Shared(options, data, sids, reward, open_reward(reward), test)
+  shared = Shared(options, data, sids, reward, open_reward(reward), test, chooser)
   found: dict[str, dict[str, list[float]]] = {
     name: {metric: [] for metric in METRICS} for name in settings.rows
   }
@@ -246,7 +261,7 @@ def summary(found: Mapping[str, Mapping[str, list[float]]]) -> dict[str, float]:
       results[name] = interval["change/mean"]
       results.update({f"{name}_{end}": interval[f"change/{end}"] for end in ("ci_low", "ci_high")})
 
-  for revenue, lift in zip(REVENUES, ("revenue_lift", f"revenue_lift@{K}"), strict=True):
+  for revenue, lift in REVENUES.items():
     for name in found:
       compare(name, "dlrm", f"{name}/{lift}", revenue)
     for better, worse in ORDERINGS:
@@ -258,25 +273,44 @@ def _row_metrics(name: str, folder: Path, shared: Shared, seed: int) -> dict[str
   """Trains and judges one row of one seed, or reads what an earlier call has found."""
   options, test = shared.options, shared.test
   file = folder / f"{name}-{options.settings.split}.json"
-  if file.exists():
-    return json.loads(file.read_text())
+  if file.exists() and set(METRICS) <= set(metrics := json.loads(file.read_text())):
+    return metrics
   console.print(f"seed {seed}: {ROWS[name].label}")
   if name == "dlrm":
     of_seed = reward_run(shared.data, steps=options.reward_steps, model=options.reward, seed=seed)
     retrieval = train_retrieval(of_seed, folder / "two_tower")
-    lists = [retrieval(contexts, K) for contexts in (test.contexts, test.held_out)]
+
+
+    def find(contexts: list[Example]) -> Found:
+      return Found(*retrieval(contexts, K))
   else:
     opened = open_run(_trained(ROWS[name], folder, shared, seed))
     search = _search(ROWS[name], options)
     recommender = opened.recommender(search)
-    lists = [
-      recommend_all(recommender, opened.contexts, contexts, search)
-      for contexts in (test.contexts, test.held_out)
-    ]
-  metrics = list_metrics(test, shared.scorer, *lists)
+
+    def find(contexts: list[Example]) -> Found:
+      return recommend_all(recommender, opened.contexts, contexts, search)
+
+  handed = find(test.contexts)
+  metrics = list_metrics(test, shared.scorer, handed.ad_RK, find(test.held_out).ad_RK)
+  metrics |= _mixed(handed, find(shared.chooser.contexts), shared)
   folder.mkdir(parents=True, exist_ok=True)
   write_json(file, metrics)
   return metrics
+
+
+def _mixed(handed: Found, chosen_on: Found, shared: Shared) -> dict[str, float]:
+  """Revenue where the final ranker also counts the system's own score, as validation chose."""
+  tried = mixed_revenue(
+    shared.chooser, shared.scorer, chosen_on, dict.fromkeys((HANDED, K), WEIGHTS)
+  )
+  weights = {ads: WEIGHTS[int(np.argmax(revenue))] for ads, revenue in tried.items()}
+  earned = mixed_revenue(
+    shared.test, shared.scorer, handed, {ads: (weight,) for ads, weight in weights.items()}
+  )
+  return {f"mixed_revenue@{ads}": float(revenue[0]) for ads, revenue in earned.items()} | {
+    f"mixed_weight@{ads}": weight for ads, weight in weights.items()
+  }
 
 
 def _bounds(file: Path, shared: Shared) -> dict[str, float]:
@@ -375,9 +409,9 @@ def check(results: Mapping[str, float]) -> list[str]:
 def table(results: Mapping[str, float]) -> str:
   """One row a system, the paper's figures beside ours; the orderings below."""
   lines = [
-    f"| | revenue, {HANDED} to the ranker | paper | revenue, {K} | recall@{K} | NDCG by eCPM | "
-    "QPS | paper |",
-    "|---|---:|---:|---:|---:|---:|---:|---:|",
+    f"| | revenue, {HANDED} to the ranker | paper | revenue, {K} | {HANDED}, mixed | {K}, mixed | "
+    f"recall@{K} | NDCG by eCPM | QPS | paper |",
+    "|---" + "|---:" * 9 + "|",
   ]
 
   def lift(name: str, digits: int = 1) -> str:
@@ -388,21 +422,31 @@ def table(results: Mapping[str, float]) -> str:
   for name, row in ROWS.items():
     if f"{name}/recall@{K}" not in results:
       continue
-    lifts = ["-", "-"] if name == "dlrm" else [
-      lift(f"{name}/revenue_lift"), lift(f"{name}/revenue_lift@{K}")
+    lifts = [
+      "-" if name == "dlrm" else lift(f"{name}/{revenue_lift}")
+      for revenue_lift in REVENUES.values()
     ]
     speed = results.get(f"{name}/qps_ratio")
     lines.append(
-      f"| {row.label} | {lifts[0]} | {row.paper[0]} | {lifts[1]} | "
+      f"| {row.label} | {lifts[0]} | {row.paper[0]} | {' | '.join(lifts[1:])} | "
       f"{results[f'{name}/recall@{K}']:.4f} | {results[f'{name}/ndcg_ecpm@{K}']:.4f} | "
       f"{f'{speed - 1:+.0%}' if speed else ''} | {row.paper[1]} |"
     )
-  if "bound/all_ads/revenue" in results and f"dlrm/{REVENUES[1]}" in results:
+  if f"dlrm/mixed_revenue@{K}" in results:
+    of_itself = [
+      f"{results[f'dlrm/mixed_{name}'] / results[f'dlrm/{name}'] - 1:+.1%} with {ads}"
+      for ads, name in ((HANDED, f"revenue@{HANDED}"), (K, f"revenue@{K}"))
+    ]
+    lines += ["", "Mixed: the ranker orders by log eCPM + a weight x the system's own score, the "
+              "weight chosen on validation for each system, the cascade too: it then earns "
+              f"{', '.join(of_itself)}, and is what the others are compared with."]
+  if "bound/all_ads/revenue" in results and f"dlrm/revenue@{K}" in results:
     def gain(bound: str, revenue: str) -> float:
       return results[f"bound/{bound}"] / results[f"dlrm/{revenue}"] - 1
 
-    first, fifty = (gain(f"best/{revenue}", revenue) for revenue in REVENUES)
-    every = gain("all_ads/revenue", REVENUES[1])
+    ten, all_of_them = f"revenue@{HANDED}", f"revenue@{K}"
+    first, fifty = (gain(f"best/{revenue}", revenue) for revenue in (ten, all_of_them))
+    every = gain("all_ads/revenue", all_of_them)
     lines += ["", f"Handed the truth's best {HANDED} ads the ranker would earn {first:+.1%} over "
               f"the cascade, the best {K} {fifty:+.1%}; handed the whole catalogue {every:+.1%}."]
   lines += [

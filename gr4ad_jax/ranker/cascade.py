@@ -20,7 +20,7 @@ from gr4ad_jax.ranker.reward import (
   same_run,
   train_on_impressions,
 )
-from gr4ad_jax.ranker.two_tower import TwoTower, nearest_ads, two_tower_task
+from gr4ad_jax.ranker.two_tower import TwoTower, match_scores, nearest_ads, two_tower_task
 from gr4ad_jax.training.train_loop import read_params
 
 
@@ -38,14 +38,16 @@ class Retrieval:
   ad_AD: np.ndarray
   user: Any
 
-  def __call__(self, contexts: Sequence[Example], k: int) -> np.ndarray:
-    """int32 [R, k] ads for requests, best first."""
+  def __call__(self, contexts: Sequence[Example], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """int32 [R, k] ads for requests, best first, and their `match_scores`, float32."""
     found = []
     for part, rows in full_batches(contexts):
       none = np.full((len(rows), 1), -1, np.int32)
-      user_BD = np.asarray(self.user(self.make_batch(rows, none)))
-      found.append(nearest_ads(user_BD[: part.stop - part.start], self.ad_AD, k))
-    return np.concatenate(found)
+      user_BD = np.asarray(self.user(self.make_batch(rows, none)))[: part.stop - part.start]
+      ad_BK = nearest_ads(user_BD, self.ad_AD, k)
+      found.append((ad_BK, np.asarray(match_scores(user_BD, self.ad_AD[ad_BK]))))
+    ad_RK, score_RK = map(np.concatenate, zip(*found, strict=True))
+    return ad_RK, score_RK
 
 
 def train_retrieval(run: RewardRun, workdir: Place) -> Retrieval:

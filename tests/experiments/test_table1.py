@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -39,8 +40,11 @@ class Oracle:
   def __init__(self, test):
     self.test = test
 
+  def __call__(self, contexts, ad_RK):
+    return SimpleNamespace(ecpm_RC=truth(self.test.market, self.test.requests, ad_RK).ecpm)
+
   def rank(self, contexts, ad_RK):
-    ecpm_RK = truth(self.test.market, self.test.requests, ad_RK).ecpm
+    ecpm_RK = self(contexts, ad_RK).ecpm_RC
     return np.take_along_axis(ad_RK, np.argsort(-ecpm_RK, axis=1, kind="stable"), axis=1)
 
 
@@ -80,6 +84,28 @@ def test_metrics_of_the_best_lists(test_requests):
   assert worst["own_revenue"] < worst["revenue@50"] == pytest.approx(got["revenue@50"])
 
 
+def test_a_score_counts_as_much_as_its_weight(test_requests):
+  """At 0 the ranker decides alone, at a huge weight the score, in between their weighed sum."""
+  test, oracle = test_requests, Oracle(test_requests)
+  ad_RK = test.best_RK[:, ::-3].copy()  # worst first
+  ad_RK[:, -1] = -1
+  score_RK = -np.arange(ad_RK.shape[1], dtype=np.float32) + np.zeros(ad_RK.shape, np.float32)
+  weights = (0.0, 0.3, 1e9)
+  found = _market.Found(ad_RK, score_RK)
+  got = _market.mixed_revenue(test, oracle, found, {6: weights, 50: weights})
+  alone, mixed, own = got[50]
+  assert alone == pytest.approx(test.arm_revenue(oracle.rank(test.contexts, ad_RK)))
+  assert own == pytest.approx(test.arm_revenue(ad_RK))
+  log_ecpm_RK = np.log(oracle(test.contexts, ad_RK).ecpm_RC[:, :-1])
+  rows = [
+    [ad for _, ad in sorted(zip(-(log_ecpm + 0.3 * score), ads, strict=True))]
+    for log_ecpm, score, ads in zip(log_ecpm_RK, score_RK[:, :-1], ad_RK[:, :-1], strict=True)
+  ]
+  assert mixed == pytest.approx(test.arm_revenue(np.array(rows, np.int32)))
+  assert own < mixed < alone
+  assert got[6][2] == pytest.approx(test.arm_revenue(ad_RK[:, :6]))
+
+
 def test_advertisers_are_out_once_the_log_has_spent_their_budget(folder, test_requests):
   test, market = test_requests, test_requests.market
   logs = read_logs(folder / "data" / "logs")
@@ -116,7 +142,8 @@ def test_rows_differ_in_copying_and_in_steps_as_they_say():
 def found(**revenue):
   return {
     name: {
-      "revenue@10": values, "revenue@50": [2.0] * len(values), "recall@50": [0.8] * len(values)
+      "revenue@10": values, "revenue@50": [2.0] * len(values), "recall@50": [0.8] * len(values),
+      "mixed_revenue@10": values, "mixed_revenue@50": [3.0] * len(values),
     }
     for name, values in revenue.items()
   }
