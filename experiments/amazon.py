@@ -19,7 +19,8 @@ Finished data, runs and rows are reused, so an interrupted experiment goes on.
 Expected of size cpu on Beauty, recall@10 and ndcg@10 (docs/results.md): .1072 and .0653, kept/
 .1071 and .0653, refit/ (seed 0) .1183 and .0735, other_order/ (seed 0) .1063 and .0628; the
 counter .0929 and .0557, kept/ .0893 and .0532, refit/ .1056 and .0644, other_order/ .0892 and
-.0506. Sports and size full were not measured.
+.0506. On Sports (seed 0 alone) .0678 and .0404; the counter .0588 and .0331. Size full was not
+measured.
 Run time on two CPU cores that others use too: a seed 12 to 20 minutes, its refit and its run in the
 other order nearly as long each, so about two hours in all.
 """

@@ -1,6 +1,7 @@
 """GR4AD against simple rules and boosted trees on real household logs: the table of README.md.
 
     python -m experiments.run demo_baselines
+    python -m experiments.demo_baselines docs/results/demo_baselines.json    # README's lines of it
 
 Complete Journey, weeks 50-53; the preset "demo" for a fixed number of steps, three seeds. What
 stands in the results are means over seeds; intervals are a bootstrap over users, who bring what
@@ -15,8 +16,10 @@ hour; size full has twice the steps and was not measured.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +52,7 @@ from gr4ad_jax.training.metric_log import read_log
 STEPS = {"cpu": 2_500, "full": 5_000}
 COLUMNS = ("recall@10", "ndcg@50", "recall@50", "value_recall@50", "prospecting/recall@50",
            "prospecting/value_recall@50")
+FRONT = ("recall@10", "recall@50", "ndcg@50", "value_recall@50", "prospecting/recall@50")
 PLOTTED = {"recall@50": "Recall@50", "value_recall@50": "Value recall@50"}
 
 
@@ -132,6 +136,15 @@ def table(results: Mapping[str, float]) -> str:
   )
 
 
+def front(results: Mapping[str, float]) -> str:
+  """The means alone: the table of README.md."""
+  lines = ["| | " + " | ".join(FRONT) + " |", "|---" + "|---:" * len(FRONT) + "|"]
+  for label, prefix in methods(results, system="GR4AD").items():
+    cells = [f"{results[key]:.3f}" if (key := prefix + name) in results else "-" for name in FRONT]
+    lines.append(f"| {label} | " + " | ".join(cells) + " |")
+  return "\n".join(lines)
+
+
 def plots(results: Mapping[str, float]) -> dict[str, Figure]:
   """recall@50 and value_recall@50 of every list, over all targets and in prospecting."""
   labels = methods(results, system="GR4AD")
@@ -151,3 +164,14 @@ def plots(results: Mapping[str, float]) -> dict[str, Figure]:
   figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2,
                 frameon=False)
   return {"recall": figure}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Prints README's lines of a results file."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("results", type=Path, help="results.json of demo_baselines")
+  print(front(json.loads(parser.parse_args(argv).results.read_text())))
+
+
+if __name__ == "__main__":
+  main()
