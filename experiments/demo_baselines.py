@@ -9,7 +9,7 @@ every seed found for them, and METRIC/seedN is that of one seed. `--set` changes
 settings.seeds. Finished seeds and the rivals' lists are kept in WORKDIR, so that an interrupted
 run goes on.
 
-Expected of one seed (docs/results.md): recall@50 .452, value_recall@50 .429, ndcg@50 .276,
+Expected (docs/results.md): recall@50 .451, value_recall@50 .430, ndcg@50 .276,
 prospecting/recall@50 .206; boosted trees .444, .420, .270, .190. Run time on two CPU cores: half an
 hour; size full has twice the steps and was not measured.
 """
@@ -116,11 +116,20 @@ def repeated(requests: EvalRequests, times: int) -> EvalRequests:
 
 
 def table(results: Mapping[str, float]) -> str:
-  """Metrics with their 95% intervals, and what they say in one sentence."""
+  """Metrics with their 95% intervals, differences, and what they say in one sentence."""
   lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * len(COLUMNS) + "|"]
-  for label, prefix in methods(results, system="GR4AD").items():
+  labels = methods(results, system="GR4AD")
+  for label, prefix in labels.items():
     cells = [cell(results, prefix + column) for column in COLUMNS]
     lines.append(f"| {label} | " + " | ".join(cells) + " |")
+  paired = COLUMNS[1:]
+  lines += ["", "| GR4AD minus | " + " | ".join(paired) + " |",
+            "|---" + "|---:" * len(paired) + "|"]
+  for label, prefix in labels.items():
+    if prefix:
+      of_rival = prefix.replace("baseline/", "difference/")
+      cells = [cell(results, of_rival + x, sign="+", between=" to ") for x in paired]
+      lines.append(f"| {label} | " + " | ".join(cells) + " |")
   sentence, _ = verdict(compare_with_baselines(results), system="GR4AD")
   ours = [
     ", ".join(f"{results[key]:.4f}" for key in results if key.startswith(f"{metric}/seed"))
