@@ -238,9 +238,9 @@ class Journal:
     with self._write_lock, self._connection as connection:
       # A row of its own again, the last one: `ads` lists those that went by when they did.
       connection.execute(
-        "insert or replace into ads(ad_id, fields, live, crc) select ?1,"
-        " (select fields from ads where ad_id = ?1), 0, (select crc from ads where ad_id = ?1)",
-        (ad_id,),
+        "insert or replace into ads(ad_id, fields, live, crc) select :ad,"
+        " (select fields from ads where ad_id = :ad), 0, (select crc from ads where ad_id = :ad)",
+        {"ad": ad_id},
       )
 
   def forget_ads(self, ad_ids: Sequence[str]) -> None:
