@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +43,8 @@ class Example:
     ecpm_C: float32 logged eCPM, the largest of the request, NaN = none.
     new_C: bool, the user met this ad's product never before, promoted or not.
     num_targets: int, of the whole request, whose targets may be split over several examples.
+    past: what the user did before the request, event by event, where the logs alone do not tell:
+      of a request that is made now. None = the user's events of the logs before `time_s`.
   """
 
   request: int
@@ -64,6 +67,7 @@ class Example:
   ecpm_C: np.ndarray
   new_C: np.ndarray
   num_targets: int = 0
+  past: Past | None = None
 
 
 def count_bucket(count: np.ndarray) -> np.ndarray:
@@ -225,7 +229,7 @@ class ExampleMaker:
     events, rows = self.logs.events, self._rows(user)
     last = rows.stop - 1 if rows.start < rows.stop else None
     now_s = int(events.time_s.max() if last is None else events.time_s[last]) + 1
-    return self.past(user).before(
+    return self.past(user).request(
       now_s, config=self.config, feature_F=self.feature(user, last), user=user
     )
 
@@ -234,10 +238,12 @@ class ExampleMaker:
     events, rows = self.logs.events, self._rows(user)
     time_s_E, content_E = events.time_s[rows], events.content[rows]
     engaged_E, organic_E = self.engaged_E[rows], content_E >= 0
+    request_N = events.request[rows][engaged_E]
     return Past(
       events.ad[rows][engaged_E], time_s_E[engaged_E],
-      events.value[rows][engaged_E].astype(np.float64), content_E[organic_E], time_s_E[organic_E],
-      self.logs.contents.ad[content_E[organic_E]],
+      events.value[rows][engaged_E].astype(np.float64), events.action[rows][engaged_E], request_N,
+      self.first_s_R[request_N], self._request_feature_EF[rows][engaged_E],
+      content_E[organic_E], time_s_E[organic_E], self.logs.contents.ad[content_E[organic_E]],
     )
 
   def feature(self, user: int, row: int | None) -> np.ndarray:
@@ -260,6 +266,10 @@ class Past:
 
   Attributes:
     ads, ad_time_s, ad_value: ads engaged with; unix seconds; currency.
+    ad_action: int8, an Action.
+    ad_request: which of them belong to one request: numbers of no meaning beyond one user's past.
+    ad_request_s: unix seconds of that request's first event.
+    ad_feature: int32 [N, F], its request features, 0 = unknown.
     organics, organic_time_s: contents met.
     organic_ads: ads of the same products, -1 = none.
   """
@@ -267,6 +277,10 @@ class Past:
   ads: np.ndarray
   ad_time_s: np.ndarray
   ad_value: np.ndarray
+  ad_action: np.ndarray
+  ad_request: np.ndarray
+  ad_request_s: np.ndarray
+  ad_feature: np.ndarray
   organics: np.ndarray
   organic_time_s: np.ndarray
   organic_ads: np.ndarray
@@ -276,33 +290,42 @@ class Past:
     ad = np.argsort(np.append(self.ad_time_s, other.ad_time_s), kind="stable")
     organic = np.argsort(np.append(self.organic_time_s, other.organic_time_s), kind="stable")
     return Past(**{
-      field.name: np.append(getattr(self, field.name), getattr(other, field.name))[
+      field.name: np.concatenate([getattr(self, field.name), getattr(other, field.name)])[
         organic if field.name.startswith("organic") else ad
       ]
       for field in dataclasses.fields(Past)
     })
+
+  def until(self, now_s: int) -> Past:
+    """What came strictly earlier; views, no copies."""
+    num_ads = int(np.searchsorted(self.ad_time_s, now_s))
+    num_organics = int(np.searchsorted(self.organic_time_s, now_s))
+    return Past(**{
+      field.name: getattr(self, field.name)[
+        : num_organics if field.name.startswith("organic") else num_ads
+      ]
+      for field in dataclasses.fields(Past)
+    })
+
+  def request(self, now_s: int, **about: Any) -> Example:
+    """As `before`, with this past itself: of a request that is made now."""
+    return dataclasses.replace(self.before(now_s, **about), past=self.until(now_s))
 
   def before(
     self, now_s: int, *, config: SequenceConfig, feature_F: np.ndarray, user: int = -1,
     request: int = -1, split: int = -1,
   ) -> Example:
     """The context of a request at that time, without targets: what came strictly earlier."""
-    num_ads = int(np.searchsorted(self.ad_time_s, now_s))
-    num_organics = int(np.searchsorted(self.organic_time_s, now_s))
-    history = _distinct(
-      self.ads[:num_ads], self.ad_time_s[:num_ads], now_s, config.max_ad_history
-    )
-    organic = _distinct(
-      self.organics[:num_organics], self.organic_time_s[:num_organics], now_s,
-      config.max_organic_history,
-    )
+    past = self.until(now_s)
+    history = _distinct(past.ads, past.ad_time_s, now_s, config.max_ad_history)
+    organic = _distinct(past.organics, past.organic_time_s, now_s, config.max_organic_history)
     met = met_ads(
-      self.ads[:num_ads], self.ad_time_s[:num_ads], self.organic_ads[:num_organics],
-      self.organic_time_s[:num_organics], now_s=now_s, limit=config.max_met_ads,
+      past.ads, past.ad_time_s, past.organic_ads, past.organic_time_s, now_s=now_s,
+      limit=config.max_met_ads,
     )
     empty = np.zeros(0)
     return Example(
-      request, user, split, now_s, float(self.ad_value[:num_ads].sum()), feature_F,
+      request, user, split, now_s, float(past.ad_value.sum()), feature_F,
       *history, *organic, *met, empty.astype(np.int32), empty.astype(np.int8),
       empty.astype(np.float32), empty.astype(np.float32), empty.astype(bool),
     )

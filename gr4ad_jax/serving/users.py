@@ -49,6 +49,10 @@ class Users:
       self._numbers.setdefault(name, (at, {value: i + 1 for i, value in enumerate(values)}))
     self.ids = logs.users.user_id
     self.request_features = tuple(examples.features.request)
+    self._request_numbers = {
+      name: {value: i + 1 for i, value in enumerate(values)}
+      for name, values in examples.features.request.items()
+    }
 
   def starting_with(self, query: str, limit: int) -> list[str]:
     """Ids of the log's users that begin so."""
@@ -98,7 +102,7 @@ class Users:
         raise ConfigError(f"features: {name!r} is none of the model's: {known}")
       at, number_of = self._numbers[name]
       feature_F[at] = number_of.get(value, 0)
-    example = past.before(int(now_s), config=self._config, feature_F=feature_F, user=row)
+    example = past.request(int(now_s), config=self._config, feature_F=feature_F, user=row)
     seen_N = self._seen(earlier.merged(past), int(now_s))
     return Profile(example, row >= 0 or bool(since), unknown, seen_N)
 
@@ -111,20 +115,37 @@ class Users:
   def _past_of(self, events: Sequence[Event], catalog: Catalog) -> tuple[Past, int]:
     """Engagements and contents among events, by time; how many of them are not known."""
     ads, contents, unknown = [], [], 0
-    for event in sorted(events, key=lambda event: event.time_s):
+    requests: dict[str, tuple[int, int]] = {}  # id -> a number that no request of the log has, time
+    for at, event in enumerate(sorted(events, key=lambda event: event.time_s)):
+      request = -1 - at, event.time_s  # without an id it is one of its own
+      if event.request_id is not None:
+        request = requests.setdefault(event.request_id, request)
       if event.ad_id is not None:
         ad = catalog.snapshot.find(event.ad_id)
         if event.action >= Action.CLICK and ad >= 0:
-          ads.append((ad, event.time_s, event.value))
+          ads.append((ad, event, *request))
         unknown += ad < 0
       else:
         content = self._content_row.get(event.content_id, -1)
         if content >= 0:
           contents.append((content, event.time_s))
         unknown += content < 0
-    ad_N3 = np.array(ads, np.float64).reshape(-1, 3)
     content_N2 = np.array(contents, np.int64).reshape(-1, 2)
     return Past(
-      ad_N3[:, 0].astype(np.int32), ad_N3[:, 1].astype(np.int64), ad_N3[:, 2],
+      np.array([ad for ad, *_ in ads], np.int32),
+      np.array([event.time_s for _, event, *_ in ads], np.int64),
+      np.array([event.value for _, event, *_ in ads], np.float64),
+      np.array([event.action for _, event, *_ in ads], np.int8),
+      np.array([request for *_, request, _ in ads], np.int64),
+      np.array([request_s for *_, request_s in ads], np.int64),
+      np.array([self._request_feature(event.features) for _, event, *_ in ads], np.int32).reshape(
+        len(ads), len(self.request_features)
+      ),
       content_N2[:, 0].astype(np.int32), content_N2[:, 1], self._ad_of_content_O[content_N2[:, 0]],
     ), unknown
+
+  def _request_feature(self, features: Mapping[str, str]) -> list[int]:
+    """Numbers of a request's features, 0 = unknown."""
+    return [
+      self._request_numbers[name].get(features.get(name, ""), 0) for name in self.request_features
+    ]

@@ -1,0 +1,1 @@
+"""GPR: one generative model instead of retrieval, pre-ranking and ranking."""
