@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from gr4ad_jax.gr4ad.batch import Context, EncodedContext, Vocabulary
 from gr4ad_jax.gr4ad.config import ModelConfig
-from gr4ad_jax.gr4ad.tokens import TokenTables
 from gr4ad_jax.machine.sharding import ROWS, TENSOR, constrain
+from gr4ad_jax.nn.code_tables import CodeTables
 from gr4ad_jax.nn.layers import Linear, Norm
 
 
@@ -25,7 +25,7 @@ class ContextProcessor(nn.Module):
 
   config: ModelConfig
   vocabulary: Vocabulary
-  tables: TokenTables
+  tables: CodeTables
 
   @nn.compact
   def __call__(self, context: Context) -> EncodedContext:

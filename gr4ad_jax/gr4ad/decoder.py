@@ -12,7 +12,8 @@ from gr4ad_jax.gr4ad.batch import Context, EncodedContext, Vocabulary
 from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.gr4ad.context import ContextProcessor
 from gr4ad_jax.gr4ad.copy_path import CopySource, CopyState
-from gr4ad_jax.gr4ad.tokens import TokenOutput, TokenTables
+from gr4ad_jax.gr4ad.tokens import TokenOutput
+from gr4ad_jax.nn.code_tables import CodeTables
 from gr4ad_jax.nn.layers import DecoderLayer, KeyValue, LayerCache, Norm
 from gr4ad_jax.search.generator import MayGet, whatever
 
@@ -54,7 +55,7 @@ class DecoderParts(nn.Module):
 
   def setup(self):
     config, vocabulary = self.config, self.vocabulary
-    self.tables = TokenTables(config, vocabulary)
+    self.tables = CodeTables(config.width, vocabulary.codebook_sizes, config.compute_dtype)
     self.context_processor = ContextProcessor(config, vocabulary, self.tables)
     self.final_norm = Norm(config.norm)
     self.output = TokenOutput(config, vocabulary, self.tables)

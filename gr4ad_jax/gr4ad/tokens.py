@@ -1,4 +1,4 @@
-"""SID code tables, output heads, and the path that copies codes of the shortlist."""
+"""Output heads, and the path that copies codes of the shortlist."""
 
 from __future__ import annotations
 
@@ -9,55 +9,10 @@ import jax.numpy as jnp
 from gr4ad_jax.gr4ad.batch import Context, Vocabulary
 from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.gr4ad.copy_path import CopyPath, CopySource, CopyState, safe_log
-from gr4ad_jax.machine.sharding import ROWS, TENSOR, constrain
 from gr4ad_jax.nn import NEG_INF
+from gr4ad_jax.nn.code_tables import CodeTables
 from gr4ad_jax.nn.layers import Linear
 from gr4ad_jax.search.generator import MayGet
-
-
-class TokenTables(nn.Module):
-  """One table E_l per SID level: input embeddings sqrt(d) E_l[s] and tied heads W_l = E_l.
-
-  The paper leaves both open; with sqrt(d) an input starts at the size of a normalised state.
-  """
-
-  config: ModelConfig
-  vocabulary: Vocabulary
-
-  def setup(self):
-    width = self.config.width
-    init = nn.initializers.normal(width**-0.5)
-    self.tables = [
-      self.param(f"level_{level}", init, (size, width))
-      for level, size in enumerate(self.vocabulary.codebook_sizes)
-    ]
-
-  def embed(self, code: jax.Array, level: int | jax.Array) -> jax.Array:
-    """Token input of codes of one level.
-
-    Args:
-      code: int32 [...]; negative codes (padding) give zeros.
-      level: 0-based; a traced level is resolved by a switch.
-
-    Returns:
-      [..., D] in the compute dtype.
-    """
-    if not isinstance(level, int):
-      branches = [lambda c, i=i: self.embed(c, i) for i in range(len(self.tables))]
-      return jax.lax.switch(level, branches, code)
-    dtype = jnp.dtype(self.config.compute_dtype)
-    table_VD = self.tables[level].astype(dtype) * self.config.width**0.5
-    return constrain(jnp.where((code >= 0)[..., None], table_VD[jnp.maximum(code, 0)], 0), ROWS)
-
-  def embed_all(self, code_L: jax.Array) -> jax.Array:
-    """Sum of the embeddings of a whole SID: int32 [..., L] -> [..., D]."""
-    return sum(self.embed(code_L[..., level], level) for level in range(len(self.tables)))
-
-  def logits(self, h_D: jax.Array, level: int) -> jax.Array:
-    """Scores of all codes of a level: [..., D] -> float32 [..., V]."""
-    table_VD = self.tables[level].astype(h_D.dtype)
-    logits_V = jnp.einsum("...D,VD->...V", h_D, table_VD, preferred_element_type=jnp.float32)
-    return constrain(logits_V, ROWS, *(None,) * (logits_V.ndim - 2), TENSOR)
 
 
 class TokenOutput(nn.Module):
@@ -65,7 +20,7 @@ class TokenOutput(nn.Module):
 
   config: ModelConfig
   vocabulary: Vocabulary
-  tables: TokenTables
+  tables: CodeTables
 
   def setup(self):
     self.ecpm_head = Linear(self.vocabulary.num_ecpm_bins)

@@ -108,12 +108,13 @@ class CrossAttention(nn.Module):
       value_BSHK = key_BSHK
     return KeyValue(key_BSHK.transpose(0, 2, 3, 1), value_BSHK.transpose(0, 2, 1, 3))
 
-  def __call__(self, h_BCQD: jax.Array, kv: KeyValue, mask_BS: jax.Array) -> jax.Array:
+  def __call__(self, h_BCQD: jax.Array, kv: KeyValue, mask: jax.Array) -> jax.Array:
     query_BCQHK = self.query(h_BCQD) * (h_BCQD.shape[-1] // self.config.num_heads) ** -0.5
     # All positions of all candidates are rows of one matrix.
     query_BRHK = query_BCQHK.reshape(h_BCQD.shape[0], -1, *query_BCQHK.shape[3:])
+    mask_BRS = mask[:, None] if mask.ndim == 2 else jnp.repeat(mask, h_BCQD.shape[2], axis=1)
     mixed_BHRK = attend(
-      query_BRHK.swapaxes(1, 2), kv.key_BHKS, kv.value_BHSK, mask_BS[:, None, None, :]
+      query_BRHK.swapaxes(1, 2), kv.key_BHKS, kv.value_BHSK, mask_BRS[:, None]
     )
     return self.out(mixed_BHRK.swapaxes(1, 2).reshape(h_BCQD.shape))
 
@@ -219,7 +220,7 @@ class DecoderLayer(nn.Module):
     self,
     h_BCQD: jax.Array,
     kv: KeyValue,
-    mask_BS: jax.Array,
+    mask: jax.Array,
     *,
     cache: LayerCache | None = None,
     position: jax.Array | int = 0,
@@ -230,7 +231,7 @@ class DecoderLayer(nn.Module):
     Args:
       h_BCQD: states; Q = 1 where a cache is given.
       kv: from `keys_values`.
-      mask_BS: bool, True = a real context token.
+      mask: bool [B, S], True = a real context token; or [B, C, S], one for each candidate.
       cache: keys and values of earlier positions, or None for a whole causal pass.
       position: where the one query stands; may be traced.
       deterministic: False applies dropout (needs the "dropout" rng).
@@ -239,21 +240,21 @@ class DecoderLayer(nn.Module):
       The new states and the cache with this position written.
     """
     if cache is not None or self.config.remat == "none":
-      return self._apply(h_BCQD, kv, mask_BS, cache, position, deterministic)
+      return self._apply(h_BCQD, kv, mask, cache, position, deterministic)
     policy = jax.checkpoint_policies.nothing_saveable
     if self.config.remat == "products":
       policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 
-    def apply(layer: DecoderLayer, h_BCQD: jax.Array, kv: KeyValue, mask_BS: jax.Array):
-      return layer._apply(h_BCQD, kv, mask_BS, None, position, deterministic)[0]
+    def apply(layer: DecoderLayer, h_BCQD: jax.Array, kv: KeyValue, mask: jax.Array):
+      return layer._apply(h_BCQD, kv, mask, None, position, deterministic)[0]
 
-    return nn.remat(apply, policy=policy)(self, h_BCQD, kv, mask_BS), None
+    return nn.remat(apply, policy=policy)(self, h_BCQD, kv, mask), None
 
   def _apply(
-    self, h_BCQD, kv, mask_BS, cache, position, deterministic
+    self, h_BCQD, kv, mask, cache, position, deterministic
   ) -> tuple[jax.Array, LayerCache | None]:
     attend, mix, feed = self.norms
-    h_BCQD += self.drop(self.cross(attend(h_BCQD), kv, mask_BS), deterministic)
+    h_BCQD += self.drop(self.cross(attend(h_BCQD), kv, mask), deterministic)
     mixed_BCQD, cache = self.self_attention(mix(h_BCQD), cache, position)
     h_BCQD += self.drop(mixed_BCQD, deterministic)
     h_BCQD += self.drop(self.feed_forward(feed(h_BCQD)), deterministic)

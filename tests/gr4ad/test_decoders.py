@@ -13,7 +13,6 @@ from gr4ad_jax.gr4ad.build import build_decoder, init_params, start_fn, step_fn
 from gr4ad_jax.gr4ad.config import ModelConfig, preset
 from gr4ad_jax.gr4ad.copy_path import CopyScore
 from gr4ad_jax.gr4ad.lazy_decoder import Fuse
-from gr4ad_jax.gr4ad.tokens import TokenTables
 from gr4ad_jax.search.generator import whatever
 from gr4ad_jax.training.task import count_params
 from tests.support import VOCABULARY, random_codes, random_context, shaken_params
@@ -107,16 +106,6 @@ def test_a_position_of_the_trunk_sees_those_before_it_and_none_after():
 
   slope_PPD = jax.jit(jax.jacrev(states))(params["positions"])
   np.testing.assert_array_equal(np.any(slope_PPD != 0, axis=-1), np.tril(np.ones((4, 4), bool)))
-
-
-def test_an_input_token_is_the_square_root_of_the_width_times_a_row():
-  tables = TokenTables(SMALL, VOCABULARY)
-  params = tables.init(jax.random.key(0), jnp.zeros((1, 3), jnp.int32), method="embed_all")
-  rows = [np.asarray(params["params"][f"level_{level}"]) for level in range(3)]
-  got = tables.apply(params, jnp.array([4, -1]), 1, method="embed")
-  np.testing.assert_allclose(got, [4 * rows[1][4], np.zeros(16)], rtol=1e-6)  # 4 = 16 ** .5
-  whole = tables.apply(params, jnp.array([6, 0, 5]), method="embed_all")
-  np.testing.assert_allclose(whole, 4 * (rows[0][6] + rows[1][0] + rows[2][5]), rtol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -89,10 +89,10 @@ MUTANTS = (
     "token_BWD = 0 * self.tables.embed(code_BW, level - 1)", _STEPS,
   ),
   Mutant(
-    "an input is a row times the root of the width", "gr4ad/tokens.py",
-    "self.tables[level].astype(dtype) * self.config.width**0.5",
+    "an input is a row times the root of the width", "nn/code_tables.py",
+    "self.tables[level].astype(dtype) * self.width**0.5",
     "self.tables[level].astype(dtype)",
-    (_DECODERS + "test_an_input_token_is_the_square_root_of_the_width_times_a_row",),
+    ("nn/test_code_tables.py::test_an_input_token_is_the_square_root_of_the_width_times_a_row",),
   ),
   Mutant(
     "level l copies ads that share all levels before it", "gr4ad/copy_path.py",

@@ -1,0 +1,165 @@
+"""GPR as one model: unified input, sequence decoder, token decoder."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gr4ad_jax.gpr.attention import NUM_TYPES, REQUEST, allow
+from gr4ad_jax.gpr.batch import Context, Vocabulary
+from gr4ad_jax.gpr.config import ModelConfig
+from gr4ad_jax.gpr.hsd import HSD_LAYOUTS, Hsd, balance_loss
+from gr4ad_jax.gpr.ptd import Caches, Thought, TokenDecoder
+from gr4ad_jax.gpr.tokens import UnifiedInput
+from gr4ad_jax.machine.sharding import FSDP, TENSOR, Layouts
+from gr4ad_jax.nn.code_tables import CodeTables
+from gr4ad_jax.nn.layers import LAYER_LAYOUTS
+from gr4ad_jax.search.generator import MayGet
+
+LAYOUTS: Layouts = (
+  (r"tables/level_\d+|user_features|request_features", (TENSOR, None)),  # vocabulary, width
+  *HSD_LAYOUTS,
+  *LAYER_LAYOUTS,
+  (r"\w+_projection/kernel", (FSDP, TENSOR)),  # width, width
+)
+
+
+class Encoded(NamedTuple):
+  """A stream as the token decoder reads it."""
+
+  intent_BSD: jax.Array
+  allowed_BSS: jax.Array  # bool, from `allow`
+  balance_B: jax.Array  # float32, L_bal of each row; zeros without recursions
+
+
+class LabelLogProbs(NamedTuple):
+  """What the heads say of labels, float32; padding holds any finite value."""
+
+  logp_BPNL: jax.Array  # log P_j(z_l | z_<l, stream)
+  balance_B: jax.Array
+  head_logit_N: jax.Array  # a, of which the heads' weights are made
+
+
+class Gpr(nn.Module):
+  """Streams in, semantic IDs out. Source: GPR, Fig. 2."""
+
+  config: ModelConfig
+  vocabulary: Vocabulary
+
+  def setup(self):
+    config, vocabulary = self.config, self.vocabulary
+    self.tables = CodeTables(config.width, vocabulary.codebook_sizes, config.compute_dtype)
+    self.unified_input = UnifiedInput(config, vocabulary, self.tables)
+    self.hsd = Hsd(config)
+    self.ptd = TokenDecoder(config, vocabulary, self.tables)
+    self.head_logit_N = self.param("head_logit", nn.initializers.zeros, (config.predictions,))
+
+  def encode(self, context: Context, *, deterministic: bool = True) -> Encoded:
+    """Intent embeddings of a stream, and who may see which."""
+    stream = self.unified_input(context)
+    allowed_BSS = allow(stream.there_BGY, stream.age_BGY)
+    intents = self.hsd(
+      stream.token_BGYD, stream.age_BGY, allowed_BSS, deterministic=deterministic
+    )
+    num_rows, *_, width = intents.intent_BGYD.shape
+    balance_B = jnp.zeros(num_rows)
+    if intents.depths is not None:
+      balance_B = balance_loss(intents.depths, stream.there_BGY)
+    return Encoded(intents.intent_BGYD.reshape(num_rows, -1, width), allowed_BSS, balance_B)
+
+  def __call__(
+    self, context: Context, group_BP: jax.Array, target_BPNL: jax.Array, *,
+    deterministic: bool = True,
+  ) -> LabelLogProbs:
+    """Log-probabilities of known labels, by every head.
+
+    Args:
+      context: the stream.
+      group_BP: int32, the group whose request is asked; -1 = no label.
+      target_BPNL: int32 codes, -1 = none.
+      deterministic: False applies dropout (needs the "dropout" rng).
+    """
+    encoded = self.encode(context, deterministic=deterministic)
+    row_BP = NUM_TYPES * jnp.maximum(group_BP, 0) + REQUEST
+    mask_BPS = jnp.take_along_axis(encoded.allowed_BSS, row_BP[..., None], axis=1)
+    thought = self.ptd.think(encoded.intent_BSD, mask_BPS, deterministic=deterministic)
+    num_rows, num_labels, heads, levels = target_BPNL.shape
+
+    def for_heads(x_BP: jax.Array) -> jax.Array:  # heads of one label lie side by side
+      return jnp.repeat(x_BP, heads, axis=1)
+
+    thought = thought._replace(
+      mask=for_heads(thought.mask), caches=jax.tree.map(for_heads, thought.caches)
+    )
+    dtype, candidates = encoded.intent_BSD.dtype, num_labels * heads
+    caches = self.ptd.no_caches(num_rows, candidates, levels, dtype)
+    token_BCD = self.ptd.bos((num_rows, num_labels), dtype).reshape(num_rows, candidates, -1)
+    logps = []
+    for level in range(levels):
+      state_BCD, caches = self.ptd.emit(
+        token_BCD, thought, caches, level, deterministic=deterministic
+      )
+      state_BPND = state_BCD.reshape(num_rows, num_labels, heads, -1)
+      logp_BPNV = jax.nn.log_softmax(self.ptd.logits(state_BPND, level), axis=-1)
+      code_BPN = target_BPNL[..., level]
+      index_BPN1 = jnp.maximum(code_BPN, 0)[..., None]
+      logps.append(jnp.take_along_axis(logp_BPNV, index_BPN1, axis=-1)[..., 0])
+      token_BCD = self.tables.embed(code_BPN.reshape(num_rows, candidates), level)
+    return LabelLogProbs(jnp.stack(logps, axis=-1), encoded.balance_B, self.head_logit_N)
+
+  def start(
+    self, context: Context, may_get: MayGet
+  ) -> tuple[Thought, Caches, jax.Array]:
+    """Reads the stream, thinks, and tells the first code of its last request.
+
+    Args:
+      context: of the requests.
+      may_get: not asked; nothing is copied.
+
+    Returns:
+      What beams share, the caches of one beam, and log p(s_1 | X) float32 [B, 1, V_1].
+    """
+    encoded = self.encode(context)
+    last = encoded.allowed_BSS.shape[1] - NUM_TYPES + REQUEST
+    thought = self.ptd.think(encoded.intent_BSD, encoded.allowed_BSS[:, last : last + 1])
+    thought = thought._replace(mask=thought.mask[:, 0])
+    dtype, num_rows = encoded.intent_BSD.dtype, encoded.intent_BSD.shape[0]
+    caches = self.ptd.no_caches(num_rows, 1, self.vocabulary.num_levels, dtype)
+    token_B1D = self.ptd.bos((num_rows,), dtype)[:, :1]
+    state_B1D, caches = self.ptd.emit(token_B1D, thought, caches, 0)
+    return thought, caches, self.ptd.first_head(state_B1D, 0)
+
+  def step(
+    self, thought: Thought, caches: Caches, code_BW: jax.Array, level: int | jax.Array
+  ) -> tuple[Caches, jax.Array]:
+    """One level for all beams; see `Generator.step`. Level L tells no value: one bucket."""
+    if isinstance(level, int) and level == self.vocabulary.num_levels:
+      return caches, jnp.zeros((*code_BW.shape, 1))
+    token_BWD = self.tables.embed(code_BW, level - 1)
+    state_BWD, caches = self.ptd.emit(token_BWD, thought, caches, level)
+    return caches, self.ptd.first_head(state_BWD, level)
+
+
+def init_params(model: Gpr, key: jax.Array) -> Any:
+  """Fresh float32 parameters."""
+  levels, heads = model.vocabulary.num_levels, model.config.predictions
+  one = jnp.zeros((1, 1), jnp.int32)
+  codes = jnp.zeros((1, 1, levels), jnp.int32)
+  context = Context(
+    user_BF=jnp.zeros((1, len(model.vocabulary.user_sizes)), jnp.int32),
+    request_BGF=jnp.zeros((1, 1, len(model.vocabulary.request_sizes)), jnp.int32),
+    count_BG=one, gap_BG=one, age_BG=one, ad_age_BG=one, ad_code_BTL=codes, ad_action_BT=one,
+    organic_code_BOL=codes,
+  )
+  target_BPNL = jnp.zeros((1, 1, heads, levels), jnp.int32)
+  return _compile_init(model)(key, context, one, target_BPNL)["params"]
+
+
+@functools.lru_cache(maxsize=16)
+def _compile_init(model: Gpr) -> Callable[..., Any]:
+  return jax.jit(model.init)
