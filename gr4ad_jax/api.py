@@ -18,6 +18,7 @@ from gr4ad_jax.data.config import Amazon, CompleteJourney, Parquet, PrepareConfi
 from gr4ad_jax.data.prepare import prepare_logs
 from gr4ad_jax.evaluation import evaluate as evaluation
 from gr4ad_jax.evaluation.trained import as_baseline, evaluate_baseline
+from gr4ad_jax.gpr.run import open_run as open_gpr
 from gr4ad_jax.gr4ad.config import PRESETS
 from gr4ad_jax.gr4ad.config import preset as named_preset
 from gr4ad_jax.gr4ad.run import RunFile
@@ -119,8 +120,9 @@ def open_run(workdir: str | Place, *, data: str | Place | None = None) -> Opened
   workdir = storage.place(str(workdir))
   settings = run_settings(workdir)
   match system := settings.get("system", "gr4ad"):
-    case "gr4ad":
-      return open_gr4ad(workdir, data=None if data is None else storage.place(str(data)))
+    case "gr4ad" | "gpr":
+      opens = open_gpr if system == "gpr" else open_gr4ad
+      return opens(workdir, data=None if data is None else storage.place(str(data)))
     case _ if system in WITHOUT_SIDS:
       raise ConfigError(
         f"{workdir}: is a run of {system}, which has no semantic IDs to search; `gr4ad evaluate` "

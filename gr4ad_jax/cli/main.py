@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import tyro
 
@@ -19,9 +20,11 @@ from gr4ad_jax.cli import (
   serve,
   train,
   train_baseline,
+  train_gpr,
   use,
 )
 from gr4ad_jax.cli.options import joined, registry
+from gr4ad_jax.gpr import config as gpr
 from gr4ad_jax.gr4ad.config import PRESETS
 from gr4ad_jax.machine import storage, terminal
 
@@ -80,8 +83,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(argv: list[str]) -> None:
-  if options := baseline_options(argv):
-    train_baseline.train(options)
+  if found := own_options(argv):
+    run, options = found
+    run(options)
     return
   if options := options_with_preset(argv):
     COMMANDS[argv[0]](options)
@@ -93,15 +97,24 @@ def _run(argv: list[str]) -> None:
   )
 
 
-def baseline_options(argv: list[str]) -> train_baseline.TrainBaseline | None:
-  """The options of `train --system NAME` where that is a baseline, which has its own; else None."""
+def own_options(argv: list[str]) -> tuple[Callable[[Any], None], Any] | None:
+  """What trains, and with which options, where `train --system NAME` names a system with its own.
+
+  None for other commands and systems.
+  """
   name, *rest = argv or [""]
-  kind = train_baseline.OF_SYSTEM.get(_word_of(rest, "--system", "")) if name == "train" else None
-  if kind is None:
+  system = _word_of(rest, "--system", "") if name == "train" else None
+  if system == "gpr":
+    run, preset = train_gpr.train, _word_of(rest, "--preset", train_gpr.DEFAULT_PRESET)
+    default = train_gpr.defaults(preset if preset in gpr.PRESETS else train_gpr.DEFAULT_PRESET)
+    kind = train_gpr.TrainGpr
+  elif kind := train_baseline.OF_SYSTEM.get(system):
+    run, default = train_baseline.train, None
+  else:
     return None
-  return tyro.cli(
-    kind, args=rest, prog="gr4ad train", registry=registry,
-    description=train_baseline.train.__doc__,
+  return run, tyro.cli(
+    kind, args=rest, prog="gr4ad train", default=default, registry=registry,
+    description=run.__doc__,
   )
 
 

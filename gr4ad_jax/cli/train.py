@@ -32,8 +32,9 @@ class Train:
   """Folder that `prepare` wrote; to be named, but with --refit that of the tuned run."""
   sids: Place | None = None
   """Folder that `tokenize` wrote; default DATA/sids."""
-  system: Literal["gr4ad", "sasrec", "two_tower"] = "gr4ad"
-  """What is trained; the others are baselines with options of their own: --system NAME --help."""
+  system: Literal["gr4ad", "gpr", "sasrec", "two_tower"] = "gr4ad"
+  """What is trained; the others (the last two are baselines) have options of their own: --system
+  NAME --help."""
   preset: Preset = "small"
   """Named settings; the options below change single ones."""
   resume: bool = False

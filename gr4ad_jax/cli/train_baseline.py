@@ -71,7 +71,8 @@ def _run_of(options: TrainBaseline) -> Run:
   Raises:
     ConfigError: no data, settings beside --refit, or a tuned run of another system.
   """
-  from gr4ad_jax.sequential.run import SasrecRun, TwoTowerRun, refit_of, require_system
+  from gr4ad_jax.sequential.run import SasrecRun, TwoTowerRun, refit_of
+  from gr4ad_jax.training.run_folder import require_system
 
   if options.refit is not None:
     if options.config != type(options.config)():

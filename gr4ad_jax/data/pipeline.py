@@ -17,6 +17,7 @@ from gr4ad_jax.data.records import AdTable
 from gr4ad_jax.data.shortlist import AdFacts
 
 _training_example = functools.partial(to_example, split=0)
+_validation_example = functools.partial(to_example, split=1)
 
 
 def hash_ids(ids: np.ndarray) -> np.ndarray:
@@ -119,6 +120,7 @@ def validation_batches(
   host: int = 0,
   num_hosts: int = 1,
   parts: int = 1,
+  parse: Callable[[Any], Any] = _validation_example,
 ) -> list[Any]:
   """The first batches of a split in its stored (shuffled) order.
 
@@ -129,6 +131,7 @@ def validation_batches(
     most: batches at the most.
     host, num_hosts: which rows of each batch this process reads.
     parts: rows of a batch are a multiple of this.
+    parse: a record of the source -> a row, an `Example` unless said otherwise.
 
   Raises:
     ConfigError: the split has fewer rows than parts.
@@ -143,7 +146,7 @@ def validation_batches(
   for number in range(max(1, min(most, len(source) // (rows * num_hosts)))):
     first = (number * num_hosts + host) * rows
     records = [source[row] for row in range(first, first + rows)]
-    batches.append(make_batch([to_example(record, 1) for record in records]))
+    batches.append(make_batch(list(map(parse, records))))
   return batches
 
 

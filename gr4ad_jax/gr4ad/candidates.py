@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gr4ad_jax.catalog.run_data import with_data
 from gr4ad_jax.config import ConfigError, require
 from gr4ad_jax.data.impressions import Impressions, read_impressions
 from gr4ad_jax.data.list_records import LIST_FOLDERS, CandidateList, write_lists
@@ -23,7 +24,7 @@ from gr4ad_jax.data.sequences import ExampleMaker
 from gr4ad_jax.gr4ad.build import Decoder
 from gr4ad_jax.gr4ad.config import CandidateConfig
 from gr4ad_jax.gr4ad.generator import generator_of
-from gr4ad_jax.gr4ad.run import Inputs, load_params, open_inputs, read_run, with_data
+from gr4ad_jax.gr4ad.run import Inputs, load_params, open_inputs, read_run
 from gr4ad_jax.learning.preference import RewardScale, fit_reward_scale
 from gr4ad_jax.machine import digests, storage
 from gr4ad_jax.machine.progress import console, track

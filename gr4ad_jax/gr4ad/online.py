@@ -34,6 +34,7 @@ import jax
 import numpy as np
 
 from gr4ad_jax import config as config_lib
+from gr4ad_jax.catalog.run_data import keep_codes, with_data
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.impressions import MAX_SHOWN, read_impressions
 from gr4ad_jax.data.records import Logs
@@ -42,7 +43,7 @@ from gr4ad_jax.gr4ad.candidates import make_lists, require_same_data, wide_recom
 from gr4ad_jax.gr4ad.config import CandidateConfig, OnlineConfig, PreferenceConfig
 from gr4ad_jax.gr4ad.list_batches import ListBatchMaker
 from gr4ad_jax.gr4ad.publisher import Publisher
-from gr4ad_jax.gr4ad.run import Inputs, keep_codes, load_params, open_inputs, read_run, with_data
+from gr4ad_jax.gr4ad.run import Inputs, load_params, open_inputs, read_run
 from gr4ad_jax.gr4ad.segment_batches import Segment, judged_batches, open_segment, step_batches
 from gr4ad_jax.gr4ad.segment_queue import Learned, SegmentQueue
 from gr4ad_jax.gr4ad.unified_task import unified_task

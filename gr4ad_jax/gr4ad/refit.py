@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from gr4ad_jax.catalog.run_data import own_codes, with_data
 from gr4ad_jax.config import ConfigError, read_values
-from gr4ad_jax.gr4ad.run import RunFile, gives_newest, own_codes, read_run, with_data
+from gr4ad_jax.gr4ad.run import RunFile, gives_newest, read_run
 from gr4ad_jax.machine import storage
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.training.refit import refit_config

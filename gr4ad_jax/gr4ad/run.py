@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from gr4ad_jax import config as config_lib
 from gr4ad_jax.catalog.prepared import Prepared, open_prepared
+from gr4ad_jax.catalog.run_data import own_codes, with_data
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.examples import training_events
 from gr4ad_jax.data.pipeline import ad_facts, hash_buckets, hash_ids
@@ -31,13 +32,8 @@ from gr4ad_jax.machine import distributed, storage
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.search.opened import Opened
-from gr4ad_jax.tokenizer import semantic_id
-from gr4ad_jax.tokenizer.semantic_id import SemanticIds
 from gr4ad_jax.training.mesh import search_mesh
 from gr4ad_jax.training.train_loop import read_params
-
-_CODES = "codes"  # not "sids": a run may lie in its data folder
-
 
 # Settings of earlier versions, which their runs may name.
 REMOVED = ("config.search.new_ad_bonus",)
@@ -132,18 +128,6 @@ def _transitions(prepared: Prepared, run: RunFile) -> Transitions:
   through = "validation" if run.refit else "train"
   learned_E = training_events(prepared.logs, prepared.examples, through=through)
   return Transitions(prepared.logs, learned_E)
-
-
-def own_codes(workdir: Place) -> str:
-  """Folder of a run's own copy of its codes; "" = it has none."""
-  there = storage.exists(workdir / _CODES / "config.json")  # the last of its files in a bucket
-  return storage.absolute(workdir / _CODES) if there else ""
-
-
-def keep_codes(sids: SemanticIds, workdir: Place) -> None:
-  """Stores a run's own copy of its codes, so that tokenizing anew leaves the run as it is."""
-  with storage.new_folder(workdir / _CODES) as copy:
-    semantic_id.save(sids, copy.path)
 
 
 def read_run(workdir: Place) -> RunFile:
@@ -247,22 +231,6 @@ def _with_origins(run: RunFile) -> Iterator[RunFile]:
   while run.start and storage.exists(storage.place(run.start) / "run.json"):
     run = read_run(storage.place(run.start))
     yield run
-
-
-def with_data(run: RunFile, workdir: Place, data: Place | None) -> RunFile:
-  """The run with the place of its data, and of semantic IDs in them, as it is now.
-
-  Raises:
-    ConfigError: no prepared data are there.
-  """
-  if data is not None:
-    now, before = storage.absolute(data), run.data.rstrip("/")
-    sids = now + run.sids[len(before):] if run.sids.startswith(f"{before}/") else run.sids
-    run = dataclasses.replace(run, data=now, sids=sids)
-  if not storage.exists(storage.place(run.data) / "examples" / "examples.json"):
-    where = "are not there" if data is not None else "are gone; if they lie elsewhere, name --data"
-    raise ConfigError(f"{run.data}: the prepared data of {workdir} {where}")
-  return run
 
 
 def _in_words(model: ModelConfig) -> str:

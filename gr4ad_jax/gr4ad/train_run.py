@@ -10,11 +10,11 @@ import grain
 import jax
 
 from gr4ad_jax import config as config_lib
+from gr4ad_jax.catalog.run_data import keep_codes, own_codes
 from gr4ad_jax.config import ConfigError
-from gr4ad_jax.data.engagements import SeenAds
 from gr4ad_jax.data.list_records import open_lists, to_list
 from gr4ad_jax.data.pipeline import batch_dataset, read_ahead, validation_batches
-from gr4ad_jax.gr4ad.build import Decoder, build_decoder
+from gr4ad_jax.gr4ad.build import build_decoder
 from gr4ad_jax.gr4ad.config import PRESETS, Config
 from gr4ad_jax.gr4ad.generator import generator_of
 from gr4ad_jax.gr4ad.list_batches import ListBatchMaker
@@ -24,10 +24,8 @@ from gr4ad_jax.gr4ad.run import (
   example_flops,
   gives_newest,
   held_out,
-  keep_codes,
   load_params,
   open_inputs,
-  own_codes,
   read_run,
 )
 from gr4ad_jax.gr4ad.unified_task import UnifiedBatch, unified_task
@@ -39,13 +37,12 @@ from gr4ad_jax.machine.peaks import peak_flops
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.machine.storage import Place
 from gr4ad_jax.search.config import check_widths
-from gr4ad_jax.search.held_out import sample_requests
-from gr4ad_jax.search.judge import Judge
-from gr4ad_jax.search.recommender import Recommender
-from gr4ad_jax.training.mesh import check_rows, search_mesh, training_mesh
+from gr4ad_jax.search.judge import judge_of
+from gr4ad_jax.training.mesh import check_rows, training_mesh
 from gr4ad_jax.training.metric_log import read_log
 from gr4ad_jax.training.pace import Pace
 from gr4ad_jax.training.profiling import Speed
+from gr4ad_jax.training.run_folder import is_taken
 from gr4ad_jax.training.selection import Selection
 from gr4ad_jax.training.train_loop import train
 from gr4ad_jax.training.train_step import TrainState
@@ -71,13 +68,8 @@ def train_run(
 
 
 def _train_run(run: RunFile, workdir: Place, resume: bool, profile: range | None) -> TrainState:
-  taken = storage.exists(workdir / "run.json")
+  taken = is_taken(workdir, resume=resume)
   has_codes = taken and own_codes(workdir) != ""
-  distributed.wait_for_all("looked for run.json")  # before the first process writes it
-  if taken and not resume:
-    raise ConfigError(
-      f"{workdir}: holds a run already; pass --resume to go on with it, or another --workdir"
-    )
   if taken:
     there = read_run(workdir)
     run = dataclasses.replace(
@@ -125,8 +117,11 @@ def _train_run(run: RunFile, workdir: Place, resume: bool, profile: range | None
   ))
   state = train(
     task, config, batches=read_ahead(batches), folder=workdir, validation=validation,
-    judge=_judge(run, inputs, decoder), start_params=start_params, speed=speed, profile=profile,
-    pace=Pace(_instead(run, inputs)),
+    judge=judge_of(
+      config, run.config.search, data=inputs, contexts=inputs.make_batch,
+      generator=generator_of(decoder), bin_means=inputs.scale.bin_means,
+    ),
+    start_params=start_params, speed=speed, profile=profile, pace=Pace(_instead(run, inputs)),
   )
   if distributed.is_first() and not gives_newest(run):
     console.print(f"{workdir}: {Selection(config, read_log(workdir))}")
@@ -140,34 +135,6 @@ def _requests(run: RunFile, inputs: Inputs) -> Sequence[dict]:
     return sources["train"]
   return grain.MapDataset.concatenate(
     [grain.MapDataset.source(sources[split]) for split in ("train", "validation")]
-  )
-
-
-def _judge(run: RunFile, inputs: Inputs, decoder: Decoder) -> Judge | None:
-  """Judges parameters by the run's own search; None where the loss alone decides.
-
-  Raises:
-    ConfigError: value decides, and no validation request has any; or new targets do, and none is.
-  """
-  config, by = run.config, run.config.train.best_by
-  if by == "loss":
-    return None
-  groups = sample_requests(inputs.examples, "validation", most=config.train.rank_requests)
-  if by == "value_recall@50" and not any(e.value_C.any() for group in groups for e in group):
-    raise ConfigError(f"train.best_by={by!r}: nothing in the validation requests has a value")
-  prospecting = config.search.exclude_seen
-  if prospecting and not any(e.new_C.any() for group in groups for e in group):
-    raise ConfigError(f"train.best_by={by!r}: no target of the validation requests is new to them")
-
-  def recommender(params: Any) -> Recommender:
-    return Recommender(
-      generator_of(decoder), params, index=inputs.index, config=config.search,
-      bin_means=inputs.scale.bin_means, mesh=search_mesh(config.train, config.search.batch_size),
-    )
-
-  return Judge(
-    recommender, inputs.make_batch, groups, batch_size=config.search.batch_size,
-    seen=SeenAds(inputs.logs) if prospecting else None,
   )
 
 

@@ -15,7 +15,7 @@ _NAMES = {
   "popularity": "popularity", "cooccurrence": "co-occurrence", "own_history": "own history",
   "counter": "transition counter", "rule": "rule of two terms",
   "trees": "boosted trees", "trees_likeness": "boosted trees with likeness",
-  "sasrec": "SASRec", "two_tower": "two towers",
+  "sasrec": "SASRec", "two_tower": "two towers", "gr4ad": "GR4AD", "gpr": "GPR",
 }
 
 

@@ -254,7 +254,10 @@ class Artifact:
   def _kinds(self) -> Kinds:
     """What makes numbers of histories."""
     if "kinds" not in self.manifest:
-      raise ValueError(f"{self._folder}: takes no histories; export the run with this version")
+      raise ValueError(
+        f"{self._folder}: takes no histories; its system has none for artifacts, or an earlier "
+        "version exported it"
+      )
     ids = {"ad_id": self._row_of_ad, "content_id": _rows(self._arrays["content_id_O"])}
     return Kinds(self._arrays, ids, self.manifest["features"])
 

@@ -8,15 +8,64 @@ from typing import Any
 import numpy as np
 
 from gr4ad_jax.catalog.catalog import ContextMaker
+from gr4ad_jax.catalog.prepared import Prepared
 from gr4ad_jax.catalog.targeting import Allowed
+from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.engagements import SeenAds
 from gr4ad_jax.data.sequences import Example
 from gr4ad_jax.machine import distributed
-from gr4ad_jax.search.held_out import eval_requests
+from gr4ad_jax.search.config import SearchConfig
+from gr4ad_jax.search.generator import Generator
+from gr4ad_jax.search.held_out import eval_requests, sample_requests
 from gr4ad_jax.search.ranking import mean_metrics, only_new
 from gr4ad_jax.search.recommender import Recommender
+from gr4ad_jax.training.config import TrainConfig
+from gr4ad_jax.training.mesh import search_mesh
 
 DEPTH = 50
+
+
+def judge_of(
+  train: TrainConfig,
+  search: SearchConfig,
+  *,
+  data: Prepared,
+  contexts: ContextMaker,
+  generator: Generator,
+  bin_means: Sequence[float],
+) -> Judge | None:
+  """Judges parameters of a training by the run's own search; None where the loss alone decides.
+
+  Args:
+    train: what names the best checkpoint, and by how many validation requests.
+    search: of the run; where it leaves out what users have seen, new targets alone count.
+    data: that it learns from.
+    contexts: histories -> what the model reads.
+    generator: the model.
+    bin_means: mean value of each bucket.
+
+  Raises:
+    ConfigError: value decides, and no validation request has any; or new targets do, and none is.
+  """
+  by = train.best_by
+  if by == "loss":
+    return None
+  groups = sample_requests(data.examples, "validation", most=train.rank_requests)
+  if by == "value_recall@50" and not any(e.value_C.any() for group in groups for e in group):
+    raise ConfigError(f"train.best_by={by!r}: nothing in the validation requests has a value")
+  if search.exclude_seen and not any(e.new_C.any() for group in groups for e in group):
+    raise ConfigError(f"train.best_by={by!r}: no target of the validation requests is new to them")
+
+  def recommender(params: Any) -> Recommender:
+    return Recommender(
+      generator, params, index=data.index, config=search, bin_means=bin_means,
+      mesh=search_mesh(train, search.batch_size),
+    )
+
+  return Judge(
+    recommender, contexts, groups, batch_size=search.batch_size,
+    seen=SeenAds(data.logs) if search.exclude_seen else None,
+  )
 
 
 class Judge:

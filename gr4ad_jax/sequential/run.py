@@ -34,6 +34,7 @@ from gr4ad_jax.training.mesh import training_mesh
 from gr4ad_jax.training.metric_log import read_log
 from gr4ad_jax.training.pace import Pace
 from gr4ad_jax.training.refit import refit_config
+from gr4ad_jax.training.run_folder import is_taken, require_system
 from gr4ad_jax.training.selection import Selection
 from gr4ad_jax.training.train_loop import kept_step, read_params, train
 from gr4ad_jax.training.train_step import TrainState
@@ -128,13 +129,7 @@ def train_baseline(run: Run, workdir: Place, *, resume: bool = False) -> TrainSt
 
 
 def _train(run: Run, workdir: Place, resume: bool) -> TrainState:
-  taken = storage.exists(workdir / "run.json")
-  distributed.wait_for_all("looked for run.json")  # before the first process writes it
-  if taken and not resume:
-    raise ConfigError(
-      f"{workdir}: holds a run already; pass --resume to go on with it, or another --workdir"
-    )
-  if taken:
+  if is_taken(workdir, resume=resume):
     run = _same(run, workdir)
   data = open_logs(storage.place(run.data), fingerprint=run.fingerprint)
   run = dataclasses.replace(run, fingerprint=data.fingerprint)
@@ -180,13 +175,6 @@ def _same(run: Run, workdir: Place) -> Run:
   if differing := config_lib.differences(dataclasses.replace(there, data=run.data), run):
     raise ConfigError(f"{workdir}: the run there has other settings ({', '.join(differing)})")
   return run
-
-
-def require_system(workdir: Place, system: str) -> None:
-  """Raises ConfigError where a folder holds no run, or one of another system."""
-  there = config_lib.read_values(storage.fetch(workdir / "run.json")).get("system", "gr4ad")
-  if there != system:
-    raise ConfigError(f"{workdir}: holds a run of the system {there!r}, not {system!r}")
 
 
 def _judge(
