@@ -81,7 +81,7 @@ MUTANTS = (
   ),
   Mutant(
     "a user's past revenue is that before the request", _SEQUENCES,
-    "float(self.ad_value[:num_ads].sum())", "float(self.ad_value.sum())",
+    "float(past.ad_value.sum())", "float(self.ad_value.sum())",
     (_HAND + "test_history_holds_distinct_items_before_the_request",),
   ),
   Mutant(

@@ -46,7 +46,7 @@ MUTANTS = (
   ),
   Mutant(
     "a layer's parts read normalised states", _LAYERS,
-    "self.cross(attend(h_BCQD), kv, mask_BS)", "self.cross(h_BCQD, kv, mask_BS)", _LAYER,
+    "self.cross(attend(h_BCQD), kv, mask)", "self.cross(h_BCQD, kv, mask)", _LAYER,
   ),
   Mutant(
     "what a part adds stands beside what was there", _LAYERS,
@@ -59,7 +59,7 @@ MUTANTS = (
   ),
   Mutant(
     "padding of the context is not attended to", _LAYERS,
-    "kv.value_BHSK, mask_BS[:, None, None, :]", "kv.value_BHSK, mask_BS[:, None, None, :] | True",
+    "kv.value_BHSK, mask_BRS[:, None]", "kv.value_BHSK, mask_BRS[:, None] | True",
     (_DECODERS + "test_padding_changes_nothing[lazy]",),
   ),
   Mutant(
