@@ -2,7 +2,7 @@
 
 Dimension key beyond docs/architecture.md: `G` groups of a row, the newest in the last place; `I`,
 `J` ads and contents that a token bundles, so that T = G x I and O = G x J; `P` labels of a row, `N`
-heads.
+heads, `U` words of 32 codes.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class Batch(NamedTuple):
   context: Context
   group_BP: np.ndarray  # int32, the group whose request is asked, -1 = no label
   target_BPNL: np.ndarray  # int32 SID codes: head j has an ad of the j-th request from there; -1
+  legal_BPNLU: np.ndarray  # uint32 bitmaps: which codes lead on from the target's first l codes
 
 
 @dataclasses.dataclass(frozen=True)

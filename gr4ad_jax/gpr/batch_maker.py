@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
 from gr4ad_jax.data.pipeline import look_up, with_rows
 from gr4ad_jax.data.records import AdTable
-from gr4ad_jax.data.sequences import Example, ExampleMaker, FeatureVocabulary
+from gr4ad_jax.data.sequences import Example, ExampleMaker
 from gr4ad_jax.data.trending import Trending
 from gr4ad_jax.gpr.batch import NUM_HOURS, NUM_WEEKDAYS, Batch, Context, Vocabulary
 from gr4ad_jax.gpr.config import StreamConfig
 from gr4ad_jax.gpr.groups import Groups, Requests, groups_of, requests_of
 from gr4ad_jax.gpr.label_rows import LabelRow
+from gr4ad_jax.gpr.legal_codes import LegalCodes, legal_codes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,23 +28,25 @@ class BatchMaker:
     users: what the users of the logs did.
     codes_AL: int32 SID codes of every ad.
     content_codes_OL: int32 codes of every organic content, -1 where it has none.
+    codebook_sizes: codes of each level.
   """
 
   stream: StreamConfig
   users: ExampleMaker
   codes_AL: np.ndarray
   content_codes_OL: np.ndarray
+  codebook_sizes: tuple[int, ...]
 
-  def vocabulary(
-    self, features: FeatureVocabulary, codebook_sizes: Sequence[int]
-  ) -> Vocabulary:
+  @property
+  def vocabulary(self) -> Vocabulary:
     """Sizes that the model needs for these batches."""
+    features = self.users.vocabulary
     user_sizes, request_sizes = (
       tuple(len(values) + 1 for values in group.values())
       for group in (features.user, features.request)
     )
     return Vocabulary(
-      tuple(codebook_sizes), user_sizes, (*request_sizes, NUM_HOURS, NUM_WEEKDAYS)
+      self.codebook_sizes, user_sizes, (*request_sizes, NUM_HOURS, NUM_WEEKDAYS)
     )
 
   def with_ads(self, row_N: np.ndarray, ads: AdTable, code_NL: np.ndarray) -> BatchMaker:
@@ -112,9 +116,15 @@ class BatchMaker:
     group_BP = np.stack([row["group_P"] for row in rows])
     # Groups are counted from the first one that is there; padding stands before it.
     missing_B1 = self.stream.groups - np.array([[len(groups.time_s_G)] for groups in streams])
+    target_BPN = np.stack([row["target_PN"] for row in rows])
     return Batch(
       self._context(np.stack([row["user_F"] for row in rows]), streams),
       np.where(group_BP < 0, -1, group_BP + missing_B1).astype(np.int32),
-      look_up(self.codes_AL, np.stack([row["target_PN"] for row in rows])),
+      look_up(self.codes_AL, target_BPN), self.legal.of(target_BPN),
     )
+
+  @functools.cached_property
+  def legal(self) -> LegalCodes:
+    """Which codes lead on to an ad."""
+    return legal_codes(self.codes_AL, max(self.codebook_sizes))
 

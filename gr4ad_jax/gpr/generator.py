@@ -25,7 +25,7 @@ def generator_of(model: Gpr) -> Generator:
     start=applied("start"), step=applied("step"),
     codebook_sizes=model.vocabulary.codebook_sizes, history=("ad_code_BTL", "organic_code_BOL"),
     at_precision=functools.partial(_at_precision, model), encode=applied("encode"),
-    layouts=LAYOUTS,
+    layouts=LAYOUTS, among="children",
   )
 
 

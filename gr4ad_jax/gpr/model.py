@@ -14,9 +14,11 @@ from gr4ad_jax.gpr.attention import NUM_TYPES, REQUEST, allow
 from gr4ad_jax.gpr.batch import Context, Vocabulary
 from gr4ad_jax.gpr.config import ModelConfig
 from gr4ad_jax.gpr.hsd import HSD_LAYOUTS, Hsd, balance_loss
+from gr4ad_jax.gpr.legal_codes import unpack
 from gr4ad_jax.gpr.ptd import Caches, Thought, TokenDecoder
 from gr4ad_jax.gpr.tokens import UnifiedInput
 from gr4ad_jax.machine.sharding import FSDP, TENSOR, Layouts
+from gr4ad_jax.nn import NEG_INF
 from gr4ad_jax.nn.code_tables import CodeTables
 from gr4ad_jax.nn.layers import LAYER_LAYOUTS
 from gr4ad_jax.search.generator import MayGet
@@ -40,7 +42,7 @@ class Encoded(NamedTuple):
 class LabelLogProbs(NamedTuple):
   """What the heads say of labels, float32; padding holds any finite value."""
 
-  logp_BPNL: jax.Array  # log P_j(z_l | z_<l, stream)
+  logp_BPNL: jax.Array  # log P_j(z_l | z_<l, stream), among the codes that lead on to an ad
   balance_B: jax.Array
   head_logit_N: jax.Array  # a, of which the heads' weights are made
 
@@ -73,7 +75,7 @@ class Gpr(nn.Module):
     return Encoded(intents.intent_BGYD.reshape(num_rows, -1, width), allowed_BSS, balance_B)
 
   def __call__(
-    self, context: Context, group_BP: jax.Array, target_BPNL: jax.Array, *,
+    self, context: Context, group_BP: jax.Array, target_BPNL: jax.Array, legal_BPNLU: jax.Array, *,
     deterministic: bool = True,
   ) -> LabelLogProbs:
     """Log-probabilities of known labels, by every head.
@@ -82,6 +84,7 @@ class Gpr(nn.Module):
       context: the stream.
       group_BP: int32, the group whose request is asked; -1 = no label.
       target_BPNL: int32 codes, -1 = none.
+      legal_BPNLU: uint32, the codes that lead on from those before: no other has a probability.
       deterministic: False applies dropout (needs the "dropout" rng).
     """
     encoded = self.encode(context, deterministic=deterministic)
@@ -105,7 +108,9 @@ class Gpr(nn.Module):
         token_BCD, thought, caches, level, deterministic=deterministic
       )
       state_BPND = state_BCD.reshape(num_rows, num_labels, heads, -1)
-      logp_BPNV = jax.nn.log_softmax(self.ptd.logits(state_BPND, level), axis=-1)
+      logit_BPNV = self.ptd.logits(state_BPND, level)
+      leads_on_BPNV = unpack(legal_BPNLU[..., level, :], logit_BPNV.shape[-1])
+      logp_BPNV = jax.nn.log_softmax(jnp.where(leads_on_BPNV, logit_BPNV, NEG_INF), axis=-1)
       code_BPN = target_BPNL[..., level]
       index_BPN1 = jnp.maximum(code_BPN, 0)[..., None]
       logps.append(jnp.take_along_axis(logp_BPNV, index_BPN1, axis=-1)[..., 0])
@@ -157,7 +162,9 @@ def init_params(model: Gpr, key: jax.Array) -> Any:
     organic_code_BOL=codes,
   )
   target_BPNL = jnp.zeros((1, 1, heads, levels), jnp.int32)
-  return _compile_init(model)(key, context, one, target_BPNL)["params"]
+  words = -(-max(model.vocabulary.codebook_sizes) // 32)
+  legal_BPNLU = jnp.zeros((*target_BPNL.shape, words), jnp.uint32)
+  return _compile_init(model)(key, context, one, target_BPNL, legal_BPNLU)["params"]
 
 
 @functools.lru_cache(maxsize=16)

@@ -93,10 +93,10 @@ def open_inputs(run: RunFile, workdir: Place | None = None) -> Inputs:
   data = open_prepared(run.data, sids or run.sids, fingerprint=run.fingerprint)
   users = ExampleMaker(data.logs, data.examples.config, vocabulary=data.examples.features)
   make_batch = BatchMaker(
-    run.config.stream, users, data.sids.codes_AL, data.sids.content_codes_OL
+    run.config.stream, users, data.sids.codes_AL, data.sids.content_codes_OL,
+    tuple(data.sids.codebook_sizes),
   )
-  vocabulary = make_batch.vocabulary(data.examples.features, data.sids.codebook_sizes)
-  model = Gpr(run.config.model, vocabulary)
+  model = Gpr(run.config.model, make_batch.vocabulary)
   return Inputs(
     **vars(data), make_batch=make_batch, model=model, task=mtp_task(model, run.config.loss),
     bin_means=(float(np.mean(data.examples.train_value_N)),),

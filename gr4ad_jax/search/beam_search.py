@@ -20,7 +20,7 @@ from gr4ad_jax.catalog.legal_prefixes import LegalPrefixes, PrefixTree, find_sid
 from gr4ad_jax.catalog.subsets import AllowedSids, combine, count_before, holds
 from gr4ad_jax.nn import NEG_INF
 from gr4ad_jax.search.artifact import compiler_options
-from gr4ad_jax.search.generator import MayGet
+from gr4ad_jax.search.generator import Among, MayGet
 
 
 class StartFn(Protocol):
@@ -81,6 +81,7 @@ class _Rules(NamedTuple):
   allowed: AllowedSids | None
   sampling: Sampling | None
   top_k: TopK
+  among: Among
 
 
 class _Drawn(NamedTuple):
@@ -90,7 +91,7 @@ class _Drawn(NamedTuple):
   perturbed_BW: jax.Array  # the largest Gumbel-perturbed log-prob of any SID below it
 
 
-# Ten parameters: each is a different thing that a caller may want to choose.
+# Eleven parameters: each is a different thing that a caller may want to choose.
 def beam_search(
   context: Any,
   prefixes: LegalPrefixes,
@@ -103,6 +104,7 @@ def beam_search(
   allowed: AllowedSids | None = None,
   sampling: Sampling | None = None,
   top_k: TopK | None = None,
+  among: Among = "codes",
 ) -> Beams:
   """The `widths[-1]` most probable SIDs found by keeping `widths[l]` prefixes after level l.
 
@@ -120,6 +122,7 @@ def beam_search(
     allowed: the SIDs that each request may get; None = all.
     sampling: draws SIDs without replacement (stochastic beam search) instead.
     top_k: None = `platform_top_k`.
+    among: see `Generator`.
 
   Raises:
     ValueError: not one width per level.
@@ -141,7 +144,7 @@ def beam_search(
     None if sampling is None else _Drawn(zero_B1, zero_B1),
   )
   select = functools.partial(
-    _select, _Rules(prefixes, allowed, sampling, top_k or platform_top_k)
+    _select, _Rules(prefixes, allowed, sampling, top_k or platform_top_k, among)
   )
   carry = select(root, logp_B1V, 0, branching=tree.branching_L[0], width=widths[0])
 
@@ -179,7 +182,8 @@ def beam_search(
 
 
 def search_function(
-  start: Callable[..., Any], step: Callable[..., Any], tree: PrefixTree, widths: tuple[int, ...]
+  start: Callable[..., Any], step: Callable[..., Any], tree: PrefixTree, widths: tuple[int, ...],
+  among: Among = "codes",
 ) -> Callable[..., Beams]:
   """`beam_search` as a function of arrays alone; arguments and result as `compile_search`."""
 
@@ -190,7 +194,7 @@ def search_function(
     return beam_search(
       context, prefixes, tree=tree, widths=widths, bin_value_V=bin_value_V,
       allowed=None if word_TU is None else combine(word_TU, subset_BN),
-      sampling=sampling,
+      sampling=sampling, among=among,
       start=lambda context, may_get: start(params, context, may_get),
       step=lambda shared, state, code, level: step(params, shared, state, code, level),
     )
@@ -199,7 +203,8 @@ def search_function(
 
 
 def compile_search(
-  start: Callable[..., Any], step: Callable[..., Any], tree: PrefixTree, widths: tuple[int, ...]
+  start: Callable[..., Any], step: Callable[..., Any], tree: PrefixTree, widths: tuple[int, ...],
+  among: Among = "codes",
 ) -> Callable[..., Beams]:
   """One program for every set of SIDs that `refill` puts into `tree`.
 
@@ -208,22 +213,24 @@ def compile_search(
     step: (params, shared, state, code_BW, level) -> as StepFn.
     tree: the prefixes that will be searched.
     widths: beams after each level.
+    among: see `Generator`.
 
   Returns:
     (params, context, prefixes, bin_value_V, word_TU, subset_BN, sampling) -> Beams. Those after
     prefixes may be None or left out: value step, subsets of `subsets.py`, sampling.
   """
-  return _compile_search(start, step, tree.branching_L, tree.capacity, widths)
+  return _compile_search(start, step, tree.branching_L, tree.capacity, widths, among)
 
 
 @functools.lru_cache(maxsize=32)
 def _compile_search(
   start: Callable[..., Any], step: Callable[..., Any], branching_L: tuple[int, ...], capacity: int,
-  widths: tuple[int, ...],
+  widths: tuple[int, ...], among: Among,
 ) -> Callable[..., Beams]:
   """Of the tree's static facts alone, so that no arrays are kept."""
   nothing = LegalPrefixes(*[np.empty((0, 0), np.int32)] * 3)
-  search = search_function(start, step, PrefixTree(nothing, branching_L, capacity, 0), widths)
+  tree = PrefixTree(nothing, branching_L, capacity, 0)
+  search = search_function(start, step, tree, widths, among)
   return jax.jit(search, compiler_options=compiler_options())
 
 
@@ -299,7 +306,7 @@ def _select(
   width: int,
 ) -> _Carry:
   """Keeps the `width` best legal extensions of all beams and gathers what they carry."""
-  prefixes, allowed, sampling, top_k = rules
+  prefixes, allowed, sampling, top_k, among = rules
   start_N, code_N = prefixes.start_LN[level], prefixes.code_LN[level]
   first_BW, last_BW = start_N[carry.node_BW], start_N[carry.node_BW + 1]
   child_BWM = first_BW[..., None] + jnp.arange(branching)[None, None]
@@ -313,6 +320,8 @@ def _select(
     legal_BWM &= after_BWM > before_BWM
   code_BWM = code_N[child_BWM]
   logp_BWM = jnp.take_along_axis(logp_BWV, jnp.where(legal_BWM, code_BWM, 0), axis=-1)
+  if among == "children":
+    logp_BWM = jax.nn.log_softmax(jnp.where(legal_BWM, logp_BWM, NEG_INF), axis=-1)
   score_BWM = jnp.where(legal_BWM, carry.score_BW[..., None] + logp_BWM, NEG_INF)
 
   num_rows, drawn = score_BWM.shape[0], None

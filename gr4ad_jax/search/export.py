@@ -71,7 +71,9 @@ def write_artifact(
     jax.tree.map(np.asarray, (convert(params), tree.arrays, np.asarray(bin_means, np.float32)))
   )
   arrays, known = named_arrays(sample), generator.arrays
-  search = search_function(generator.start, generator.step, tree, config.widths)
+  search = search_function(
+    generator.start, generator.step, tree, config.widths, generator.among
+  )
 
   def call(
     fixed: list[jax.Array], context: dict[str, jax.Array], word_BU: jax.Array | None = None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import numpy as np
 
 from gr4ad_jax.machine.sharding import Layouts
+
+Among = Literal["codes", "children"]
 
 
 class MayGet(Protocol):
@@ -66,6 +68,8 @@ class Generator:
     encode: (params, context) -> what `start` computes of the context alone, to be timed by itself.
     layouts: how the parameters lie on a mesh.
     arrays: name of each array of a context -> what it holds; {} = nobody but the run makes them.
+    among: what log-probabilities are of: all codes of a level; or, as the search makes them of
+      these, the codes that lead on to an SID that exists and that its request may get.
   """
 
   start: Callable[[Any, Any, MayGet], tuple[Any, Any, jax.Array]]
@@ -76,6 +80,7 @@ class Generator:
   encode: Callable[[Any, Any], Any]
   layouts: Layouts = ()
   arrays: Mapping[str, ContextArray] = dataclasses.field(default_factory=dict)
+  among: Among = "codes"
 
   def met_codes(self, context: Any) -> np.ndarray:
     """int32 [R, T, L], the SIDs that the requests' histories show; -1 = padding."""

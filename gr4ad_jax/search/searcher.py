@@ -65,7 +65,10 @@ class Searcher:
   def program(self, widths: tuple[int, ...]) -> Callable[..., Beams]:
     """The search with these beams after each level; its arguments are those of `compile_search`."""
     if widths not in self._programs:
-      search = compile_search(self.generator.start, self.generator.step, self.tree, widths)
+      generator = self.generator
+      search = compile_search(
+        generator.start, generator.step, self.tree, widths, generator.among
+      )
       if self._mesh is not None:
         search = sharding.MeshProgram(self._mesh, search)
       self._programs[widths] = search

@@ -15,6 +15,7 @@ from gr4ad_jax.gpr.batch_maker import BatchMaker
 from gr4ad_jax.gpr.config import Config, StreamConfig
 from gr4ad_jax.gpr.groups import gap_bucket, groups_of, requests_of
 from gr4ad_jax.gpr.label_rows import LabelRows
+from gr4ad_jax.gpr.legal_codes import legal_codes, unpack
 
 DAY = 86_400
 MONDAY = 4 * DAY  # 1970-01-05
@@ -74,7 +75,8 @@ def users(prepared):
 
 @pytest.fixture(scope="module")
 def maker(prepared, users):
-  return BatchMaker(STREAM, users, prepared.sids.codes_AL, prepared.sids.content_codes_OL)
+  sids = prepared.sids
+  return BatchMaker(STREAM, users, sids.codes_AL, sids.content_codes_OL, sids.codebook_sizes)
 
 
 @pytest.mark.parametrize("split", [0, 1, 2])
@@ -177,6 +179,20 @@ def test_new_ads_are_read_by_their_codes(users, maker):
   codes = maker.with_ads(np.array([ad]), None, np.array([[7, 3, 7]]))
   assert [7, 3, 7] in codes.context([example]).ad_code_BTL[0].tolist()
   assert [7, 3, 7] not in maker.context([example]).ad_code_BTL[0].tolist()
+
+
+def test_codes_that_lead_on_by_hand():
+  """Bits of the codes that follow each prefix of three SIDs, the fourth ad has none."""
+  code_AL = np.array([[0, 1, 33], [0, 1, 2], [4, 0, 0], [-1, -1, -1]])
+  legal = legal_codes(code_AL, 34)
+  found_NLU = legal.of(np.array([0, 2, 3, -1]))
+  assert found_NLU.tolist() == [
+    [[1 << 0 | 1 << 4, 0], [1 << 1, 0], [1 << 2, 1 << 1]],
+    [[1 << 0 | 1 << 4, 0], [1 << 0, 0], [1 << 0, 0]],
+    [[0, 0]] * 3, [[0, 0]] * 3,
+  ]
+  codes = [np.flatnonzero(row).tolist() for row in np.asarray(unpack(found_NLU[0], 34))]
+  assert codes == [[0, 4], [1], [2, 33]]
 
 
 @pytest.mark.parametrize(("make", "words"), [

@@ -55,7 +55,9 @@ def random_batch(rows=2, groups=4, bundle=2, labels=3, heads=3, seed=0) -> Batch
     organic_code_BOL=codes(rng, rows, groups * bundle),
   )
   group_BP = np.tile(np.arange(groups - labels, groups, dtype=np.int32), (rows, 1))
-  return Batch(context, group_BP, codes(rng, rows, labels, heads))
+  target_BPNL = codes(rng, rows, labels, heads)
+  every = np.full((*target_BPNL.shape, 1), 2**32 - 1, np.uint32)
+  return Batch(context, group_BP, target_BPNL, every)
 
 
 def shaken(model: Gpr) -> dict:
@@ -124,6 +126,26 @@ def test_no_level_sees_its_own_or_a_later_code(small):
       assert np.abs(found[..., level + 1 :] - expected[..., level + 1 :]).min() > 0
 
 
+def test_codes_that_lead_nowhere_have_no_probability(small):
+  """By hand: p of the target among the codes that lead on, of what it was among all."""
+  model, params, logp = small
+  batch = random_batch()
+  every_BPNLV = np.stack([  # log p of each code at the last level, the others as they are
+    np.asarray(logp(params, *batch._replace(
+      target_BPNL=np.concatenate([batch.target_BPNL[..., :2], np.full((2, 3, 3, 1), code)], -1)
+    )))[..., 2] for code in range(6)
+  ], axis=-1)
+  leads_on = np.random.default_rng(1).random((2, 3, 3, 6)) < 0.5
+  np.put_along_axis(leads_on, batch.target_BPNL[..., 2:], True, axis=-1)
+  legal = batch.legal_BPNLU.copy()
+  legal[..., 2, 0] = (leads_on * 2 ** np.arange(6)).sum(axis=-1)
+  found = np.asarray(logp(params, *batch._replace(legal_BPNLU=legal)))
+  before = np.asarray(logp(params, *batch))
+  share = (np.exp(every_BPNLV) * leads_on).sum(axis=-1)
+  np.testing.assert_allclose(found[..., :2], before[..., :2], atol=1e-5)
+  np.testing.assert_allclose(found[..., 2], before[..., 2] - np.log(share), rtol=1e-4, atol=1e-5)
+
+
 def test_heads_and_labels_do_not_see_each_other(small):
   model, params, logp = small
   batch = random_batch()
@@ -165,7 +187,7 @@ def test_padding_before_a_stream_changes_nothing(small):
     width = {"user_BF": 0, "ad_code_BTL": 4, "ad_action_BT": 4, "organic_code_BOL": 4}.get(name, 2)
     before = np.full((2, width, *x.shape[2:]), -1, np.int32)
     wide[name] = np.concatenate([before, x], axis=1) if width else x
-  found = logp(params, Context(**wide), batch.group_BP + 2, batch.target_BPNL)
+  found = logp(params, Context(**wide), batch.group_BP + 2, *batch[2:])
   np.testing.assert_allclose(found, logp(params, *batch), rtol=2e-4, atol=2e-5)
 
 
@@ -287,10 +309,10 @@ def test_a_label_reads_alone_what_it_reads_in_its_row(tiny_data):
     prepared.logs, prepared.examples.config, vocabulary=prepared.examples.features
   )
   stream = StreamConfig(groups=16, bundle=4, labels=8)
-  maker = BatchMaker(stream, users, prepared.sids.codes_AL, prepared.sids.content_codes_OL)
-  vocabulary = maker.vocabulary(prepared.examples.features, prepared.sids.codebook_sizes)
-  assert vocabulary == Vocabulary((8, 4, 8), (4,), (3, 24, 7))
-  model = Gpr(SMALL, vocabulary)
+  sids = prepared.sids
+  maker = BatchMaker(stream, users, sids.codes_AL, sids.content_codes_OL, sids.codebook_sizes)
+  assert maker.vocabulary == Vocabulary((8, 4, 8), (4,), (3, 24, 7))
+  model = Gpr(SMALL, maker.vocabulary)
   params, logp = shaken(model), log_probs(model)
   rows = LabelRows(users, 2, stream=stream, num_heads=3)
   examples = {(e.user, e.time_s): e for e in read_split(prepared.examples, "test")}
@@ -306,7 +328,7 @@ def test_a_label_reads_alone_what_it_reads_in_its_row(tiny_data):
         row["time_s_G"], users.past(user).ad_request_s).all())
       alone = Batch(
         maker.context([example]), np.full((1, 8), 15, np.int32),
-        np.repeat(batch.target_BPNL[:, label : label + 1], 8, axis=1),
+        *(np.repeat(x[:, label : label + 1], 8, axis=1) for x in batch[2:]),
       )
       np.testing.assert_allclose(
         np.asarray(logp(params, *alone))[0, 0], in_row_PNL[label], rtol=1e-3, atol=1e-4

@@ -7,6 +7,7 @@ import pytest
 
 from gr4ad_jax.catalog.ad_index import build_ad_index
 from gr4ad_jax.catalog.legal_prefixes import build_prefix_tree
+from gr4ad_jax.catalog.subsets import pack_subsets
 from gr4ad_jax.gr4ad.build import build_decoder, start_fn, step_fn
 from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.gr4ad.generator import generator_of
@@ -93,6 +94,38 @@ def test_equals_plain_beam_and_enumeration(widths, count):
       if min(widths) >= count:  # nothing was pruned: this is the exact ranking
         exact = sorted(sids.tolist(), key=lambda s, row=row: -model.score(row, s))
         assert beams.code_BWL[row, :found].tolist() == exact
+
+
+@pytest.mark.parametrize("widths", [(50, 50, 50), (7, 35, 40)])  # one scan; single levels
+def test_log_probs_may_be_of_the_codes_that_lead_on(widths):
+  """By hand: p of a code over the sum of those that lead to an SID of the request's own subset."""
+  rng = np.random.default_rng(5)
+  sids, model = random_sids(rng, 40), TableModel(rng)
+  tree = build_prefix_tree(sids)
+  member_RS = rng.random((ROWS, 40)) < np.array([[1.0], [0.5], [0.1]])
+  word_RU = jnp.asarray(pack_subsets(member_RS, tree.capacity))
+  search = compile_search(
+    lambda params, *args: model.start(*args), lambda params, *args: model.step(*args), tree, widths,
+    "children",
+  )
+  beams = search(None, None, tree.arrays, None, word_RU, jnp.arange(ROWS)[:, None])
+  for row in range(ROWS):
+    own = [tuple(sid) for sid in sids[member_RS[row]].tolist()]
+    expected = {}
+    for sid in own:
+      logp = 0.0
+      for level in range(3):
+        prefix = np.ravel_multi_index(sid[:level], SIZES[:level]) if level else 0
+        table_V = np.exp(model.logp[level][row, prefix])
+        leads_on = {other[level] for other in own if other[:level] == sid[:level]}
+        logp += np.log(table_V[sid[level]] / table_V[sorted(leads_on)].sum())
+      expected[sid] = logp
+    assert sum(np.exp(list(expected.values()))) == pytest.approx(1)
+    found = [tuple(sid) for sid in beams.code_BWL[row].tolist() if sid[0] >= 0]
+    assert found == sorted(own, key=lambda sid: -expected[sid])
+    np.testing.assert_allclose(
+      beams.logp_BW[row, : len(found)], [expected[sid] for sid in found], atol=1e-5
+    )
 
 
 def test_one_width_per_level():
