@@ -5,63 +5,65 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from gr4ad_jax.config import ConfigError, nearest, require
+from gr4ad_jax.config import (
+  Bounded,
+  ConfigError,
+  Count,
+  CountOrZero,
+  NotNegative,
+  ShareBelowOne,
+  nearest,
+  require,
+)
 from gr4ad_jax.nn.config import LayerConfig
 from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.training.config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class StreamConfig:
+class StreamConfig(Bounded, section="stream"):
   """How much of a user's past one row reads, and how many labels it is asked for."""
 
-  groups: int = 64
+  groups: Count = 64
   """Latest requests of a stream, four tokens each."""
-  bundle: int = 8
+  bundle: Count = 8
   """Latest ads of a request, and latest contents between two requests, that one token sums up."""
-  labels: int = 16
+  labels: Count = 16
   """Engaged ads that one row of training is asked for, each at its own request; at most as many as
   groups. A row is an example of `train.batch_size`."""
 
-  def __post_init__(self):
-    for name in ("groups", "bundle", "labels"):
-      require(getattr(self, name) >= 1, f"stream.{name}", getattr(self, name), "must be at least 1")
+  def _check(self):
     require(self.labels <= self.groups, "stream.labels", self.labels,
             f"must not exceed stream.groups={self.groups}")
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Bounded, section="model"):
   """Sequence decoder (HSD) and token decoder (PTD). Source: GPR 2.2."""
 
-  width: int = 128
+  width: Count = 128
   """d, the width of every hidden state."""
-  num_heads: int = 4
+  num_heads: Count = 4
   """Attention heads of both decoders; must divide the width."""
-  num_layers: int = 4
+  num_layers: Count = 4
   """Blocks of the sequence decoder."""
-  recursions: int = 2
+  recursions: Count = 2
   """N_r: a token goes up to so many times through all blocks (mixture of recursions); 1 = once."""
-  num_token_layers: int = 2
+  num_token_layers: Count = 2
   """Layers of the token decoder."""
-  thinking: int = 4
+  thinking: CountOrZero = 4
   """K, thinking tokens that are made before the first code; 0 = none."""
-  predictions: int = 4
+  predictions: Count = 4
   """N, heads of multi-token prediction: head j tells an ad of the j-th request from now on. A
   search asks the first one."""
-  dropout: float = 0.1
+  dropout: ShareBelowOne = 0.1
   """Dropout rate on sub-layer outputs during training."""
   compute_dtype: Literal["float32", "bfloat16"] = "float32"
   """Type of activations; parameters, softmax, log-probs and losses stay float32."""
 
-  def __post_init__(self):
-    for name in ("width", "num_heads", "num_layers", "recursions", "num_token_layers",
-                 "predictions"):
-      require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "must be at least 1")
+  def _check(self):
     require(self.width % self.num_heads == 0, "model.num_heads", self.num_heads,
             f"must divide model.width={self.width}")
-    require(self.thinking >= 0, "model.thinking", self.thinking, "must not be negative")
-    require(0 <= self.dropout < 1, "model.dropout", self.dropout, "must lie in [0, 1)")
 
   @property
   def token_layers(self) -> LayerConfig:
@@ -73,20 +75,17 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class LossConfig:
+class LossConfig(Bounded, section="loss"):
   """Stage 1: multi-token prediction. Source: GPR 3.1, eq. 3."""
 
   head_weights: Literal["learned", "equal"] = "learned"
   """w^H: learned with an entropy term, beginning at 1/N, or 1/N all the time."""
-  balance_weight: float = 0.01
+  balance_weight: NotNegative = 0.01
   """Weight of the loss that keeps all depths of recursion in use."""
-
-  def __post_init__(self):
-    require(self.balance_weight >= 0, "loss.balance_weight", self.balance_weight, "must be >= 0")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Bounded):
   """All settings of a run; saved in its folder's run.json."""
 
   stream: StreamConfig = StreamConfig()
@@ -95,7 +94,7 @@ class Config:
   train: TrainConfig = TrainConfig()
   search: SearchConfig = SearchConfig()
 
-  def __post_init__(self):
+  def _check(self):
     require(self.search.value_exponent == 0, "search.value_exponent", self.search.value_exponent,
             "must be 0: GPR does not tell values of ads yet")
     require(self.search.precision in ("trained", "bfloat16"), "search.precision",

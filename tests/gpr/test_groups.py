@@ -197,7 +197,7 @@ def test_codes_that_lead_on_by_hand():
 
 @pytest.mark.parametrize(("make", "words"), [
   (lambda: StreamConfig(labels=65), "stream.labels=65: must not exceed stream.groups=64"),
-  (lambda: StreamConfig(bundle=0), "stream.bundle=0: must be at least 1"),
+  (lambda: StreamConfig(bundle=0), "stream.bundle=0: must be >= 1"),
   (lambda: dataclasses.replace(Config(), search=dataclasses.replace(
     Config().search, value_exponent=0.1)), "search.value_exponent=0.1: must be 0"),
   (lambda: dataclasses.replace(Config(), search=dataclasses.replace(
