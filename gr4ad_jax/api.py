@@ -18,7 +18,10 @@ from gr4ad_jax.data.config import Amazon, CompleteJourney, Parquet, PrepareConfi
 from gr4ad_jax.data.prepare import prepare_logs
 from gr4ad_jax.evaluation import evaluate as evaluation
 from gr4ad_jax.evaluation.trained import as_baseline, evaluate_baseline
+from gr4ad_jax.gpr import config as gpr
+from gr4ad_jax.gpr.run import RunFile as GprRun
 from gr4ad_jax.gpr.run import open_run as open_gpr
+from gr4ad_jax.gpr.run import train_run as train_gpr
 from gr4ad_jax.gr4ad.config import PRESETS
 from gr4ad_jax.gr4ad.config import preset as named_preset
 from gr4ad_jax.gr4ad.run import RunFile
@@ -87,12 +90,12 @@ def train(
   settings: Mapping[str, Any] | None = None,
   resume: bool = False,
 ) -> Opened:
-  """Trains GR4AD, and opens the run.
+  """Trains GR4AD, or GPR by one of its presets, and opens the run.
 
   Args:
     data: folder with semantic IDs.
     workdir: folder of the run, a new one unless `resume`.
-    preset: one of `PRESETS`.
+    preset: one of `PRESETS`, "gpr-small" or "gpr-tiny".
     settings: single ones by path, such as {"train.num_steps": 500, "model.width": 128}.
     resume: go on with the run in WORKDIR, exactly where it was.
 
@@ -100,10 +103,14 @@ def train(
     ConfigError: an unknown setting, or the folder is taken.
     DivergedError: the loss is no longer finite, or twice its first value.
   """
-  config = override_all(named_preset(preset), settings or {})
   data, workdir = storage.place(str(data)), storage.place(str(workdir))
-  run = RunFile(storage.absolute(data), storage.absolute(data / "sids"), config)
-  train_run(run, workdir, resume=resume)
+  places = storage.absolute(data), storage.absolute(data / "sids")
+  if preset in gpr.PRESETS:
+    config = override_all(gpr.PRESETS[preset], settings or {})
+    train_gpr(GprRun(*places, config), workdir, resume=resume)
+  else:
+    config = override_all(named_preset(preset), settings or {})
+    train_run(RunFile(*places, config), workdir, resume=resume)
   return open_run(workdir)
 
 

@@ -99,6 +99,8 @@ class Config(Bounded):
             "must be 0: GPR does not tell values of ads yet")
     require(self.search.precision in ("trained", "bfloat16"), "search.precision",
             self.search.precision, "GPR searches in 'trained' or 'bfloat16'")
+    require(self.train.table_learning_rate == 0, "train.table_learning_rate",
+            self.train.table_learning_rate, "must be 0: GPR has no table of ids")
 
 
 PRESETS: dict[str, Config] = {
@@ -113,7 +115,7 @@ PRESETS: dict[str, Config] = {
   # For two CPU cores.
   "gpr-small": Config(
     train=TrainConfig(num_steps=2000, batch_size=16, learning_rate=1e-3, eval_every=250,
-                      eval_batches=16, checkpoint_every=250),
+                      eval_batches=16, checkpoint_every=250, best_by="ndcg@50"),
   ),
 }
 

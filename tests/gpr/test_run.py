@@ -133,7 +133,7 @@ def test_is_evaluated_reported_and_set_beside_others(trained, tiny_data, tmp_pat
   page = (trained / "report.html").read_text()
   assert "GPR on synthetic test logs" in page and "Head 1 loss" in page
   # As a row beside a run of another system.
-  other = api.train(tiny_data, tmp_path / "gr4ad", preset="tiny", settings={
+  other = api.train(tiny_data, tmp_path / "other", preset="tiny", settings={
     "train.num_steps": 2, "model.width": 32, "model.num_layers": 2, "model.num_lazy_layers": 1,
     "train.data_parallel": 1, "search.widths": (8, 16, 32),
   })
@@ -259,6 +259,7 @@ def test_meshes_agree(tiny_data, tmp_path):
   (["--data", "{data}", "--stream.labels", "99"], "stream.labels=99: must not exceed"),
   (["--data", "{data}", "--search.widths", "8", "8"], "search.widths=(8, 8): the SIDs have 3"),
   (["--data", "{data}", "--search.value-exponent", "1"], "GPR does not tell values"),
+  (["--data", "{data}", "--train.table-learning-rate", "1"], "GPR has no table of ids"),
   (["--data", "{data}", "--train.batch-size", "4096"], "train.batch_size=4096: larger than"),
   (["--data", "{data}", "--preset", "small"], "--preset"),
 ])

@@ -92,6 +92,17 @@ def test_positions_one_at_a_time_give_what_all_at_once_give(change):
     np.testing.assert_allclose(one_BC1D[:, :, 0], expected[:, :, p], rtol=1e-5, atol=1e-5)
 
 
+def test_each_candidate_may_see_tokens_of_its_own():
+  """As if each were asked alone, with what it may see for all."""
+  layer, (h_BCPD, context_BSD, _) = DecoderLayer(SMALL), inputs()
+  mask_BCS = jnp.asarray(np.random.default_rng(3).random((B, C, S)) < 0.5).at[:, :, 0].set(True)
+  params = layer.init(jax.random.key(0), h_BCPD, context_BSD, mask_BCS, method=whole)
+  found = layer.apply(params, h_BCPD, context_BSD, mask_BCS, method=whole)
+  for c in range(C):
+    alone = layer.apply(params, h_BCPD[:, c : c + 1], context_BSD, mask_BCS[:, c], method=whole)
+    np.testing.assert_allclose(found[:, c], alone[:, 0], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("remat", ["products", "all"])
 def test_what_is_computed_again_changes_no_gradient(remat):
   h_BCPD, context_BSD, mask_BS = inputs()
