@@ -42,6 +42,7 @@ class Batch(NamedTuple):
   group_BP: np.ndarray  # int32, the group whose request is asked, -1 = no label
   target_BPNL: np.ndarray  # int32 SID codes: head j has an ad of the j-th request from there; -1
   legal_BPNLU: np.ndarray  # uint32 bitmaps: which codes lead on from the target's first l codes
+  worth_BP: np.ndarray  # float32, what the first head's engagement was worth, currency; 0 = padding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,10 @@ class Vocabulary:
   """Values of each user feature, the unknown value 0 included."""
   request_sizes: tuple[int, ...]
   """The same of each request feature; hour and weekday come last."""
+  value_mean: float = 0.0
+  """Mean of what a label of training is worth, currency."""
+  value_std: float = 1.0
+  """Its standard deviation; 1 where all are worth the same."""
 
   @property
   def num_levels(self) -> int:

@@ -29,6 +29,7 @@ class BatchMaker:
     codes_AL: int32 SID codes of every ad.
     content_codes_OL: int32 codes of every organic content, -1 where it has none.
     codebook_sizes: codes of each level.
+    value_mean, value_std: of what labels of training are worth, currency.
   """
 
   stream: StreamConfig
@@ -36,6 +37,8 @@ class BatchMaker:
   codes_AL: np.ndarray
   content_codes_OL: np.ndarray
   codebook_sizes: tuple[int, ...]
+  value_mean: float = 0.0
+  value_std: float = 1.0
 
   @property
   def vocabulary(self) -> Vocabulary:
@@ -46,7 +49,8 @@ class BatchMaker:
       for group in (features.user, features.request)
     )
     return Vocabulary(
-      self.codebook_sizes, user_sizes, (*request_sizes, NUM_HOURS, NUM_WEEKDAYS)
+      self.codebook_sizes, user_sizes, (*request_sizes, NUM_HOURS, NUM_WEEKDAYS),
+      self.value_mean, self.value_std,
     )
 
   def with_ads(self, row_N: np.ndarray, ads: AdTable, code_NL: np.ndarray) -> BatchMaker:
@@ -121,6 +125,7 @@ class BatchMaker:
       self._context(np.stack([row["user_F"] for row in rows]), streams),
       np.where(group_BP < 0, -1, group_BP + missing_B1).astype(np.int32),
       look_up(self.codes_AL, target_BPN), self.legal.of(target_BPN),
+      np.stack([row["worth_P"] for row in rows]),
     )
 
   @functools.cached_property

@@ -16,7 +16,8 @@ from gr4ad_jax.gpr.groups import Requests, groups_of, requests_of
 
 LabelRow = dict[str, np.ndarray]
 """The fields of `groups.Groups`; `user_F` int32 user features; `group_P` int32, the group of each
-label counted from the row's first one, -1 = no label; `target_PN` int32 ads, -1 = none."""
+label counted from the row's first one, -1 = no label; `target_PN` int32 ads, -1 = none; `worth_P`
+float32, what the label's engagement was worth, currency."""
 
 
 class LabelRows(Sequence[LabelRow]):
@@ -65,15 +66,20 @@ class LabelRows(Sequence[LabelRow]):
     oldest = last + 1 - len(groups.time_s_G)
     group_P = np.full(self._stream.labels, -1, np.int32)
     target_PN = np.full((self._stream.labels, self._num_heads), -1, np.int32)
+    worth_P = np.zeros(self._stream.labels, np.float32)
     for label, (at, place) in enumerate(labels):
       group_P[label] = at - oldest
       for head in range(self._num_heads):
         ads = self._ads(past, requests, at + head)
         if len(ads):
           target_PN[label, head] = ads[place % len(ads)]
+      mine = past.ads[requests.rows[at]] == target_PN[label, 0]
+      worth_P[label] = past.ad_value[requests.rows[at]][mine].sum()
     num_user = len(self._users.vocabulary.user)
     user_F = self._users.feature(user, None)[:num_user]
-    return groups._asdict() | {"user_F": user_F, "group_P": group_P, "target_PN": target_PN}
+    return groups._asdict() | {
+      "user_F": user_F, "group_P": group_P, "target_PN": target_PN, "worth_P": worth_P
+    }
 
   def _ads(self, past: Past, requests: Requests, at: int) -> np.ndarray:
     """Distinct ads of a request of this split, in an order that says nothing; none past the end."""

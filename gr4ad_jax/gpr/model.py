@@ -1,4 +1,4 @@
-"""GPR as one model: unified input, sequence decoder, token decoder."""
+"""GPR as one model: unified input, sequence decoder, token decoder, evaluator."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from gr4ad_jax.gpr.attention import NUM_TYPES, REQUEST, allow
 from gr4ad_jax.gpr.batch import Context, Vocabulary
 from gr4ad_jax.gpr.config import ModelConfig
 from gr4ad_jax.gpr.hsd import HSD_LAYOUTS, Hsd, balance_loss
+from gr4ad_jax.gpr.hte import Evaluator
 from gr4ad_jax.gpr.legal_codes import unpack
 from gr4ad_jax.gpr.ptd import Caches, Thought, TokenDecoder
 from gr4ad_jax.gpr.tokens import UnifiedInput
@@ -43,8 +44,16 @@ class LabelLogProbs(NamedTuple):
   """What the heads say of labels, float32; padding holds any finite value."""
 
   logp_BPNL: jax.Array  # log P_j(z_l | z_<l, stream), among the codes that lead on to an ad
+  value_BPV: jax.Array  # V_0 to V_L of the first head's target, see `Evaluator`
   balance_B: jax.Array
   head_logit_N: jax.Array  # a, of which the heads' weights are made
+
+
+class BeamState(NamedTuple):
+  """What each beam carries."""
+
+  caches: Caches
+  state_BWD: jax.Array  # that emits the next code
 
 
 class Gpr(nn.Module):
@@ -59,6 +68,7 @@ class Gpr(nn.Module):
     self.unified_input = UnifiedInput(config, vocabulary, self.tables)
     self.hsd = Hsd(config)
     self.ptd = TokenDecoder(config, vocabulary, self.tables)
+    self.hte = Evaluator(config, vocabulary)
     self.head_logit_N = self.param("head_logit", nn.initializers.zeros, (config.predictions,))
 
   def encode(self, context: Context, *, deterministic: bool = True) -> Encoded:
@@ -102,12 +112,13 @@ class Gpr(nn.Module):
     dtype, candidates = encoded.intent_BSD.dtype, num_labels * heads
     caches = self.ptd.no_caches(num_rows, candidates, levels, dtype)
     token_BCD = self.ptd.bos((num_rows, num_labels), dtype).reshape(num_rows, candidates, -1)
-    logps = []
+    logps, values = [], []
     for level in range(levels):
       state_BCD, caches = self.ptd.emit(
         token_BCD, thought, caches, level, deterministic=deterministic
       )
       state_BPND = state_BCD.reshape(num_rows, num_labels, heads, -1)
+      values += [self.hte.before(state_BPND[:, :, 0])] if level == 0 else []
       logit_BPNV = self.ptd.logits(state_BPND, level)
       leads_on_BPNV = unpack(legal_BPNLU[..., level, :], logit_BPNV.shape[-1])
       logp_BPNV = jax.nn.log_softmax(jnp.where(leads_on_BPNV, logit_BPNV, NEG_INF), axis=-1)
@@ -115,11 +126,15 @@ class Gpr(nn.Module):
       index_BPN1 = jnp.maximum(code_BPN, 0)[..., None]
       logps.append(jnp.take_along_axis(logp_BPNV, index_BPN1, axis=-1)[..., 0])
       token_BCD = self.tables.embed(code_BPN.reshape(num_rows, candidates), level)
-    return LabelLogProbs(jnp.stack(logps, axis=-1), encoded.balance_B, self.head_logit_N)
+      token_BPD = token_BCD.reshape(state_BPND.shape)[:, :, 0]
+      values.append(self.hte.after(state_BPND[:, :, 0], token_BPD, level + 1))
+    return LabelLogProbs(
+      jnp.stack(logps, axis=-1), jnp.stack(values, axis=-1), encoded.balance_B, self.head_logit_N
+    )
 
   def start(
     self, context: Context, may_get: MayGet
-  ) -> tuple[Thought, Caches, jax.Array]:
+  ) -> tuple[Thought, BeamState, jax.Array]:
     """Reads the stream, thinks, and tells the first code of its last request.
 
     Args:
@@ -127,7 +142,7 @@ class Gpr(nn.Module):
       may_get: not asked; nothing is copied.
 
     Returns:
-      What beams share, the caches of one beam, and log p(s_1 | X) float32 [B, 1, V_1].
+      What beams share, the state of one beam, and log p(s_1 | X) float32 [B, 1, V_1].
     """
     encoded = self.encode(context)
     last = encoded.allowed_BSS.shape[1] - NUM_TYPES + REQUEST
@@ -137,17 +152,21 @@ class Gpr(nn.Module):
     caches = self.ptd.no_caches(num_rows, 1, self.vocabulary.num_levels, dtype)
     token_B1D = self.ptd.bos((num_rows,), dtype)[:, :1]
     state_B1D, caches = self.ptd.emit(token_B1D, thought, caches, 0)
-    return thought, caches, self.ptd.first_head(state_B1D, 0)
+    return thought, BeamState(caches, state_B1D), self.ptd.first_head(state_B1D, 0)
 
   def step(
-    self, thought: Thought, caches: Caches, code_BW: jax.Array, level: int | jax.Array
-  ) -> tuple[Caches, jax.Array]:
-    """One level for all beams; see `Generator.step`. Level L tells no value: one bucket."""
-    if isinstance(level, int) and level == self.vocabulary.num_levels:
-      return caches, jnp.zeros((*code_BW.shape, 1))
+    self, thought: Thought, beam: BeamState, code_BW: jax.Array, level: int | jax.Array
+  ) -> tuple[BeamState, jax.Array]:
+    """One level for all beams; see `Generator.step`.
+
+    Level L gives the logarithm of the expected value, as one bucket whose mean is 1.
+    """
     token_BWD = self.tables.embed(code_BW, level - 1)
-    state_BWD, caches = self.ptd.emit(token_BWD, thought, caches, level)
-    return caches, self.ptd.first_head(state_BWD, level)
+    if isinstance(level, int) and level == self.vocabulary.num_levels:
+      value_BW = self.hte.after(beam.state_BWD, token_BWD, level)
+      return beam, jnp.log(self.hte.currency(value_BW))[..., None]
+    state_BWD, caches = self.ptd.emit(token_BWD, thought, beam.caches, level)
+    return BeamState(caches, state_BWD), self.ptd.first_head(state_BWD, level)
 
 
 def init_params(model: Gpr, key: jax.Array) -> Any:

@@ -1,4 +1,4 @@
-"""Stage 1: multi-token prediction with weighted heads. Source: GPR 3.1, eq. 3."""
+"""Stage 1: multi-token prediction with weighted heads, and values. Source: GPR 3.1, eq. 3."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from gr4ad_jax.gpr.batch import Batch
 from gr4ad_jax.gpr.config import LossConfig
+from gr4ad_jax.gpr.hte import value_losses
 from gr4ad_jax.gpr.model import LAYOUTS, Gpr, init_params
 from gr4ad_jax.training.task import Metrics, Task
 
@@ -40,26 +41,29 @@ def mtp_task(model: Gpr, config: LossConfig) -> Task:
 
   A label is an ad at the request that it was engaged with; a head whose request lies past the end
   of what is learned from has none there. To it come the entropy term of the heads' weights, where
-  they are learned, and `balance_weight` times the balance of recursions.
+  they are learned, `balance_weight` times the balance of recursions, and `value_weight` times the
+  mean error of the evaluator's values, which alone learns from it.
   """
 
   def loss(params: Any, batch: Batch, key: jax.Array | None) -> Metrics:
     drop = {"deterministic": True} if key is None else {
       "deterministic": False, "rngs": {"dropout": key}
     }
-    found = model.apply({"params": params}, *batch, **drop)
+    found = model.apply({"params": params}, *batch[:-1], **drop)
     head_logit_N = found.head_logit_N
     if config.head_weights == "equal":
       head_logit_N = jnp.zeros_like(head_logit_N)
     weight_N = head_weights(head_logit_N)
     ce_N = jnp.sum(head_losses(found.logp_BPNL, batch.target_BPNL), axis=(0, 1))
     count_N = jnp.sum(batch.target_BPNL[..., 0] >= 0, axis=(0, 1)).astype(jnp.float32)
-    labels_B = jnp.sum(batch.group_BP >= 0, axis=1).astype(jnp.float32)
+    where_BP = batch.group_BP >= 0
+    labels_B = jnp.sum(where_BP, axis=1).astype(jnp.float32)
     labels, balance = jnp.sum(labels_B), jnp.sum(labels_B * found.balance_B)
     mean = jnp.sum(weight_N * ce_N / jnp.maximum(count_N, 1)) + entropy_gap(head_logit_N)
+    value = jnp.sum(value_losses(found.value_BPV, batch.worth_BP, where_BP, model.vocabulary))
+    total = labels * mean + config.balance_weight * balance + config.value_weight * value
     metrics = {
-      "loss": (labels * mean + config.balance_weight * balance, labels),
-      "balance_loss": (balance, labels),
+      "loss": (total, labels), "balance_loss": (balance, labels), "value_loss": (value, labels),
     }
     for head in range(weight_N.shape[0]):
       metrics[f"head_{head + 1}_loss"] = (ce_N[head], count_N[head])

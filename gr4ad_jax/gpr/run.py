@@ -41,6 +41,8 @@ from gr4ad_jax.training.task import Task
 from gr4ad_jax.training.train_loop import read_params, train
 from gr4ad_jax.training.train_step import TrainState
 
+BIN_MEANS = (1.0,)  # of the one bucket by which a model tells a value itself
+
 
 @dataclasses.dataclass(frozen=True)
 class RunFile:
@@ -66,13 +68,11 @@ class Inputs(Prepared):
     make_batch: rows -> padded batches, and requests -> contexts.
     model: of the sizes that the data have.
     task: stage 1.
-    bin_means: one bucket with the mean value of a training target: the model tells none of its own.
   """
 
   make_batch: BatchMaker
   model: Gpr
   task: Task
-  bin_means: tuple[float, ...]
 
   def rows(self, split: str) -> LabelRows:
     """The rows of a split."""
@@ -92,14 +92,14 @@ def open_inputs(run: RunFile, workdir: Place | None = None) -> Inputs:
   sids = own_codes(workdir) if workdir is not None else ""
   data = open_prepared(run.data, sids or run.sids, fingerprint=run.fingerprint)
   users = ExampleMaker(data.logs, data.examples.config, vocabulary=data.examples.features)
+  worth_N = data.examples.train_value_N.astype(np.float64)
   make_batch = BatchMaker(
     run.config.stream, users, data.sids.codes_AL, data.sids.content_codes_OL,
-    tuple(data.sids.codebook_sizes),
+    tuple(data.sids.codebook_sizes), float(np.mean(worth_N)), float(np.std(worth_N)) or 1.0,
   )
   model = Gpr(run.config.model, make_batch.vocabulary)
   return Inputs(
-    **vars(data), make_batch=make_batch, model=model, task=mtp_task(model, run.config.loss),
-    bin_means=(float(np.mean(data.examples.train_value_N)),),
+    **vars(data), make_batch=make_batch, model=model, task=mtp_task(model, run.config.loss)
   )
 
 
@@ -153,7 +153,7 @@ def _train_run(run: RunFile, workdir: Place, resume: bool) -> TrainState:
     ),
     judge=judge_of(
       config, run.config.search, data=inputs, contexts=inputs.make_batch,
-      generator=generator_of(inputs.model), bin_means=inputs.bin_means,
+      generator=generator_of(inputs.model), bin_means=BIN_MEANS,
     ),
   )
   if distributed.is_first():
@@ -198,7 +198,7 @@ def open_run(workdir: Place, *, data: Place | None = None) -> Opened:
     system=run.system, model=_in_words(config), folder=workdir, data=storage.place(run.data),
     config=config, search=config.search, fingerprint=inputs.fingerprint, logs=inputs.logs,
     examples=inputs.examples, sids=inputs.sids, index=inputs.index, contexts=inputs.make_batch,
-    bin_means=inputs.bin_means, generator=generator_of(inputs.model),
+    bin_means=BIN_MEANS, generator=generator_of(inputs.model),
     params=distributed.local(params), step=step, read_params=read,
     mesh=search_mesh(config.train, config.search.batch_size),
   )

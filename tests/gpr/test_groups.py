@@ -87,11 +87,15 @@ def test_every_engaged_ad_of_a_split_is_one_label_at_its_own_request(prepared, u
     past = users.past(user := _user_of(row, prepared, users))
     time_s_G = row["time_s_G"]
     later = np.unique(past.ad_request_s)
-    for group, target_N in zip(row["group_P"], row["target_PN"], strict=True):
+    for group, target_N, worth in zip(
+      row["group_P"], row["target_PN"], row["worth_P"], strict=True
+    ):
       if group < 0:
-        assert (target_N == -1).all()
+        assert (target_N == -1).all() and worth == 0
         continue
       asked[user, int(time_s_G[group]), int(target_N[0])] += 1
+      mine = (past.ads == target_N[0]) & (past.ad_request_s == time_s_G[group])
+      assert worth == past.ad_value[mine].sum() > 0
       for head in (1, 2):  # an ad of the request after, and of the one after that
         at = np.searchsorted(later, time_s_G[group]) + head
         ads = past.ads[past.ad_request_s == later[at]] if at < len(later) else np.zeros(0)
@@ -198,8 +202,6 @@ def test_codes_that_lead_on_by_hand():
 @pytest.mark.parametrize(("make", "words"), [
   (lambda: StreamConfig(labels=65), "stream.labels=65: must not exceed stream.groups=64"),
   (lambda: StreamConfig(bundle=0), "stream.bundle=0: must be >= 1"),
-  (lambda: dataclasses.replace(Config(), search=dataclasses.replace(
-    Config().search, value_exponent=0.1)), "search.value_exponent=0.1: must be 0"),
   (lambda: dataclasses.replace(Config(), search=dataclasses.replace(
     Config().search, precision="int8")), "search.precision='int8'"),
 ])

@@ -14,6 +14,7 @@ from gr4ad_jax.gpr.batch import Batch, Context, Vocabulary
 from gr4ad_jax.gpr.batch_maker import BatchMaker
 from gr4ad_jax.gpr.config import LossConfig, ModelConfig, StreamConfig
 from gr4ad_jax.gpr.generator import generator_of
+from gr4ad_jax.gpr.hte import value_losses
 from gr4ad_jax.gpr.label_rows import LabelRows
 from gr4ad_jax.gpr.model import Gpr, init_params
 from gr4ad_jax.gpr.mtp import entropy_gap, head_losses, head_weights, mtp_task
@@ -22,7 +23,7 @@ from gr4ad_jax.search.generator import whatever
 from gr4ad_jax.training.task import Task
 
 SIZES = (7, 5, 6)
-VOCABULARY = Vocabulary(SIZES, (4,), (3, 24, 7))
+VOCABULARY = Vocabulary(SIZES, (4,), (3, 24, 7), value_mean=5.0, value_std=2.0)
 SMALL = ModelConfig(
   width=16, num_heads=2, num_layers=1, recursions=2, num_token_layers=2, thinking=2, predictions=3,
   dropout=0.0,
@@ -57,7 +58,8 @@ def random_batch(rows=2, groups=4, bundle=2, labels=3, heads=3, seed=0) -> Batch
   group_BP = np.tile(np.arange(groups - labels, groups, dtype=np.int32), (rows, 1))
   target_BPNL = codes(rng, rows, labels, heads)
   every = np.full((*target_BPNL.shape, 1), 2**32 - 1, np.uint32)
-  return Batch(context, group_BP, target_BPNL, every)
+  worth_BP = rng.integers(0, 9, group_BP.shape).astype(np.float32)
+  return Batch(context, group_BP, target_BPNL, every, worth_BP)
 
 
 def shaken(model: Gpr) -> dict:
@@ -71,8 +73,14 @@ def shaken(model: Gpr) -> dict:
   )
 
 
+def asked(model: Gpr):
+  """(params, *batch) -> what the model says of the labels; what they are worth is not asked."""
+  return jax.jit(lambda params, *batch: model.apply({"params": params}, *batch[:4]))
+
+
 def log_probs(model: Gpr):
-  return jax.jit(lambda params, *batch: model.apply({"params": params}, *batch).logp_BPNL)
+  ask = asked(model)
+  return lambda params, *batch: ask(params, *batch).logp_BPNL
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +91,13 @@ def small():
 
 @pytest.mark.parametrize(("thinking", "traced"), [(0, False), (2, False), (2, True)])
 def test_search_says_what_training_says(thinking, traced):
-  """The first head at the last request, code by code; also where a search scans over levels."""
+  """The first head at the last request, code by code, and the value of the ad; also where a search
+  scans over levels.
+  """
   model = Gpr(dataclasses.replace(SMALL, thinking=thinking), VOCABULARY)
   params, batch = shaken(model), random_batch()
-  expected_BL = log_probs(model)(params, *batch)[:, -1, 0]
+  said = asked(model)(params, *batch)
+  expected_BL = said.logp_BPNL[:, -1, 0]
   generator, target_BL = generator_of(model), batch.target_BPNL[:, -1, 0]
 
   def search(params, context, target_BL, last):
@@ -99,7 +110,8 @@ def test_search_says_what_training_says(thinking, traced):
       code_BW = jnp.stack([code_B, jnp.zeros_like(code_B)], axis=1)
       state, logp_BWV = generator.step(params, shared, state, code_BW, level)
       found.append(logp_BWV)
-    return found, generator.step(params, shared, state, target_BL[:, 2:], 3)[1]
+    last_BW = jnp.stack([target_BL[:, 2], jnp.zeros_like(target_BL[:, 0])], axis=1)
+    return found, generator.step(params, shared, state, last_BW, 3)[1]
 
   compiled = jax.jit(search, static_argnames=() if traced else ("last",))
   found, value = compiled(params, batch.context, target_BL, last=2)
@@ -110,7 +122,10 @@ def test_search_says_what_training_says(thinking, traced):
     np.testing.assert_allclose(whole, np.ones_like(whole), rtol=1e-5)
   if traced:
     assert found[-1].shape[-1] == max(SIZES) and (found[-1][..., 6:] <= NEG_INF / 2).all()
-  np.testing.assert_array_equal(value, np.zeros((2, 1, 1)))
+  # What V says is the value less its mean, in deviations; less than nothing is nothing.
+  expected_B = np.maximum(5 + 2 * np.asarray(said.value_BPV)[:, -1, 3], 1e-6)
+  assert value.shape == (2, 2, 1)
+  np.testing.assert_allclose(np.exp(value[:, 0, 0]), expected_B, rtol=2e-4, atol=2e-5)
 
 
 def test_no_level_sees_its_own_or_a_later_code(small):
@@ -187,7 +202,7 @@ def test_padding_before_a_stream_changes_nothing(small):
     width = {"user_BF": 0, "ad_code_BTL": 4, "ad_action_BT": 4, "organic_code_BOL": 4}.get(name, 2)
     before = np.full((2, width, *x.shape[2:]), -1, np.int32)
     wide[name] = np.concatenate([before, x], axis=1) if width else x
-  found = logp(params, Context(**wide), batch.group_BP + 2, *batch[2:])
+  found = logp(params, Context(**wide), batch.group_BP + 2, *batch[2:4])
   np.testing.assert_allclose(found, logp(params, *batch), rtol=2e-4, atol=2e-5)
 
 
@@ -276,6 +291,54 @@ def test_labels_that_are_not_there_cost_nothing():
   )
 
 
+def test_values_by_hand(small):
+  """V_0 of the state before the first code, V_l of the state that emitted code l, and the code."""
+  model, params, _ = small
+  rng = np.random.default_rng(2)
+  state_D, token_D = (rng.normal(size=16).astype(np.float32) for _ in range(2))
+
+  def values(module: Gpr, state_D, token_D):
+    return module.hte.before(state_D), module.hte.after(state_D, token_D, 2)
+
+  found = model.apply({"params": params}, state_D, token_D, method=values)
+  hte = params["hte"]
+  for value, x_D, level in zip(
+    found, (state_D, np.concatenate([state_D, token_D])), (0, 2), strict=True
+  ):
+    bias = hte["bias"][level]
+    hidden = jax.nn.gelu(x_D @ hte[f"hidden_{level}"]["kernel"] + bias[:-1])
+    expected = hidden @ hte[f"out_{level}"]["kernel"][:, 0] + bias[-1]
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_the_error_of_values_by_hand():
+  """(1 - .5)^2 + (-1 - .5)^2 of a label worth 6, as (6 - 5) / 2 = .5; the second does not count."""
+  value_BPV = jnp.array([[[1.0, -1.0], [jnp.nan, 3.0]]])
+  worth_BP, where_BP = jnp.array([[6.0, 0.0]]), jnp.array([[True, False]])
+
+  def total(value_BPV):
+    return jnp.sum(value_losses(value_BPV, worth_BP, where_BP, VOCABULARY))
+
+  assert total(value_BPV) == 2.5
+  np.testing.assert_allclose(jax.grad(total)(value_BPV), [[[1, -3], [0, 0]]])
+
+
+def test_nothing_but_the_evaluator_learns_from_values(small):
+  """Decoders and code tables get a gradient of exactly zero; every value's own network gets one."""
+  model, params, _ = small
+  batch = random_batch()
+
+  def total(params):
+    found = model.apply({"params": params}, *batch[:4])
+    where_BP = jnp.ones(batch.worth_BP.shape, bool)
+    return jnp.sum(value_losses(found.value_BPV, batch.worth_BP, where_BP, VOCABULARY))
+
+  slopes = jax.jit(jax.grad(total))(params)
+  for name, tree in slopes.items():
+    for slope in jax.tree.leaves(tree):
+      assert np.any(slope != 0) if name == "hte" else not np.any(slope != 0), name
+
+
 @pytest.mark.parametrize("kind", ["learned", "equal"])
 def test_the_loss_of_a_batch_by_hand(small, kind):
   model, params, logp = small
@@ -298,6 +361,12 @@ def test_the_loss_of_a_batch_by_hand(small, kind):
     assert found[f"head_{head + 1}_loss"][1] == len(labels)
   balance, count = found["balance_loss"]
   expected += 0.01 * balance / count
+  value_BPV = np.asarray(asked(model)(params, *batch).value_BPV, np.float64)
+  target_BP1 = (batch.worth_BP[..., None] - 5) / 2
+  error_BP = ((value_BPV - target_BP1) ** 2).sum(axis=-1)
+  value = sum(error_BP[row, label] for row, label in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2)))
+  np.testing.assert_allclose(found["value_loss"][0], value, rtol=1e-4)
+  expected += 0.5 * value / count
   np.testing.assert_allclose(found["loss"][0] / found["loss"][1], expected, rtol=1e-4)
   assert found["loss"][1] == count == 5
 
@@ -311,7 +380,7 @@ def test_a_label_reads_alone_what_it_reads_in_its_row(tiny_data):
   stream = StreamConfig(groups=16, bundle=4, labels=8)
   sids = prepared.sids
   maker = BatchMaker(stream, users, sids.codes_AL, sids.content_codes_OL, sids.codebook_sizes)
-  assert maker.vocabulary == Vocabulary((8, 4, 8), (4,), (3, 24, 7))
+  assert maker.vocabulary == Vocabulary((8, 4, 8), (4,), (3, 24, 7))  # values: as they are
   model = Gpr(SMALL, maker.vocabulary)
   params, logp = shaken(model), log_probs(model)
   rows = LabelRows(users, 2, stream=stream, num_heads=3)

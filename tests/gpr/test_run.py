@@ -16,7 +16,6 @@ from gr4ad_jax.config import ConfigError, override_all
 from gr4ad_jax.data.engagements import SeenAds
 from gr4ad_jax.data.examples import read_split
 from gr4ad_jax.data.sequences import ExampleMaker
-from gr4ad_jax.gpr.batch import Batch
 from gr4ad_jax.gpr.config import preset
 from gr4ad_jax.gpr.model import Gpr
 from gr4ad_jax.gpr.run import RunFile, open_inputs, read_run, train_run
@@ -62,10 +61,10 @@ def opened(trained):
 
 @pytest.fixture(scope="module")
 def every_ad(opened):
-  """Examples -> log p(SID) of every ad [R, A], by teacher forcing instead of a search."""
+  """An example -> log p(SID) and value of every ad, by teacher forcing instead of a search."""
   run_file = read_run(opened.folder)
   model = Gpr(run_file.config.model, open_inputs(run_file, opened.folder).model.vocabulary)
-  logp = jax.jit(lambda params, *batch: model.apply({"params": params}, *batch).logp_BPNL)
+  said = jax.jit(lambda params, *batch: model.apply({"params": params}, *batch))
   codes_AL = opened.sids.codes_AL
 
   def of(example, ads=None):
@@ -78,9 +77,11 @@ def every_ad(opened):
       leads_on = np.unique(codes_AL[ads[same], level])
       legal_BPNLU[0, ad, :, level, 0] = sum(1 << int(code) for code in leads_on)
     group_BP = np.full(target_BPNL.shape[:2], 11, np.int32)
-    batch = Batch(opened.contexts.context([example]), group_BP, target_BPNL, legal_BPNLU)
-    logp_A = np.asarray(logp(opened.params, *batch))[0, :, 0].sum(axis=-1)
-    return np.where(np.isin(np.arange(len(codes_AL)), ads), logp_A, -np.inf)
+    found = said(opened.params, opened.contexts.context([example]), group_BP, target_BPNL,
+                 legal_BPNLU)
+    logp_A = np.asarray(found.logp_BPNL)[0, :, 0].sum(axis=-1)
+    worth_A = model.vocabulary.value_mean + model.vocabulary.value_std * found.value_BPV[0, :, 3]
+    return np.where(np.isin(np.arange(len(codes_AL)), ads), logp_A, -np.inf), np.asarray(worth_A)
 
   return of
 
@@ -91,7 +92,8 @@ def test_it_learns_and_says_what_it_is(trained, tiny_data):
   assert losses[-1] < np.log(40) - 0.5  # what forty ads cost that are alike
   validation = [row for row in rows if row["kind"] == "validation"]
   assert [row["step"] for row in validation] == [30, 60]
-  assert {"head_1_loss", "head_2_loss", "head_1_weight", "balance_loss"} <= validation[0].keys()
+  logged = {"head_1_loss", "head_2_loss", "head_1_weight", "balance_loss", "value_loss"}
+  assert logged <= validation[0].keys()
   assert sum(validation[0][f"head_{j}_weight"] for j in (1, 2)) == pytest.approx(1)
   assert json.loads((trained / "run.json").read_text())["system"] == "gpr"
   assert read_run(trained).config == run_of(tiny_data).config
@@ -101,24 +103,23 @@ def test_recommends_what_brute_force_finds(opened, every_ad):
   maker = ExampleMaker(opened.logs, opened.examples.config)
   ids = opened.logs.ads.ad_id
   for user in (7, 20):
-    logp_A = every_ad(maker.latest_context(user))
+    logp_A, worth_A = every_ad(maker.latest_context(user))
     found = recommend_for_user(opened, f"u{user}", 40)
-    expected = dict(zip(ids, logp_A.tolist(), strict=True))
+    expected, worth = (dict(zip(ids, x.tolist(), strict=True)) for x in (logp_A, worth_A))
     assert len(found.ads) == 40
     for ad in found.ads:
       assert ad.logp == pytest.approx(expected[ad.ad_id], abs=1e-3)
+      assert ad.expected_value == pytest.approx(max(worth[ad.ad_id], 1e-6), abs=5e-3)
+    assert np.std(worth_A) > 0.05  # an ad's value is its own
     assert [ad.logp for ad in found.ads] == sorted((ad.logp for ad in found.ads), reverse=True)
     seen = SeenAds(opened.logs).before(user, np.inf)
     unseen = recommend_for_user(opened, f"u{user}", 40, exclude_seen=True)
     assert {ad.ad_id for ad in unseen.ads} == {*ids} - {*ids[seen]}
     # Probabilities are of what the request may get.
     left = np.setdiff1d(np.arange(40), seen)
-    expected = dict(zip(ids, every_ad(maker.latest_context(user), left).tolist(), strict=True))
+    expected = dict(zip(ids, every_ad(maker.latest_context(user), left)[0], strict=True))
     for ad in unseen.ads:
       assert ad.logp == pytest.approx(expected[ad.ad_id], abs=1e-3)
-    assert unseen.ads[0].expected_value == pytest.approx(
-      float(np.mean(opened.examples.train_value_N)), rel=1e-5
-    )
 
 
 def test_is_evaluated_reported_and_set_beside_others(trained, tiny_data, tmp_path, capsys):
@@ -202,7 +203,7 @@ def test_is_served_with_what_came_since_and_new_ads(opened, every_ad, tmp_path):
     example = late.request(
       now_s + 1, config=opened.examples.config, feature_F=maker.feature(7, None), user=7
     )
-    expected = dict(zip(opened.logs.ads.ad_id, every_ad(example).tolist(), strict=True))
+    expected = dict(zip(opened.logs.ads.ad_id, every_ad(example)[0], strict=True))
     for ad, logp in after:
       assert logp == pytest.approx(expected[ad], abs=1e-3)
     fresh = {
@@ -258,7 +259,6 @@ def test_meshes_agree(tiny_data, tmp_path):
   (["--data", "{data}", "--model.num-heads", "3"], "model.num_heads=3: must divide"),
   (["--data", "{data}", "--stream.labels", "99"], "stream.labels=99: must not exceed"),
   (["--data", "{data}", "--search.widths", "8", "8"], "search.widths=(8, 8): the SIDs have 3"),
-  (["--data", "{data}", "--search.value-exponent", "1"], "GPR does not tell values"),
   (["--data", "{data}", "--train.table-learning-rate", "1"], "GPR has no table of ids"),
   (["--data", "{data}", "--train.batch-size", "4096"], "train.batch_size=4096: larger than"),
   (["--data", "{data}", "--preset", "small"], "--preset"),
