@@ -53,6 +53,8 @@ class ModelConfig(Bounded, section="model"):
   """Layers of the token decoder."""
   thinking: CountOrZero = 4
   """K, thinking tokens that are made before the first code; 0 = none."""
+  refining: CountOrZero = 10
+  """T, steps of the diffusion that makes the refining token of the thinking tokens; 0 = none."""
   predictions: Count = 4
   """N, heads of multi-token prediction: head j tells an ad of the j-th request from now on. A
   search asks the first one."""
@@ -64,6 +66,8 @@ class ModelConfig(Bounded, section="model"):
   def _check(self):
     require(self.width % self.num_heads == 0, "model.num_heads", self.num_heads,
             f"must divide model.width={self.width}")
+    require(self.thinking > 0 or not self.refining, "model.refining", self.refining,
+            "must be 0 where model.thinking is: it is made of thinking tokens")
 
   @property
   def token_layers(self) -> LayerConfig:
@@ -82,6 +86,8 @@ class LossConfig(Bounded, section="loss"):
   """w^H: learned with an entropy term, beginning at 1/N, or 1/N all the time."""
   balance_weight: NotNegative = 0.01
   """Weight of the loss that keeps all depths of recursion in use."""
+  refining_weight: NotNegative = 0.1
+  """Weight of the denoiser's squared error."""
   value_weight: NotNegative = 0.5
   """Weight of the values' squared errors, from which the evaluator (HTE) alone learns."""
 
@@ -107,7 +113,8 @@ PRESETS: dict[str, Config] = {
   # Seconds on a laptop: tests.
   "gpr-tiny": Config(
     stream=StreamConfig(groups=16, bundle=4, labels=8),
-    model=ModelConfig(width=32, num_heads=2, num_layers=1, num_token_layers=1, dropout=0.0),
+    model=ModelConfig(width=32, num_heads=2, num_layers=1, num_token_layers=1, refining=3,
+                      dropout=0.0),
     train=TrainConfig(num_steps=100, batch_size=16, learning_rate=3e-3, log_every=20,
                       eval_every=50, eval_batches=4, checkpoint_every=50),
     search=SearchConfig(widths=(16, 24, 32), batch_size=32),

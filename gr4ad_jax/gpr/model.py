@@ -17,6 +17,7 @@ from gr4ad_jax.gpr.hsd import HSD_LAYOUTS, Hsd, balance_loss
 from gr4ad_jax.gpr.hte import Evaluator
 from gr4ad_jax.gpr.legal_codes import unpack
 from gr4ad_jax.gpr.ptd import Caches, Thought, TokenDecoder
+from gr4ad_jax.gpr.refining import Refiner, request_noise
 from gr4ad_jax.gpr.tokens import UnifiedInput
 from gr4ad_jax.machine.sharding import FSDP, TENSOR, Layouts
 from gr4ad_jax.nn import NEG_INF
@@ -45,6 +46,7 @@ class LabelLogProbs(NamedTuple):
 
   logp_BPNL: jax.Array  # log P_j(z_l | z_<l, stream), among the codes that lead on to an ad
   value_BPV: jax.Array  # V_0 to V_L of the first head's target, see `Evaluator`
+  refining_BP: jax.Array  # L_diff; zeros without a refining token
   balance_B: jax.Array
   head_logit_N: jax.Array  # a, of which the heads' weights are made
 
@@ -69,6 +71,8 @@ class Gpr(nn.Module):
     self.hsd = Hsd(config)
     self.ptd = TokenDecoder(config, vocabulary, self.tables)
     self.hte = Evaluator(config, vocabulary)
+    if config.refining:
+      self.refiner = Refiner(config)
     self.head_logit_N = self.param("head_logit", nn.initializers.zeros, (config.predictions,))
 
   def encode(self, context: Context, *, deterministic: bool = True) -> Encoded:
@@ -84,6 +88,19 @@ class Gpr(nn.Module):
       balance_B = balance_loss(intents.depths, stream.there_BGY)
     return Encoded(intents.intent_BGYD.reshape(num_rows, -1, width), allowed_BSS, balance_B)
 
+  def bos(self, context: Context, group_BP: jax.Array, thought: Thought) -> jax.Array:
+    """What the position before the codes takes in for the requests of groups, [B, P, N, D]."""
+    shape, dtype = thought.token_BCKD.shape[:2], thought.token_BCKD.dtype
+    bos_BPND = self.ptd.bos(shape, dtype)
+    if not self.config.refining:
+      return bos_BPND
+    number_BGF = jnp.concatenate(
+      [context.request_BGF, context.count_BG[..., None], context.gap_BG[..., None]], axis=-1
+    )
+    number_BPF = jnp.take_along_axis(number_BGF, group_BP[..., None], axis=1)
+    noise_BPD = request_noise(number_BPF, self.config.width)
+    return bos_BPND + self.refiner(noise_BPD, jnp.sum(thought.token_BCKD, axis=2))[:, :, None]
+
   def __call__(
     self, context: Context, group_BP: jax.Array, target_BPNL: jax.Array, legal_BPNLU: jax.Array, *,
     deterministic: bool = True,
@@ -98,10 +115,18 @@ class Gpr(nn.Module):
       deterministic: False applies dropout (needs the "dropout" rng).
     """
     encoded = self.encode(context, deterministic=deterministic)
-    row_BP = NUM_TYPES * jnp.maximum(group_BP, 0) + REQUEST
+    group_BP = jnp.maximum(group_BP, 0)
+    row_BP = NUM_TYPES * group_BP + REQUEST
     mask_BPS = jnp.take_along_axis(encoded.allowed_BSS, row_BP[..., None], axis=1)
     thought = self.ptd.think(encoded.intent_BSD, mask_BPS, deterministic=deterministic)
     num_rows, num_labels, heads, levels = target_BPNL.shape
+    token_BCD = self.bos(context, group_BP, thought).reshape(num_rows, num_labels * heads, -1)
+    refining_BP = jnp.zeros((num_rows, num_labels))
+    if self.config.refining:
+      # A validation draws the same noise every time.
+      key = jax.random.key(1) if deterministic else self.make_rng("dropout")
+      ad_BPD = self.tables.embed_all(target_BPNL[:, :, 0])
+      refining_BP = self.refiner.loss(ad_BPD, jnp.sum(thought.token_BCKD, axis=2), key)
 
     def for_heads(x_BP: jax.Array) -> jax.Array:  # heads of one label lie side by side
       return jnp.repeat(x_BP, heads, axis=1)
@@ -111,7 +136,6 @@ class Gpr(nn.Module):
     )
     dtype, candidates = encoded.intent_BSD.dtype, num_labels * heads
     caches = self.ptd.no_caches(num_rows, candidates, levels, dtype)
-    token_BCD = self.ptd.bos((num_rows, num_labels), dtype).reshape(num_rows, candidates, -1)
     logps, values = [], []
     for level in range(levels):
       state_BCD, caches = self.ptd.emit(
@@ -129,7 +153,8 @@ class Gpr(nn.Module):
       token_BPD = token_BCD.reshape(state_BPND.shape)[:, :, 0]
       values.append(self.hte.after(state_BPND[:, :, 0], token_BPD, level + 1))
     return LabelLogProbs(
-      jnp.stack(logps, axis=-1), jnp.stack(values, axis=-1), encoded.balance_B, self.head_logit_N
+      jnp.stack(logps, axis=-1), jnp.stack(values, axis=-1), refining_BP, encoded.balance_B,
+      self.head_logit_N,
     )
 
   def start(
@@ -147,10 +172,11 @@ class Gpr(nn.Module):
     encoded = self.encode(context)
     last = encoded.allowed_BSS.shape[1] - NUM_TYPES + REQUEST
     thought = self.ptd.think(encoded.intent_BSD, encoded.allowed_BSS[:, last : last + 1])
-    thought = thought._replace(mask=thought.mask[:, 0])
     dtype, num_rows = encoded.intent_BSD.dtype, encoded.intent_BSD.shape[0]
+    group_B1 = jnp.full((num_rows, 1), context.age_BG.shape[1] - 1)
+    token_B1D = self.bos(context, group_B1, thought)[:, :, 0]
+    thought = thought._replace(mask=thought.mask[:, 0])
     caches = self.ptd.no_caches(num_rows, 1, self.vocabulary.num_levels, dtype)
-    token_B1D = self.ptd.bos((num_rows,), dtype)[:, :1]
     state_B1D, caches = self.ptd.emit(token_B1D, thought, caches, 0)
     return thought, BeamState(caches, state_B1D), self.ptd.first_head(state_B1D, 0)
 

@@ -41,8 +41,9 @@ def mtp_task(model: Gpr, config: LossConfig) -> Task:
 
   A label is an ad at the request that it was engaged with; a head whose request lies past the end
   of what is learned from has none there. To it come the entropy term of the heads' weights, where
-  they are learned, `balance_weight` times the balance of recursions, and `value_weight` times the
-  mean error of the evaluator's values, which alone learns from it.
+  they are learned, `balance_weight` times the balance of recursions, `refining_weight` times the
+  denoiser's error, and `value_weight` times that of the evaluator's values, which alone learns from
+  it.
   """
 
   def loss(params: Any, batch: Batch, key: jax.Array | None) -> Metrics:
@@ -61,9 +62,11 @@ def mtp_task(model: Gpr, config: LossConfig) -> Task:
     labels, balance = jnp.sum(labels_B), jnp.sum(labels_B * found.balance_B)
     mean = jnp.sum(weight_N * ce_N / jnp.maximum(count_N, 1)) + entropy_gap(head_logit_N)
     value = jnp.sum(value_losses(found.value_BPV, batch.worth_BP, where_BP, model.vocabulary))
+    refining = jnp.sum(jnp.where(where_BP, found.refining_BP, 0.0))
     total = labels * mean + config.balance_weight * balance + config.value_weight * value
     metrics = {
-      "loss": (total, labels), "balance_loss": (balance, labels), "value_loss": (value, labels),
+      "loss": (total + config.refining_weight * refining, labels), "value_loss": (value, labels),
+      "balance_loss": (balance, labels), "refining_loss": (refining, labels),
     }
     for head in range(weight_N.shape[0]):
       metrics[f"head_{head + 1}_loss"] = (ce_N[head], count_N[head])

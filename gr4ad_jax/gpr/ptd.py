@@ -1,7 +1,8 @@
 """PTD, the token decoder: thinks first, then writes a semantic ID code by code.
 
-Positions of its causal self-attention: a start vector, K thinking tokens, BOS, then the codes but
-the last. BOS emits the first code, each code the one after it. Letters as in `nn/layers.py`.
+Positions of its causal self-attention: a start vector, K thinking tokens, BOS with what the
+refining token adds to it, then the codes but the last. BOS emits the first code, each code the one
+after it. Letters as in `nn/layers.py`.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class TokenDecoder(nn.Module):
     return (LayerCache((empty,) * positions, (empty,) * positions),) * len(self.layers)
 
   def bos(self, shape: tuple[int, ...], dtype) -> jax.Array:
-    """What position `first` takes in for the heads, [..., N, D]."""
+    """What position `first` takes in for the heads, but for the refining token, [..., N, D]."""
     bos_ND = self.bos_D[None] + self.head_ND
     return jnp.broadcast_to(bos_ND.astype(dtype), (*shape, *bos_ND.shape))
 
@@ -113,8 +114,8 @@ class TokenDecoder(nn.Module):
     """The state u_l that tells the code of a level, [B, C, D], and the caches with its position.
 
     Args:
-      token_BCD: BOS at level 0, else the embedding of the code before; C candidates of each request
-        of `thought`, or of its one.
+      token_BCD: what BOS takes in at level 0, else the embedding of the code before; C candidates
+        of each request of `thought`, or of its one.
       thought: from `think`, its arrays repeated for the candidates where it has several requests.
       caches: of the L positions of codes, from `no_caches` or the level before.
       level: 0-based; may be traced.

@@ -25,8 +25,8 @@ from gr4ad_jax.training.task import Task
 SIZES = (7, 5, 6)
 VOCABULARY = Vocabulary(SIZES, (4,), (3, 24, 7), value_mean=5.0, value_std=2.0)
 SMALL = ModelConfig(
-  width=16, num_heads=2, num_layers=1, recursions=2, num_token_layers=2, thinking=2, predictions=3,
-  dropout=0.0,
+  width=16, num_heads=2, num_layers=1, recursions=2, num_token_layers=2, thinking=2, refining=2,
+  predictions=3, dropout=0.0,
 )
 
 
@@ -94,7 +94,7 @@ def test_search_says_what_training_says(thinking, traced):
   """The first head at the last request, code by code, and the value of the ad; also where a search
   scans over levels.
   """
-  model = Gpr(dataclasses.replace(SMALL, thinking=thinking), VOCABULARY)
+  model = Gpr(dataclasses.replace(SMALL, thinking=thinking, refining=thinking), VOCABULARY)
   params, batch = shaken(model), random_batch()
   said = asked(model)(params, *batch)
   expected_BL = said.logp_BPNL[:, -1, 0]
@@ -367,6 +367,12 @@ def test_the_loss_of_a_batch_by_hand(small, kind):
   value = sum(error_BP[row, label] for row, label in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2)))
   np.testing.assert_allclose(found["value_loss"][0], value, rtol=1e-4)
   expected += 0.5 * value / count
+  refining, labels = found["refining_loss"]
+  said_BP = np.asarray(asked(model)(params, *batch).refining_BP, np.float64)
+  counted = said_BP[0].sum() + said_BP[1, 1:].sum()
+  np.testing.assert_allclose(refining, counted, rtol=1e-4)
+  assert labels == count
+  expected += 0.1 * refining / count
   np.testing.assert_allclose(found["loss"][0] / found["loss"][1], expected, rtol=1e-4)
   assert found["loss"][1] == count == 5
 

@@ -88,11 +88,12 @@ def every_ad(opened):
 
 def test_it_learns_and_says_what_it_is(trained, tiny_data):
   rows = read_log(trained)
-  losses = [row["loss"] for row in rows if row["kind"] == "train"]
+  losses = [row["head_1_loss"] for row in rows if row["kind"] == "train"]
   assert losses[-1] < np.log(40) - 0.5  # what forty ads cost that are alike
   validation = [row for row in rows if row["kind"] == "validation"]
   assert [row["step"] for row in validation] == [30, 60]
-  logged = {"head_1_loss", "head_2_loss", "head_1_weight", "balance_loss", "value_loss"}
+  logged = {"loss", "head_1_loss", "head_2_loss", "head_1_weight", "balance_loss", "value_loss",
+            "refining_loss"}
   assert logged <= validation[0].keys()
   assert sum(validation[0][f"head_{j}_weight"] for j in (1, 2)) == pytest.approx(1)
   assert json.loads((trained / "run.json").read_text())["system"] == "gpr"
