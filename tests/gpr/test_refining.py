@@ -12,7 +12,7 @@ from gr4ad_jax.config import ConfigError
 from gr4ad_jax.gpr.config import ModelConfig
 from gr4ad_jax.gpr.model import Gpr, init_params
 from gr4ad_jax.gpr.refining import Refiner, denoise, request_noise, schedule, unit_rms
-from tests.gpr.test_model import SMALL, VOCABULARY, random_batch, shaken
+from tests.gpr.support import SMALL, VOCABULARY, random_batch, shaken
 
 
 def test_the_schedule_of_ten_steps():
