@@ -8,6 +8,7 @@ test would tell, writes the mutant first and then the test that kills it.
 from tests.mutants import (
   data,
   evaluation,
+  gpr,
   learning,
   market,
   model,
@@ -22,7 +23,7 @@ from tests.mutants.mutant import Mutant, mutated
 MUTANTS: tuple[Mutant, ...] = (
   *learning.MUTANTS, *model.MUTANTS, *search.MUTANTS, *data.MUTANTS, *train.MUTANTS,
   *evaluation.MUTANTS, *ranker.MUTANTS, *market.MUTANTS, *tokenizer.MUTANTS,
-  *sequential.MUTANTS,
+  *sequential.MUTANTS, *gpr.MUTANTS,
 )
 
 __all__ = ["MUTANTS", "Mutant", "mutated"]

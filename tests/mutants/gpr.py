@@ -1,0 +1,55 @@
+"""GPR: gpr/."""
+
+from tests.mutants.mutant import Mutant
+
+_HSD, _MODEL, _GROUPS, _REFINING = (
+  f"gpr/test_{name}.py::test_" for name in ("hsd", "model", "groups", "refining")
+)
+
+MUTANTS = (
+  Mutant(
+    "U, O and E see each other within one request alone", "gpr/attention.py",
+    "same_SS & (", "(", (_HSD + "eight_tokens_see_what_the_table_says",),
+  ),
+  Mutant(
+    "what was clicked after a request had begun is none of its past", "gpr/attention.py",
+    "age_BS[:, None, :] > age_BS[:, :, None]", "age_BS[:, None, :] > age_BS[:, :, None] - 2**20",
+    (_HSD + "padding_and_what_came_too_late_are_not_seen",),
+  ),
+  Mutant(
+    "each head's mix is gated by the token's own U", "gpr/attention.py",
+    "mixed_BSHK * jax.nn.silu(gate_BSHK)", "mixed_BSHK * jax.nn.silu(query_BSHK)",
+    (_HSD + "attention_is_gated_softmax_by_hand",),
+  ),
+  Mutant(
+    "a token that has stopped stays what it is", "gpr/hsd.py",
+    "chosen_BGY1 >= recursion", "chosen_BGY1 > 0",
+    (_HSD + "a_token_goes_through_the_blocks_as_often_as_it_chooses",),
+  ),
+  Mutant(
+    "contents of a group lie between the request before it and its own", "gpr/groups.py",
+    "for at_s in (before_s, time_s)", "for at_s in (before_s, time_s + 3600)",
+    (_GROUPS + "groups_by_hand",),
+  ),
+  Mutant(
+    "head j is told an ad of the j-th request", "gpr/label_rows.py",
+    "requests, at + head)", "requests, at)",
+    (_GROUPS + "every_engaged_ad_of_a_split_is_one_label_at_its_own_request",),
+  ),
+  Mutant(
+    "probabilities are of the codes that lead on to an ad", "gpr/model.py",
+    "jnp.where(leads_on_BPNV, logit_BPNV, NEG_INF)", "logit_BPNV",
+    (_MODEL + "codes_that_lead_nowhere_have_no_probability",),
+  ),
+  Mutant(
+    "values pass no gradient on", "gpr/hte.py",
+    "self._value(jax.lax.stop_gradient(both), level)", "self._value(both, level)",
+    (_MODEL + "nothing_but_the_evaluator_learns_from_values",),
+  ),
+  Mutant(
+    "codes do not teach the denoiser", "gpr/refining.py",
+    "jax.lax.stop_gradient(denoise(predict, noise_BPD, self.config.refining))",
+    "denoise(predict, noise_BPD, self.config.refining)",
+    (_REFINING + "codes_do_not_teach_the_denoiser_and_the_denoiser_does_not_teach_the_tables",),
+  ),
+)
