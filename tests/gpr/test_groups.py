@@ -11,6 +11,7 @@ from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.examples import read_split
 from gr4ad_jax.data.records import Action
 from gr4ad_jax.data.sequences import ExampleMaker, Past
+from gr4ad_jax.data.splits import SequenceConfig
 from gr4ad_jax.gpr.batch_maker import BatchMaker
 from gr4ad_jax.gpr.config import Config, StreamConfig
 from gr4ad_jax.gpr.groups import gap_bucket, groups_of, requests_of
@@ -111,6 +112,24 @@ def test_every_engaged_ad_of_a_split_is_one_label_at_its_own_request(prepared, u
   }
   assert set(asked) == expected and set(asked.values()) == {1}
   assert (events.action == Action.CONVERSION).all()
+
+
+def test_leave_one_out_asks_for_each_users_own_last_requests(prepared):
+  """What examples have as targets, label by label; no head is told of a held-out request."""
+  config = SequenceConfig(split="leave_one_out", num_trending=0)
+  users = ExampleMaker(prepared.logs, config)
+  for split in range(3):
+    expected = collections.Counter(
+      (e.time_s, int(ad)) for user in range(60) for e in users.user_examples(user, split)
+      for ad in e.target_C
+    )
+    found = collections.Counter()
+    for row in LabelRows(users, split, stream=STREAM, num_heads=2):
+      for group, target_N in zip(row["group_P"], row["target_PN"], strict=True):
+        if group >= 0:
+          found[int(row["time_s_G"][group]), int(target_N[0])] += 1
+          assert (target_N[1] >= 0) <= (split == 0)
+    assert found == expected and len(found) > 50
 
 
 def _user_of(row, prepared, users) -> int:

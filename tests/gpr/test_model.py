@@ -196,6 +196,18 @@ def test_other_number_types_are_named(small):
   np.testing.assert_allclose(np.exp(logp), np.exp(exact), atol=0.05)
 
 
+def test_half_precision_learns_from_the_same_loss(small):
+  """Parameters, softmax and losses stay float32."""
+  _, params, _ = small
+  half = Gpr(dataclasses.replace(SMALL, compute_dtype="bfloat16"), VOCABULARY)
+  losses = [
+    jax.jit(mtp_task(model, LossConfig()).loss)(params, random_batch(), None)["loss"][0]
+    for model in (small[0], half)
+  ]
+  assert losses[1].dtype == jnp.float32
+  np.testing.assert_allclose(losses[1], losses[0], rtol=0.05)
+
+
 def test_weights_of_heads_by_hand():
   np.testing.assert_allclose(head_weights(jnp.zeros(4)), [0.25] * 4)
   found = head_weights(jnp.log(jnp.array([8.0, 4, 2, 2])))  # softmax: 1/2, 1/4, 1/8, 1/8
@@ -288,7 +300,7 @@ def test_the_loss_of_a_batch_by_hand(small, kind):
   batch.target_BPNL[:, :, 2] = -1
   batch.group_BP[1, 0] = -1
   batch.target_BPNL[1, 0] = -1
-  found = mtp_task(model, LossConfig(head_weights=kind)).loss(params, batch, None)
+  found = jax.jit(mtp_task(model, LossConfig(head_weights=kind)).loss)(params, batch, None)
   logp_BPNL = np.asarray(logp(params, *batch), np.float64)
   a_N = np.asarray(params["head_logit"], np.float64) * (kind == "learned")
   softmax_N = np.exp(a_N) / np.exp(a_N).sum()
