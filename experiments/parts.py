@@ -13,6 +13,11 @@ Without settings.data Complete Journey is prepared in WORKDIR as in `make demo`,
 of its own for every ad. Such a folder for Amazon is written by `gr4ad prepare amazon` and `gr4ad
 tokenize --last-level suffix` (docs/results.md). Finished rows are kept in WORKDIR, so that an
 interrupted run goes on.
+
+Expected (docs/results.md, part of the rows, one seed): of Complete Journey after 400 steps recall@50
+.434, without copy path .156 and 1.9 times the requests/s; of Beauty after 300 steps recall@10 .119,
+without neighbours .031, without item scorer .123. Run time on half of two busy cores: 3 to 12
+minutes a row.
 """
 
 from __future__ import annotations
@@ -58,15 +63,15 @@ _SEQUENCES_PAPER = {
   "model.copy_path": "false", "model.item_scorer": "false", "model.neighbours": "0"
 }
 LEARNING = {  # how it is learned, whatever the model
-  "EMA of weights, .999": {"train.ema": "0.999"},
+  "EMA of weights of .999": {"train.ema": "0.999"},
   "label smoothing .1": {"loss.label_smoothing": "0.1"},
 }
 ROWS: dict[str, dict[str, dict[str, str]]] = {
   "demo": {
     BASE: {},
-    "paper: no copy path, targets weigh the same": _PAPER,
+    "paper: no copy path and targets weigh the same": _PAPER,
     "no copy path": {"model.copy_path": "false"},
-    "targets weigh the same, not requests": {"loss.request_size_power": "0"},
+    "targets weigh the same instead of requests": {"loss.request_size_power": "0"},
     "and an item scorer": {"model.item_scorer": "true"},
     "dropout .1": {"model.dropout": "0.1"},
     **LEARNING,

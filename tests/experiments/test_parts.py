@@ -58,6 +58,13 @@ def test_each_row_differs_from_the_preset_and_from_the_others(name):
   assert len({parts._folder_name(row) for row in parts.ROWS[name]}) == len(rows)
 
 
+@pytest.mark.parametrize("name", parts.ROWS)
+def test_each_row_can_be_named_on_a_command_line(name):
+  for row in parts.ROWS[name]:
+    settings, _ = parts.settings_and_config({"settings.preset": name, "settings.rows": row})
+    assert settings.rows == (row,)
+
+
 def test_unknown_rows_and_presets_are_told_with_what_there_is():
   with pytest.raises(ConfigError, match="no copy path"):
     parts.settings_and_config({"settings.rows": "no copy pat"})
