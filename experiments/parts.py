@@ -14,10 +14,10 @@ of its own for every ad. Such a folder for Amazon is written by `gr4ad prepare a
 tokenize --last-level suffix` (docs/results.md). Finished rows are kept in WORKDIR, so that an
 interrupted run goes on.
 
-Expected (docs/results.md, part of the rows, one seed): of Complete Journey after 400 steps recall@50
-.434, without copy path .156 and 1.9 times the requests/s; of Beauty after 300 steps recall@10 .119,
-without neighbours .031, without item scorer .123. Run time on half of two busy cores: 3 to 12
-minutes a row.
+Expected (docs/results.md, part of the rows, one seed): of Complete Journey after 400 steps
+recall@50 .434, without copy path .156 and 1.9 times the requests/s; of Beauty after 300 steps
+recall@10 .119, without neighbours .031, without item scorer .123. Run time on half of two busy
+cores: 3 to 12 minutes a row.
 """
 
 from __future__ import annotations
