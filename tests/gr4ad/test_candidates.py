@@ -305,7 +305,8 @@ def test_retrieval_finds_clicked_ads_better_than_chance(world, tmp_path):
   rows = read_impressions(ExampleMaker(inputs.logs, inputs.examples.config), "test")
   clicked = (rows.action_RC >= 1).any(axis=1)
   contexts = [rows.contexts[r] for r in np.flatnonzero(clicked)]
-  found = retrieval(contexts, 12)
+  found, score = retrieval(contexts, 12)
+  assert (np.diff(score, axis=1) <= 1e-6).all() and np.abs(score).max() <= 10.01  # 10 x a cosine
   hits = [
     bool(set(ads) & set(shown[action >= 1]))
     for ads, shown, action in zip(found, rows.shown_RC[clicked], rows.action_RC[clicked],
