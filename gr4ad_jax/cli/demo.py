@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # it imports JAX
 TINY_HOUSEHOLDS = 250
 # Searches, baselines and report last as long as so many steps. Steps, so that a machine that is
 # slow, or that others use, is slow in the plan as well.
-EVALUATION_STEPS = 900
+EVALUATION_STEPS = 1_400
 MIN_STEPS, MAX_STEPS = 300, 6000
 REFERENCE_STEPS = 2_500
 REFERENCE = {  # docs/results/demo_baselines.json: mean of three seeds, 95% interval over users
