@@ -215,13 +215,14 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
                                      "candidates.max_lists": 20_000, "settings.seeds": 5})
   settings = options.settings
   market, data = prepared_market(workdir, options.market)
-  test, chooser = (
-    open_market_test(
+  by_split = {
+    split: open_market_test(
       market, data, split, num_revenue=settings.revenue_requests,
       num_recall=settings.recall_requests,
     )
-    for split in (settings.split, "validation")
-  )
+    for split in {settings.split, "validation"}
+  }
+  test, chooser = by_split[settings.split], by_split["validation"]
   reward = trained_reward(
     workdir / "reward", data, steps=options.reward_steps, model=options.reward
   )
@@ -281,7 +282,6 @@ def _row_metrics(name: str, folder: Path, shared: Shared, seed: int) -> dict[str
     of_seed = reward_run(shared.data, steps=options.reward_steps, model=options.reward, seed=seed)
     retrieval = train_retrieval(of_seed, folder / "two_tower")
 
-
     def find(contexts: list[Example]) -> Found:
       return Found(*retrieval(contexts, K))
   else:
@@ -294,7 +294,8 @@ def _row_metrics(name: str, folder: Path, shared: Shared, seed: int) -> dict[str
 
   handed = find(test.contexts)
   metrics = list_metrics(test, shared.scorer, handed.ad_RK, find(test.held_out).ad_RK)
-  metrics |= _mixed(handed, find(shared.chooser.contexts), shared)
+  chosen_on = handed if shared.chooser is test else find(shared.chooser.contexts)
+  metrics |= _mixed(handed, chosen_on, shared)
   folder.mkdir(parents=True, exist_ok=True)
   write_json(file, metrics)
   return metrics

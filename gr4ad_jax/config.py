@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import inspect
 import json
 import math
 import types
@@ -70,7 +71,7 @@ def _hints(kind: type) -> tuple[tuple[str, Any], ...]:
   names = {field.name for field in dataclasses.fields(kind)}
   return tuple(
     (name, hint) for base in kind.__mro__
-    for name, hint in typing.get_type_hints(base, include_extras=True).items() if name in names
+    for name, hint in inspect.get_annotations(base, eval_str=True).items() if name in names
   )
 
 

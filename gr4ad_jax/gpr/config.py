@@ -7,12 +7,10 @@ from typing import Literal
 
 from gr4ad_jax.config import (
   Bounded,
-  ConfigError,
   Count,
   CountOrZero,
   NotNegative,
   ShareBelowOne,
-  nearest,
   require,
 )
 from gr4ad_jax.nn.config import LayerConfig
@@ -126,14 +124,3 @@ PRESETS: dict[str, Config] = {
                       eval_batches=16, checkpoint_every=250, best_by="ndcg@50"),
   ),
 }
-
-
-def preset(name: str) -> Config:
-  """The preset of this name.
-
-  Raises:
-    ConfigError: an unknown name; the message lists the nearest ones.
-  """
-  if name not in PRESETS:
-    raise ConfigError(f"preset={name!r}: unknown; {nearest(name, PRESETS)}")
-  return PRESETS[name]

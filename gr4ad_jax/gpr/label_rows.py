@@ -67,10 +67,14 @@ class LabelRows(Sequence[LabelRow]):
     group_P = np.full(self._stream.labels, -1, np.int32)
     target_PN = np.full((self._stream.labels, self._num_heads), -1, np.int32)
     worth_P = np.zeros(self._stream.labels, np.float32)
+    ads_of = {
+      at: self._ads(past, requests, at)
+      for at in range(labels[0][0], last + self._num_heads)
+    }
     for label, (at, place) in enumerate(labels):
       group_P[label] = at - oldest
       for head in range(self._num_heads):
-        ads = self._ads(past, requests, at + head)
+        ads = ads_of[at + head]
         if len(ads):
           target_PN[label, head] = ads[place % len(ads)]
       mine = past.ads[requests.rows[at]] == target_PN[label, 0]

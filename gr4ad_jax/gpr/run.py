@@ -16,7 +16,6 @@ import numpy as np
 from gr4ad_jax import config as config_lib
 from gr4ad_jax.catalog.prepared import Prepared, open_prepared
 from gr4ad_jax.catalog.run_data import keep_codes, own_codes, with_data
-from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.pipeline import train_batches, validation_batches
 from gr4ad_jax.data.sequences import ExampleMaker
 from gr4ad_jax.data.splits import SPLITS
@@ -35,7 +34,7 @@ from gr4ad_jax.search.opened import Opened
 from gr4ad_jax.training.mesh import search_mesh, training_mesh
 from gr4ad_jax.training.metric_log import read_log
 from gr4ad_jax.training.pace import Pace
-from gr4ad_jax.training.run_folder import is_taken, require_system
+from gr4ad_jax.training.run_folder import going_on, is_taken, require_system
 from gr4ad_jax.training.selection import Selection
 from gr4ad_jax.training.task import Task
 from gr4ad_jax.training.train_loop import read_params, train
@@ -127,7 +126,8 @@ def train_run(run: RunFile, workdir: Place, *, resume: bool = False) -> TrainSta
 def _train_run(run: RunFile, workdir: Place, resume: bool) -> TrainState:
   taken = is_taken(workdir, resume=resume)
   if taken:
-    run = _same(run, workdir)
+    require_system(workdir, run.system)
+    run = going_on(run, read_run(workdir), workdir)
   inputs = open_inputs(run, workdir if taken else None)
   run = dataclasses.replace(run, fingerprint=inputs.fingerprint)
   check_widths(run.config.search.widths, inputs.model.vocabulary.num_levels)
@@ -159,22 +159,6 @@ def _train_run(run: RunFile, workdir: Place, resume: bool) -> TrainState:
   if distributed.is_first():
     console.print(f"{workdir}: {Selection(config, read_log(workdir))}")
   return state
-
-
-def _same(run: RunFile, workdir: Place) -> RunFile:
-  """The run with the fingerprint of that in `workdir`, which it goes on with.
-
-  Raises:
-    ConfigError: that one is of another system or has other settings.
-  """
-  require_system(workdir, run.system)
-  there = read_run(workdir)
-  # Data may have moved; the fingerprint says that they are the same.
-  run = dataclasses.replace(run, fingerprint=there.fingerprint)
-  there = dataclasses.replace(there, data=run.data, sids=run.sids)
-  if differing := config_lib.differences(there, run):
-    raise ConfigError(f"{workdir}: the run there has other settings ({', '.join(differing)})")
-  return run
 
 
 def open_run(workdir: Place, *, data: Place | None = None) -> Opened:

@@ -42,7 +42,7 @@ from gr4ad_jax.training.mesh import check_rows, training_mesh
 from gr4ad_jax.training.metric_log import read_log
 from gr4ad_jax.training.pace import Pace
 from gr4ad_jax.training.profiling import Speed
-from gr4ad_jax.training.run_folder import is_taken
+from gr4ad_jax.training.run_folder import changed_settings, is_taken
 from gr4ad_jax.training.selection import Selection
 from gr4ad_jax.training.train_loop import train
 from gr4ad_jax.training.train_step import TrainState
@@ -140,9 +140,7 @@ def _requests(run: RunFile, inputs: Inputs) -> Sequence[dict]:
 
 def _require_same(there: RunFile, run: RunFile, workdir: Place) -> None:
   """Raises ConfigError where a run that is to go on has other settings."""
-  # Data may have moved; the fingerprint says that they are the same.
-  there = dataclasses.replace(there, data=run.data, sids=run.sids)
-  differing = config_lib.differences(there, run)
+  differing = changed_settings(there, run)
   if not differing:
     return
   longer = run.config.train.num_steps > there.config.train.num_steps

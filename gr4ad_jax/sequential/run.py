@@ -34,7 +34,7 @@ from gr4ad_jax.training.mesh import training_mesh
 from gr4ad_jax.training.metric_log import read_log
 from gr4ad_jax.training.pace import Pace
 from gr4ad_jax.training.refit import refit_config
-from gr4ad_jax.training.run_folder import is_taken, require_system
+from gr4ad_jax.training.run_folder import going_on, is_taken, require_system
 from gr4ad_jax.training.selection import Selection
 from gr4ad_jax.training.train_loop import kept_step, read_params, train
 from gr4ad_jax.training.train_step import TrainState
@@ -130,7 +130,8 @@ def train_baseline(run: Run, workdir: Place, *, resume: bool = False) -> TrainSt
 
 def _train(run: Run, workdir: Place, resume: bool) -> TrainState:
   if is_taken(workdir, resume=resume):
-    run = _same(run, workdir)
+    require_system(workdir, run.system)
+    run = going_on(run, read_run(workdir), workdir)
   data = open_logs(storage.place(run.data), fingerprint=run.fingerprint)
   run = dataclasses.replace(run, fingerprint=data.fingerprint)
   system, config = system_of(run, data), run.config.train
@@ -160,21 +161,6 @@ def _train(run: Run, workdir: Place, resume: bool) -> TrainState:
   if distributed.is_first() and not run.refit:
     console.print(f"{workdir}: {Selection(config, read_log(workdir))}")
   return state
-
-
-def _same(run: Run, workdir: Place) -> Run:
-  """The run with the fingerprint of that in `workdir`, which it goes on with.
-
-  Raises:
-    ConfigError: that one is of another system or has other settings.
-  """
-  require_system(workdir, run.system)
-  there = read_run(workdir)
-  # Data may have moved; the fingerprint says that they are the same.
-  run = dataclasses.replace(run, fingerprint=there.fingerprint)
-  if differing := config_lib.differences(dataclasses.replace(there, data=run.data), run):
-    raise ConfigError(f"{workdir}: the run there has other settings ({', '.join(differing)})")
-  return run
 
 
 def _judge(

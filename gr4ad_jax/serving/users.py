@@ -43,16 +43,16 @@ class Users:
     # Name -> its place in `feature_F`, and the number of each value. Where user and request have a
     # feature of one name, it is the user's.
     self._numbers: dict[str, tuple[int, dict[str, int]]] = {}
-    columns = [*examples.features.user.items(), *examples.features.request.items()]
+    user_numbers, self._request_numbers = (
+      {name: {value: i + 1 for i, value in enumerate(values)} for name, values in group.items()}
+      for group in (examples.features.user, examples.features.request)
+    )
+    columns = [*user_numbers.items(), *self._request_numbers.items()]
     self._num_features = len(columns)
-    for at, (name, values) in enumerate(columns):
-      self._numbers.setdefault(name, (at, {value: i + 1 for i, value in enumerate(values)}))
+    for at, (name, numbers) in enumerate(columns):
+      self._numbers.setdefault(name, (at, numbers))
     self.ids = logs.users.user_id
     self.request_features = tuple(examples.features.request)
-    self._request_numbers = {
-      name: {value: i + 1 for i, value in enumerate(values)}
-      for name, values in examples.features.request.items()
-    }
 
   def starting_with(self, query: str, limit: int) -> list[str]:
     """Ids of the log's users that begin so."""

@@ -16,7 +16,7 @@ from gr4ad_jax.config import ConfigError, override_all
 from gr4ad_jax.data.engagements import SeenAds
 from gr4ad_jax.data.examples import read_split
 from gr4ad_jax.data.sequences import ExampleMaker
-from gr4ad_jax.gpr.config import preset
+from gr4ad_jax.gpr.config import PRESETS
 from gr4ad_jax.gpr.model import Gpr
 from gr4ad_jax.gpr.run import RunFile, open_inputs, read_run, train_run
 from gr4ad_jax.search.artifact import Artifact
@@ -39,7 +39,7 @@ WHOLE = SearchConfig(widths=(8, 32, 40), batch_size=4)  # every SID
 
 
 def run_of(data, **settings) -> RunFile:
-  config = override_all(preset("gpr-tiny"), TINY | settings)
+  config = override_all(PRESETS["gpr-tiny"], TINY | settings)
   return RunFile(str(data), str(data / "sids"), config)
 
 

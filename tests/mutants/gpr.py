@@ -33,7 +33,7 @@ MUTANTS = (
   ),
   Mutant(
     "head j is told an ad of the j-th request", "gpr/label_rows.py",
-    "requests, at + head)", "requests, at)",
+    "ads_of[at + head]", "ads_of[at]",
     (_GROUPS + "every_engaged_ad_of_a_split_is_one_label_at_its_own_request",),
   ),
   Mutant(
