@@ -120,6 +120,7 @@ class Checkpoints:
       )
 
   def _open(self) -> None:
+    self._saving: ocp.AsyncResponse[bool] | None = None  # of the last save
     self._checkpointer = ocp.training.Checkpointer(
       self._folder,
       save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
@@ -150,13 +151,20 @@ class Checkpoints:
       CheckpointError: this step, or the one before, could not be written (a full disk).
     """
     with self._writing():
-      self._checkpointer.save_async(
+      self._finish()
+      self._saving = self._checkpointer.save_async(
         int(state.step), _stored(state), metrics=validation,
         custom_metadata={"data_iterator": data_iterator},
       )
       if self._copy:
-        self._checkpointer.wait()
+        self._finish()
         self._copy.push()
+
+  def _finish(self) -> None:
+    """Waits for the last save; a save that nobody asks how it went keeps its thread and files."""
+    if (saving := self._saving) is not None:
+      self._saving = None
+      saving.result()
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
@@ -287,13 +295,17 @@ class Checkpoints:
       CheckpointError: it is not.
     """
     with self._writing():
+      self._finish()
       self._checkpointer.wait()
 
   def close(self) -> None:
     """Waits for pending writes; errors as `wait`."""
     with self._writing():
-      self._checkpointer.close()
-      self._staging.close()
+      try:
+        self._finish()
+      finally:
+        self._checkpointer.close()
+        self._staging.close()
 
   def __enter__(self) -> Checkpoints:
     return self

@@ -78,6 +78,10 @@ MUTANTS = (
     (_TESTS + "test_the_best_checkpoint_has_the_lowest_validation_loss_and_is_kept",),
   ),
   Mutant(
+    "what is open of a save is closed", "training/checkpoint.py", "      saving.result()\n", "",
+    ("training/test_checkpoint.py::test_nothing_stays_open_of_a_save",),
+  ),
+  Mutant(
     "a run gives its best parameters, not its last", "training/checkpoint.py",
     "if not newest and (best := self.best_step) is not None:",
     "if newest and (best := self.best_step) is not None:",
