@@ -31,6 +31,7 @@ from gr4ad_jax.data.validation import LogError
 HALF_LIFE_DAYS = 3.0
 NUM_KEPT = 512  # ads that a period lists
 NUM_TREND_BUCKETS = 32
+MOST_IDLE_PERIODS = 60 * DAY_S // PERIOD_S  # for longer than that nobody asks for each of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,11 @@ def share_bucket(share: np.ndarray) -> np.ndarray:
 
 
 class LiveTrending:
-  """Shares that go on from those of a log: engagements are added, and each period has its row."""
+  """Shares that go on from those of a log: engagements are added, and each period has its row.
+
+  Where nobody has asked for MOST_IDLE_PERIODS, as of a log of years ago, rows begin anew at the
+  present period; scores have decayed all the same.
+  """
 
   def __init__(self, logs: Logs):
     """Begins after the log's last period."""
@@ -96,15 +101,23 @@ class LiveTrending:
 
   def at(self, now_s: float) -> Trending:
     """The shares by period, up to those that a request at this time sees."""
+    present = int(now_s // PERIOD_S)
+    if present - self._period > MOST_IDLE_PERIODS:
+      self._now = _with_rows(self._now, [self._next_row()])
+      self._scores.pass_by(self._period, present)
+      self._period = present - 1
+      self._now = _before(self._now, present)
     new = []
-    while self._period < now_s // PERIOD_S:
-      self._period += 1
-      kept = self._now.ad_DN.shape[1]
-      new.append(self._scores.next_row(self._period, self._count_A, kept))
-      self._count_A = np.zeros_like(self._count_A)
+    while self._period < present:
+      new.append(self._next_row())
     if new:
       self._now = _with_rows(self._now, new)
     return self._now
+
+  def _next_row(self) -> _Row:
+    self._period += 1
+    count_A, self._count_A = self._count_A, np.zeros_like(self._count_A)
+    return self._scores.next_row(self._period, count_A, self._now.ad_DN.shape[1])
 
 
 def build_trending(logs: Logs) -> Trending:
@@ -139,6 +152,11 @@ class _Scores:
     """So many ads more."""
     self._order_A = np.pad(self._order_A, (0, num_ads))
     self._score_AH = np.pad(self._score_AH, ((0, num_ads), (0, 0)))
+
+  def pass_by(self, period: int, present: int) -> None:
+    """After the row of a period, `next_row` gives that of a later one, with nothing between."""
+    self._order_A *= 0.5 ** ((present - 1 - period) * PERIOD_S / DAY_S / HALF_LIFE_DAYS)
+    self._score_AH *= keeps(period - 1, present - 2)
 
   def next_row(self, period: int, count_A: np.ndarray, kept: int) -> _Row:
     """The row of a period, after the counts of the one before it."""
@@ -202,6 +220,15 @@ def _with_rows(trending: Trending, new: Sequence[_Row]) -> Trending:
       np.concatenate([table.score_NH, *(row.score_CH for row in new)])[order],
       np.concatenate([table.total_DH, np.stack([row.total_H for row in new])]),
     ),
+  )
+
+
+def _before(trending: Trending, period: int) -> Trending:
+  """The same scores without a row; the next one will be that of a period."""
+  table = trending.table
+  return Trending(
+    trending.ad_DN[:0], trending.bucket_DN[:0],
+    table._replace(first_period=np.array(period, np.int64), total_DH=table.total_DH[:0]),
   )
 
 

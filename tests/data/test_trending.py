@@ -111,6 +111,33 @@ def test_live_shares_are_those_of_a_log_that_has_grown(tiny_logs):
   assert_same_rows(grown, whole)
 
 
+def test_after_years_of_silence_shares_are_as_if_every_hour_had_been_asked_for(tiny_logs):
+  last_s = int(tiny_logs.events.time_s.max())
+  jumped, stepped = LiveTrending(tiny_logs), LiveTrending(tiny_logs)
+  for live in (jumped, stepped):
+    live.at(last_s)
+    live.add(np.array([3, 3, 5]))  # the log's last hour has these, too
+  for day in range(50, 130, 40):
+    steps = stepped.at(last_s + day * 86_400)
+  first = jumped.at(last_s + 90 * 86_400)
+  assert len(first.ad_DN) == 1 < len(steps.ad_DN)
+  live_ads = np.arange(40)
+
+  def both_agree(jump, step):
+    assert jump.listed(-1).tolist() == step.listed(-1).tolist()
+    assert jump.bucket_DN[-1].tolist() == step.bucket_DN[-1].tolist()
+    shares = [x.shares(len(x.ad_DN) - 1, live_ads) for x in (jump, step)]
+    assert np.allclose(*shares, rtol=1e-5) and shares[0].max() > 0.01
+
+  both_agree(first, steps)
+  for live in (jumped, stepped):
+    live.add(np.array([7]))
+  now_s = last_s + 90 * 86_400 + 7200
+  both_agree(jumped.at(now_s), stepped.at(now_s))
+  decades = LiveTrending(tiny_logs).at(last_s + 30 * 365 * 86_400)
+  assert len(decades.ad_DN) == 1 and np.isfinite(decades.shares(0, live_ads)).all()
+
+
 def test_live_shares_know_ads_that_came_later(tiny_logs):
   live, new = LiveTrending(tiny_logs), len(tiny_logs.ads.ad_id)
   now_s = tiny_logs.events.time_s.max()
