@@ -15,6 +15,7 @@ from gr4ad_jax.cli import (
   bench,
   demo,
   learn,
+  plan_gpr,
   prepare,
   recommend,
   serve,
@@ -98,22 +99,26 @@ def _run(argv: list[str]) -> None:
 
 
 def own_options(argv: list[str]) -> tuple[Callable[[Any], None], Any] | None:
-  """What trains, and with which options, where `train --system NAME` names a system with its own.
+  """What trains or plans, and with which options, where --system names a system with its own.
 
   None for other commands and systems.
   """
   name, *rest = argv or [""]
-  system = _word_of(rest, "--system", "") if name == "train" else None
+  system = _word_of(rest, "--system", "") if name in ("train", "plan") else None
   if system == "gpr":
-    run, preset = train_gpr.train, _word_of(rest, "--preset", train_gpr.DEFAULT_PRESET)
-    default = train_gpr.defaults(preset if preset in gpr.PRESETS else train_gpr.DEFAULT_PRESET)
-    kind = train_gpr.TrainGpr
-  elif kind := train_baseline.OF_SYSTEM.get(system):
+    preset = _word_of(rest, "--preset", train_gpr.DEFAULT_PRESET)
+    preset = preset if preset in gpr.PRESETS else train_gpr.DEFAULT_PRESET
+    if name == "train":
+      run, default = train_gpr.train, train_gpr.defaults(preset)
+    else:
+      run, default = plan_gpr.plan, plan_gpr.defaults(preset)
+    kind = type(default)
+  elif name == "train" and (kind := train_baseline.OF_SYSTEM.get(system)):
     run, default = train_baseline.train, None
   else:
     return None
   return run, tyro.cli(
-    kind, args=rest, prog="gr4ad train", default=default, registry=registry,
+    kind, args=rest, prog=f"gr4ad {name}", default=default, registry=registry,
     description=run.__doc__,
   )
 

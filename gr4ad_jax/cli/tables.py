@@ -109,8 +109,8 @@ def print_plan(plan: Plan, *, title: str) -> None:
   }, title=title)
   if not plan.fits:
     console.print(
-      "does not fit: raise train.fsdp or train.tensor, take more devices, set "
-      "model.remat=products or all, or train.accumulate"
+      "does not fit: raise train.fsdp or train.tensor, take more devices, set train.accumulate, or "
+      "with GR4AD model.remat=products or all"
     )
 
 

@@ -117,6 +117,8 @@ class Plan:
   devices: str
   """KIND-NUMBER: a TPU slice (v4, v5e, v5p, v6e) as Google names it, GPUs (a100, h100, h200, l4,
   l20), or cpu; for example v5e-16, h100-8."""
+  system: Literal["gr4ad", "gpr"] = "gr4ad"
+  """What is to be trained; GPR has options of its own: --system gpr --help."""
   preset: Preset = "small"
   """Named settings; the options below change single ones."""
   mfu: float = 0.4
