@@ -29,11 +29,13 @@ from typing import NamedTuple
 
 from gr4ad_jax.cli.sweep_config import Sweep
 from gr4ad_jax.config import ConfigError, differences
-from gr4ad_jax.gr4ad.run import RunFile, read_run
+from gr4ad_jax.gpr import run as gpr
+from gr4ad_jax.gr4ad import run as gr4ad
 from gr4ad_jax.machine import extras, storage
 from gr4ad_jax.machine.progress import console, track
 from gr4ad_jax.machine.storage import write_json
 from gr4ad_jax.training.metric_log import read_log
+from gr4ad_jax.training.run_folder import require_system
 from gr4ad_jax.training.selection import Selection
 
 
@@ -190,8 +192,10 @@ def _check_folder(sweep: Sweep, run: _Run) -> None:
   folder = sweep.workdir / run.name
   if not (folder / "run.json").exists():
     return
-  there = read_run(folder)
-  wanted = RunFile(
+  require_system(folder, sweep.system)
+  of_system = gpr if sweep.system == "gpr" else gr4ad
+  there = of_system.read_run(folder)
+  wanted = of_system.RunFile(
     storage.absolute(sweep.data), storage.absolute(sweep.sids_folder),
     sweep.config_of(run.settings), fingerprint=there.fingerprint,
   )
@@ -210,7 +214,7 @@ def _run_one(sweep: Sweep, run: _Run, processes: _Processes) -> Result:
     # On this machine with this Python; elsewhere with what the launch has installed.
     *(["gr4ad"] if sweep.launch else [sys.executable, "-m", "gr4ad_jax"]),
     "train", "--data", str(sweep.data), "--sids", str(sweep.sids_folder), "--workdir", str(folder),
-    "--preset", sweep.preset, "--resume",
+    "--system", sweep.system, "--preset", sweep.preset, "--resume",
   ]  # fmt: skip
   for path, value in {**sweep.shared, **run.settings}.items():
     command += _option(path, value)

@@ -7,14 +7,20 @@ import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
-from gr4ad_jax.cli.options import Preset
 from gr4ad_jax.config import override_all, require
-from gr4ad_jax.gr4ad.config import Config, preset
+from gr4ad_jax.gpr import config as gpr
+from gr4ad_jax.gr4ad import config as gr4ad
 from gr4ad_jax.machine.storage import Place
+
+PRESETS: dict[str, dict[str, gr4ad.Config] | dict[str, gpr.Config]] = {
+  "gr4ad": gr4ad.PRESETS, "gpr": gpr.PRESETS,
+}
+"""System -> its presets; no two have one of the same name."""
+AnyPreset = Literal[tuple(name for of_system in PRESETS.values() for name in of_system)]  # type: ignore[valid-type]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +102,8 @@ class Sweep:
   PATH=LOW:HIGH and PATH=LOW:HIGH:log. As in model.width=32,64 train.seed=0,1."""
   sids: Place | None = None
   """Folder that `tokenize` wrote; default DATA/sids."""
-  preset: Preset = "small"
-  """Named settings that all runs start from."""
+  preset: AnyPreset = "small"
+  """Named settings that all runs start from; they say what is trained, GR4AD or GPR."""
   set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH=VALUE ...")] = ()
   """Settings that all runs share."""
   jobs: int = 1
@@ -133,6 +139,11 @@ class Sweep:
       require("=" in text, "set", text, "needs PATH=VALUE")
     return dict(text.split("=", 1) for text in self.set)
 
-  def config_of(self, settings: Mapping[str, str]) -> Config:
+  @property
+  def system(self) -> str:
+    """What is trained."""
+    return next(system for system, presets in PRESETS.items() if self.preset in presets)
+
+  def config_of(self, settings: Mapping[str, str]) -> gr4ad.Config | gpr.Config:
     """All settings of a run with these of its own."""
-    return override_all(preset(self.preset), {**self.shared, **settings})
+    return override_all(PRESETS[self.system][self.preset], {**self.shared, **settings})

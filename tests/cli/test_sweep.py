@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-import math
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +11,9 @@ from experiments.fig5_scaling import fit_power_law, fitted
 from gr4ad_jax.cli import main as cli
 from gr4ad_jax.cli.sweep import run_sweep
 from gr4ad_jax.cli.sweep_config import Range, Sweep, parse_grid
-from gr4ad_jax.config import ConfigError
+from gr4ad_jax.config import ConfigError, override_all, to_json
+from gr4ad_jax.gpr import config as gpr
+from gr4ad_jax.gpr.run import RunFile
 
 TINY = {
   "model.width": "16", "model.num_heads": "2", "model.num_layers": "2",
@@ -76,6 +78,23 @@ def test_a_sweep_goes_on_where_it_was_and_outlives_a_failure(tiny_data, tmp_path
     run_sweep(dataclasses.replace(again, set=longer))
 
 
+def test_a_preset_says_which_system_is_trained(tiny_data, tmp_path):
+  sweep = Sweep(tiny_data, tmp_path, ("model.width=16",), preset="gpr-tiny", launch="echo")
+  assert [result.status for result in run_sweep(sweep)] == ["failed"]  # echo trains nothing
+  folder = tmp_path / "model.width=16"
+  assert " --system gpr --preset gpr-tiny " in (folder / "output.log").read_text()
+  config = override_all(gpr.PRESETS["gpr-tiny"], {"model.width": "16"})
+  places = str(tiny_data.resolve()), str(tiny_data.resolve() / "sids")
+  (folder / "run.json").write_text(to_json(RunFile(*places, config, fingerprint="f")))
+  run_sweep(sweep)
+  with pytest.raises(ConfigError, match="other settings .*model.num_heads"):
+    run_sweep(dataclasses.replace(sweep, set=("model.num_heads=1",)))
+  with pytest.raises(ConfigError, match="holds a run of the system 'gpr', not 'gr4ad'"):
+    run_sweep(sweep_of(tiny_data, tmp_path, "model.width=16"))
+  with pytest.raises(ConfigError, match="loss.head_weights"):
+    Sweep(tiny_data, tmp_path, ("loss.head_weight=equal",), preset="gpr-tiny")
+
+
 def test_a_run_that_ended_early_is_finished_and_gives_its_best(tiny_data, tmp_path):
   sweep = sweep_of(tiny_data, tmp_path, "train.seed=7", launch="false")
   early = ("train.num_steps=9", "train.patience=1", "train.best_by=ndcg@50")
@@ -99,13 +118,24 @@ def test_a_launch_stands_before_the_command(tiny_data, tmp_path):
 
 
 def test_a_search_goes_on(tiny_data, tmp_path):
+  """The runs are those of a stand-in for training, whose loss is its learning rate."""
+  (trainer := tmp_path / "trainer.py").write_text(
+    "import json, pathlib, sys\n"
+    "value = lambda option: sys.argv[sys.argv.index(option) + 1]\n"
+    "folder = pathlib.Path(value('--workdir'))\n"
+    "(folder / 'checkpoints' / value('--train.num_steps')).mkdir(parents=True)\n"
+    "row = {'step': int(value('--train.num_steps')), 'kind': 'validation',\n"
+    "       'loss': float(value('--train.learning_rate'))}\n"
+    "(folder / 'train_log.jsonl').write_text(json.dumps(row))\n"
+  )
+  search = {"launch": f"{sys.executable} {trainer}"}
   grid = ("train.learning_rate=1e-4:1e-2:log",)
-  (first,) = run_sweep(sweep_of(tiny_data, tmp_path, *grid, trials=1))
-  results = run_sweep(sweep_of(tiny_data, tmp_path, *grid, trials=2))
-  assert results[0] == first and len(results) == 2
+  (first,) = run_sweep(sweep_of(tiny_data, tmp_path / "s", *grid, trials=1, **search))
+  results = run_sweep(sweep_of(tiny_data, tmp_path / "s", *grid, trials=3, **search))
+  assert results[0] == first and len(results) == 3
   rates = [float(result.settings["train.learning_rate"]) for result in results]
-  assert rates[0] != rates[1] and all(1e-4 <= rate <= 1e-2 for rate in rates)
-  assert all(math.isfinite(result.loss) for result in results)
+  assert len(set(rates)) == 3 and all(1e-4 <= rate <= 1e-2 for rate in rates)
+  assert [result.best for result in results] == [result.loss for result in results] == rates
 
 
 def test_a_power_law_is_found_again():
