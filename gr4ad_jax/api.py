@@ -90,12 +90,12 @@ def train(
   settings: Mapping[str, Any] | None = None,
   resume: bool = False,
 ) -> Opened:
-  """Trains GR4AD, or GPR by one of its presets, and opens the run.
+  """Trains GR4AD, or by one of its presets GPR, HSTU or OneRec, and opens the run.
 
   Args:
     data: folder with semantic IDs.
     workdir: folder of the run, a new one unless `resume`.
-    preset: one of `PRESETS`, "gpr-small" or "gpr-tiny".
+    preset: one of `PRESETS`, or "gpr-small", "hstu-small", "onerec-small" (or "-tiny").
     settings: single ones by path, such as {"train.num_steps": 500, "model.width": 128}.
     resume: go on with the run in WORKDIR, exactly where it was.
 
@@ -107,7 +107,7 @@ def train(
   places = storage.absolute(data), storage.absolute(data / "sids")
   if preset in gpr.PRESETS:
     config = override_all(gpr.PRESETS[preset], settings or {})
-    train_gpr(GprRun(*places, config), workdir, resume=resume)
+    train_gpr(GprRun(*places, config, gpr.system_of(preset)), workdir, resume=resume)
   else:
     config = override_all(named_preset(preset), settings or {})
     train_run(RunFile(*places, config), workdir, resume=resume)
@@ -127,8 +127,8 @@ def open_run(workdir: str | Place, *, data: str | Place | None = None) -> Opened
   workdir = storage.place(str(workdir))
   settings = run_settings(workdir)
   match system := settings.get("system", "gr4ad"):
-    case "gr4ad" | "gpr":
-      opens = open_gpr if system == "gpr" else open_gr4ad
+    case "gr4ad" | "gpr" | "hstu" | "onerec":
+      opens = open_gr4ad if system == "gr4ad" else open_gpr
       return opens(workdir, data=None if data is None else storage.place(str(data)))
     case _ if system in WITHOUT_SIDS:
       raise ConfigError(

@@ -25,7 +25,6 @@ from gr4ad_jax.cli import (
   use,
 )
 from gr4ad_jax.cli.options import joined, registry
-from gr4ad_jax.gpr import config as gpr
 from gr4ad_jax.gr4ad.config import PRESETS
 from gr4ad_jax.machine import storage, terminal
 
@@ -105,13 +104,10 @@ def own_options(argv: list[str]) -> tuple[Callable[[Any], None], Any] | None:
   """
   name, *rest = argv or [""]
   system = _word_of(rest, "--system", "") if name in ("train", "plan") else None
-  if system == "gpr":
-    preset = _word_of(rest, "--preset", train_gpr.DEFAULT_PRESET)
-    preset = preset if preset in gpr.PRESETS else train_gpr.DEFAULT_PRESET
-    if name == "train":
-      run, default = train_gpr.train, train_gpr.defaults(preset)
-    else:
-      run, default = plan_gpr.plan, plan_gpr.defaults(preset)
+  if system in train_gpr.OF_SYSTEM:
+    of_command = train_gpr if name == "train" else plan_gpr
+    run = train_gpr.train if name == "train" else plan_gpr.plan
+    default = of_command.defaults(system, _word_of(rest, "--preset", ""))
     kind = type(default)
   elif name == "train" and (kind := train_baseline.OF_SYSTEM.get(system)):
     run, default = train_baseline.train, None

@@ -32,8 +32,8 @@ class Train:
   """Folder that `prepare` wrote; to be named, but with --refit that of the tuned run."""
   sids: Place | None = None
   """Folder that `tokenize` wrote; default DATA/sids."""
-  system: Literal["gr4ad", "gpr", "sasrec", "two_tower"] = "gr4ad"
-  """What is trained; the others (the last two are baselines) have options of their own: --system
+  system: Literal["gr4ad", "gpr", "hstu", "onerec", "sasrec", "two_tower"] = "gr4ad"
+  """What is trained; the others (the last four are baselines) have options of their own: --system
   NAME --help."""
   preset: Preset = "small"
   """Named settings; the options below change single ones."""
@@ -117,8 +117,8 @@ class Plan:
   devices: str
   """KIND-NUMBER: a TPU slice (v4, v5e, v5p, v6e) as Google names it, GPUs (a100, h100, h200, l4,
   l20), or cpu; for example v5e-16, h100-8."""
-  system: Literal["gr4ad", "gpr"] = "gr4ad"
-  """What is to be trained; GPR has options of its own: --system gpr --help."""
+  system: Literal["gr4ad", "gpr", "hstu", "onerec"] = "gr4ad"
+  """What is to be trained; the others have options of their own: --system gpr --help."""
   preset: Preset = "small"
   """Named settings; the options below change single ones."""
   mfu: float = 0.4

@@ -1,4 +1,4 @@
-"""`gr4ad train --system gpr`."""
+"""`gr4ad train --system gpr|hstu|onerec`: GPR, and the baselines that are made of its parts."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ import tyro
 from gr4ad_jax.cli import tables
 from gr4ad_jax.cli.options import Flat
 from gr4ad_jax.config import ConfigError
-from gr4ad_jax.gpr.config import PRESETS, Config
+from gr4ad_jax.gpr.config import PRESETS, Config, presets_of
 from gr4ad_jax.machine import storage
 from gr4ad_jax.machine.storage import Place
 
-DEFAULT_PRESET = "gpr-small"
-
 
 @dataclasses.dataclass(frozen=True)
-class TrainGpr:
+class _Train:
   """What to train on, where, and how."""
 
   workdir: Place
@@ -27,22 +25,60 @@ class TrainGpr:
   """Folder that `prepare` wrote; to be named."""
   sids: Place | None = None
   """Folder that `tokenize` wrote; default DATA/sids."""
-  system: Literal["gpr"] = "gpr"
-  """What is trained: Tencent's one-model recommender, after stage 1."""
-  preset: Literal[tuple(PRESETS)] = DEFAULT_PRESET  # type: ignore[valid-type]
-  """Named settings; the options below change single ones."""
   resume: bool = False
   """Continue the run in WORKDIR (with the same settings), exactly."""
-  config: Flat[Config] = Config()
 
 
-def defaults(preset: str) -> TrainGpr:
-  """Options where nothing but the preset is named."""
-  return TrainGpr(tyro.MISSING, preset=preset, config=PRESETS[preset])
+@dataclasses.dataclass(frozen=True)
+class TrainGpr(_Train):
+  """What to train on, where, and how."""
+
+  system: Literal["gpr"] = "gpr"
+  """What is trained: Tencent's one-model recommender, after stage 1."""
+  preset: Literal[presets_of("gpr")] = "gpr-small"  # type: ignore[valid-type]
+  """Named settings; the options below change single ones."""
+  config: Flat[Config] = PRESETS["gpr-small"]
 
 
-def train(options: TrainGpr) -> None:
-  """Semantic IDs and examples -> a trained GPR in WORKDIR."""
+@dataclasses.dataclass(frozen=True)
+class TrainHstu(_Train):
+  """What to train on, where, and how."""
+
+  system: Literal["hstu"] = "hstu"
+  """What is trained: GPR's base without GPR's parts, a baseline."""
+  preset: Literal[presets_of("hstu")] = "hstu-small"  # type: ignore[valid-type]
+  """Named settings; the options below change single ones."""
+  config: Flat[Config] = PRESETS["hstu-small"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOnerec(_Train):
+  """What to train on, where, and how."""
+
+  system: Literal["onerec"] = "onerec"
+  """What is trained: an encoder and a decoder as OneRec's, a baseline."""
+  preset: Literal[presets_of("onerec")] = "onerec-small"  # type: ignore[valid-type]
+  """Named settings; the options below change single ones."""
+  config: Flat[Config] = PRESETS["onerec-small"]
+
+
+Train = TrainGpr | TrainHstu | TrainOnerec
+OF_SYSTEM: dict[str, type[Train]] = {"gpr": TrainGpr, "hstu": TrainHstu, "onerec": TrainOnerec}
+
+
+def defaults(system: str, preset: str | None) -> Train:
+  """Options where the system and the preset alone are named."""
+  named = preset_of(system, preset)
+  return OF_SYSTEM[system](tyro.MISSING, preset=named, config=PRESETS[named])
+
+
+def preset_of(system: str, preset: str | None) -> str:
+  """The preset where it is one of the system's, else its "small" one."""
+  return preset if preset in presets_of(system) else f"{system}-small"
+
+
+def train(options: Train) -> None:
+  """Semantic IDs and examples -> a trained GPR, or its base, in WORKDIR."""
   from gr4ad_jax.gpr.run import RunFile, train_run
   from gr4ad_jax.machine import distributed
   from gr4ad_jax.machine.memory import keep_freed_memory
@@ -54,7 +90,7 @@ def train(options: TrainGpr) -> None:
   data, sids = (
     storage.absolute(place) for place in (options.data, options.sids or options.data / "sids")
   )
-  run = RunFile(data, sids, options.config)
+  run = RunFile(data, sids, options.config, options.system)
   state = train_run(run, options.workdir, resume=options.resume)
   if distributed.is_first():
     tables.console.print(f"trained {int(state.step):,} steps in {options.workdir}")

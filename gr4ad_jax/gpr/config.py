@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from gr4ad_jax.config import (
   Bounded,
@@ -49,10 +49,20 @@ class ModelConfig(Bounded, section="model"):
   """N_r: a token goes up to so many times through all blocks (mixture of recursions); 1 = once."""
   num_token_layers: Count = 2
   """Layers of the token decoder."""
+  attention: Literal["hybrid", "hstu", "bidirectional"] = "hybrid"
+  """Of the sequence decoder. hybrid: gated softmax, causal and both ways inside one request; hstu:
+  causal, SiLU instead of softmax; bidirectional: an encoder of what one request may see, which
+  needs stream.labels 1."""
+  token_norm: bool = True
+  """Every token type has its own norms; off = one for all."""
+  token_ffn: bool = True
+  """Every token type has its own feed-forward networks; off = one for all."""
   thinking: CountOrZero = 4
   """K, thinking tokens that are made before the first code; 0 = none."""
   refining: CountOrZero = 10
   """T, steps of the diffusion that makes the refining token of the thinking tokens; 0 = none."""
+  values: bool = True
+  """The evaluator (HTE) tells what an ad is worth; off = the mean of training, whatever the ad."""
   predictions: Count = 4
   """N, heads of multi-token prediction: head j tells an ad of the j-th request from now on. A
   search asks the first one."""
@@ -103,11 +113,36 @@ class Config(Bounded):
   def _check(self):
     require(self.search.precision in ("trained", "bfloat16"), "search.precision",
             self.search.precision, "GPR searches in 'trained' or 'bfloat16'")
+    require(self.model.attention != "bidirectional" or self.stream.labels == 1, "stream.labels",
+            self.stream.labels, "must be 1 with model.attention bidirectional: a row is encoded "
+            "for one request")
+    require(self.model.values or self.search.value_exponent == 0, "search.value_exponent",
+            self.search.value_exponent, "must be 0 without model.values: ads are worth the same")
     require(self.train.table_learning_rate == 0, "train.table_learning_rate",
             self.train.table_learning_rate, "must be 0: GPR has no table of ids")
 
 
-PRESETS: dict[str, Config] = {
+System = Literal["gpr", "hstu", "onerec"]
+"""What run.json may name: GPR, and the two baselines that are made of its parts."""
+WITHOUT_PARTS = {
+  "token_norm": False, "token_ffn": False, "recursions": 1, "thinking": 0, "refining": 0,
+  "values": False, "predictions": 1,
+}
+"""Settings of a model that leave out whatever GPR adds to its decoders."""
+BASES: dict[System, dict[str, Any]] = {
+  "hstu": {"attention": "hstu"} | WITHOUT_PARTS,
+  "onerec": {"attention": "bidirectional"} | WITHOUT_PARTS,
+}
+
+
+def check_system(system: System, model: ModelConfig) -> None:
+  """Raises ConfigError where a baseline has a part that is GPR's."""
+  for name, value in BASES.get(system, {}).items():
+    require(getattr(model, name) == value, f"model.{name}", getattr(model, name),
+            f"is {value} in {system}; --system gpr takes any")
+
+
+_GPR: dict[str, Config] = {
   # Seconds on a laptop: tests.
   "gpr-tiny": Config(
     stream=StreamConfig(groups=16, bundle=4, labels=8),
@@ -124,3 +159,33 @@ PRESETS: dict[str, Config] = {
                       eval_batches=16, checkpoint_every=250, best_by="ndcg@50"),
   ),
 }
+
+
+def _base(system: System, size: str, **train: Any) -> Config:
+  """A baseline of the width, depth and stream of GPR's preset of a size."""
+  config = _GPR[f"gpr-{size}"]
+  labels = 1 if system == "onerec" else config.stream.labels
+  return dataclasses.replace(
+    config, stream=dataclasses.replace(config.stream, labels=labels),
+    model=dataclasses.replace(config.model, **BASES[system]),
+    train=dataclasses.replace(config.train, **train),
+  )
+
+
+PRESETS: dict[str, Config] = _GPR | {
+  "hstu-tiny": _base("hstu", "tiny"),
+  "hstu-small": _base("hstu", "small"),
+  # One label a row: as many labels a step as the others have in four rows.
+  "onerec-tiny": _base("onerec", "tiny", batch_size=32),
+  "onerec-small": _base("onerec", "small", batch_size=64),
+}
+
+
+def system_of(preset: str) -> System:
+  """The system of a preset."""
+  return preset.split("-")[0]  # type: ignore[return-value]
+
+
+def presets_of(system: str) -> tuple[str, ...]:
+  """Names of a system's presets."""
+  return tuple(name for name in PRESETS if system_of(name) == system)

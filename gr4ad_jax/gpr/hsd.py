@@ -11,7 +11,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gr4ad_jax.gpr.attention import NUM_TYPES, DistanceBias, HybridAttention
+from gr4ad_jax.gpr.attention import (
+  NUM_TYPES,
+  DistanceBias,
+  EncoderAttention,
+  HstuAttention,
+  HybridAttention,
+)
 from gr4ad_jax.gpr.config import ModelConfig
 from gr4ad_jax.machine.sharding import FSDP, ROWS, TENSOR, Layouts, constrain
 from gr4ad_jax.nn.layers import Linear
@@ -25,11 +31,13 @@ HSD_LAYOUTS: Layouts = (
 
 
 class TokenNorm(nn.Module):
-  """Layer normalisation in float32 (eps 1e-6) with a scale for each token type."""
+  """Layer normalisation in float32 (eps 1e-6) with a scale for each token type, or one for all."""
+
+  num_types: int = NUM_TYPES
 
   @nn.compact
   def __call__(self, x_BGYD: jax.Array) -> jax.Array:
-    scale_YD = self.param("scale", nn.initializers.ones, (NUM_TYPES, x_BGYD.shape[-1]))
+    scale_YD = self.param("scale", nn.initializers.ones, (self.num_types, x_BGYD.shape[-1]))
     y_BGYD = x_BGYD.astype(jnp.float32)
     y_BGYD = y_BGYD - jnp.mean(y_BGYD, axis=-1, keepdims=True)
     y_BGYD = y_BGYD * jax.lax.rsqrt(jnp.mean(y_BGYD * y_BGYD, axis=-1, keepdims=True) + 1e-6)
@@ -37,38 +45,55 @@ class TokenNorm(nn.Module):
 
 
 class TokenFeedForward(nn.Module):
-  """FFN_tau: two matrices and GELU for each token type, four times the width between."""
+  """FFN_tau: two matrices and GELU, four times the width between, for each token type or for all.
+  """
+
+  num_types: int = NUM_TYPES
 
   @nn.compact
   def __call__(self, x_BGYD: jax.Array) -> jax.Array:
-    width = x_BGYD.shape[-1]
+    shape, width = x_BGYD.shape, x_BGYD.shape[-1]
     inner = 4 * width
     in_YDM, out_YMD = (
-      self.param(name, nn.initializers.normal(shape[0] ** -0.5), (NUM_TYPES, *shape)).astype(
+      self.param(name, nn.initializers.normal(size[0] ** -0.5), (self.num_types, *size)).astype(
         x_BGYD.dtype
       )
-      for name, shape in (("in", (width, inner)), ("out", (inner, width)))
+      for name, size in (("in", (width, inner)), ("out", (inner, width)))
     )
+    x_BGYD = x_BGYD.reshape(shape[0], -1, self.num_types, width)  # one type: all in one place of Y
     hidden_BGYM = jax.nn.gelu(jnp.einsum("BGYD,YDM->BGYM", x_BGYD, in_YDM))
     hidden_BGYM = constrain(hidden_BGYM, ROWS, None, None, TENSOR)
-    return jnp.einsum("BGYM,YMD->BGYD", hidden_BGYM, out_YMD)
+    return jnp.einsum("BGYM,YMD->BGYD", hidden_BGYM, out_YMD).reshape(shape)
+
+
+def _types(own: bool) -> int:
+  """Of how many token types there are weights."""
+  return NUM_TYPES if own else 1
+
+
+_ATTENTION = {
+  "hybrid": HybridAttention, "hstu": HstuAttention, "bidirectional": EncoderAttention
+}
 
 
 class HsdBlock(nn.Module):
-  """A = X + HybridAttn(LN1_tau(X)); Y = A + FFN_tau(LN2_tau(A))."""
+  """A = X + Attn(LN1_tau(X)); Y = A + FFN_tau(LN2_tau(A)); Attn as `attention` says."""
 
   config: ModelConfig
 
   def setup(self):
-    self.attention = HybridAttention(self.config)
-    self.feed_forward = TokenFeedForward()
-    self.attention_norm, self.feed_forward_norm = TokenNorm(), TokenNorm()
-    self.drop = nn.Dropout(self.config.dropout)
+    config = self.config
+    self.attention = _ATTENTION[config.attention](config)
+    self.feed_forward = TokenFeedForward(_types(config.token_ffn))
+    self.attention_norm, self.feed_forward_norm = (
+      TokenNorm(_types(config.token_norm)) for _ in range(2)
+    )
+    self.drop = nn.Dropout(config.dropout)
 
   def __call__(
     self, x_BGYD: jax.Array, bias_BHSS: jax.Array, allowed_BSS: jax.Array, deterministic: bool
   ) -> jax.Array:
-    """One block; see `HybridAttention`."""
+    """One block; see `HybridAttention`, whose arguments all kinds take."""
     num_rows, *_, width = x_BGYD.shape
     normal_BSD = self.attention_norm(x_BGYD).reshape(num_rows, -1, width)
     mixed_BSD = self.attention(normal_BSD, bias_BHSS, allowed_BSS)
@@ -108,9 +133,10 @@ class Hsd(nn.Module):
     config = self.config
     self.blocks = [HsdBlock(config) for _ in range(config.num_layers)]
     self.bias = DistanceBias(config.num_heads)
-    self.final_norm = TokenNorm()
+    self.final_norm = TokenNorm(_types(config.token_norm))
     if config.recursions > 1:
-      self.router_norm, self.router = TokenNorm(), Linear(config.recursions)
+      self.router_norm = TokenNorm(_types(config.token_norm))
+      self.router = Linear(config.recursions)
 
   def __call__(
     self, x_BGYD: jax.Array, age_BGY: jax.Array, allowed_BSS: jax.Array, *,

@@ -50,10 +50,10 @@ class Evaluator(nn.Module):
     hidden = jax.nn.gelu(self.hidden[level](x.astype(jnp.float32)) + bias[..., :-1])
     return (self.out[level](hidden) + bias[..., -1:])[..., 0]
 
-  def currency(self, value: jax.Array) -> jax.Array:
-    """What V says in currency: V is the value less its mean over training labels, per deviation."""
-    vocabulary = self.vocabulary
-    return jnp.maximum(vocabulary.value_mean + vocabulary.value_std * value, _LEAST)
+
+def currency(value: jax.Array, vocabulary: Vocabulary) -> jax.Array:
+  """What V says in currency: V is the value less its mean over training labels, per deviation."""
+  return jnp.maximum(vocabulary.value_mean + vocabulary.value_std * value, _LEAST)
 
 
 def value_losses(

@@ -10,11 +10,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from gr4ad_jax.gpr.attention import NUM_TYPES, REQUEST, allow
+from gr4ad_jax.gpr.attention import NUM_TYPES, REQUEST, allow, allow_causal, allow_encoder
 from gr4ad_jax.gpr.batch import Context, Vocabulary
 from gr4ad_jax.gpr.config import ModelConfig
 from gr4ad_jax.gpr.hsd import HSD_LAYOUTS, Hsd, balance_loss
-from gr4ad_jax.gpr.hte import Evaluator
+from gr4ad_jax.gpr.hte import Evaluator, currency
 from gr4ad_jax.gpr.legal_codes import unpack
 from gr4ad_jax.gpr.ptd import Caches, Thought, TokenDecoder
 from gr4ad_jax.gpr.refining import Refiner, request_noise
@@ -33,11 +33,14 @@ LAYOUTS: Layouts = (
 )
 
 
+_ALLOW = {"hybrid": allow, "hstu": allow_causal, "bidirectional": allow_encoder}
+
+
 class Encoded(NamedTuple):
   """A stream as the token decoder reads it."""
 
   intent_BSD: jax.Array
-  allowed_BSS: jax.Array  # bool, from `allow`
+  allowed_BSS: jax.Array  # bool, from `allow`, or what the kind of attention has instead
   balance_B: jax.Array  # float32, L_bal of each row; zeros without recursions
 
 
@@ -45,7 +48,7 @@ class LabelLogProbs(NamedTuple):
   """What the heads say of labels, float32; padding holds any finite value."""
 
   logp_BPNL: jax.Array  # log P_j(z_l | z_<l, stream), among the codes that lead on to an ad
-  value_BPV: jax.Array  # V_0 to V_L of the first head's target, see `Evaluator`
+  value_BPV: jax.Array  # V_0 to V_L of the first head's target, see `Evaluator`; or none, V = 0
   refining_BP: jax.Array  # L_diff; zeros without a refining token
   balance_B: jax.Array
   head_logit_N: jax.Array  # a, of which the heads' weights are made
@@ -70,7 +73,8 @@ class Gpr(nn.Module):
     self.unified_input = UnifiedInput(config, vocabulary, self.tables)
     self.hsd = Hsd(config)
     self.ptd = TokenDecoder(config, vocabulary, self.tables)
-    self.hte = Evaluator(config, vocabulary)
+    if config.values:
+      self.hte = Evaluator(config, vocabulary)
     if config.refining:
       self.refiner = Refiner(config)
     self.head_logit_N = self.param("head_logit", nn.initializers.zeros, (config.predictions,))
@@ -78,7 +82,7 @@ class Gpr(nn.Module):
   def encode(self, context: Context, *, deterministic: bool = True) -> Encoded:
     """Intent embeddings of a stream, and who may see which."""
     stream = self.unified_input(context)
-    allowed_BSS = allow(stream.there_BGY, stream.age_BGY)
+    allowed_BSS = _ALLOW[self.config.attention](stream.there_BGY, stream.age_BGY)
     intents = self.hsd(
       stream.token_BGYD, stream.age_BGY, allowed_BSS, deterministic=deterministic
     )
@@ -136,13 +140,14 @@ class Gpr(nn.Module):
     )
     dtype, candidates = encoded.intent_BSD.dtype, num_labels * heads
     caches = self.ptd.no_caches(num_rows, candidates, levels, dtype)
-    logps, values = [], []
+    logps, values = [], [jnp.zeros((num_rows, num_labels, 0))]
     for level in range(levels):
       state_BCD, caches = self.ptd.emit(
         token_BCD, thought, caches, level, deterministic=deterministic
       )
       state_BPND = state_BCD.reshape(num_rows, num_labels, heads, -1)
-      values += [self.hte.before(state_BPND[:, :, 0])] if level == 0 else []
+      if level == 0 and self.config.values:
+        values.append(self.hte.before(state_BPND[:, :, 0])[..., None])
       logit_BPNV = self.ptd.logits(state_BPND, level)
       leads_on_BPNV = unpack(legal_BPNLU[..., level, :], logit_BPNV.shape[-1])
       logp_BPNV = jax.nn.log_softmax(jnp.where(leads_on_BPNV, logit_BPNV, NEG_INF), axis=-1)
@@ -150,11 +155,12 @@ class Gpr(nn.Module):
       index_BPN1 = jnp.maximum(code_BPN, 0)[..., None]
       logps.append(jnp.take_along_axis(logp_BPNV, index_BPN1, axis=-1)[..., 0])
       token_BCD = self.tables.embed(code_BPN.reshape(num_rows, candidates), level)
-      token_BPD = token_BCD.reshape(state_BPND.shape)[:, :, 0]
-      values.append(self.hte.after(state_BPND[:, :, 0], token_BPD, level + 1))
+      if self.config.values:
+        token_BPD = token_BCD.reshape(state_BPND.shape)[:, :, 0]
+        values.append(self.hte.after(state_BPND[:, :, 0], token_BPD, level + 1)[..., None])
     return LabelLogProbs(
-      jnp.stack(logps, axis=-1), jnp.stack(values, axis=-1), refining_BP, encoded.balance_B,
-      self.head_logit_N,
+      jnp.stack(logps, axis=-1), jnp.concatenate(values, axis=-1), refining_BP,
+      encoded.balance_B, self.head_logit_N,
     )
 
   def start(
@@ -189,8 +195,10 @@ class Gpr(nn.Module):
     """
     token_BWD = self.tables.embed(code_BW, level - 1)
     if isinstance(level, int) and level == self.vocabulary.num_levels:
-      value_BW = self.hte.after(beam.state_BWD, token_BWD, level)
-      return beam, jnp.log(self.hte.currency(value_BW))[..., None]
+      value_BW = jnp.zeros(code_BW.shape)  # the mean of training
+      if self.config.values:
+        value_BW = self.hte.after(beam.state_BWD, token_BWD, level)
+      return beam, jnp.log(currency(value_BW, self.vocabulary))[..., None]
     state_BWD, caches = self.ptd.emit(token_BWD, thought, beam.caches, level)
     return BeamState(caches, state_BWD), self.ptd.first_head(state_BWD, level)
 

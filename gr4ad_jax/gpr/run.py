@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import jax
 import numpy as np
@@ -20,7 +19,7 @@ from gr4ad_jax.data.pipeline import train_batches, validation_batches
 from gr4ad_jax.data.sequences import ExampleMaker
 from gr4ad_jax.data.splits import SPLITS
 from gr4ad_jax.gpr.batch_maker import BatchMaker
-from gr4ad_jax.gpr.config import Config
+from gr4ad_jax.gpr.config import Config, System, check_system
 from gr4ad_jax.gpr.generator import generator_of
 from gr4ad_jax.gpr.label_rows import LabelRows, as_it_is
 from gr4ad_jax.gpr.model import Gpr
@@ -52,11 +51,14 @@ class RunFile:
   sids: str
   """Folder that `gr4ad tokenize` wrote."""
   config: Config = Config()
-  system: Literal["gpr"] = "gpr"
-  """What is trained."""
+  system: System = "gpr"
+  """What is trained: GPR, or a baseline that is made of its parts."""
   fingerprint: str = ""
   """Hashes of logs, examples and semantic IDs; a run is only ever opened with those it was trained
   on."""
+
+  def __post_init__(self):
+    check_system(self.system, self.config.model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +181,7 @@ def open_run(workdir: Place, *, data: Place | None = None) -> Opened:
 
   params, step = read()
   return Opened(
-    system=run.system, model=_in_words(config), folder=workdir, data=storage.place(run.data),
+    system=run.system, model=_in_words(run), folder=workdir, data=storage.place(run.data),
     config=config, search=config.search, fingerprint=inputs.fingerprint, logs=inputs.logs,
     examples=inputs.examples, sids=inputs.sids, index=inputs.index, contexts=inputs.make_batch,
     bin_means=BIN_MEANS, generator=generator_of(inputs.model),
@@ -188,11 +190,23 @@ def open_run(workdir: Place, *, data: Place | None = None) -> Opened:
   )
 
 
-def _in_words(config: Config) -> str:
-  model, stream = config.model, config.stream
+def _in_words(run: RunFile) -> str:
+  model, stream = run.config.model, run.config.stream
+  tokens = f"a token decoder of {model.num_token_layers} layers"
+  reads = f"over the latest {stream.groups} requests"
+  match run.system:
+    case "hstu":
+      return (
+        f"HSTU: {model.num_layers} causal layers of SiLU attention {reads}, {tokens}, width "
+        f"{model.width}."
+      )
+    case "onerec":
+      return (
+        f"An encoder-decoder as OneRec's: {model.num_layers} layers that see both ways {reads}, "
+        f"{tokens}, width {model.width}."
+      )
   return (
     f"GPR after multi-token prediction (stage 1): a sequence decoder of {model.num_layers} layers, "
-    f"up to {model.recursions} times over the latest {stream.groups} requests, a token decoder of "
-    f"{model.num_token_layers} layers with {model.thinking} thinking tokens, "
+    f"up to {model.recursions} times {reads}, {tokens} with {model.thinking} thinking tokens, "
     f"{model.predictions} heads, width {model.width}."
   )

@@ -16,6 +16,7 @@ _NAMES = {
   "counter": "transition counter", "rule": "rule of two terms",
   "trees": "boosted trees", "trees_likeness": "boosted trees with likeness",
   "sasrec": "SASRec", "two_tower": "two towers", "gr4ad": "GR4AD", "gpr": "GPR",
+  "hstu": "HSTU", "onerec": "OneRec",
 }
 
 
