@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import scipy.stats
 
+from gr4ad_jax.api import open_run as open_any
 from gr4ad_jax.catalog.legal_prefixes import PrefixTree, build_prefix_tree
 from gr4ad_jax.config import override_all
 from gr4ad_jax.data import prepare
@@ -115,6 +116,26 @@ def found_lists(folder: Path, split: str, *, limit: int | None = None) -> Lists:
       np.savez_compressed(out, **lists._asdict())
   with np.load(file) as arrays:
     return Lists(**arrays)
+
+
+def found_ads(folder: Path, split: str, *, k: int, limit: int | None = None) -> np.ndarray:
+  """The k best ads of a run of any system for a split's requests, int32 [R, k]; -1 = nothing.
+
+  Args:
+    folder: of a trained run; ads-SPLIT.npz is kept in it, and read by later calls.
+    split: "validation" or "test".
+    k: ads of a list.
+    limit: at most so many requests, evenly spread; None = all.
+  """
+  file = folder / f"ads-{split}.npz"
+  if not file.exists():
+    opened = open_any(folder)
+    groups = split_groups(opened.examples, split, limit)
+    found = search_split(opened.recommender(), opened.contexts, groups, opened.search, k=k)
+    with atomic.new_file(file) as out:
+      np.savez_compressed(out, ad_RK=found.recommendations.ad_RK)
+  with np.load(file) as arrays:
+    return arrays["ad_RK"]
 
 
 def by_task(

@@ -61,8 +61,9 @@ def search_split(
   config: SearchConfig,
   *,
   seen: SeenAds | None = None,
+  k: int = DEPTH,
 ) -> SearchResult:
-  """The DEPTH best ads for every request; each of several processes searches its share.
+  """The k best ads for every request; each of several processes searches its share.
 
   Args:
     recommender: of the run.
@@ -70,6 +71,7 @@ def search_split(
     groups: the requests.
     config: of the search; whether seen ads are left out is not asked of it.
     seen: prospecting: leaves out what users had seen before each request; None = nothing.
+    k: ads wanted.
   """
   batch_size = config.batch_size
   parts, seconds, counted = [], 0.0, 0
@@ -81,7 +83,7 @@ def search_split(
     allowed = None
     if seen is not None:
       allowed = [recommender.without(seen.before(e.user, e.time_s)) for e in examples]
-    return recommender(contexts.context(examples), DEPTH, allowed=allowed)
+    return recommender(contexts.context(examples), k, allowed=allowed)
 
   found_for(mine[:1])  # compiles
   for start in track(starts, "search, requests", len(mine), step=batch_size):

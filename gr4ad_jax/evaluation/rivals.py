@@ -71,6 +71,29 @@ def rank_all(question: Question, settings: BaselineSettings) -> dict[str, np.nda
   return {baseline.__name__: baseline(question, settings) for baseline in wanted}
 
 
+def find_simple(
+  logs: Logs, examples: ExampleSet, requests: EvalRequests, *, k: int
+) -> dict[str, np.ndarray]:
+  """The lists of BASELINES for all targets, tuned as by `find_rivals`; its other arguments."""
+  asked, horizon_s = _asked(logs, examples, k)
+  console.print("baselines: choosing their settings on validation requests")
+  settings = tune_baselines(asked, horizon_s=horizon_s)
+  return rank_all(replace(asked, requests=requests), settings)
+
+
+def _asked(logs: Logs, examples: ExampleSet, k: int) -> tuple[Question, int | None]:
+  """What chooses settings: validation requests; and how far trending ads look back at the most."""
+  config = examples.config
+  by_time = config.split == "time"
+  validation = eval_requests(group_requests(read_split(examples, "validation")))
+  history = Interactions.of(logs)
+  asked = Question(
+    history, validation, len(logs.ads.ad_id), k, content_AN=content_terms(logs.ads),
+    train_end_s=config.validation_start_s if by_time else end_s_of_users(history, validation, None),
+  )
+  return asked, int(logs.events.time_s.max()) + 1 - config.test_start_s if by_time else None
+
+
 def find_rivals(
   logs: Logs, examples: ExampleSet, requests: EvalRequests, *, k: int,
   with_validation: bool = False, with_likeness: bool = False,
@@ -90,19 +113,13 @@ def find_rivals(
     with_likeness: trees are also trained with the likeness that a copy path reads, which takes as
       long again.
   """
-  config = examples.config
-  by_time = config.split == "time"
-  validation = eval_requests(group_requests(read_split(examples, "validation")))
-  history = Interactions.of(logs)
-  asked = Question(
-    history, validation, len(logs.ads.ad_id), k, content_AN=content_terms(logs.ads),
-    train_end_s=config.validation_start_s if by_time else end_s_of_users(history, validation, None),
-  )
-  horizon_s = int(logs.events.time_s.max()) + 1 - config.test_start_s if by_time else None
+  asked, horizon_s = _asked(logs, examples, k)
+  config, history, validation = examples.config, asked.interactions, asked.requests
   console.print("baselines: choosing their settings on validation requests")
   settings = tune_baselines(asked, horizon_s=horizon_s)
   judged = replace(asked, requests=requests)
   if with_validation:
+    by_time = config.split == "time"
     end_s = config.test_start_s if by_time else end_s_of_users(history, requests, None)
     judged = replace(judged, train_end_s=end_s)
   lists = rank_all(judged, settings)
