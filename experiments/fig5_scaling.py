@@ -28,12 +28,12 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import scipy.optimize
 from matplotlib.figure import Figure
 
 from experiments._figures import plain
 from experiments._market import MarketTest, open_market_test, prepared_market, recommend_all
 from experiments._runs import run_of, tokenized
+from experiments._scaling import draw_fit, fit_lines, fits, rows_of, sizes_of
 from gr4ad_jax.cli.sweep import run_name, run_sweep
 from gr4ad_jax.cli.sweep_config import Sweep
 from gr4ad_jax.config import override_all
@@ -91,55 +91,6 @@ class Family(NamedTuple):
   revenue_MS: np.ndarray  # currency a request
 
 
-class PowerLaw(NamedTuple):
-  """L(N) = floor + scale N^-exponent."""
-
-  floor: float
-  scale: float
-  exponent: float
-
-  def __call__(self, size: np.ndarray | float) -> np.ndarray | float:
-    return self.floor + self.scale * np.asarray(size, float) ** -self.exponent
-
-
-def fit_power_law(size_M: np.ndarray, loss_M: np.ndarray) -> PowerLaw:
-  """Least squares, with floor >= 0 and exponent > 0.
-
-  For a given exponent the rest is linear, so only the exponent is searched.
-
-  Raises:
-    ValueError: fewer than three sizes.
-  """
-  if len(size_M) < 3:
-    raise ValueError(f"settings.widths: {len(size_M)} sizes; a power law needs three")
-
-  def linear(exponent: float) -> tuple[float, float, float]:
-    columns = np.stack([np.ones(len(size_M)), np.asarray(size_M, float) ** -exponent], axis=1)
-    weights, _ = scipy.optimize.nnls(columns, loss_M)
-    return (*weights, float(np.sum((columns @ weights - loss_M) ** 2)))
-
-  grid = np.geomspace(0.01, 2.0, 80)
-  best = int(np.argmin([linear(exponent)[2] for exponent in grid]))
-  low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
-  found = scipy.optimize.minimize_scalar(
-    lambda exponent: linear(exponent)[2], bounds=(low, high), method="bounded"
-  )
-  floor, scale, _ = linear(found.x)
-  return PowerLaw(float(floor), float(scale), float(found.x))
-
-
-def fitted(size_M: np.ndarray, loss_M: np.ndarray) -> dict[str, float]:
-  """exponent, floor, scale, r2, and the error of the largest model's loss from the others."""
-  loss_M = np.asarray(loss_M, float)
-  law = fit_power_law(size_M, loss_M)
-  residual = np.sum((law(size_M) - loss_M) ** 2) / np.sum((loss_M - loss_M.mean()) ** 2)
-  predicted = float(fit_power_law(size_M[:-1], loss_M[:-1])(size_M[-1]))
-  return {
-    "exponent": law.exponent, "floor": law.floor, "scale": law.scale, "r2": 1 - float(residual),
-    "predicted_loss": predicted, "predicted_loss_error": float(abs(predicted / loss_M[-1] - 1)),
-  }
-
-
 def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, float]:
   """r2, exponent, predicted_loss_error, their intervals; sizeI/..., beamI/...."""
   keep_freed_memory()
@@ -156,18 +107,14 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
     market, data, "test", num_revenue=options.settings.revenue_requests, num_recall=1
   )
   family, beams = _judged(workdir, sweep, test, options)
-  results = _fits(family, options.settings) | beams
-  for row in range(len(family.num_params_M)):
+  sizes = family.free_params_M, family.num_params_M, family.loss_MSR
+  results = fits(*sizes, family.user_R, bootstrap=options.settings.bootstrap) | beams
+  results |= sizes_of(*sizes)
+  for row, (flops, revenue_S) in enumerate(
+    zip(family.train_flops_M, family.revenue_MS, strict=True)
+  ):
     results |= {
-      f"size{row}/params": float(family.num_params_M[row]),
-      f"size{row}/free_params": float(family.free_params_M[row]),
-      f"size{row}/train_flops": float(family.train_flops_M[row]),
-      f"size{row}/loss": float(family.loss_MSR[row].mean()),
-      f"size{row}/revenue": float(family.revenue_MS[row].mean()),
-    }
-    results |= {
-      f"size{row}/loss/seed{seed}": float(loss)
-      for seed, loss in enumerate(family.loss_MSR[row].mean(axis=-1))
+      f"size{row}/train_flops": float(flops), f"size{row}/revenue": float(revenue_S.mean()),
     }
   return results
 
@@ -283,70 +230,22 @@ def _by_beams(
   return json.loads(file.read_text())
 
 
-def _fits(family: Family, settings: Settings) -> dict[str, float]:
-  """The fit to the means, and bootstrap intervals over users and seeds."""
-  results = fitted(family.free_params_M, family.loss_MSR.mean(axis=(1, 2)))
-  results |= {
-    f"{name}/all_params": value
-    for name, value in fitted(family.num_params_M, family.loss_MSR.mean(axis=(1, 2))).items()
-  }
-  users, row_of = np.unique(family.user_R, return_inverse=True)
-  count_U = np.bincount(row_of)
-  num_sizes, num_seeds, _ = family.loss_MSR.shape
-  sum_MSU = np.stack([
-    [np.bincount(row_of, weights=loss_R) for loss_R in loss_SR] for loss_SR in family.loss_MSR
-  ])
-  rng, draws = np.random.default_rng(0), []
-  for _ in range(settings.bootstrap):
-    user = rng.integers(0, len(users), len(users))
-    seed_MS = rng.integers(0, num_seeds, (num_sizes, num_seeds))
-    loss_MS = sum_MSU[:, :, user].sum(axis=-1) / count_U[user].sum()
-    draws.append(fitted(
-      family.free_params_M, np.take_along_axis(loss_MS, seed_MS, axis=1).mean(axis=1)
-    ))
-  for name in ("exponent", "floor", "r2", "predicted_loss_error"):
-    low, high = np.quantile([draw[name] for draw in draws], (0.025, 0.975))
-    results |= {f"{name}_ci_low": float(low), f"{name}_ci_high": float(high)}
-  return results
-
-
-def _rows(results: Mapping[str, float], prefix: str) -> list[dict[str, float]]:
-  rows = []
-  while any(name.startswith(f"{prefix}{len(rows)}/") for name in results):
-    start = f"{prefix}{len(rows)}/"
-    rows.append({n.removeprefix(start): v for n, v in results.items() if n.startswith(start)})
-  return rows
-
-
 def table(results: Mapping[str, float]) -> str:
   """Sizes, the fit, beams."""
   lines = [
     "| parameters | without tables | training FLOPs | test SID loss | revenue |",
     "|---:|---:|---:|---:|---:|",
   ]
-  for row in _rows(results, "size"):
+  for row in rows_of(results, "size"):
     lines.append(
       f"| {row['params'] / 1e6:.2f} M | {row['free_params'] / 1e6:.3f} M | "
       f"{row['train_flops']:.2e} | {row['loss']:.4f} | {row['revenue']:.4f} |"
     )
-
-  def interval(name: str) -> str:
-    return f"{results[f'{name}_ci_low']:.4g} to {results[f'{name}_ci_high']:.4g}"
-
   lines += [
-    "",
-    f"L(N) = {results['floor']:.3f} + {results['scale']:.3g} N^-{results['exponent']:.3f}, N "
-    f"without tables; exponent 95% {interval('exponent')}, floor {interval('floor')}; R^2 "
-    f"{results['r2']:.4f}.",
-    "",
-    f"The largest model's loss from the others: {results['predicted_loss']:.4f}, off by "
-    f"{results['predicted_loss_error']:.2%} (95% up to "
-    f"{results['predicted_loss_error_ci_high']:.2%}). With N = all parameters: exponent "
-    f"{results['exponent/all_params']:.3f}, R^2 {results['r2/all_params']:.4f}, off by "
-    f"{results['predicted_loss_error/all_params']:.2%}.",
+    "", *fit_lines(results),
     "", "| beams, largest model | revenue | requests/s |", "|---:|---:|---:|",
   ]
-  for row in _rows(results, "beam"):
+  for row in rows_of(results, "beam"):
     lines.append(
       f"| {row['width']:.0f} | {row['revenue']:.4f} | {row['requests_per_s']:,.0f} |"
     )
@@ -355,22 +254,11 @@ def table(results: Mapping[str, float]) -> str:
 
 def plots(results: Mapping[str, float]) -> dict[str, Figure]:
   """Loss over parameters and FLOPs, revenue over parameters and beams."""
-  sizes, beams = _rows(results, "size"), _rows(results, "beam")
+  sizes, beams = rows_of(results, "size"), rows_of(results, "beam")
   figure = Figure(figsize=(9.5, 6.4), layout="constrained")
   (loss_ax, flops_ax), (revenue_ax, beam_ax) = figure.subplots(2, 2)
-  free = np.array([row["free_params"] for row in sizes])
-  loss = np.array([row["loss"] for row in sizes])
-  law = PowerLaw(results["floor"], results["scale"], results["exponent"])
-  smooth = np.geomspace(free[0], free[-1])
-  loss_ax.plot(smooth, law(smooth), color="#8db4d9", label="fit")
-  for row in sizes:
-    seeds = [value for name, value in row.items() if name.startswith("loss/seed")]
-    loss_ax.plot([row["free_params"]] * len(seeds), seeds, ".", color="#2f5f8f", ms=4)
-  loss_ax.plot(free, loss, "o", color="#2f5f8f", label="mean of seeds")
-  loss_ax.plot(free[-1], results["predicted_loss"], "x", color="#b03a2e", ms=9,
-               label="predicted from the others")
-  loss_ax.set_title("Test SID loss (nats)", loc="left")
-  loss_ax.set_xlabel("parameters without tables")
+  free, loss = ([row[name] for row in sizes] for name in ("free_params", "loss"))
+  draw_fit(loss_ax, results)
   flops_ax.plot([row["train_flops"] for row in sizes], loss, "o-", color="#2f5f8f")
   flops_ax.set_title("Test SID loss (nats)", loc="left")
   flops_ax.set_xlabel("training FLOPs")
@@ -389,5 +277,4 @@ def plots(results: Mapping[str, float]) -> dict[str, Figure]:
   widths = [int(row["width"]) for row in beams]
   beam_ax.set_xticks(widths, widths)
   beam_ax.minorticks_off()
-  loss_ax.legend(frameon=False, fontsize=8)
   return {"fig5": figure}

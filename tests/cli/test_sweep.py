@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments.fig5_scaling import fit_power_law, fitted
+from experiments._scaling import fit_power_law, fitted
 from gr4ad_jax.cli import main as cli
 from gr4ad_jax.cli.sweep import run_sweep
 from gr4ad_jax.cli.sweep_config import Range, Sweep, parse_grid
