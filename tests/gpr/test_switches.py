@@ -32,7 +32,7 @@ def silu(x):
   return x * sigmoid(x)
 
 
-def test_an_hstu_token_sees_what_came_before_it_and_an_encoder_all_that_the_last_request_may_see():
+def test_an_hstu_token_sees_what_came_before_it_an_encoder_the_whole_past():
   """U O E I of two requests; the last request's ad is seen by nobody."""
   _, age_BGY, _ = stream(2)
   there_BGY = jnp.ones(age_BGY.shape, bool)

@@ -2,8 +2,8 @@
 
 from tests.mutants.mutant import Mutant
 
-_HSD, _MODEL, _GROUPS, _REFINING = (
-  f"gpr/test_{name}.py::test_" for name in ("hsd", "model", "groups", "refining")
+_HSD, _MODEL, _GROUPS, _REFINING, _SWITCHES = (
+  f"gpr/test_{name}.py::test_" for name in ("hsd", "model", "groups", "refining", "switches")
 )
 
 MUTANTS = (
@@ -51,5 +51,32 @@ MUTANTS = (
     "jax.lax.stop_gradient(denoise(predict, noise_BPD, self.config.refining))",
     "denoise(predict, noise_BPD, self.config.refining)",
     (_REFINING + "codes_do_not_teach_the_denoiser_and_the_denoiser_does_not_teach_the_tables",),
+  ),
+  Mutant(
+    "an HSTU token sees nothing that stands later in the stream", "gpr/attention.py",
+    "return _seen(there_BGY, age_BGY, False)", "return allow(there_BGY, age_BGY)",
+    (_SWITCHES + "no_gradient_leads_from_anything_later_to_an_hstu_token",),
+  ),
+  Mutant(
+    "HSTU divides by what a token may see, not by the length of the row", "gpr/attention.py",
+    "jnp.maximum(jnp.sum(allowed_BSS, axis=-1), 1)",
+    "jnp.full(allowed_BSS.shape[:2], allowed_BSS.shape[-1])",
+    (_SWITCHES + "hstu_attention_by_hand",),
+  ),
+  Mutant(
+    "HSTU's mix is normalised before it is gated", "gpr/attention.py",
+    "normal_BSD * gate_BSHK.reshape(x_BSD.shape)", "mixed_BSHK.reshape(x_BSD.shape) * normal_BSD",
+    (_SWITCHES + "hstu_attention_by_hand",),
+  ),
+  Mutant(
+    "an encoder is shown what the last request may see, not its ads", "gpr/attention.py",
+    "[:, REQUEST - NUM_TYPES]", "[:, -1]",
+    (_SWITCHES + "an_hstu_token_sees_what_came_before_it_an_encoder_the_whole_past",
+     _SWITCHES + "a_baseline_is_told_nothing_of_its_own_request_s_ads"),
+  ),
+  Mutant(
+    "without values an ad is worth the mean of training", "gpr/model.py",
+    "value_BW = jnp.zeros(code_BW.shape)", "value_BW = jnp.ones(code_BW.shape)",
+    (_SWITCHES + "a_baseline_s_search_says_what_its_training_says_and_values_all_ads_alike",),
   ),
 )
