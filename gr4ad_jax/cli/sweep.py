@@ -193,12 +193,14 @@ def _check_folder(sweep: Sweep, run: _Run) -> None:
   if not (folder / "run.json").exists():
     return
   require_system(folder, sweep.system)
-  of_system = gpr if sweep.system == "gpr" else gr4ad
-  there = of_system.read_run(folder)
-  wanted = of_system.RunFile(
-    storage.absolute(sweep.data), storage.absolute(sweep.sids_folder),
-    sweep.config_of(run.settings), fingerprint=there.fingerprint,
-  )
+  places = storage.absolute(sweep.data), storage.absolute(sweep.sids_folder)
+  config = sweep.config_of(run.settings)
+  if sweep.system == "gr4ad":
+    there = gr4ad.read_run(folder)
+    wanted = gr4ad.RunFile(*places, config, fingerprint=there.fingerprint)
+  else:
+    there = gpr.read_run(folder)
+    wanted = gpr.RunFile(*places, config, sweep.system, there.fingerprint)
   if differing := differences(there, wanted):
     raise ConfigError(f"{folder}: the run there has other settings ({', '.join(differing)})")
 

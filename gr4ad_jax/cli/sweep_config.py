@@ -17,7 +17,9 @@ from gr4ad_jax.gr4ad import config as gr4ad
 from gr4ad_jax.machine.storage import Place
 
 PRESETS: dict[str, dict[str, gr4ad.Config] | dict[str, gpr.Config]] = {
-  "gr4ad": gr4ad.PRESETS, "gpr": gpr.PRESETS,
+  "gr4ad": gr4ad.PRESETS,
+} | {
+  system: {name: gpr.PRESETS[name] for name in gpr.presets_of(system)} for system in gpr.SYSTEMS
 }
 """System -> its presets; no two have one of the same name."""
 AnyPreset = Literal[tuple(name for of_system in PRESETS.values() for name in of_system)]  # type: ignore[valid-type]

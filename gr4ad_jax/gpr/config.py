@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from gr4ad_jax.config import (
   Bounded,
@@ -124,6 +124,7 @@ class Config(Bounded):
 
 System = Literal["gpr", "hstu", "onerec"]
 """What run.json may name: GPR, and the two baselines that are made of its parts."""
+SYSTEMS: tuple[System, ...] = get_args(System)
 WITHOUT_PARTS = {
   "token_norm": False, "token_ffn": False, "recursions": 1, "thinking": 0, "refining": 0,
   "values": False, "predictions": 1,

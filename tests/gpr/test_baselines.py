@@ -7,6 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from gr4ad_jax import api
+from gr4ad_jax.cli.sweep_config import Sweep
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.gpr.config import PRESETS
 from gr4ad_jax.gpr.run import RunFile, open_inputs, read_run
@@ -90,3 +91,13 @@ def test_a_baseline_with_a_part_of_gpr_is_refused(tiny_data, tmp_path, capsys):
   assert code == 2 and words in capsys.readouterr().err
   with pytest.raises(ConfigError, match="model.attention='hybrid': is bidirectional in onerec"):
     RunFile("data", "sids", PRESETS["gpr-tiny"], "onerec")
+
+
+def test_plans_and_sweeps_know_the_baselines(tmp_path, capsys):
+  assert run("plan", "--system", "hstu", "--preset", "hstu-tiny", "--devices", "h100-1") == 0
+  assert "hstu-tiny on h100-1" in capsys.readouterr().out
+  assert run("plan", "--system", "hstu", "--preset", "gpr-tiny", "--devices", "h100-1") == 2
+  assert "preset='gpr-tiny': did you mean 'hstu-tiny'?" in capsys.readouterr().err
+  sweep = Sweep(tmp_path, tmp_path, ("model.width=16,32",), preset="onerec-tiny")
+  assert sweep.system == "onerec"
+  assert sweep.config_of({"model.width": "16"}).model.attention == "bidirectional"
