@@ -96,7 +96,7 @@ class Options:
     "stream.groups": 16, "model.num_layers": 2, "model.num_token_layers": 1,
   })
   sasrec: SasrecConfig = dataclasses.replace(
-    SasrecConfig(), model=SasrecModel(width=192, dropout=0.2)
+    SasrecConfig(), model=SasrecModel(width=168, dropout=0.2)
   )
 
 
