@@ -15,12 +15,12 @@ list-trained row loses more than 1% of the supervised row's recall@50: the known
 reinforcement learning.
 
 Expected over three seeds with the copy path (docs/value.md): revenue_lift over the cascade +12.2%
-to +14.1% for every row that was run (dlrm, ua_sid, vsl, dpo, rspo, uvr, uvr_dbs, gr4ad), intervals of
-five to ten points; with fifty ads +1.3% (+0.5 to +2.1) for VSL, level for the others, DPO -2.9%;
+to +14.1% for every row that was run (dlrm, ua_sid, vsl, dpo, rspo, uvr, uvr_dbs, gr4ad), intervals
+of five to ten points; with fifty ads +1.3% (+0.5 to +2.1) for VSL, level for the others, DPO -2.9%;
 mixed +5.5% to +6.8%, DPO +2.2%. Without any copy path, beside the paper's: -7.9% for VSL, +4.9% for
 DPO, +1.8% for RSPO, -0.6% for GR4AD, intervals of three to five points; RSPO over VSL +10.6% (+1.5
-to +19.7). Size full was not measured. Run time: without copy path under an hour on two CPU cores; with
-it the eight rows above took some two and a half hours on one, beside other work.
+to +19.7). Size full was not measured. Run time: without copy path under an hour on two CPU cores;
+with it the eight rows above took some two and a half hours on one, beside other work.
 """
 
 from __future__ import annotations
