@@ -1,0 +1,1 @@
+"""The third system: a language model that predicts the next advertiser."""
