@@ -12,6 +12,7 @@ from typing import Any
 import tyro
 
 from gr4ad_jax.cli import (
+  advertiser,
   bench,
   demo,
   learn,
@@ -45,6 +46,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
   "serve": serve.serve,
   "report": use.report,
   "export": use.export,
+  "advertiser": advertiser.advertiser,
   "bench": bench.bench,
   "demo": demo.demo,
 }

@@ -178,6 +178,28 @@ def print_metrics(metrics: dict[str, float], *, system: str, title: str) -> None
   )
 
 
+def print_recalls(numbers: Mapping[str, float], *, title: str, bar: str) -> None:
+  """Recall of the next advertiser: a row a rival, its paired difference to the bar behind it."""
+  found = (key.partition("/") for key in numbers if "/" in key)
+  names = [name for name in dict.fromkeys(key[0] for key in found) if "_minus_" not in name]
+  depths = (1, 5, 20)
+  table = Table(box=SIMPLE_HEAD)
+  table.add_column("")
+  for head in (*(f"R@{k}" for k in depths), f"R@5 - {bar}", "new R@5", "new R@20", "known R@5"):
+    table.add_column(head, justify="right")
+  for name in names:
+    cells = [f"{numbers[f'{name}/recall@{k}']:.3f}" for k in depths]
+    key = f"{name}_minus_{bar}/recall@5"
+    cells.append("" if key not in numbers else (
+      f"{numbers[key]:+.3f} [{numbers[f'{key}/ci_low']:+.3f}, {numbers[f'{key}/ci_high']:+.3f}]"
+    ))
+    more = ("new/recall@5", "new/recall@20", "known/recall@5")
+    cells += [f"{numbers.get(f'{name}/{key}', float('nan')):.3f}" for key in more]
+    table.add_row(name, *cells)
+  title += f": {numbers['rows']:,.0f} rows, {numbers['advertisers']:,.0f} advertisers, "
+  show(table, title=f"{title}{numbers['new_share']:.0%} of labels new to the user")
+
+
 def print_load(summary: Mapping[str, Mapping[str, float]], *, title: str) -> None:
   """What a server did in each part of a day of traffic."""
   table = Table()
