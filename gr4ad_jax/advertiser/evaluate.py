@@ -8,24 +8,28 @@ from collections.abc import Mapping
 import numpy as np
 
 from gr4ad_jax.advertiser.histories import Rows
+from gr4ad_jax.advertiser.name_search import Told
 from gr4ad_jax.advertiser.prepared import Prepared
-from gr4ad_jax.advertiser.rivals import ranked, rivals
+from gr4ad_jax.advertiser.rivals import Rivals, fit_logit, ranked, rivals
+from gr4ad_jax.advertiser.run import AdvertiserRun
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.search.ranking import EvalRequests, paired_difference, ranking_metrics
 
 DEPTHS = (1, 5, 20)
 
 
-def asked_rows(data: Prepared, split: str) -> Rows:
-  """The rows of a split that have a label.
+def asked_rows(data: Prepared, split: str, rows: int = 0) -> np.ndarray:
+  """int64, the numbers of a split's rows that have a label; so many of them, 0 = all.
 
   Raises:
     ConfigError: none has.
   """
-  rows = data.splits[split]
-  if not (rows.target_R >= 0).any():
+  asked = np.flatnonzero(data.splits[split].target_R >= 0)
+  if not len(asked):
     raise ConfigError(f"split={split!r}: no row of it has a label")
-  return rows.take(rows.target_R >= 0)
+  if 0 < rows < len(asked):
+    asked = np.sort(np.random.default_rng(0).permutation(asked)[:rows])
+  return asked
 
 
 def requests_of(data: Prepared, rows: Rows) -> EvalRequests:
@@ -39,26 +43,100 @@ def requests_of(data: Prepared, rows: Rows) -> EvalRequests:
   )
 
 
-def evaluate_rivals(data: Prepared, split: str, *, bootstrap: int = 1000) -> dict[str, float]:
+def evaluate_rivals(
+  data: Prepared, split: str, *, rows: int = 0, bootstrap: int = 1000
+) -> dict[str, float]:
   """`compare` of the rivals that need no language model.
+
+  Args:
+    data: prepared.
+    split: validation or test.
+    rows: only so many, drawn with a fixed seed; 0 = all.
+    bootstrap: resamples of users.
 
   Raises:
     ConfigError: the split has no labels.
   """
-  rows = asked_rows(data, split)
-  return compare(data, rows, rivals(data, rows).score_RA, bar="linear", bootstrap=bootstrap)
+  asked = asked_rows(data, split, rows)
+  of = data.splits[split].take(asked)
+  return compare(data, of, lists_of(rivals(data, of)), bar="linear", bootstrap=bootstrap)
+
+
+def lists_of(found: Rivals) -> dict[str, np.ndarray]:
+  """The first advertisers of each rival, int32 [R, 20]."""
+  return {name: ranked(score_RA, max(DEPTHS)) for name, score_RA in found.score_RA.items()}
+
+
+# Six parameters: what is asked of whom, under which name, and how.
+def evaluate_model(
+  opened: AdvertiserRun, split: str, *, name: str, rows: int = 0, combine: bool = False,
+  bootstrap: int = 1000,
+) -> dict[str, float]:
+  """`compare` of a language model and all rivals.
+
+  Args:
+    opened: a run, or published weights.
+    split: validation or test.
+    name: of the model's row.
+    rows: as of `evaluate_rivals`.
+    combine: two rows more, NAME_linear and noise_linear: the linear logit with the model's log p
+      as one feature more, and with that of rows drawn at random instead. Both are fitted on
+      validation rows, which the model has to tell, too.
+    bootstrap: resamples of users.
+
+  Raises:
+    ConfigError: the split has no labels, or `combine` is asked on the split it is fitted on.
+  """
+  if combine and split == "validation":
+    raise ConfigError("combine: is fitted on the validation split; evaluate the test split")
+  data, most = opened.data, max(DEPTHS)
+  asked = asked_rows(data, split, rows)
+  of = data.splits[split].take(asked)
+  told, found = opened.tell(split, asked, most), rivals(data, of)
+  lists = {**lists_of(found), name: told.advertiser_RK}
+  if not combine:
+    return compare(data, of, lists, bar="linear", bootstrap=bootstrap)
+  fitted_on = asked_rows(data, "validation", rows)
+  learned = data.splits["validation"].take(fitted_on)
+  told_then, x_RAF = opened.tell("validation", fitted_on, most), rivals(data, learned).x_RAF
+  rng = np.random.default_rng(0)
+  for row, shuffled in ((f"{name}_linear", False), ("noise_linear", True)):
+    columns = []
+    for x, logp_RA in ((x_RAF, dense(told_then, x_RAF.shape[1])),
+                       (found.x_RAF, dense(told, x_RAF.shape[1]))):
+      logp_RA = logp_RA[rng.permutation(len(logp_RA))] if shuffled else logp_RA
+      columns.append(np.concatenate([x, logp_RA[..., None]], axis=-1))
+    logit = fit_logit(columns[0], learned.target_R)
+    lists[row] = ranked(logit(columns[1]), most)
+  numbers = compare(data, of, lists, bar="linear", bootstrap=bootstrap)
+  both = {key: lists[key] for key in (f"{name}_linear", "noise_linear")}
+  return numbers | {
+    key: value for key, value in
+    compare(data, of, both, bar="noise_linear", bootstrap=bootstrap).items() if "_minus_" in key
+  }
+
+
+def dense(told: Told, num_names: int) -> np.ndarray:
+  """float32 [R, A], log p; of names that are not told the least one of their row."""
+  least_R1 = np.where(told.advertiser_RK >= 0, told.logp_RK, np.inf).min(axis=1, keepdims=True)
+  logp_RA = np.repeat(least_R1, num_names, axis=1).astype(np.float32)
+  row_R1 = np.arange(len(logp_RA))[:, None]
+  kept = told.advertiser_RK >= 0
+  rows = np.broadcast_to(row_R1, kept.shape)[kept]
+  logp_RA[rows, told.advertiser_RK[kept]] = told.logp_RK[kept]
+  return logp_RA
 
 
 def compare(
-  data: Prepared, rows: Rows, score_RA: Mapping[str, np.ndarray], *, bar: str,
+  data: Prepared, rows: Rows, lists: Mapping[str, np.ndarray], *, bar: str,
   bootstrap: int = 1000,
 ) -> dict[str, float]:
-  """recall@1, @5 and @20 of several scores on the same rows.
+  """recall@1, @5 and @20 of several lists for the same rows.
 
   Args:
     data: prepared.
     rows: with labels.
-    score_RA: name -> [R, A].
+    lists: name -> int32 [R, 20], advertisers, best first; -1 = nothing.
     bar: one of the names; each other one's difference to it is paired.
     bootstrap: resamples of users.
 
@@ -73,7 +151,6 @@ def compare(
     "rows": float(len(rows)), "users": float(len(np.unique(rows.user_R))),
     "advertisers": float(len(of_A)), "new_share": float(new_R.mean()),
   }
-  lists = {name: ranked(score, max(DEPTHS)) for name, score in score_RA.items()}
   bar_RK = lists[bar]
   for name, ranked_RK in lists.items():
     measure = functools.partial(ranking_metrics, advertiser_A=of_A, bootstrap=bootstrap)

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from gr4ad_jax.advertiser.config import LoraConfig
 from gr4ad_jax.config import Bounded, Count, Positive, require
 from gr4ad_jax.machine.sharding import FSDP, TENSOR, Layouts
 from gr4ad_jax.nn.attention import attend
@@ -62,18 +63,6 @@ class LlamaConfig(Bounded, section="llama"):
     require(self.num_heads % self.num_kv_heads == 0, "llama.num_heads", self.num_heads,
             f"must be a multiple of num_kv_heads={self.num_kv_heads}")
     require(self.head_width % 2 == 0, "llama.head_width", self.head_width, "must be even")
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraConfig(Bounded, section="lora"):
-  """Adapters of low rank beside frozen kernels: y = x W + (alpha / R) x A B."""
-
-  rank: Count = 8
-  """R."""
-  alpha: Positive = 16.0
-  """What an adapter adds counts alpha / rank times."""
-  targets: Literal["qv", "all"] = "qv"
-  """Queries and values, or every linear map of the blocks."""
 
 
 class Past(NamedTuple):

@@ -36,7 +36,12 @@ def clean(text: str) -> str:
 
 def normal_form(name: str) -> str:
   """What two spellings of a name have in common: NFKC, casefold, single spaces."""
-  return unicodedata.normalize("NFKC", clean(name)).casefold()
+  return unicodedata.normalize("NFKC", _without_colon(name)).casefold()
+
+
+def _without_colon(name: str) -> str:
+  """A clean name; a colon ends names in a stream."""
+  return clean(name.replace(":", " "))
 
 
 def merge_names(spelling_N: Sequence[str]) -> Names:
@@ -57,8 +62,7 @@ def merge_names(spelling_N: Sequence[str]) -> Names:
   number = {form: n for n, form in enumerate(sorted(counts))}
   best = [min(counts[form].items(), key=lambda pair: (-pair[1], pair[0]))[0] for form in number]
   return Names(
-    # A colon ends a name in a stream.
-    np.array([clean(text.replace(":", " ")) for text in best], object),
+    np.array([_without_colon(text) for text in best], object),
     np.array([number.get(forms[text], -1) for text in spelling_N], np.int32),
     [sorted(counts[form]) for form in number if len(counts[form]) > 1],
   )

@@ -102,9 +102,15 @@ def _run(argv: list[str]) -> None:
 def own_options(argv: list[str]) -> tuple[Callable[[Any], None], Any] | None:
   """What trains or plans, and with which options, where --system names a system with its own.
 
-  None for other commands and systems.
+  None for other commands and systems. `advertiser train` is such a command, too.
   """
   name, *rest = argv or [""]
+  if (name, *rest[:1]) == ("advertiser", "train"):
+    default = advertiser.train_defaults(_word_of(rest, "--tuning", "lora") or "")
+    return advertiser.Train.run, tyro.cli(
+      advertiser.Train, args=rest[1:], prog="gr4ad advertiser train", default=default,
+      registry=registry, description=advertiser.Train.__doc__,
+    )
   system = _word_of(rest, "--system", "") if name in ("train", "plan") else None
   if system in train_gpr.OF_SYSTEM:
     of_command = train_gpr if name == "train" else plan_gpr

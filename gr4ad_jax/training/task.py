@@ -18,13 +18,17 @@ class Task(NamedTuple):
 
   init: Callable[[jax.Array], Any]
   """key -> float32 parameters."""
-  loss: Callable[[Any, Any, jax.Array | None], Metrics]
-  """(params, batch, dropout key or None) -> metrics; sum/count of "loss" is minimised."""
+  loss: Callable[..., Metrics]
+  """(params, batch, dropout key or None) -> metrics; sum/count of "loss" is minimised. Behind them
+  comes what `frozen` gives, where there is any."""
   layouts: Layouts = ()
   """How parameters lie on a mesh; optimizer state follows them."""
   sparse_tables: tuple[str, ...] = ()
   """Endings of the paths of tables of which a batch touches few rows: where
   `TrainConfig.table_learning_rate` is set they learn by row-wise Adagrad."""
+  frozen: Callable[[], Any] | None = None
+  """Gives arrays that the loss reads and no step changes, such as the weights beside an adapter:
+  they have no gradient, no optimizer state and no place in a checkpoint, and lie by `layouts`."""
 
 
 def count_params(params: Any) -> int:

@@ -81,19 +81,23 @@ def compile_programs(task: Task, config: TrainConfig, mesh: Mesh) -> Programs:
   abstract = abstract_state(task, config, mesh)
   layout = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   rows, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+  # Arguments of the programs: closed over, they would be folded in as constants.
+  frozen = () if task.frozen is None else (task.frozen(),)
+  lies = sharding.state_sharding(mesh, frozen, task.layouts)
+  frozen = jax.device_put(frozen, lies)
   step = jax.jit(
-    _train_step(task, config), in_shardings=(layout, rows, everywhere),
+    _train_step(task, config), in_shardings=(layout, rows, everywhere, *lies),
     out_shardings=(layout, everywhere), donate_argnums=0,
   )
   loss = jax.jit(
-    lambda params, batch: task.loss(params, batch, None), in_shardings=(layout.params, rows),
-    out_shardings=everywhere,
+    lambda params, batch, *frozen: task.loss(params, batch, None, *frozen),
+    in_shardings=(layout.params, rows, *lies), out_shardings=everywhere,
   )
   return Programs(
     abstract,
     jax.jit(lambda key: init_state(task, config, key), out_shardings=layout),
-    sharding.MeshProgram(mesh, step, (np.int32(config.seed),)),
-    sharding.MeshProgram(mesh, loss),
+    sharding.MeshProgram(mesh, step, (np.int32(config.seed), *frozen)),
+    sharding.MeshProgram(mesh, loss, frozen),
     sharding.global_batch(mesh),
   )
 
@@ -101,11 +105,11 @@ def compile_programs(task: Task, config: TrainConfig, mesh: Mesh) -> Programs:
 def _train_step(task: Task, config: TrainConfig) -> Callable[..., tuple[TrainState, Metrics]]:
   optimizer, schedule = build_optimizer(config, task.sparse_tables), learning_rate(config)
 
-  def sums(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-    metrics = task.loss(params, batch, key)
-    return metrics["loss"][0], metrics
+  def train_step(state: TrainState, batch: Any, seed: jax.Array, *frozen: Any):
+    def sums(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
+      metrics = task.loss(params, batch, key, *frozen)
+      return metrics["loss"][0], metrics
 
-  def train_step(state: TrainState, batch: Any, seed: jax.Array):
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     gradient = jax.grad(sums, has_aux=True)
     if config.accumulate == 1:

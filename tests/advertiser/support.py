@@ -1,13 +1,13 @@
 """A tiny random decoder, written as a GGUF file and as a Hugging Face folder; its forward in numpy.
 """
 
-import dataclasses
 import functools
 import json
 import struct
 
 import jax
 import numpy as np
+import pandas as pd
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -202,5 +202,23 @@ def logits_by_hand(config: LlamaConfig, params, tokens) -> np.ndarray:
   return np.stack([table @ norm(x, params["final_norm"]["scale"]) for x in states])
 
 
-def untied(config: LlamaConfig) -> LlamaConfig:
-  return dataclasses.replace(config, tied=False)
+BRANDS = ("Acme", "Acme Pro", "Bolt", "Bo", "Cut", "Dry")
+
+
+def write_windows(folder) -> None:
+  """A folder of windows: thirty users who keep to two of six brands each."""
+  folder.mkdir()
+  rng = np.random.default_rng(0)
+  pd.DataFrame({
+    "item_id": range(12), "title": [f"{BRANDS[n % 6]} kit {n}" for n in range(12)],
+    "brand": [BRANDS[n % 6] for n in range(12)],
+  }).to_parquet(folder / "items.parquet")
+  rows = {"train": [], "valid": [], "test": []}
+  for user in range(30):
+    mine = [user % 6, (user + 1) % 6]
+    bought = [int(rng.choice(mine)) + 6 * int(rng.integers(2)) for _ in range(7)]
+    for at, name in ((3, "train"), (4, "train"), (5, "valid"), (6, "test")):
+      rows[name].append((f"u{user}", bought[:at], bought[at]))
+  for name, windows in rows.items():
+    frame = pd.DataFrame(windows, columns=["user_id", "history", "target"])
+    frame.to_parquet(folder / f"{name}.parquet")

@@ -6,15 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from gr4ad_jax.advertiser.llama import (
-  Llama,
-  LlamaConfig,
-  LoraConfig,
-  Past,
-  causal,
-  lower_layers,
-  rotate,
-)
+from gr4ad_jax.advertiser.config import LoraConfig
+from gr4ad_jax.advertiser.llama import Llama, LlamaConfig, Past, causal, lower_layers, rotate
 from gr4ad_jax.config import ConfigError
 from tests.advertiser import support
 

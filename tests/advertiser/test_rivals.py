@@ -17,6 +17,7 @@ from gr4ad_jax.advertiser.rival_features import (
 )
 from gr4ad_jax.advertiser.rivals import fit_logit, ranked, rivals
 from gr4ad_jax.config import ConfigError
+from tests.advertiser import support
 
 
 def _rows(*rows):
@@ -112,8 +113,7 @@ def test_history_ranks_before_popularity_by_hand():
 
 def test_recalls_by_hand_told_apart_by_what_the_history_knows():
   data = _data([], test=[(0, [0], 0), (1, [0], 2), (1, [2], 1), (2, [], 1)])
-  best = np.array([[3, 2, 1]] * 4)  # A first, then B, then C
-  other = np.array([[1, 3, 2]] * 4)
+  best, other = np.array([[0, 1, 2]] * 4), np.array([[1, 2, 0]] * 4)
   numbers = compare(data, data.splits["test"], {"best": best, "other": other}, bar="best",
                     bootstrap=20)
   assert (numbers["rows"], numbers["users"], numbers["new_share"]) == (4, 3, 0.5)
@@ -124,11 +124,12 @@ def test_recalls_by_hand_told_apart_by_what_the_history_knows():
   assert {"best/recall@1/ci_low", "other_minus_best/new/recall@20/ci_high"} <= numbers.keys()
 
 
-def test_the_rivals_of_a_log_are_printed(tiny_data, tmp_path):
-  prepare(tiny_data, tmp_path / "adv", PrepareConfig(cuts=2))
+def test_all_rivals_of_a_folder_of_windows(tmp_path):
+  support.write_windows(tmp_path / "windows")
+  prepare(tmp_path / "windows", tmp_path / "adv", PrepareConfig())
   data = open_advertisers(tmp_path / "adv")
   numbers = evaluate_rivals(data, "test", bootstrap=20)
   assert numbers["rows"] == (data.splits["test"].target_R >= 0).sum()
-  assert numbers["linear/recall@20"] == 1  # of eight advertisers
+  assert numbers["linear/recall@20"] == 1  # of six advertisers
   with pytest.raises(ConfigError, match="split='now': no row of it has a label"):
     evaluate_rivals(data, "now")

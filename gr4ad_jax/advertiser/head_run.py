@@ -1,0 +1,126 @@
+"""Runs of the head: what is read once and kept, the training, names told.
+
+    WORKDIR/read/train.npz    whitened components of each training history, and the whitening
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from gr4ad_jax.advertiser.config import Config
+from gr4ad_jax.advertiser.head import HeadRow, head_task, log_probs, stacked
+from gr4ad_jax.advertiser.histories import Rows, make_rows
+from gr4ad_jax.advertiser.llama import Llama, lower_layers
+from gr4ad_jax.advertiser.name_search import Told
+from gr4ad_jax.advertiser.prepared import Prepared
+from gr4ad_jax.advertiser.reading import Whitening, read_texts, whiten
+from gr4ad_jax.advertiser.texts import Speller
+from gr4ad_jax.advertiser.weights import LanguageModel
+from gr4ad_jax.machine import atomic, storage
+from gr4ad_jax.machine.storage import Place
+from gr4ad_jax.training.task import Task
+
+_ROWS = 512  # told at once
+
+
+class Reader(NamedTuple):
+  """The lower layers of a model, and the tokens of histories."""
+
+  llama: Llama
+  params: Any
+  speller: Speller
+
+  def __call__(self, split: str, rows: Rows) -> np.ndarray:
+    """float32 [R, F], what they say of each history."""
+    # A row without a history has one token; its end stands for what was read.
+    known = [self.speller.known(split, rows, row) for row in range(len(rows))]
+    return read_texts(self.llama, self.params, [k if len(k) > 1 else k * 2 for k in known])
+
+
+def reader(data: Prepared, model: LanguageModel, config: Config) -> Reader:
+  """Of a model's first `config.model.layer` layers."""
+  sizes, params = lower_layers(model.config, model.params, config.model.layer)
+  speller = Speller(data, model, max_tokens=config.model.max_tokens)
+  return Reader(Llama(sizes), jax.device_put(params), speller)
+
+
+def training_rows(data: Prepared) -> Rows:
+  """Questions of training: every later name of each stream, or each prompt with a label."""
+  if data.config.form == "prompt":
+    return data.splits["train"]
+  streams = data.streams
+
+  def ask():
+    for row in range(len(streams)):
+      item = streams.item_E[streams.history(row)]
+      for at in range(1, len(item)):
+        yield (streams.user_R[row], 0, item[:at], np.full(at, -1), data.advertiser_N[item[at]])
+
+  return make_rows(ask())
+
+
+class Kept(NamedTuple):
+  """What was read of the training rows."""
+
+  x_RC: np.ndarray
+  whitening: Whitening
+
+
+def read_training(read: Reader, rows: Rows, config: Config, workdir: Place) -> Kept:
+  """Reads the training rows once; a run that goes on finds them in its folder."""
+  place = workdir / "read" / "train.npz"
+  if not storage.exists(place):
+    x_RF = read("train", rows)
+    whitening = whiten(x_RF, config.model.components)
+    with storage.working_copy(workdir / "read") as copy:
+      with atomic.new_file(copy.path / "train.npz") as file:
+        np.savez(file, x_RC=whitening(x_RF), **whitening._asdict())
+  with np.load(storage.fetch(place)) as kept:
+    return Kept(kept["x_RC"], Whitening(kept["mean_F"], kept["turn_FC"]))
+
+
+def head_rows(data: Prepared, rows: Rows, x_RC: np.ndarray) -> list[HeadRow]:
+  """Rows as the head takes them."""
+  most, found = data.config.max_history, []
+  for row in range(len(rows)):
+    own = data.advertiser_N[rows.item_E[rows.history(row)]][-most:]
+    own_H = np.full(most, -1, np.int32)
+    own_H[most - len(own) :] = own
+    found.append(HeadRow(x_RC[row], own_H, rows.target_R[row]))
+  return found
+
+
+def task_of(data: Prepared, rows: Rows, components: int) -> Task:
+  """The head's task; its bias begins at how often each advertiser is a label."""
+  return head_task(np.bincount(rows.target_R, minlength=len(data.name_A)), components)
+
+
+@functools.cache
+def _log_probs():
+  return jax.jit(log_probs)
+
+
+def tell_rows(
+  data: Prepared, read: Reader, whitening: Whitening, params: Any, split: str,
+  asked: Sequence[int], most: int,
+) -> Told:
+  """The K most probable advertisers of some rows of a split, as `name_search.tell`."""
+  rows = data.splits[split].take(np.asarray(asked))
+  batches, found = head_rows(data, rows, whitening(read(split, rows))), []
+  for at in range(0, len(batches), _ROWS):
+    batch = batches[at : at + _ROWS]
+    filled = batch + [batch[-1]] * (_ROWS - len(batch))
+    logp_BA = np.asarray(_log_probs()(params, stacked(filled)))[: len(batch)]
+    best = np.argsort(-logp_BA, axis=1, kind="stable")[:, :most].astype(np.int32)
+    found.append((best, np.take_along_axis(logp_BA, best, axis=1)))
+  advertiser_RK, logp_RK = (np.concatenate(column) for column in zip(*found, strict=True))
+  missing = ((0, 0), (0, most - advertiser_RK.shape[1]))
+  return Told(
+    np.pad(advertiser_RK, missing, constant_values=-1),
+    np.pad(logp_RK, missing, constant_values=-np.inf),
+  )
