@@ -1,6 +1,7 @@
 """Runs of the head: what is read once and kept, the training, names told.
 
-    WORKDIR/read/train.npz    whitened components of each training history, and the whitening
+    WORKDIR/read/train.npz       whitened components of each training history, and the whitening
+    WORKDIR/read/part-00000.npy  before that: what is read so far
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ class Reader(NamedTuple):
   params: Any
   speller: Speller
 
-  def __call__(self, split: str, rows: Rows) -> np.ndarray:
-    """float32 [R, F], what they say of each history."""
-    # A row without a history has one token; its end stands for what was read.
-    known = [self.speller.known(split, rows, row) for row in range(len(rows))]
+  def __call__(self, split: str, asked: Sequence[int] | np.ndarray, rows: Rows) -> np.ndarray:
+    """float32 [N, F], what they say of the histories of some rows of a split."""
+    known = [self.speller.known(split, rows, int(row)) for row in asked]
+    # A row without a history is one token.
     return read_texts(self.llama, self.params, [k if len(k) > 1 else k * 2 for k in known])
 
 
@@ -71,15 +72,36 @@ class Kept(NamedTuple):
   whitening: Whitening
 
 
-def read_training(read: Reader, rows: Rows, config: Config, workdir: Place) -> Kept:
-  """Reads the training rows once; a run that goes on finds them in its folder."""
+def read_training(
+  read: Reader, rows: Rows, config: Config, workdir: Place, *, part_rows: int = 2048
+) -> Kept:
+  """Reads the training rows once, in parts: a run that goes on finds those that are there.
+
+  Args:
+    read: the lower layers.
+    rows: of training.
+    config: settings.
+    workdir: of the run.
+    part_rows: rows of a part.
+  """
   place = workdir / "read" / "train.npz"
   if not storage.exists(place):
-    x_RF = read("train", rows)
-    whitening = whiten(x_RF, config.model.components)
     with storage.working_copy(workdir / "read") as copy:
-      with atomic.new_file(copy.path / "train.npz") as file:
-        np.savez(file, x_RC=whitening(x_RF), **whitening._asdict())
+      parts = []
+      for at in range(0, len(rows), part_rows):
+        file = copy.path / f"part-{at // part_rows:05d}.npy"
+        if not file.exists():
+          part_RF = read("train", np.arange(at, min(at + part_rows, len(rows))), rows)
+          with atomic.new_file(file) as opened:
+            np.save(opened, part_RF)
+          copy.push()
+        parts.append(np.load(file))
+      x_RF = np.concatenate(parts)
+      whitening = whiten(x_RF, config.model.components)
+      with atomic.new_file(copy.path / "train.npz") as opened:
+        np.savez(opened, x_RC=whitening(x_RF), **whitening._asdict())
+      for file in copy.path.glob("part-*.npy"):
+        file.unlink()
   with np.load(storage.fetch(place)) as kept:
     return Kept(kept["x_RC"], Whitening(kept["mean_F"], kept["turn_FC"]))
 
@@ -110,8 +132,8 @@ def tell_rows(
   asked: Sequence[int], most: int,
 ) -> Told:
   """The K most probable advertisers of some rows of a split, as `name_search.tell`."""
-  rows = data.splits[split].take(np.asarray(asked))
-  batches, found = head_rows(data, rows, whitening(read(split, rows))), []
+  x_RC = whitening(read(split, asked, data.splits[split]))
+  batches, found = head_rows(data, data.splits[split].take(np.asarray(asked)), x_RC), []
   for at in range(0, len(batches), _ROWS):
     batch = batches[at : at + _ROWS]
     filled = batch + [batch[-1]] * (_ROWS - len(batch))

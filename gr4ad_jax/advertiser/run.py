@@ -152,8 +152,9 @@ def _train_head(
   known, x_RC = head_run.head_rows(data, rows, kept.x_RC), kept.x_RC
   asked = np.flatnonzero(data.splits["validation"].target_R >= 0)
   asked = np.sort(np.random.default_rng(0).permutation(asked)[: _most_validated(config)])
-  held_out = data.splits["validation"].take(asked)
-  validated = head_run.head_rows(data, held_out, kept.whitening(read("validation", held_out)))
+  split = data.splits["validation"]
+  read_RC = kept.whitening(read("validation", asked, split))
+  validated = head_run.head_rows(data, split.take(asked), read_RC)
   hosts = {"host": jax.process_index(), "num_hosts": jax.process_count()}
   how = {"batch_size": min(config.batch_size, len(known)), **hosts}
   return train(

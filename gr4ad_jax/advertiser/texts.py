@@ -79,18 +79,32 @@ class Speller:
     return [*name, self.end, *self._title_N[item], self._line_end]
 
   def stream(self, items: Sequence[int]) -> Text:
-    """A stream of lines, oldest first; its labels are all names but the first, ends included.
-
-    Whole lines are left out from the oldest on until the rest fits.
-    """
+    """A stream of lines, oldest first; its labels are all names but the first, ends included."""
     tokens, labels = [self._line_end], []
-    for number, item in enumerate(self._fitting(items, self.max_tokens)):
+    for number, item in enumerate(items):
       name = len(self.name_A[self.data.advertiser_N[item]])
       if number:
         # The end of the line before tells the name's first token, and so on to its end.
         labels += range(len(tokens) - 1, len(tokens) + name)
       tokens += self.line(item)
     return Text(tokens, labels)
+
+  def pieces(self, items: Sequence[int]) -> list[Text]:
+    """A stream as texts that fit; each begins with the last line of the one before.
+
+    So every name but the first is told once, unless two lines alone do not fit.
+    """
+    found, at = [], 0
+    while at < len(items) - 1:
+      end, left = at, self.max_tokens - 1
+      while end < len(items) and (left := left - len(self.line(items[end]))) >= 0:
+        end += 1
+      if end - at > 1:
+        found.append(self.stream(items[at:end]))
+        at = end - (end < len(items))
+      else:
+        at += 1
+    return found
 
   def _fitting(self, items: Sequence[int], room: int) -> list[int]:
     kept, left = [], room - 1
@@ -130,10 +144,10 @@ class Speller:
     if self._prompt:
       return [self.asked("train", rows, row) for row in range(len(rows))]
     streams = self.data.streams
-    found = [
-      self.stream(streams.item_E[streams.history(row)].tolist()) for row in range(len(streams))
+    return [
+      text for row in range(len(streams))
+      for text in self.pieces(streams.item_E[streams.history(row)].tolist())
     ]
-    return [text for text in found if text.label_P]
 
   def validation(self) -> list[Text]:
     """Rows of validation with their labels, as they will be asked."""
@@ -142,27 +156,24 @@ class Speller:
 
 
 def pack(texts: Sequence[Text], max_tokens: int) -> list[list[Text]]:
-  """Texts that share rows of `max_tokens`: the longest first, each into the first row with room.
+  """Texts that share rows of `max_tokens`: the longest first, each where it leaves least room.
 
   Args:
     texts: none of them longer than that.
     max_tokens: T.
   """
   rows: list[list[Text]] = []
-  left: list[int] = []
-  open_rows: list[int] = []  # those that a text may still fit into
+  of_room: list[list[int]] = [[] for _ in range(max_tokens + 1)]  # rows with so much room left
   for number in sorted(range(len(texts)), key=lambda n: (-len(texts[n].token_T), n)):
     size = len(texts[number].token_T)
-    at = next((row for row in open_rows if left[row] >= size), None)
-    if at is None:
-      at = len(rows)
+    room = next((room for room in range(size, max_tokens + 1) if of_room[room]), None)
+    if room is None:
+      room = max_tokens
+      of_room[room].append(len(rows))
       rows.append([])
-      left.append(max_tokens)
-      open_rows.append(at)
+    at = of_room[room].pop()
     rows[at].append(texts[number])
-    left[at] -= size
-    if left[at] < 8:
-      open_rows.remove(at)
+    of_room[room - size].append(at)
   return rows
 
 

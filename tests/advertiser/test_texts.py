@@ -43,14 +43,28 @@ def test_a_stream_tells_every_name_but_the_first(stream, model):
   assert "".join(told) == "Bo:Acme Pro:"
 
 
-def test_whole_lines_are_left_out_from_the_oldest_on(folders, model):
-  data = open_advertisers(folders / "stream")
-  seen = {
-    _read(model, Speller(data, model, max_tokens=size).stream([0, 3, 7]).token_T)
-    for size in range(24, 60)
-  }
-  assert seen == {"\nAcme Pro: kit 7\n", "\nBo: kit 3\nAcme Pro: kit 7\n",
-                  "\nAcme: kit 0\nBo: kit 3\nAcme Pro: kit 7\n"}  # fmt: skip
+def test_a_stream_that_does_not_fit_goes_on_in_a_text_that_begins_with_its_last_line(stream, model):
+  items = [0, 3, 7, 2, 5]
+  data, told = stream.data, "Bo:Acme Pro:Bolt:Dry:"
+  for size in (32, 40, 64):
+    texts = Speller(data, model, max_tokens=size).pieces(items)
+    assert max(len(text.token_T) for text in texts) <= size
+    labels = [t.token_T[at + 1] for t in texts for at in t.label_P]
+    assert _read(model, labels) == told
+  assert len(texts) == 1
+  written = [_read(model, t.token_T) for t in Speller(data, model, max_tokens=40).pieces(items)]
+  assert written[0] == "\nAcme: kit 0\nBo: kit 3\nAcme Pro: kit 7\n"
+  assert written[1].startswith("\nAcme Pro: kit 7\nBolt: kit 2\n")
+
+
+def test_of_what_is_known_whole_lines_are_left_out_from_the_oldest_on(stream, model):
+  rows = stream.data.splits["test"]
+  whole = _read(model, stream.known("test", rows, 0)).splitlines()
+  for size in range(24, 64, 3):
+    known = _read(model, Speller(stream.data, model, max_tokens=size).known("test", rows, 0))
+    kept = known.splitlines()[1:]
+    assert known.endswith("\n") and kept == whole[len(whole) - len(kept):]
+  assert 1 < len(kept)
 
 
 def test_no_text_is_longer_than_its_room_whatever_name_follows(folders, model):

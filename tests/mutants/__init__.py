@@ -6,6 +6,7 @@ test would tell, writes the mutant first and then the test that kills it.
 """
 
 from tests.mutants import (
+  advertiser,
   data,
   evaluation,
   gpr,
@@ -23,7 +24,7 @@ from tests.mutants.mutant import Mutant, mutated
 MUTANTS: tuple[Mutant, ...] = (
   *learning.MUTANTS, *model.MUTANTS, *search.MUTANTS, *data.MUTANTS, *train.MUTANTS,
   *evaluation.MUTANTS, *ranker.MUTANTS, *market.MUTANTS, *tokenizer.MUTANTS,
-  *sequential.MUTANTS, *gpr.MUTANTS,
+  *sequential.MUTANTS, *gpr.MUTANTS, *advertiser.MUTANTS,
 )
 
 __all__ = ["MUTANTS", "Mutant", "mutated"]
