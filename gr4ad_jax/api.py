@@ -135,6 +135,11 @@ def open_run(workdir: str | Place, *, data: str | Place | None = None) -> Opened
         f"{workdir}: is a run of {system}, which has no semantic IDs to search; `gr4ad evaluate` "
         "judges it, alone or with --baseline-run beside another run"
       )
+    case "advertiser":
+      raise ConfigError(
+        f"{workdir}: is a run that names advertisers, not ads; `gr4ad advertiser evaluate` and "
+        "`gr4ad advertiser predict` take it"
+      )
   raise ConfigError(f"{workdir}: a run of the system {system!r}, which this version does not know")
 
 

@@ -45,6 +45,9 @@ def test_from_windows_to_predictions(home, capsys):
   main(["advertiser", "predict", "--workdir", f"{home}/run", "--out", str(out), "--most", "2"])
   assert "30 users, 30 of them computed, 1 shards" in capsys.readouterr().out
   assert len(pd.read_parquet(out)) == 60  # any reader of Parquet reads the folder
+  with pytest.raises(SystemExit):
+    main(["evaluate", "--workdir", f"{home}/run"])
+  assert "names advertisers, not ads; `gr4ad advertiser evaluate`" in capsys.readouterr().err
 
 
 def test_bad_input_gets_one_line(home, capsys):
