@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from gr4ad_jax import config as config_lib
 from gr4ad_jax.advertiser.config import PrepareConfig
 from gr4ad_jax.advertiser.histories import ALL_SPLITS, Rows, Source, from_logs
+from gr4ad_jax.advertiser.names import normal_form
 from gr4ad_jax.advertiser.prompts import prompts_of
 from gr4ad_jax.advertiser.windows import are_windows, from_windows
 from gr4ad_jax.catalog.prepared import open_logs
@@ -129,9 +130,10 @@ def _sizes(source: Source) -> dict[str, int]:
 
 def _write(source: Source, config: PrepareConfig, folder: Path) -> None:
   names = source.names
-  spellings = {normal[0]: normal for normal in names.merged}
+  spellings = {normal_form(several[0]): several for several in names.merged}
   _save(folder / "advertisers.parquet", {
-    "name": names.name_A, "spellings": [spellings.get(name, [name]) for name in names.name_A],
+    "name": names.name_A,
+    "spellings": [spellings.get(normal_form(name), [name]) for name in names.name_A],
   })
   _save(folder / "items.parquet", {
     "item_id": source.item_id_N, "advertiser": names.advertiser_N, "title": source.title_N,

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
+from gr4ad_jax.advertiser import name_search
 from gr4ad_jax.advertiser.llama import Llama
 from gr4ad_jax.advertiser.name_search import tell
 from gr4ad_jax.advertiser.name_tree import build_tree
 from tests.advertiser import support
 
 END = 9
-KNOWN = [[50, 60, 70, 80], [50, 61], [90]]
+KNOWN = [[50, 60, 70, 80], [50, 61], [90], [33, 34, 35], [120], [7, 7, 7]]
 LENGTH = 16
 
 
@@ -82,9 +83,12 @@ def test_probabilities_of_all_names_add_up_to_one(searched):
   np.testing.assert_allclose(np.exp(searched[1]).sum(axis=1), 1, rtol=1e-6)
 
 
-@pytest.mark.parametrize("most", [3, 100])
-def test_the_search_finds_the_most_probable_names_and_their_probability(searched, most):
+@pytest.mark.parametrize(("most", "followed"), [(3, 1), (4, 1), (6, 1), (3, 8), (100, 8)])
+def test_the_search_finds_the_most_probable_names_and_their_probability(
+  searched, most, followed, monkeypatch
+):
   how, every = searched
+  monkeypatch.setattr(name_search, "FOLLOWED", followed)
   told = tell(*how, most=most)
   num = min(most, every.shape[1])
   order = np.argsort(-every, axis=1, kind="stable")[:, :num]

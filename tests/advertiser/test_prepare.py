@@ -145,8 +145,8 @@ def test_a_log_without_conversions_is_refused():
 def _windows(folder, test=((("u"), [10, 11], 12),)):
   folder.mkdir()
   pd.DataFrame({
-    "item_id": [10, 11, 12, 13], "title": ["Acme saw", "drill", None, "nail"],
-    "brand": ["Acme", "Bolt", "ACME", None],
+    "item_id": [10, 11, 12, 13, 14], "title": ["Acme saw", "drill", None, "nail", "acme x"],
+    "brand": ["Acme", "Bolt", "ACME", None, "Acme"],
   }).to_parquet(folder / "items.parquet")
   train = [("u", [10], 11), ("u", [10, 11], 12), ("u", [11], 11), ("v", [10, 13], 11),
            ("v", [10], 13)]  # fmt: skip
@@ -159,22 +159,25 @@ def _windows(folder, test=((("u"), [10, 11], 12),)):
 
 def test_windows_by_hand(tmp_path):
   source = from_windows(_windows(tmp_path / "w"), PrepareConfig())
-  assert source.names.name_A.tolist() == ["ACME", "Bolt"]
+  assert source.names.name_A.tolist() == ["Acme", "Bolt"]
   assert source.names.merged == [["ACME", "Acme"]]
-  assert source.title_N.tolist() == ["saw", "drill", "", "nail"]
+  assert source.title_N.tolist() == ["saw", "drill", "", "nail", "x"]
   rows = {name: [row[::2] + row[3:] for row in _plain(source, of)]
           for name, of in source.splits.items()}  # fmt: skip
   # Of v's window that asks for an item without a brand nothing is asked.
   assert rows["train"] == [
-    ("u", "ACME-1", "Bolt"), ("u", "ACME-1 Bolt-1", "ACME"), ("u", "Bolt-1", "Bolt"),
-    ("v", "ACME-1", "Bolt"),
+    ("u", "Acme-1", "Bolt"), ("u", "Acme-1 Bolt-1", "Acme"), ("u", "Bolt-1", "Bolt"),
+    ("v", "Acme-1", "Bolt"),
   ]
-  assert rows["validation"] == [("v", "", "ACME")]
-  assert rows["now"] == [("u", "ACME-1 Bolt-1 ACME-1", "-"), ("v", "ACME-1", "-")]
+  assert rows["validation"] == [("v", "", "Acme")]
+  assert rows["now"] == [("u", "Acme-1 Bolt-1 Acme-1", "-"), ("v", "Acme-1", "-")]
   # u's first window is the beginning of the second.
   assert [row[::2] for row in _plain(source, source.streams)] == [
-    ("u", "ACME-1 Bolt-1 ACME-1"), ("u", "Bolt-1 Bolt-1"), ("v", "ACME-1 Bolt-1"),
+    ("u", "Acme-1 Bolt-1 Acme-1"), ("u", "Bolt-1 Bolt-1"), ("v", "Acme-1 Bolt-1"),
   ]
+  prepare(tmp_path / "w", tmp_path / "out", PrepareConfig())
+  written = pd.read_parquet(tmp_path / "out" / "advertisers.parquet")
+  assert [list(spellings) for spellings in written["spellings"]] == [["ACME", "Acme"], ["Bolt"]]
 
 
 def test_of_windows_that_begin_alike_the_longest_stays():
