@@ -20,7 +20,7 @@ from gr4ad_jax.catalog.legal_prefixes import LegalPrefixes, PrefixTree, find_sid
 from gr4ad_jax.catalog.subsets import AllowedSids, combine, count_before, holds
 from gr4ad_jax.nn import NEG_INF
 from gr4ad_jax.search.artifact import compiler_options
-from gr4ad_jax.search.generator import Among, MayGet
+from gr4ad_jax.search.generator import Among, MayGet, ValueGuide
 
 
 class StartFn(Protocol):
@@ -35,6 +35,13 @@ class StepFn(Protocol):
   def __call__(
     self, shared: Any, state: Any, code_BW: jax.Array, level: int | jax.Array
   ) -> tuple[Any, jax.Array]: ...
+
+
+class Children(NamedTuple):
+  """How many of its children each beam may keep, the most probable ones; see `ValueGuide`."""
+
+  most: int  # of any beam
+  limit: Callable[[Any, jax.Array, int | jax.Array], jax.Array]  # (state, code_BW, level) -> [B, W]
 
 
 class TopK(Protocol):
@@ -82,6 +89,7 @@ class _Rules(NamedTuple):
   sampling: Sampling | None
   top_k: TopK
   among: Among
+  children: Children | None
 
 
 class _Drawn(NamedTuple):
@@ -91,7 +99,7 @@ class _Drawn(NamedTuple):
   perturbed_BW: jax.Array  # the largest Gumbel-perturbed log-prob of any SID below it
 
 
-# Eleven parameters: each is a different thing that a caller may want to choose.
+# Twelve parameters: each is a different thing that a caller may want to choose.
 def beam_search(
   context: Any,
   prefixes: LegalPrefixes,
@@ -105,6 +113,7 @@ def beam_search(
   sampling: Sampling | None = None,
   top_k: TopK | None = None,
   among: Among = "codes",
+  children: Children | None = None,
 ) -> Beams:
   """The `widths[-1]` most probable SIDs found by keeping `widths[l]` prefixes after level l.
 
@@ -123,6 +132,7 @@ def beam_search(
     sampling: draws SIDs without replacement (stochastic beam search) instead.
     top_k: None = `platform_top_k`.
     among: see `Generator`.
+    children: None = a beam may keep all of them.
 
   Raises:
     ValueError: not one width per level.
@@ -130,7 +140,7 @@ def beam_search(
   num_levels = len(tree.branching_L)
   if len(widths) != num_levels:
     raise ValueError(f"search.widths={widths}: the SIDs have {num_levels} levels, one width each")
-  widths = _possible_widths(widths, tree)
+  widths = _possible_widths(widths, tree, children)
   shared, state, logp_B1V = start(context, functools.partial(_may_get, prefixes, tree, allowed))
   num_rows = logp_B1V.shape[0]
   zero_B1 = jnp.zeros((num_rows, 1))
@@ -144,9 +154,9 @@ def beam_search(
     None if sampling is None else _Drawn(zero_B1, zero_B1),
   )
   select = functools.partial(
-    _select, _Rules(prefixes, allowed, sampling, top_k or platform_top_k, among)
+    _select, _Rules(prefixes, allowed, sampling, top_k or platform_top_k, among, children)
   )
-  carry = select(root, logp_B1V, 0, branching=tree.branching_L[0], width=widths[0])
+  carry = select(root, logp_B1V, 0, None, branching=tree.branching_L[0], width=widths[0])
 
   level = 1
   while level < num_levels:
@@ -156,14 +166,12 @@ def beam_search(
     if end - level >= 2:  # a run of equal widths is one scan
       branching = max(tree.branching_L[level:end])
       scanned = functools.partial(select, branching=branching, width=widths[level])
-      carry = _scan_levels(carry, shared, step, scanned, level, end)
+      advance = functools.partial(_advance, shared, step, scanned, children)
+      carry = jax.lax.scan(advance, carry, jnp.arange(level, end))[0]
       level = end
     else:
-      state, logp_BWV = step(shared, carry.state, carry.code_BW, level)
-      carry = carry._replace(state=state)
-      carry = select(
-        carry, logp_BWV, level, branching=tree.branching_L[level], width=widths[level]
-      )
+      single = functools.partial(select, branching=tree.branching_L[level], width=widths[level])
+      carry, _ = _advance(shared, step, single, children, carry, level)
       level += 1
 
   filled_BW = carry.score_BW > NEG_INF / 2
@@ -183,7 +191,7 @@ def beam_search(
 
 def search_function(
   start: Callable[..., Any], step: Callable[..., Any], tree: PrefixTree, widths: tuple[int, ...],
-  among: Among = "codes",
+  among: Among = "codes", guide: ValueGuide | None = None,
 ) -> Callable[..., Beams]:
   """`beam_search` as a function of arrays alone; arguments and result as `compile_search`."""
 
@@ -197,6 +205,9 @@ def search_function(
       sampling=sampling, among=among,
       start=lambda context, may_get: start(params, context, may_get),
       step=lambda shared, state, code, level: step(params, shared, state, code, level),
+      children=None if guide is None else Children(
+        guide.most, functools.partial(guide.limit, params)
+      ),
     )
 
   return search
@@ -204,7 +215,7 @@ def search_function(
 
 def compile_search(
   start: Callable[..., Any], step: Callable[..., Any], tree: PrefixTree, widths: tuple[int, ...],
-  among: Among = "codes",
+  among: Among = "codes", guide: ValueGuide | None = None,
 ) -> Callable[..., Beams]:
   """One program for every set of SIDs that `refill` puts into `tree`.
 
@@ -213,24 +224,24 @@ def compile_search(
     step: (params, shared, state, code_BW, level) -> as StepFn.
     tree: the prefixes that will be searched.
     widths: beams after each level.
-    among: see `Generator`.
+    among, guide: see `Generator`.
 
   Returns:
     (params, context, prefixes, bin_value_V, word_TU, subset_BN, sampling) -> Beams. Those after
     prefixes may be None or left out: value step, subsets of `subsets.py`, sampling.
   """
-  return _compile_search(start, step, tree.branching_L, tree.capacity, widths, among)
+  return _compile_search(start, step, tree.branching_L, tree.capacity, widths, among, guide)
 
 
 @functools.lru_cache(maxsize=32)
 def _compile_search(
   start: Callable[..., Any], step: Callable[..., Any], branching_L: tuple[int, ...], capacity: int,
-  widths: tuple[int, ...], among: Among,
+  widths: tuple[int, ...], among: Among, guide: ValueGuide | None,
 ) -> Callable[..., Beams]:
   """Of the tree's static facts alone, so that no arrays are kept."""
   nothing = LegalPrefixes(*[np.empty((0, 0), np.int32)] * 3)
   tree = PrefixTree(nothing, branching_L, capacity, 0)
-  search = search_function(start, step, tree, widths, among)
+  search = search_function(start, step, tree, widths, among, guide)
   return jax.jit(search, compiler_options=compiler_options())
 
 
@@ -246,23 +257,27 @@ def _may_get(
   return (row_BN >= 0) & holds(allowed, jnp.maximum(row_BN, 0))
 
 
-def _possible_widths(widths: tuple[int, ...], tree: PrefixTree) -> tuple[int, ...]:
-  """No level can fill more beams than its parents have children, nor than there are SIDs."""
+def _possible_widths(
+  widths: tuple[int, ...], tree: PrefixTree, children: Children | None
+) -> tuple[int, ...]:
+  """No level can fill more beams than its parents keep children, nor than there are SIDs."""
   possible, parents = [], 1
-  for width, branching in zip(widths, tree.branching_L, strict=True):
+  for level, (width, branching) in enumerate(zip(widths, tree.branching_L, strict=True)):
+    if children is not None and level:
+      branching = min(branching, children.most)
     parents = min(width, parents * branching, tree.capacity)
     possible.append(parents)
   return tuple(possible)
 
 
-def _scan_levels(carry, shared, step, select, level: int, end: int):
-  """Levels [level, end) at one width: a single scan, its body compiled once."""
-
-  def body(carry: _Carry, level: jax.Array) -> tuple[_Carry, None]:
-    state, logp_BWV = step(shared, carry.state, carry.code_BW, level)
-    return select(carry._replace(state=state), logp_BWV, level), None
-
-  return jax.lax.scan(body, carry, jnp.arange(level, end))[0]
+def _advance(
+  shared: Any, step: StepFn, select: Callable[..., _Carry], children: Children | None,
+  carry: _Carry, level: int | jax.Array,
+) -> tuple[_Carry, None]:
+  """One level, as lax.scan calls it: what beams may keep, what the model says, what is kept."""
+  limit_BW = None if children is None else children.limit(carry.state, carry.code_BW, level)
+  state, logp_BWV = step(shared, carry.state, carry.code_BW, level)
+  return select(carry._replace(state=state), logp_BWV, level, limit_BW), None
 
 
 def global_top_k(score_BWM: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
@@ -301,12 +316,13 @@ def _select(
   carry: _Carry,
   logp_BWV: jax.Array,
   level: int | jax.Array,
+  limit_BW: jax.Array | None,
   *,
   branching: int,
   width: int,
 ) -> _Carry:
   """Keeps the `width` best legal extensions of all beams and gathers what they carry."""
-  prefixes, allowed, sampling, top_k, among = rules
+  prefixes, allowed, sampling, top_k, among, children = rules
   start_N, code_N = prefixes.start_LN[level], prefixes.code_LN[level]
   first_BW, last_BW = start_N[carry.node_BW], start_N[carry.node_BW + 1]
   child_BWM = first_BW[..., None] + jnp.arange(branching)[None, None]
@@ -322,6 +338,13 @@ def _select(
   logp_BWM = jnp.take_along_axis(logp_BWV, jnp.where(legal_BWM, code_BWM, 0), axis=-1)
   if among == "children":
     logp_BWM = jax.nn.log_softmax(jnp.where(legal_BWM, logp_BWM, NEG_INF), axis=-1)
+  if children is not None and limit_BW is not None:
+    branching = min(branching, children.most)
+    at_BWM = jax.lax.top_k(jnp.where(legal_BWM, logp_BWM, NEG_INF), branching)[1]
+    child_BWM, code_BWM, logp_BWM, legal_BWM = (
+      jnp.take_along_axis(x, at_BWM, axis=-1) for x in (child_BWM, code_BWM, logp_BWM, legal_BWM)
+    )
+    legal_BWM &= jnp.arange(branching)[None, None] < limit_BW[..., None]
   score_BWM = jnp.where(legal_BWM, carry.score_BW[..., None] + logp_BWM, NEG_INF)
 
   num_rows, drawn = score_BWM.shape[0], None

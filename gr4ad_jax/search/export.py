@@ -72,7 +72,7 @@ def write_artifact(
   )
   arrays, known = named_arrays(sample), generator.arrays
   search = search_function(
-    generator.start, generator.step, tree, config.widths, generator.among
+    generator.start, generator.step, tree, config.widths, generator.among, generator.guide
   )
 
   def call(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from gr4ad_jax.machine.sharding import Layouts
@@ -52,6 +53,28 @@ class ContextArray:
 
 
 @dataclasses.dataclass(frozen=True)
+class ValueGuide:
+  """Lets promising beams have more children than others. Source: GPR 2.3, which has no formula.
+
+      k(b) = clip(ceil(most * promise_b), least, most)
+
+  Attributes:
+    least, most: children of a beam that may be kept, the most probable ones.
+    promise: (params, state, code_BW, level) -> float32 [B, W] in 0..1 of the beams after so many
+      codes, given the state that told the last one, and that one.
+  """
+
+  least: int
+  most: int
+  promise: Callable[[Any, Any, jax.Array, int | jax.Array], jax.Array]
+
+  def limit(self, params: Any, state: Any, code_BW: jax.Array, level: int | jax.Array) -> jax.Array:
+    """k(b), int32 [B, W]."""
+    wanted_BW = jnp.ceil(self.most * self.promise(params, state, code_BW, level))
+    return jnp.clip(wanted_BW, self.least, self.most).astype(jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True)
 class Generator:
   """A model that writes semantic IDs level by level.
 
@@ -70,6 +93,7 @@ class Generator:
     arrays: name of each array of a context -> what it holds; {} = nobody but the run makes them.
     among: what log-probabilities are of: all codes of a level; or, as the search makes them of
       these, the codes that lead on to an SID that exists and that its request may get.
+    guide: how many children a beam may have by its value; None = all.
   """
 
   start: Callable[[Any, Any, MayGet], tuple[Any, Any, jax.Array]]
@@ -81,6 +105,7 @@ class Generator:
   layouts: Layouts = ()
   arrays: Mapping[str, ContextArray] = dataclasses.field(default_factory=dict)
   among: Among = "codes"
+  guide: ValueGuide | None = None
 
   def met_codes(self, context: Any) -> np.ndarray:
     """int32 [R, T, L], the SIDs that the requests' histories show; -1 = padding."""

@@ -67,7 +67,7 @@ class Searcher:
     if widths not in self._programs:
       generator = self.generator
       search = compile_search(
-        generator.start, generator.step, self.tree, widths, generator.among
+        generator.start, generator.step, self.tree, widths, generator.among, generator.guide
       )
       if self._mesh is not None:
         search = sharding.MeshProgram(self._mesh, search)

@@ -14,6 +14,7 @@ from gr4ad_jax.gr4ad.generator import generator_of
 from gr4ad_jax.nn import NEG_INF
 from gr4ad_jax.search.beam_search import beam_search, compile_search
 from gr4ad_jax.search.config import SearchConfig
+from gr4ad_jax.search.generator import ValueGuide
 from gr4ad_jax.search.recommender import Recommender
 from tests.support import VOCABULARY, random_context, shaken_params, showing
 
@@ -126,6 +127,65 @@ def test_log_probs_may_be_of_the_codes_that_lead_on(widths):
     np.testing.assert_allclose(
       beams.logp_BW[row, : len(found)], [expected[sid] for sid in found], atol=1e-5
     )
+
+
+def guided(model: TableModel, tree, widths, least: int, most: int, promise):
+  """A search by a guide, compiled."""
+  search = compile_search(
+    lambda params, *args: model.start(*args), lambda params, *args: model.step(*args), tree, widths,
+    "children", ValueGuide(least, most, promise),
+  )
+  return search(None, None, tree.arrays)
+
+
+def no_promise(params, state, code_BW, level):
+  return jnp.zeros(code_BW.shape)
+
+
+@pytest.mark.parametrize("widths", [(50, 50, 50), (6, 11, 8)])  # one scan; single levels
+def test_beams_that_promise_little_have_few_children(widths):
+  """Against plain lists: k = clip(ceil(most x promise), least, most) children of each prefix."""
+  rng = np.random.default_rng(9)
+  sids, model = random_sids(rng, 40), TableModel(rng)
+  legal = [tuple(sid) for sid in sids.tolist()]
+
+  def promise(params, state, code_BW, level):  # by the parent and the code, 0 to 1 by quarters
+    return (3 * state + code_BW + level) % 5 / 4
+
+  beams = guided(model, build_prefix_tree(sids), widths, 1, 3, promise)
+  for row in range(ROWS):
+    beam = [((), 0.0)]
+    for level, width in enumerate(widths):
+      grown = []
+      for prefix, score in beam:
+        number = np.ravel_multi_index(prefix, SIZES[:level]) if level else 0
+        codes = sorted({sid[level] for sid in legal if sid[:level] == prefix})
+        p_V = np.exp(model.logp[level][row, number])
+        codes.sort(key=lambda code, p_V=p_V: -p_V[code])
+        kept, total = len(codes), p_V[codes].sum()
+        if level:
+          parent = np.ravel_multi_index(prefix[:-1], SIZES[: level - 1]) if level > 1 else 0
+          kept = max(1, int(np.ceil(3 * ((3 * parent + prefix[-1] + level) % 5 / 4))))
+        grown += [((*prefix, code), score + np.log(p_V[code] / total)) for code in codes[:kept]]
+      beam = sorted(grown, key=lambda item: -item[1])[:width]
+    found = int((beams.sid_BW[row] >= 0).sum())
+    assert [tuple(c) for c in beams.code_BWL[row, :found].tolist()] == [p for p, _ in beam]
+    np.testing.assert_allclose(beams.logp_BW[row, :found], [s for _, s in beam], atol=1e-5)
+    assert found < 40
+
+
+@pytest.mark.parametrize("widths", [(50, 50, 50), (6, 11, 8)])
+def test_a_guide_that_lets_all_children_live_changes_no_bit(widths):
+  rng = np.random.default_rng(4)
+  model, tree = TableModel(rng), build_prefix_tree(random_sids(rng, 40))
+  plain = compile_search(
+    lambda params, *args: model.start(*args), lambda params, *args: model.step(*args), tree, widths,
+    "children",
+  )(None, None, tree.arrays)
+  every = max(SIZES)
+  jax.tree.map(
+    np.testing.assert_array_equal, guided(model, tree, widths, every, every, no_promise), plain
+  )
 
 
 def test_one_width_per_level():
