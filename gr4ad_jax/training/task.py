@@ -29,6 +29,8 @@ class Task(NamedTuple):
   frozen: Callable[[], Any] | None = None
   """Gives arrays that the loss reads and no step changes, such as the weights beside an adapter:
   they have no gradient, no optimizer state and no place in a checkpoint, and lie by `layouts`."""
+  rate: Callable[[str, jax.Array], jax.Array | float] | None = None
+  """(path of a parameter, step) -> factor of its learning rate, 0 = it stays; None = 1."""
 
 
 def count_params(params: Any) -> int:

@@ -38,7 +38,7 @@ class DivergedError(RuntimeError):
   """Training became useless; the message names the step and the last good checkpoint."""
 
 
-# Ten parameters: what is learned from what and where, and what is told of it.
+# Eleven parameters: what is learned from what and where, and what is told of it.
 def train(
   task: Task,
   config: TrainConfig,
@@ -51,6 +51,7 @@ def train(
   speed: Speed | None = None,
   profile: range | None = None,
   pace: Pace | None = None,
+  until: int | None = None,
 ) -> TrainState:
   """Trains to `config.num_steps`, continuing from the newest checkpoint in `folder`, if any.
 
@@ -70,6 +71,7 @@ def train(
       may name one of them.
     speed: counts examples for the log; None = one that knows no FLOPs.
     profile: steps to trace into folder/profile; None = none.
+    until: the step after which it ends, saved, and may go on by another call; None = the last.
     pace: says after the first steps how long all will take; None = one that compares with nothing.
 
   Returns:
@@ -82,13 +84,14 @@ def train(
     CheckpointError: a checkpoint could not be written.
   """
   programs = compile_programs(task, config, training_mesh(config))
+  end = config.num_steps if until is None else min(until, config.num_steps)
   validate = _validation(programs, config, validation, judge)
   with Checkpoints(folder / "checkpoints") as checkpoints, Preemption() as preemption:
     state, position = begin(programs, checkpoints, seed=config.seed, start_params=start_params)
     first_step = int(state.step)
     if position is not None:
       batches.set_state(position)
-    if first_step >= config.num_steps:
+    if first_step >= end:
       return state
     with storage.working_copy(folder) as copy:
       earlier = read_log(copy.path)
@@ -101,14 +104,14 @@ def train(
       after_step = _AfterStep(
         config, validate, batches.get_state, selection, checkpoints, preemption,
         log, copy, trace, speed or Speed(), pace or Pace(),
-        first_step=first_step, last_saved=first_step or None,
+        first_step=first_step, end=end, last_saved=first_step or None,
         first_loss=next(
           (row["loss"] for row in earlier if row["kind"] == "train" and "loss" in row), None
         ),
       )
-      steps = range(first_step + 1, config.num_steps + 1)
+      steps = range(first_step + 1, end + 1)
       shown = track(
-        steps, "train, steps", config.num_steps, completed=first_step, note=after_step.note
+        steps, "train, steps", end, completed=first_step, note=after_step.note
       )
       try:
         wanted = _batches(shown, batches, trace, selection)
@@ -212,6 +215,7 @@ class _AfterStep:
   speed: Speed
   pace: Pace
   first_step: int
+  end: int  # step after which this call ends
   last_saved: int | None
   first_loss: float | None  # of the first window; twice as much is divergence
   window: MeanMetrics = dataclasses.field(default_factory=MeanMetrics)
@@ -230,7 +234,8 @@ class _AfterStep:
     last = step == config.num_steps
     stopping = self.preemption.reached(step) and not last
     validating = self.validate is not None and (last or step % config.eval_every == 0)
-    saving = last or validating or stopping or step % config.checkpoint_every == 0
+    ending = last or step == self.end
+    saving = ending or validating or stopping or step % config.checkpoint_every == 0
     logging = saving or step % config.log_every == 0
     if logging:
       self._log(step, with_speed=not first)  # the first step is mostly compilation
@@ -246,7 +251,7 @@ class _AfterStep:
         f"asked to stop: step {step} is saved in {self.copy.place}; the same command goes on "
         "(train and reward with --resume)", self.preemption.asked or signal.SIGTERM,
       )
-    if self.selection.gives_up and not last:
+    if self.selection.gives_up and not ending:
       console.print(
         f"step {step:,}: {config.patience} validations in a row were no better; training ends here"
       )

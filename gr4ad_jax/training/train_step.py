@@ -120,6 +120,10 @@ def _train_step(task: Task, config: TrainConfig) -> Callable[..., tuple[TrainSta
     weight = jnp.maximum(metrics["loss"][1], 1e-9)
     grads = jax.tree.map(lambda g: g / weight, grads)
     updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+    if task.rate is not None:
+      updates = jax.tree_util.tree_map_with_path(
+        lambda path, x: x * task.rate(_name(path), state.step), updates
+      )
     one = jnp.ones(())
     metrics["grad_norm"] = (optax.tree.norm(grads), one)
     metrics["learning_rate"] = (schedule(state.step), one)
@@ -128,6 +132,10 @@ def _train_step(task: Task, config: TrainConfig) -> Callable[..., tuple[TrainSta
     return TrainState(state.step + 1, params, optimizer_state, ema), metrics
 
   return train_step
+
+
+def _name(path: Any) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def moving_average(average: Any, params: Any, step: jax.Array, decay: float) -> Any:
