@@ -17,14 +17,14 @@ from gr4ad_jax.data.examples import open_examples, read_split
 from gr4ad_jax.data.impressions import read_impressions
 from gr4ad_jax.data.log_folder import read_logs
 from gr4ad_jax.data.records import Logs
-from gr4ad_jax.data.sequences import Example, ExampleMaker, FeatureVocabulary
+from gr4ad_jax.data.sequences import Example, ExampleMaker
 from gr4ad_jax.data.splits import time_split
 from gr4ad_jax.gr4ad.config import ModelConfig
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.machine.storage import write_json
 from gr4ad_jax.market.log import market_logs
+from gr4ad_jax.market.simulator import requests_of
 from gr4ad_jax.market.world import (
-  SCENES,
   Market,
   MarketConfig,
   Requests,
@@ -136,16 +136,6 @@ def open_market_test(
     market, contexts, requests, len(contexts) / len(rows.contexts),
     open_advertisers(market, logs, requests), best_ads(market, requests, K),
     [group[0] for group in groups], eval_requests(groups),
-  )
-
-
-def requests_of(contexts: list[Example], features: FeatureVocabulary) -> Requests:
-  """What the market must know of each context to tell the truth."""
-  scene = len(features.user) + list(features.request).index("scene")
-  values = ["", *features.request["scene"]]
-  return Requests(
-    np.array([c.user for c in contexts], np.int32), np.array([c.time_s for c in contexts]),
-    np.array([SCENES.index(values[c.feature_F[scene]]) for c in contexts], np.int8),
   )
 
 
