@@ -39,13 +39,20 @@ from experiments.demo_baselines import repeated
 from gr4ad_jax.catalog.prepared import PreparedLogs, open_logs
 from gr4ad_jax.config import ConfigError, Count, nearest, override_all
 from gr4ad_jax.evaluation.rivals import find_simple
-from gr4ad_jax.gpr.config import BASES, PRESETS, Config, ModelConfig, StreamConfig, System
+from gr4ad_jax.gpr.config import (
+  BASES,
+  PRESETS,
+  Config,
+  GuidedSearchConfig,
+  ModelConfig,
+  StreamConfig,
+  System,
+)
 from gr4ad_jax.gpr.run import RunFile, train_run
 from gr4ad_jax.machine import atomic
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.market.world import MarketConfig
 from gr4ad_jax.report.verdict import baseline_label
-from gr4ad_jax.search.config import SearchConfig
 from gr4ad_jax.search.held_out import eval_requests
 from gr4ad_jax.search.ranking import EvalRequests, mean_metrics, paired_difference, ranking_metrics
 from gr4ad_jax.tokenizer.config import TokenizerConfig
@@ -109,7 +116,7 @@ SIZES = {
     model=ModelConfig(width=64, num_heads=2, num_layers=2, num_token_layers=1, **BASES[BASE]),
     train=TrainConfig(num_steps=600, batch_size=16, learning_rate=2e-3, eval_every=200,
                       eval_batches=4, checkpoint_every=200, best_by="ndcg@50", rank_requests=256),
-    search=SearchConfig(widths=(32, 64, 128)),
+    search=GuidedSearchConfig(widths=(32, 64, 128)),
   ),
   "full": Options(**vars(PRESETS["hstu-small"])),
 }

@@ -179,8 +179,8 @@ def config_of(system: str, options: Options) -> Gr4adConfig | GprConfig | Sasrec
   if system == "sasrec":  # scores all ads
     return config
   exponent = 0.0 if system in BASES else options.settings.value_exponent
-  search = dataclasses.replace(options.search, value_exponent=exponent)
-  return dataclasses.replace(config, search=search)
+  ours = dataclasses.asdict(options.search) | {"value_exponent": exponent}
+  return dataclasses.replace(config, search=dataclasses.replace(config.search, **ours))
 
 
 def _gpr_system(system: str) -> System:

@@ -200,7 +200,7 @@ def _check_folder(sweep: Sweep, run: _Run) -> None:
     wanted = gr4ad.RunFile(*places, config, fingerprint=there.fingerprint)
   else:
     there = gpr.read_run(folder)
-    wanted = gpr.RunFile(*places, config, sweep.system, there.fingerprint)
+    wanted = gpr.RunFile(*places, config, sweep.system, fingerprint=there.fingerprint)
   if differing := differences(there, wanted):
     raise ConfigError(f"{folder}: the run there has other settings ({', '.join(differing)})")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
@@ -14,6 +14,9 @@ from gr4ad_jax.gpr.config import PRESETS, Config, presets_of
 from gr4ad_jax.machine import storage
 from gr4ad_jax.machine.storage import Place
 
+if TYPE_CHECKING:
+  from gr4ad_jax.gpr.run import RunFile
+
 
 @dataclasses.dataclass(frozen=True)
 class _Train:
@@ -22,11 +25,19 @@ class _Train:
   workdir: Place
   """Folder of the run; of several hosts one that all share, or gs://BUCKET/FOLDER."""
   data: Place | None = None
-  """Folder that `prepare` wrote; to be named."""
+  """Folder that `prepare` wrote; to be named, but with --start, whose data are the default."""
   sids: Place | None = None
-  """Folder that `tokenize` wrote; default DATA/sids."""
+  """Folder that `tokenize` wrote; default DATA/sids, or with --start those of that run."""
   resume: bool = False
   """Continue the run in WORKDIR (with the same settings), exactly."""
+  start: Place | None = None
+  """Folder of a trained run to begin with, of the same model and data; stages after the first need
+  one."""
+  reward: Place | None = None
+  """Folder of a reward model (`gr4ad reward`), which prices the candidates of stage 3."""
+  market: Place | None = None
+  """Folder with the market.json of the market that the data are a log of; its truth prices the
+  candidates instead."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,19 +90,33 @@ def preset_of(system: str, preset: str | None) -> str:
 
 def train(options: Train) -> None:
   """Semantic IDs and examples -> a trained GPR, or its base, in WORKDIR."""
-  from gr4ad_jax.gpr.run import RunFile, train_run
+  from gr4ad_jax.gpr.run import train_run
   from gr4ad_jax.machine import distributed
   from gr4ad_jax.machine.memory import keep_freed_memory
 
-  if options.data is None:
-    raise ConfigError("--data is missing: the folder that `gr4ad prepare` wrote")
+  run = _run_of(options)
   keep_freed_memory()
   distributed.join()
-  data, sids = (
-    storage.absolute(place) for place in (options.data, options.sids or options.data / "sids")
-  )
-  run = RunFile(data, sids, options.config, options.system)
   state = train_run(run, options.workdir, resume=options.resume)
   if distributed.is_first():
     tables.console.print(f"trained {int(state.step):,} steps in {options.workdir}")
     tables.print_next("evaluate", "--workdir", options.workdir)
+
+
+def _run_of(options: Train) -> RunFile:
+  """What the options ask for; raises ConfigError without data."""
+  from gr4ad_jax.gpr.run import RunFile, read_run
+  from gr4ad_jax.training.run_folder import require_system
+
+  data, sids, start, reward, market = (
+    storage.absolute(place) if place else ""
+    for place in (options.data, options.sids, options.start, options.reward, options.market)
+  )
+  if not data and options.start is None:
+    raise ConfigError("--data is missing: the folder that `gr4ad prepare` wrote")
+  if not data:
+    require_system(options.start, options.system)
+    before = read_run(options.start)
+    data, sids = before.data, sids or before.sids
+  sids = sids or storage.absolute(storage.place(data) / "sids")
+  return RunFile(data, sids, options.config, options.system, start, reward, market)

@@ -43,6 +43,7 @@ class Batch(NamedTuple):
   target_BPNL: np.ndarray  # int32 SID codes: head j has an ad of the j-th request from there; -1
   legal_BPNLU: np.ndarray  # uint32 bitmaps: which codes lead on from the target's first l codes
   worth_BP: np.ndarray  # float32, what the first head's engagement was worth, currency; 0 = padding
+  weight_BPN: np.ndarray | None = None  # float32, w^V of each target; None = all count alike
 
 
 @dataclasses.dataclass(frozen=True)

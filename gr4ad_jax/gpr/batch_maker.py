@@ -126,6 +126,7 @@ class BatchMaker:
       np.where(group_BP < 0, -1, group_BP + missing_B1).astype(np.int32),
       look_up(self.codes_AL, target_BPN), self.legal.of(target_BPN),
       np.stack([row["worth_P"] for row in rows]),
+      np.stack([row["weight_PN"] for row in rows]) if "weight_PN" in rows[0] else None,
     )
 
   @functools.cached_property

@@ -10,6 +10,8 @@ from gr4ad_jax.config import (
   Count,
   CountOrZero,
   NotNegative,
+  Positive,
+  Share,
   ShareBelowOne,
   require,
 )
@@ -100,15 +102,76 @@ class LossConfig(Bounded, section="loss"):
   """Weight of the values' squared errors, from which the evaluator (HTE) alone learns."""
 
 
+Stage = Literal["mtp", "vaft", "hepo", "dpo"]
+_VAFT_RATE = 0.3  # of the learning rate
+
+
+@dataclasses.dataclass(frozen=True)
+class GuidedSearchConfig(SearchConfig):
+  """Beam search whose beams may have more children the more they are worth. Source: GPR 2.3."""
+
+  most_children: CountOrZero = 0
+  """k_max, children of a beam whose value is among the highest; others keep ceil(k_max times the
+  place of their value between the quantiles of 5% and 95%), the most probable ones. 0 = beams keep
+  all, and values decide nothing."""
+  least_children: Count = 2
+  """k_min, children that the beam of the least value may keep."""
+
+  def _check(self):
+    super()._check()
+    require(not self.most_children or self.least_children <= self.most_children,
+            "search.least_children", self.least_children,
+            f"must not exceed search.most_children={self.most_children}")
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig(Bounded, section="policy"):
+  """Stage 3: learning from candidates of the run's own search. Source: GPR 3.3."""
+
+  candidates: Count = 40
+  """K, the most probable SIDs of a request that are priced; at most the search's last width."""
+  push_every: Count = 200
+  """Steps between two pushes: from then on candidates are those of the parameters of that step."""
+  passes: Count = 2
+  """Times that each list of a push is learned from; fewer lists are made for more passes."""
+  lists_per_step: Count = 16
+  """Lists in a step, beside train.batch_size logged rows."""
+  critic_warmup: CountOrZero = 200
+  """hepo: first steps in which values alone learn, as lower levels hear of rewards through them."""
+  anchor_weight: NotNegative = 0.1
+  """Weight of the loss of vaft on logged labels; the paper has none."""
+  level_alpha: NotNegative = 0.1
+  """hepo: what it brings at levels but the last that a code is one of the user's successes."""
+  rate_alpha: NotNegative = 0.1
+  """What pCTR and pCVR, each at the mean of eCPM, weigh beside eCPM in the final value."""
+  gamma: Share = 0.99
+  """hepo: discount from level to level."""
+  gae_lambda: Share = 0.95
+  """hepo: lambda of the advantages below the last level."""
+  clip: Positive = 0.2
+  """hepo: how far the ratio of a code's probabilities counts."""
+  beta: Positive = 1.0
+  """dpo: inverse temperature."""
+  delta: Positive = 3.0
+  """dpo: references count while candidates have moved by less than this (nats, mean)."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Config(Bounded):
   """All settings of a run; saved in its folder's run.json."""
 
+  stage: Stage = "mtp"
+  """mtp: multi-token prediction, from random parameters or those of --start. vaft: the same with
+  labels weighed by value, at 0.3 times the learning rate. hepo, dpo: candidates of the run's own
+  search are priced, and what is worth more gets more probable, at 0.03 times the learning rate but
+  for values, which learn at all of it. Stages after the first begin with the run of an earlier one.
+  Source: GPR 3."""
   stream: StreamConfig = StreamConfig()
   model: ModelConfig = ModelConfig()
   loss: LossConfig = LossConfig()
+  policy: PolicyConfig = PolicyConfig()
   train: TrainConfig = TrainConfig()
-  search: SearchConfig = SearchConfig()
+  search: GuidedSearchConfig = GuidedSearchConfig()
 
   def _check(self):
     require(self.search.precision in ("trained", "bfloat16"), "search.precision",
@@ -120,6 +183,24 @@ class Config(Bounded):
             self.search.value_exponent, "must be 0 without model.values: ads are worth the same")
     require(self.train.table_learning_rate == 0, "train.table_learning_rate",
             self.train.table_learning_rate, "must be 0: GPR has no table of ids")
+    require(self.model.values or not self.search.most_children, "search.most_children",
+            self.search.most_children, "must be 0 without model.values: they guide the beams")
+    require(self.model.values or not self.learns_policy, "stage", self.stage,
+            "needs model.values: they are its critic")
+    require(self.policy.candidates <= self.search.widths[-1] or not self.learns_policy,
+            "policy.candidates", self.policy.candidates,
+            f"must not exceed the last of search.widths={self.search.widths}")
+
+  @property
+  def learns_policy(self) -> bool:
+    """Whether the stage learns from candidates."""
+    return self.stage in ("hepo", "dpo")
+
+  @property
+  def training(self) -> TrainConfig:
+    """`train` with the learning rate of the stage."""
+    rate = self.train.learning_rate * (_VAFT_RATE if self.stage == "vaft" else 1)
+    return dataclasses.replace(self.train, learning_rate=rate)
 
 
 System = Literal["gpr", "hstu", "onerec"]
@@ -151,7 +232,7 @@ _GPR: dict[str, Config] = {
                       dropout=0.0),
     train=TrainConfig(num_steps=100, batch_size=16, learning_rate=3e-3, log_every=20,
                       eval_every=50, eval_batches=4, checkpoint_every=50),
-    search=SearchConfig(widths=(16, 24, 32), batch_size=32),
+    search=GuidedSearchConfig(widths=(16, 24, 32), batch_size=32),
   ),
   # Two CPU cores that are free: under an hour, by the CPU time of some steps.
   "gpr-small": Config(

@@ -28,6 +28,9 @@ class Evaluator(nn.Module):
     levels = range(self.vocabulary.num_levels + 1)
     self.hidden = [Linear(self.config.width) for _ in levels]
     self.out = [Linear(1) for _ in levels]
+    # Where the values of labels lie: 5% below the one, 5% above the other.
+    self.low_V = self.param("low", nn.initializers.constant(-0.5), (len(levels),))
+    self.high_V = self.param("high", nn.initializers.constant(0.5), (len(levels),))
     self.biases = self.param("bias", nn.initializers.zeros, (len(levels), self.config.width + 1))
 
   def before(self, state: jax.Array) -> jax.Array:
@@ -45,6 +48,22 @@ class Evaluator(nn.Module):
     both = jnp.concatenate([state, token], axis=-1)
     return self._value(jax.lax.stop_gradient(both), level)
 
+  def promise(self, state: jax.Array, token: jax.Array, level: int | jax.Array) -> jax.Array:
+    """clip((V_l - q05) / (q95 - q05), 0, 1), float32 [...]; arguments as `after`.
+
+    A level that is traced is one of 1 to L - 1.
+    """
+
+    def of(level: int) -> jax.Array:
+      low, high = self.low_V[level], self.high_V[level]
+      return jnp.clip(
+        (self.after(state, token, level) - low) / jnp.maximum(high - low, _LEAST), 0, 1
+      )
+
+    if isinstance(level, int):
+      return of(level)
+    return jnp.stack([of(one) for one in range(1, self.vocabulary.num_levels)])[level - 1]
+
   def _value(self, x: jax.Array, level: int) -> jax.Array:
     bias = self.biases[level].reshape((1,) * (x.ndim - 1) + (-1,))
     hidden = jax.nn.gelu(self.hidden[level](x.astype(jnp.float32)) + bias[..., :-1])
@@ -54,6 +73,22 @@ class Evaluator(nn.Module):
 def currency(value: jax.Array, vocabulary: Vocabulary) -> jax.Array:
   """What V says in currency: V is the value less its mean over training labels, per deviation."""
   return jnp.maximum(vocabulary.value_mean + vocabulary.value_std * value, _LEAST)
+
+
+def range_losses(
+  value_BPV: jax.Array, low_V: jax.Array, high_V: jax.Array, where_BP: jax.Array
+) -> jax.Array:
+  """What quantiles of 5% and 95% cost, over all levels, float32 [B, P]; 0 where masked.
+
+  max(q u, (q - 1) u) with u = V - quantile; V gets no gradient. The quantiles that search goes by
+  are learned with the values, so that they are a part of every checkpoint.
+  """
+  total_BP = jnp.zeros(where_BP.shape)
+  for share, quantile_V in ((0.05, low_V), (0.95, high_V)):
+    apart_BPV = jax.lax.stop_gradient(value_BPV) - quantile_V[None, None]
+    apart_BPV = jnp.where(where_BP[..., None], apart_BPV, 0.0)
+    total_BP += jnp.sum(jnp.maximum(share * apart_BPV, (share - 1) * apart_BPV), axis=-1)
+  return total_BP
 
 
 def value_losses(

@@ -13,17 +13,22 @@ import numpy as np
 from gr4ad_jax.data.sequences import ExampleMaker, Past
 from gr4ad_jax.gpr.config import StreamConfig
 from gr4ad_jax.gpr.groups import Requests, groups_of, requests_of
+from gr4ad_jax.gpr.vaft import LabelWeights
 
 LabelRow = dict[str, np.ndarray]
 """The fields of `groups.Groups`; `user_F` int32 user features; `group_P` int32, the group of each
 label counted from the row's first one, -1 = no label; `target_PN` int32 ads, -1 = none; `worth_P`
-float32, what the label's engagement was worth, currency."""
+float32, what the label's engagement was worth, currency; in stages that weigh labels `weight_PN`
+float32, w^V of each target, 0 = none."""
 
 
 class LabelRows(Sequence[LabelRow]):
   """The rows of a split, in an order that says nothing: the same at every opening."""
 
-  def __init__(self, users: ExampleMaker, split: int, *, stream: StreamConfig, num_heads: int):
+  def __init__(
+    self, users: ExampleMaker, split: int, *, stream: StreamConfig, num_heads: int,
+    weights: LabelWeights | None = None,
+  ):
     """Counts labels; makes no row yet.
 
     Args:
@@ -31,9 +36,10 @@ class LabelRows(Sequence[LabelRow]):
       split: a number of `splits.SPLITS`.
       stream: limits of a row.
       num_heads: N; head j is told an ad of the j-th request from the label's on.
+      weights: of labels; None = rows have none.
     """
     self._users, self._split = users, split
-    self._stream, self._num_heads = stream, num_heads
+    self._stream, self._num_heads, self._weights = stream, num_heads, weights
     rows = []
     for user in range(len(users.logs.users.user_id)):
       past = users.past(user)
@@ -67,6 +73,7 @@ class LabelRows(Sequence[LabelRow]):
     group_P = np.full(self._stream.labels, -1, np.int32)
     target_PN = np.full((self._stream.labels, self._num_heads), -1, np.int32)
     worth_P = np.zeros(self._stream.labels, np.float32)
+    weight_PN = np.zeros(target_PN.shape, np.float32)
     ads_of = {
       at: self._ads(past, requests, at)
       for at in range(labels[0][0], last + self._num_heads)
@@ -77,11 +84,16 @@ class LabelRows(Sequence[LabelRow]):
         ads = ads_of[at + head]
         if len(ads):
           target_PN[label, head] = ads[place % len(ads)]
+          if self._weights is not None:
+            weight_PN[label, head] = self._weights.of(
+              int(requests.number[at + head]), target_PN[label, head]
+            )
       mine = past.ads[requests.rows[at]] == target_PN[label, 0]
       worth_P[label] = past.ad_value[requests.rows[at]][mine].sum()
     num_user = len(self._users.vocabulary.user)
     user_F = self._users.feature(user, None)[:num_user]
-    return groups._asdict() | {
+    weights = {} if self._weights is None else {"weight_PN": weight_PN}
+    return groups._asdict() | weights | {
       "user_F": user_F, "group_P": group_P, "target_PN": target_PN, "worth_P": worth_P
     }
 

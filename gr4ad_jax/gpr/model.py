@@ -52,6 +52,7 @@ class LabelLogProbs(NamedTuple):
   refining_BP: jax.Array  # L_diff; zeros without a refining token
   balance_B: jax.Array
   head_logit_N: jax.Array  # a, of which the heads' weights are made
+  value_range: tuple[jax.Array, jax.Array]  # quantiles of 5% and 95% of each value, [V]; or none
 
 
 class BeamState(NamedTuple):
@@ -158,9 +159,12 @@ class Gpr(nn.Module):
       if self.config.values:
         token_BPD = token_BCD.reshape(state_BPND.shape)[:, :, 0]
         values.append(self.hte.after(state_BPND[:, :, 0], token_BPD, level + 1)[..., None])
+    ranges = (jnp.zeros(0),) * 2
+    if self.config.values:
+      ranges = self.hte.low_V, self.hte.high_V
     return LabelLogProbs(
       jnp.stack(logps, axis=-1), jnp.concatenate(values, axis=-1), refining_BP,
-      encoded.balance_B, self.head_logit_N,
+      encoded.balance_B, self.head_logit_N, ranges,
     )
 
   def start(

@@ -3,34 +3,45 @@
     WORKDIR/run.json      the system, where the data are, and every setting
     WORKDIR/codes/        the semantic IDs it was trained on, as `gr4ad tokenize` wrote them
     WORKDIR/checkpoints/, train_log.jsonl, tb/
+    WORKDIR/candidates/   of stage 3, see `candidates.py`
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
+import grain
 import jax
 import numpy as np
 
 from gr4ad_jax import config as config_lib
 from gr4ad_jax.catalog.prepared import Prepared, open_prepared
 from gr4ad_jax.catalog.run_data import keep_codes, own_codes, with_data
-from gr4ad_jax.data.pipeline import train_batches, validation_batches
+from gr4ad_jax.config import ConfigError
+from gr4ad_jax.data.pipeline import batch_dataset, read_ahead, validation_batches
 from gr4ad_jax.data.sequences import ExampleMaker
 from gr4ad_jax.data.splits import SPLITS
 from gr4ad_jax.gpr.batch_maker import BatchMaker
+from gr4ad_jax.gpr.candidates import FinalValue, TrainingRequests
 from gr4ad_jax.gpr.config import Config, System, check_system
 from gr4ad_jax.gpr.generator import generator_of
 from gr4ad_jax.gpr.label_rows import LabelRows, as_it_is
 from gr4ad_jax.gpr.model import Gpr
 from gr4ad_jax.gpr.mtp import mtp_task
+from gr4ad_jax.gpr.policy import policy_task
+from gr4ad_jax.gpr.pushes import Pushes, read_final_value
+from gr4ad_jax.gpr.vaft import LabelWeights, label_weights
 from gr4ad_jax.machine import distributed, lock, sharding, storage
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.machine.storage import Place
+from gr4ad_jax.market.simulator import open_simulator
+from gr4ad_jax.ranker.reward import open_reward
 from gr4ad_jax.search.config import check_widths
 from gr4ad_jax.search.judge import judge_of
 from gr4ad_jax.search.opened import Opened
-from gr4ad_jax.training.mesh import search_mesh, training_mesh
+from gr4ad_jax.search.recommender import Recommender
+from gr4ad_jax.training.mesh import check_rows, search_mesh, training_mesh
 from gr4ad_jax.training.metric_log import read_log
 from gr4ad_jax.training.pace import Pace
 from gr4ad_jax.training.run_folder import going_on, is_taken, require_system
@@ -39,6 +50,10 @@ from gr4ad_jax.training.task import Task
 from gr4ad_jax.training.train_loop import read_params, train
 from gr4ad_jax.training.train_step import TrainState
 
+_STAGES = {
+  "mtp": "multi-token prediction (stage 1)", "vaft": "value-aware fine-tuning (stage 2)",
+  "hepo": "HEPO (stage 3)", "dpo": "DPO in the place of HEPO (stage 3)",
+}
 BIN_MEANS = (1.0,)  # of the one bucket by which a model tells a value itself
 
 
@@ -53,6 +68,13 @@ class RunFile:
   config: Config = Config()
   system: System = "gpr"
   """What is trained: GPR, or a baseline that is made of its parts."""
+  start: str = ""
+  """Folder of a trained run whose parameters this one begins with; "" = random ones."""
+  reward: str = ""
+  """Folder of the reward model that prices candidates (`gr4ad reward`); "" = none."""
+  market: str = ""
+  """Folder with the market.json of the market that the data are a log of, whose truth prices
+  candidates instead; "" = none."""
   fingerprint: str = ""
   """Hashes of logs, examples and semantic IDs; a run is only ever opened with those it was trained
   on."""
@@ -68,18 +90,20 @@ class Inputs(Prepared):
   Attributes:
     make_batch: rows -> padded batches, and requests -> contexts.
     model: of the sizes that the data have.
-    task: stage 1.
+    task: of the run's stage.
+    weights: of labels, where the stage weighs them.
   """
 
   make_batch: BatchMaker
   model: Gpr
   task: Task
+  weights: LabelWeights | None
 
   def rows(self, split: str) -> LabelRows:
     """The rows of a split."""
     return LabelRows(
       self.make_batch.users, SPLITS.index(split), stream=self.make_batch.stream,
-      num_heads=self.model.config.predictions,
+      num_heads=self.model.config.predictions, weights=self.weights,
     )
 
 
@@ -99,8 +123,23 @@ def open_inputs(run: RunFile, workdir: Place | None = None) -> Inputs:
     tuple(data.sids.codebook_sizes), float(np.mean(worth_N)), float(np.std(worth_N)) or 1.0,
   )
   model = Gpr(run.config.model, make_batch.vocabulary)
-  return Inputs(
-    **vars(data), make_batch=make_batch, model=model, task=mtp_task(model, run.config.loss)
+  inputs = Inputs(
+    **vars(data), make_batch=make_batch, model=model, task=mtp_task(model, run.config.loss),
+    weights=None if run.config.stage == "mtp" else label_weights(users),
+  )
+  value = read_final_value(workdir) if workdir is not None else None
+  return inputs if value is None else _with_final_value(inputs, run.config, value)
+
+
+def _with_final_value(inputs: Inputs, config: Config, value: FinalValue) -> Inputs:
+  """As stage 3 reads them: values are of candidates from here on."""
+  make_batch = dataclasses.replace(
+    inputs.make_batch, value_mean=value.mean, value_std=value.std
+  )
+  model = Gpr(config.model, make_batch.vocabulary)
+  return dataclasses.replace(
+    inputs, make_batch=make_batch, model=model,
+    task=policy_task(model, config.loss, config.policy, config.stage),
   )
 
 
@@ -133,7 +172,10 @@ def _train_run(run: RunFile, workdir: Place, resume: bool) -> TrainState:
   inputs = open_inputs(run, workdir if taken else None)
   run = dataclasses.replace(run, fingerprint=inputs.fingerprint)
   check_widths(run.config.search.widths, inputs.model.vocabulary.num_levels)
-  config, mesh = run.config.train, training_mesh(run.config.train)
+  start_params, pushes = _start_params(run, inputs), None
+  if run.config.learns_policy:
+    pushes = _pushes(run, inputs, workdir, start_params)
+  config, mesh = run.config.training, training_mesh(run.config.train)
   source = inputs.rows("train")
   hosts = {"host": jax.process_index(), "num_hosts": jax.process_count()}
   if distributed.is_first():
@@ -146,21 +188,87 @@ def _train_run(run: RunFile, workdir: Place, resume: bool) -> TrainState:
       f"{len(source):,} rows of up to {run.config.stream.labels} labels"
     )
   how = {"batch_size": config.batch_size, "parse": as_it_is, **hosts}
-  state = train(
-    inputs.task, config, folder=workdir, pace=Pace(),
-    batches=train_batches(source, inputs.make_batch, seed=config.seed, **how),
-    validation=validation_batches(
-      inputs.rows("validation"), inputs.make_batch, most=config.eval_batches,
-      parts=sharding.row_parts(mesh), **how,
-    ),
-    judge=judge_of(
-      config, run.config.search, data=inputs, contexts=inputs.make_batch,
-      generator=generator_of(inputs.model), bin_means=BIN_MEANS,
-    ),
+  validation = validation_batches(
+    inputs.rows("validation"), inputs.make_batch, most=config.eval_batches,
+    parts=sharding.row_parts(mesh), **how,
   )
+  logged = batch_dataset(source, inputs.make_batch, seed=config.seed, **how)
+  if pushes is not None:
+    value = pushes.final_value(start_params)
+    inputs = _with_final_value(inputs, run.config, value)
+  judge = judge_of(
+    config, run.config.search, data=inputs, contexts=inputs.make_batch,
+    generator=generator_of(inputs.model, run.config.search), bin_means=BIN_MEANS,
+  )
+
+  def train_until(batches: grain.DatasetIterator, until: int | None) -> TrainState:
+    return train(
+      inputs.task, config, folder=workdir, pace=Pace(), start_params=start_params, batches=batches,
+      validation=validation, judge=judge, until=until,
+    )
+
+  if pushes is not None:
+    return pushes.train(
+      inputs.task, value, start_params=start_params, logged=logged, train_until=train_until
+    )
+  state = train_until(read_ahead(logged), None)
   if distributed.is_first():
     console.print(f"{workdir}: {Selection(config, read_log(workdir))}")
   return state
+
+
+def _start_params(run: RunFile, inputs: Inputs) -> Any:
+  """The parameters of the run to begin with, None = random ones.
+
+  Raises:
+    ConfigError: a later stage without such a run, or one of another model, other data or SIDs.
+  """
+  stage = run.config.stage
+  if (run.reward or run.market) and not run.config.learns_policy:
+    raise ConfigError(f"stage={stage!r}: prices no candidates; leave out --reward and --market")
+  if not run.start:
+    config_lib.require(stage == "mtp", "stage", stage, "needs --start, the run of an earlier stage")
+    return None
+  folder = storage.place(run.start)
+  require_system(folder, run.system)
+  start = read_run(folder)
+  if start.config.model != run.config.model or not inputs.are(start.fingerprint):
+    raise ConfigError(f"{run.start}: was trained with another model, other data or other SIDs")
+  if start.config.learns_policy:
+    raise ConfigError(f"{run.start}: is of stage {start.config.stage}, after which none begins")
+  task = mtp_task(inputs.model, start.config.loss)
+  return read_params(task, start.config.train, folder)[0]
+
+
+def _pushes(run: RunFile, inputs: Inputs, workdir: Place, start_params: Any) -> Pushes:
+  """What makes a run's candidates; raises ConfigError where nothing, or two things, price them."""
+  config = run.config
+  if bool(run.reward) == bool(run.market):
+    raise ConfigError(
+      f"stage={config.stage!r}: needs --reward, a reward model, or --market, the folder with the "
+      "market.json of a simulated log, to price candidates"
+    )
+  if jax.process_count() > 1:
+    raise ConfigError(f"stage={config.stage!r}: candidates are made on one host; start one alone")
+  rows = config.policy.lists_per_step
+  check_rows(training_mesh(config.train), config.train, "policy.lists_per_step", rows)
+  if run.market:
+    pricer = open_simulator(
+      storage.place(run.market), inputs.logs, inputs.make_batch.users.vocabulary
+    )
+  else:
+    pricer = open_reward(storage.place(run.reward), data=storage.place(run.data))
+    if not inputs.fingerprint.startswith(f"{pricer.fingerprint}-"):
+      raise ConfigError(f"{run.reward}: was trained on other logs or examples than the run")
+  search = dataclasses.replace(config.search, value_exponent=0.0)
+  searcher = Recommender(
+    generator_of(inputs.model, search), start_params, index=inputs.index, config=search,
+    bin_means=BIN_MEANS, mesh=search_mesh(config.train, search.batch_size),
+  )
+  requests = TrainingRequests(inputs.make_batch.users)
+  return Pushes(
+    workdir, config, inputs.make_batch, inputs.index, pricer, requests, searcher
+  )
 
 
 def open_run(workdir: Place, *, data: Place | None = None) -> Opened:
@@ -177,15 +285,16 @@ def open_run(workdir: Place, *, data: Place | None = None) -> Opened:
   inputs, config = open_inputs(run, workdir), run.config
 
   def read():
-    return read_params(inputs.task, config.train, workdir)
+    return read_params(inputs.task, config.train, workdir, newest=config.learns_policy)
 
   params, step = read()
   return Opened(
     system=run.system, model=_in_words(run), folder=workdir, data=storage.place(run.data),
     config=config, search=config.search, fingerprint=inputs.fingerprint, logs=inputs.logs,
     examples=inputs.examples, sids=inputs.sids, index=inputs.index, contexts=inputs.make_batch,
-    bin_means=BIN_MEANS, generator=generator_of(inputs.model),
+    bin_means=BIN_MEANS, generator=generator_of(inputs.model, config.search),
     params=distributed.local(params), step=step, read_params=read,
+    value_of="impression" if config.learns_policy else "engagement",
     mesh=search_mesh(config.train, config.search.batch_size),
   )
 
@@ -206,7 +315,7 @@ def _in_words(run: RunFile) -> str:
         f"{tokens}, width {model.width}."
       )
   return (
-    f"GPR after multi-token prediction (stage 1): a sequence decoder of {model.num_layers} layers, "
+    f"GPR after {_STAGES[run.config.stage]}: a sequence decoder of {model.num_layers} layers, "
     f"up to {model.recursions} times {reads}, {tokens} with {model.thinking} thinking tokens, "
     f"{model.predictions} heads, width {model.width}."
   )

@@ -12,11 +12,11 @@ from gr4ad_jax.data.examples import read_split
 from gr4ad_jax.data.sequences import ExampleMaker
 from gr4ad_jax.gpr.batch import Batch, Context, Vocabulary
 from gr4ad_jax.gpr.batch_maker import BatchMaker
-from gr4ad_jax.gpr.config import LossConfig, StreamConfig
+from gr4ad_jax.gpr.config import GuidedSearchConfig, LossConfig, StreamConfig
 from gr4ad_jax.gpr.generator import generator_of
-from gr4ad_jax.gpr.hte import value_losses
+from gr4ad_jax.gpr.hte import range_losses, value_losses
 from gr4ad_jax.gpr.label_rows import LabelRows
-from gr4ad_jax.gpr.model import Gpr, init_params
+from gr4ad_jax.gpr.model import BeamState, Gpr, init_params
 from gr4ad_jax.gpr.mtp import entropy_gap, head_losses, head_weights, mtp_task
 from gr4ad_jax.nn import NEG_INF
 from gr4ad_jax.search.generator import whatever
@@ -276,6 +276,51 @@ def test_the_error_of_values_by_hand():
   np.testing.assert_allclose(jax.grad(total)(value_BPV), [[[1, -3], [0, 0]]])
 
 
+def test_quantiles_of_values_by_hand():
+  """Two values at a quantile of 1: 3 lies 2 above it, 0 lies 1 below; the last does not count."""
+  value_BPV = jnp.array([[[3.0], [0.0], [jnp.nan]]])
+  where_BP = jnp.array([[True, True, False]])
+
+  def cost(low, high, value_BPV):
+    return range_losses(value_BPV, jnp.array([low]), jnp.array([high]), where_BP)
+
+  # .05 x 2 + .95 x 2, and .95 x 1 + .05 x 1.
+  np.testing.assert_allclose(cost(1.0, 1.0, value_BPV), [[2.0, 1.0, 0.0]], rtol=1e-6)
+  slope = jax.grad(lambda x: cost(1.0, 1.0, x).sum())(value_BPV)
+  np.testing.assert_array_equal(slope, np.zeros((1, 3, 1)))
+  # Of a hundred values the least cost has 5 below the one, and 5 above the other.
+  value_BPV = jnp.arange(100.0)[None, :, None]
+  where_BP = jnp.ones((1, 100), bool)
+  for low, high in ((4.5, 94.5), (3.5, 95.5), (5.5, 93.5)):
+    assert cost(low, high, value_BPV).sum() >= cost(4.5, 94.5, value_BPV).sum()
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_beams_promise_is_the_place_of_its_value_between_the_quantiles(small, traced):
+  model, params, _ = small
+  params = params | {"hte": params["hte"] | {
+    "low": jnp.array([9.0, -2.0, -1.0, 9.0]), "high": jnp.array([9.0, 3.0, 1.0, 9.0]),
+  }}
+  rng = np.random.default_rng(3)
+  state_BWD = rng.normal(size=(2, 3, 16)).astype(np.float32)
+  code_BW = np.array([[0, 1, 2], [3, 4, 1]])
+  guide = generator_of(model, GuidedSearchConfig(most_children=5)).guide
+
+  def value(module: Gpr, state_BWD, code_BW, level):
+    return module.hte.after(state_BWD, module.tables.embed(code_BW, level - 1), level)
+
+  beam = BeamState((), state_BWD)
+  for level, (low, high) in ((1, (-2.0, 3.0)), (2, (-1.0, 1.0))):
+    value_BW = model.apply({"params": params}, state_BWD, code_BW, level, method=value)
+    expected = np.clip((np.asarray(value_BW) - low) / (high - low), 0, 1)
+    at = jnp.int32(level) if traced else level
+    promise = jax.jit(guide.promise) if traced else guide.promise
+    np.testing.assert_allclose(promise(params, beam, code_BW, at), expected, atol=1e-5)
+    limit = guide.limit(params, beam, code_BW, level)
+    np.testing.assert_array_equal(limit, np.clip(np.ceil(5 * expected), 2, 5))
+    assert len(np.unique(limit)) > 1
+
+
 def test_nothing_but_the_evaluator_learns_from_values(small):
   """Decoders and code tables get a gradient of exactly zero; every value's own network gets one."""
   model, params, _ = small
@@ -284,7 +329,9 @@ def test_nothing_but_the_evaluator_learns_from_values(small):
   def total(params):
     found = model.apply({"params": params}, *batch[:4])
     where_BP = jnp.ones(batch.worth_BP.shape, bool)
-    return jnp.sum(value_losses(found.value_BPV, batch.worth_BP, where_BP, VOCABULARY))
+    spread_BP = range_losses(found.value_BPV, *found.value_range, where_BP)
+    error_BP = value_losses(found.value_BPV, batch.worth_BP, where_BP, VOCABULARY)
+    return jnp.sum(error_BP + spread_BP)
 
   slopes = jax.jit(jax.grad(total))(params)
   for name, tree in slopes.items():
@@ -320,6 +367,11 @@ def test_the_loss_of_a_batch_by_hand(small, kind):
   value = sum(error_BP[row, label] for row, label in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2)))
   np.testing.assert_allclose(found["value_loss"][0], value, rtol=1e-4)
   expected += 0.5 * value / count
+  apart = value_BPV[:, :, None] - np.stack([params["hte"]["low"], params["hte"]["high"]])
+  share = np.array([[0.05], [0.95]])
+  range_BP = np.where(apart > 0, share, share - 1) * apart
+  range_BP = range_BP.sum(axis=(2, 3))
+  expected += 1e-3 * (range_BP[0].sum() + range_BP[1, 1:].sum()) / count
   refining, labels = found["refining_loss"]
   said_BP = np.asarray(asked(model)(params, *batch).refining_BP, np.float64)
   counted = said_BP[0].sum() + said_BP[1, 1:].sum()
@@ -356,7 +408,7 @@ def test_a_label_reads_alone_what_it_reads_in_its_row(tiny_data):
         row["time_s_G"], users.past(user).ad_request_s).all())
       alone = Batch(
         maker.context([example]), np.full((1, 8), 15, np.int32),
-        *(np.repeat(x[:, label : label + 1], 8, axis=1) for x in batch[2:]),
+        *(np.repeat(x[:, label : label + 1], 8, axis=1) for x in batch[2:5]),
       )
       np.testing.assert_allclose(
         np.asarray(logp(params, *alone))[0, 0], in_row_PNL[label], rtol=1e-3, atol=1e-4
