@@ -5,6 +5,10 @@ from tests.mutants.mutant import Mutant
 _HSD, _MODEL, _GROUPS, _REFINING, _SWITCHES = (
   f"gpr/test_{name}.py::test_" for name in ("hsd", "model", "groups", "refining", "switches")
 )
+_VAFT, _POLICY, _HEPO, _SEARCH = (
+  f"{name}.py::test_"
+  for name in ("gpr/test_vaft", "gpr/test_policy", "learning/test_hepo", "search/test_beam_search")
+)
 
 MUTANTS = (
   Mutant(
@@ -51,6 +55,76 @@ MUTANTS = (
     "jax.lax.stop_gradient(denoise(predict, noise_BPD, self.config.refining))",
     "denoise(predict, noise_BPD, self.config.refining)",
     (_REFINING + "codes_do_not_teach_the_denoiser_and_the_denoiser_does_not_teach_the_tables",),
+  ),
+  Mutant(
+    "a label of the mean value of its action weighs c_a", "gpr/vaft.py",
+    "np.log1p(np.maximum(share_N, 0)) / np.log(2)", "np.log1p(np.maximum(share_N, 0))",
+    (_VAFT + "a_label_weighs_by_its_action_and_by_its_value_against_the_actions_mean",),
+  ),
+  Mutant(
+    "means of actions are those of training", "gpr/vaft.py",
+    "value_N[learned_N & (action_N == action) & np.isfinite(value_N)]",
+    "value_N[(action_N == action) & np.isfinite(value_N)]",
+    (_VAFT + "weights_of_all_labels_of_a_log_by_hand",),
+  ),
+  Mutant(
+    "a head's loss is a mean by the weights of its labels", "gpr/mtp.py",
+    "jnp.sum(weight_BPN * ce_BPN, axis=(0, 1)) / jnp.maximum(total_N, 1e-9)",
+    "jnp.sum(weight_BPN * ce_BPN, axis=(0, 1)) / ce_BPN.shape[0]",
+    (_VAFT + "a_mean_is_weighted_and_the_weights_own_size_says_nothing",),
+  ),
+  Mutant(
+    "5% of the values lie below the lower quantile", "gpr/hte.py",
+    "(share - 1) * apart_BPV", "-apart_BPV", (_MODEL + "quantiles_of_values_by_hand",),
+  ),
+  Mutant(
+    "a beam has its share of children by its value", "search/generator.py",
+    "jnp.ceil(self.most * self.promise", "jnp.floor(self.most * self.promise",
+    (_SEARCH + "beams_that_promise_little_have_few_children",),
+  ),
+  Mutant(
+    "a beam keeps its most probable children", "search/beam_search.py",
+    "jnp.arange(branching)[None, None] < limit_BW[..., None]",
+    "jnp.arange(branching)[None, None] <= limit_BW[..., None]",
+    (_SEARCH + "beams_that_promise_little_have_few_children",),
+  ),
+  Mutant(
+    "what is rare among the user's successes brings nothing", "learning/hepo.py",
+    "jnp.maximum(liked_BCL - usual_BCL, 0.0)", "(liked_BCL - usual_BCL)",
+    (_HEPO + "the_worked_example_to_six_digits",),
+  ),
+  Mutant(
+    "J is made large", "learning/hepo.py",
+    "-jnp.sum(weight_11L * gain_BCL, axis=-1)", "jnp.sum(weight_11L * gain_BCL, axis=-1)",
+    (_HEPO + "the_loss_falls_where_a_good_candidate_gets_more_probable",),
+  ),
+  Mutant(
+    "later levels count for more", "learning/hepo.py",
+    "(jnp.arange(levels, dtype=jnp.float32) + 1)", "jnp.ones(levels)",
+    (_HEPO + "the_worked_example_to_six_digits",),
+  ),
+  Mutant(
+    "advantages fade by gamma and lambda", "learning/hepo.py",
+    "gamma=gamma * lam", "gamma=gamma", (_HEPO + "the_worked_example_to_six_digits",),
+  ),
+  Mutant(
+    "equal rewards give no advantage", "learning/hepo.py",
+    "jnp.where(alike_B1, 0.0, apart_BC / (sigma_B1 + eps))", "apart_BC / (sigma_B1 + eps)",
+    (_HEPO + "one_candidate_or_equal_rewards_give_no_advantage",),
+  ),
+  Mutant(
+    "advantages take no gradient", "learning/hepo.py",
+    "jax.lax.stop_gradient(jnp.where(where_BC[..., None], advantage_BCL, 0.0))",
+    "jnp.where(where_BC[..., None], advantage_BCL, 0.0)",
+    (_HEPO + "values_returns_and_old_probabilities_take_no_gradient_from_the_policy",),
+  ),
+  Mutant(
+    "targets are brought to the mean of eCPM", "gpr/candidates.py",
+    "(self.ecpm / max(mean, 1e-9))", "self.ecpm", (_POLICY + "final_values_by_hand",),
+  ),
+  Mutant(
+    "the latest successes count", "gpr/candidates.py",
+    "ads[-MOST_SUCCESSES:]", "ads[:MOST_SUCCESSES]", (_POLICY + "a_users_successes_by_hand",),
   ),
   Mutant(
     "an HSTU token sees nothing that stands later in the stream", "gpr/attention.py",
