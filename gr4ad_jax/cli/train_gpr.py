@@ -45,7 +45,7 @@ class TrainGpr(_Train):
   """What to train on, where, and how."""
 
   system: Literal["gpr"] = "gpr"
-  """What is trained: Tencent's one-model recommender, after stage 1."""
+  """What is trained: Tencent's one-model recommender."""
   preset: Literal[presets_of("gpr")] = "gpr-small"  # type: ignore[valid-type]
   """Named settings; the options below change single ones."""
   config: Flat[Config] = PRESETS["gpr-small"]
