@@ -42,13 +42,7 @@ from experiments._runs import of_steps, paired_interval, tokenized
 from gr4ad_jax.config import override_all
 from gr4ad_jax.data.log_folder import read_logs
 from gr4ad_jax.gpr.candidates import Candidates, fit_final_value
-from gr4ad_jax.gpr.config import (
-  Config,
-  GuidedSearchConfig,
-  ModelConfig,
-  PolicyConfig,
-  StreamConfig,
-)
+from gr4ad_jax.gpr.config import PRESETS, Config
 from gr4ad_jax.gpr.run import RunFile, open_run, train_run
 from gr4ad_jax.machine import atomic
 from gr4ad_jax.machine.memory import keep_freed_memory
@@ -56,7 +50,6 @@ from gr4ad_jax.machine.progress import console
 from gr4ad_jax.market.world import MarketConfig, truth
 from gr4ad_jax.ranker.reward import RewardScorer, open_reward
 from gr4ad_jax.tokenizer.config import TokenizerConfig
-from gr4ad_jax.training.config import TrainConfig
 
 ROWS = {  # name -> the stage before it, and the paper's figures
   "mtp": ("", (0.3868, 0.5292, 0.2412, 0.6201)),
@@ -91,14 +84,7 @@ class Options:
 
   settings: Settings = Settings()
   market: MarketConfig = MarketConfig()
-  config: Config = Config(
-    stream=StreamConfig(groups=16, bundle=4, labels=8),
-    model=ModelConfig(width=64, num_heads=2, num_layers=2, recursions=1, num_token_layers=1,
-                      thinking=2, refining=4, predictions=2, dropout=0.0),
-    policy=PolicyConfig(push_every=100, critic_warmup=100, lists_per_step=8),
-    train=TrainConfig(batch_size=16, learning_rate=3e-3, log_every=50, eval_batches=8),
-    search=GuidedSearchConfig(widths=(16, 32, 64), batch_size=64),
-  )
+  config: Config = PRESETS["gpr-demo"]
   tokenizer: TokenizerConfig = TokenizerConfig(last_level="suffix")
 
 

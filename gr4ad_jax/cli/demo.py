@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from rich.text import Text
-
 from gr4ad_jax.cli import tables
 from gr4ad_jax.cli.options import Flat
 from gr4ad_jax.config import ConfigError, override_all
@@ -40,7 +38,10 @@ class Demo:
   """Where, at which size, in what time."""
 
   workdir: Path = Path("runs/demo")
-  """Folder of the run; finished stages in it are reused."""
+  """Folder of the run (--system gpr: of its three runs); finished stages in it are reused."""
+  system: Literal["gr4ad", "gpr"] = "gr4ad"
+  """GR4AD on real household logs, or GPR with its three stages on a simulated market, whose number
+  of steps is fixed."""
   size: Literal["cpu", "tiny"] = "cpu"
   """The demonstration, or a small end-to-end check of a minute or two."""
   minutes: float = 10.0
@@ -50,9 +51,28 @@ class Demo:
 
 
 def demo(options: Flat[Demo]) -> None:
-  """Everything on the embedded dataset: prepare, tokenize, train, evaluate, report."""
+  """The whole path: prepare, tokenize, train, evaluate, report."""
   keep_freed_memory()
-  run_demo(options)
+  if options.system == "gpr":
+    from gr4ad_jax.cli.demo_gpr import run_demo_gpr
+
+    start_over(options)
+    run_demo_gpr(options.workdir, options.size)
+  else:
+    run_demo(options)
+
+
+def start_over(options: Demo) -> None:
+  """Removes the folder of an earlier demo where that is asked for.
+
+  Raises:
+    ConfigError: the folder holds something else.
+  """
+  workdir = options.workdir
+  if options.fresh and workdir.exists():
+    if not (workdir / "run.json").exists() and not (workdir / "data").exists():
+      raise ConfigError(f"{workdir}: does not look like a demo; not removing it")
+    shutil.rmtree(workdir)
 
 
 def run_demo(
@@ -84,18 +104,15 @@ def run_demo(
   from gr4ad_jax.tokenizer.stage import tokenize
 
   start, workdir, size = time.monotonic(), options.workdir, options.size
-  if options.fresh and workdir.exists():
-    if not (workdir / "run.json").exists() and not (workdir / "data").exists():
-      raise ConfigError(f"{workdir}: does not look like a demo; not removing it")
-    shutil.rmtree(workdir)
+  start_over(options)
   data = workdir / "data"
   if not (data / "examples" / "examples.json").exists():
-    _say("1/5 prepare: real household logs -> ads, users, events -> examples")
+    tables.say("1/5 prepare: real household logs -> ads, users, events -> examples")
     source = CompleteJourney(households=TINY_HOUSEHOLDS if size == "tiny" else None)
     counts = prepare_logs(source, PrepareConfig(data))
     tables.print_summary(counts, title="prepared")
   if not (data / "sids" / "config.json").exists():
-    _say("2/5 tokenize: ads -> semantic IDs")
+    tables.say("2/5 tokenize: ads -> semantic IDs")
     # Ads that share an SID share its place in every list, which costs more than a hash brings.
     made = tokenize(data, data / "sids", TokenizerConfig(last_level="suffix"))
     tables.print_health(made.lines, title="semantic IDs", reasons=False)
@@ -105,14 +122,15 @@ def run_demo(
     chosen = config or preset("tiny" if size == "tiny" else "demo")
     run = RunFile(str(data.resolve()), str((data / "sids").resolve()), chosen)
     if plan and size == "cpu":
-      _say("3/5 train: measuring the speed of this machine")
+      tables.say("3/5 train: measuring the speed of this machine")
       seconds = options.minutes * 60 - (time.monotonic() - start)
       run = plan_steps(run, seconds)
-  _say(f"3/5 train: {run.config.train.num_steps:,} steps of {run.config.train.batch_size} requests")
+  steps, rows = run.config.train.num_steps, run.config.train.batch_size
+  tables.say(f"3/5 train: {steps:,} steps of {rows} requests")
   train_run(run, workdir, resume=True)
-  _say("4/5 evaluate: beam search for every test request, and the baselines")
+  tables.say("4/5 evaluate: beam search for every test request, and the baselines")
   metrics = evaluate(open_run(workdir))
-  _say("5/5 report")
+  tables.say("5/5 report")
   report = write_report(workdir)
   tables.print_metrics(
     metrics, system="GR4AD", title="test split, recall over the full catalogue"
@@ -135,10 +153,6 @@ def standing(metrics: Mapping[str, float]) -> str:
     f"{metrics['checkpoint_step']:,.0f} steps here, {REFERENCE_STEPS:,} in README's table (mean of "
     f"three seeds): {'; '.join(parts)}"
   )
-
-
-def _say(text: str) -> None:
-  console.rule(Text(text, style="bold"), align="left")
 
 
 def plan_steps(run: RunFile, seconds: float) -> RunFile:

@@ -30,6 +30,11 @@ def address(page: Place) -> str:
   return page.resolve().as_uri() if isinstance(page, Path) else str(page)
 
 
+def say(text: str) -> None:
+  """The heading of a stage."""
+  console.rule(Text(text, style="bold"), align="left")
+
+
 def print_next(*words: object) -> None:
   """The command to type next."""
   console.print(f"next: gr4ad {shlex.join(map(str, words))}")

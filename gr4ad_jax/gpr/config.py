@@ -232,7 +232,18 @@ _GPR: dict[str, Config] = {
                       dropout=0.0),
     train=TrainConfig(num_steps=100, batch_size=16, learning_rate=3e-3, log_every=20,
                       eval_every=50, eval_batches=4, checkpoint_every=50),
+    policy=PolicyConfig(candidates=8, push_every=20, critic_warmup=20, lists_per_step=8),
     search=GuidedSearchConfig(widths=(16, 24, 32), batch_size=32),
+  ),
+  # Minutes on a CPU, on a market of some thousand users: `gr4ad demo --system gpr`.
+  "gpr-demo": Config(
+    stream=StreamConfig(groups=16, bundle=4, labels=8),
+    model=ModelConfig(width=64, num_heads=2, num_layers=2, recursions=1, num_token_layers=1,
+                      thinking=2, refining=4, predictions=2, dropout=0.0),
+    policy=PolicyConfig(push_every=100, critic_warmup=100, lists_per_step=8),
+    train=TrainConfig(num_steps=800, batch_size=16, learning_rate=3e-3, log_every=50,
+                      eval_every=400, eval_batches=8, checkpoint_every=400),
+    search=GuidedSearchConfig(widths=(16, 32, 64), batch_size=64),
   ),
   # Two CPU cores that are free: under an hour, by the CPU time of some steps.
   "gpr-small": Config(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gr4ad_jax import api
+from gr4ad_jax.cli import demo_gpr
 from gr4ad_jax.data import prepare
 from gr4ad_jax.data.examples import read_split
 from gr4ad_jax.data.sequences import ExampleMaker
@@ -25,11 +26,12 @@ from gr4ad_jax.gpr.config import GuidedSearchConfig
 from gr4ad_jax.gpr.generator import generator_of
 from gr4ad_jax.gpr.run import open_inputs, read_run
 from gr4ad_jax.market.log import market_logs
-from gr4ad_jax.market.simulator import open_simulator
+from gr4ad_jax.market.simulator import open_simulator, requests_of
 from gr4ad_jax.market.world import MarketConfig, Requests, truth
 from gr4ad_jax.market.worlds import build_market
 from gr4ad_jax.ranker.reward import open_reward
 from gr4ad_jax.search.artifact import Artifact
+from gr4ad_jax.search.held_out import group_requests
 from gr4ad_jax.tokenizer.config import TokenizerConfig
 from gr4ad_jax.tokenizer.stage import tokenize
 from gr4ad_jax.training.metric_log import read_log
@@ -233,6 +235,31 @@ def test_the_policy_waits_for_its_critic_and_then_learns(stages):
   vocabulary = after.contexts.vocabulary
   assert (vocabulary.value_mean, vocabulary.value_std) == (value["mean"], value["std"])
   assert before.contexts.vocabulary.value_mean != value["mean"]
+
+
+def test_the_demo_says_what_a_stage_earns(stages, market, monkeypatch):
+  monkeypatch.setattr(demo_gpr, "JUDGED", 5)
+  monkeypatch.setattr(demo_gpr, "SHOWN", 2)
+  the_market, data = market
+  opened = api.open_run(stages[0] / "hepo")
+  judged = demo_gpr.judge(opened, data)
+  groups = group_requests(read_split(opened.examples, "test"))
+  chosen = [groups[at][0] for at in np.linspace(0, len(groups) - 1, 5).astype(int)]
+  earned = []
+  for example in chosen:  # each by itself, in the market's own numbers
+    ads = opened.recommender()(opened.contexts.context([example]), 2).ad_RK
+    number = opened.logs.ads.ad_id[ads].astype(int)
+    asked = requests_of([example], opened.examples.features)
+    user = opened.logs.users.user_id[asked.user_R].astype(int)
+    earned.append(truth(the_market, asked._replace(user_R=user), number).ecpm.sum())
+  assert judged["revenue"] == pytest.approx(np.mean(earned), rel=1e-5)
+  assert 0 < judged["ndcg@50"] < judged["recall@50"] <= 1
+
+
+def test_stages_of_the_demo_take_shares_of_its_steps():
+  steps = {s: demo_gpr.stage_config(s, "cpu").train.num_steps for s in demo_gpr.STAGES}
+  assert steps == {"mtp": 800, "vaft": 200, "hepo": 400}
+  assert demo_gpr.stage_config("hepo", "tiny").learns_policy
 
 
 def test_dpo_learns_at_once_from_the_same_candidates_at_a_reward_models_prices(stages):
