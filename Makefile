@@ -18,8 +18,8 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 	@echo 'Variables: PYTHON=python3.12 picks the interpreter, FRESH=1 starts the demo over, FAST=1 runs'
-	@echo '           the tests of the core, ARGS="..." goes to the command (demo: gr4ad demo, test: pytest,'
-	@echo '           mutants: words of the mutants to try).'
+	@echo '           the tests of the core, LONG=1 all, ARGS="..." goes to the command (demo: gr4ad demo,'
+	@echo '           test: pytest, mutants: words of the mutants to try).'
 
 demo: $(VENV)/.installed ## install, run the main job on the embedded dataset, write runs/demo/
 	$(BIN)/gr4ad demo $(if $(filter-out 0,$(FRESH)),--fresh) $(ARGS)
@@ -33,9 +33,15 @@ CORE := tests/test_config.py tests/learning tests/nn tests/catalog \
   'tests/training/test_train.py::test_a_stopped_run_resumes_to_the_same_bits[2-15]' \
   tests/training/test_resume.py tests/evaluation/test_ranking.py tests/test_a_fourth_system.py
 
-test: $(VENV)/.installed-test ## install, run the tests; FAST=1: those of the core, two minutes
+# Whole services under load, in a loop and killed: three minutes of CPU time, left to LONG=1. Their
+# parts have tests of their own.
+LONG_TESTS := tests/serving/test_bench_serving.py \
+  $(addprefix tests/experiments/test_,closed_loop.py chaos_training.py)
+
+test: $(VENV)/.installed-test ## install, run the tests; FAST=1: those of the core; LONG=1: all
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
-	  --durations 10 $(if $(filter-out 0,$(FAST)),$(CORE)) $(ARGS)
+	  --durations 10 $(if $(filter-out 0,$(LONG)),,$(addprefix --ignore=,$(LONG_TESTS))) \
+	  $(if $(filter-out 0,$(FAST)),$(CORE)) $(ARGS)
 
 mutants: $(VENV)/.installed-test ## put wrong lines into a copy, see that tests notice: half an hour
 	$(BIN)/python -m tests.mutants $(ARGS)

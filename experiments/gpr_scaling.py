@@ -116,7 +116,7 @@ def _losses(folder: Path, most: int) -> dict[str, np.ndarray]:
       mine = kept[at : at + batch_size]
       filled = np.resize(mine, batch_size)  # one shape, one compilation
       batch = inputs.make_batch([rows[row] for row in filled])
-      loss_BP = -np.asarray(ask(opened.params, *batch[:-1]))[: len(mine), :, 0].sum(axis=-1)
+      loss_BP = -np.asarray(ask(opened.params, *batch[:4]))[: len(mine), :, 0].sum(axis=-1)
       row_N, label_N = np.nonzero(batch.group_BP[: len(mine)] >= 0)
       loss_R.append(loss_BP[row_N, label_N])
       stream_R.append(mine[row_N])

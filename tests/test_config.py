@@ -142,11 +142,18 @@ def test_no_settings_leave_their_bounds_unchecked():
   kinds = _bounded()
   assert len(kinds) >= 20
   for kind in kinds:
+    needed = {field.name: 2 for field in dataclasses.fields(kind) if not has_default(field)}
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
       for bound in getattr(hint, "__metadata__", ()):
         assert isinstance(bound, Interval)
         with pytest.raises(ConfigError, match=rf"\b{name}=-1"):
-          kind(**{name: -1})
+          kind(**needed | {name: -1})
+
+
+def has_default(field: dataclasses.Field) -> bool:
+  return dataclasses.MISSING is not field.default or (
+    dataclasses.MISSING is not field.default_factory
+  )
 
 
 def test_unreadable_files_are_named(tmp_path):
