@@ -33,14 +33,16 @@ CORE := tests/test_config.py tests/learning tests/nn tests/catalog \
   'tests/training/test_train.py::test_a_stopped_run_resumes_to_the_same_bits[2-15]' \
   tests/training/test_resume.py tests/evaluation/test_ranking.py tests/test_a_fourth_system.py
 
-# Whole services under load, in a loop and killed: three minutes of CPU time, left to LONG=1. Their
-# parts have tests of their own.
-LONG_TESTS := tests/serving/test_bench_serving.py \
-  $(addprefix tests/experiments/test_,closed_loop.py chaos_training.py)
+# Whole services under load, in a loop and killed, the notebook, and experiments at a tiny size: five
+# minutes of CPU time, left to LONG=1 (with all others) or LONG=only. Their parts have tests too.
+LONG_TESTS := tests/serving/test_bench_serving.py tests/cli/test_bench_decode.py \
+  tests/test_notebook.py $(addprefix tests/experiments/test_,closed_loop.py chaos_training.py \
+    amazon.py decoding_experiments.py)
 
 test: $(VENV)/.installed-test ## install, run the tests; FAST=1: those of the core; LONG=1: all
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
-	  --durations 10 $(if $(filter-out 0,$(LONG)),,$(addprefix --ignore=,$(LONG_TESTS))) \
+	  --durations 10 $(if $(filter only,$(LONG)),$(LONG_TESTS), \
+	    $(if $(filter-out 0,$(LONG)),,$(addprefix --ignore=,$(LONG_TESTS)))) \
 	  $(if $(filter-out 0,$(FAST)),$(CORE)) $(ARGS)
 
 mutants: $(VENV)/.installed-test ## put wrong lines into a copy, see that tests notice: half an hour
