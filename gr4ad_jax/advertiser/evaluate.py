@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from gr4ad_jax.advertiser.histories import Rows
+from gr4ad_jax.advertiser.histories import Rows, drawn
 from gr4ad_jax.advertiser.name_search import Told
 from gr4ad_jax.advertiser.prepared import Prepared
 from gr4ad_jax.advertiser.rivals import Rivals, fit_logit, ranked, rivals
@@ -28,7 +28,7 @@ def asked_rows(data: Prepared, split: str, rows: int = 0) -> np.ndarray:
   if not len(asked):
     raise ConfigError(f"split={split!r}: no row of it has a label")
   if 0 < rows < len(asked):
-    asked = np.sort(np.random.default_rng(0).permutation(asked)[:rows])
+    asked = drawn(asked, rows)
   return asked
 
 
@@ -98,7 +98,7 @@ def evaluate_model(
     return compare(data, of, lists, bar="linear", bootstrap=bootstrap)
   fitted_on = asked_rows(data, "validation", rows)
   learned = data.splits["validation"].take(fitted_on)
-  told_then, x_RAF = opened.tell("validation", fitted_on, most), rivals(data, learned).x_RAF
+  told_then, x_RAF = opened.tell("validation", fitted_on, most), found.features_of(learned)
   rng = np.random.default_rng(0)
   for row, shuffled in ((f"{name}_linear", False), ("noise_linear", True)):
     columns = []

@@ -20,6 +20,7 @@ from gr4ad_jax.advertiser.llama import Llama, lower_layers
 from gr4ad_jax.advertiser.name_search import Told
 from gr4ad_jax.advertiser.prepared import Prepared
 from gr4ad_jax.advertiser.reading import Whitening, read_texts, whiten
+from gr4ad_jax.advertiser.rivals import ranked
 from gr4ad_jax.advertiser.texts import Speller
 from gr4ad_jax.advertiser.weights import LanguageModel
 from gr4ad_jax.machine import atomic, storage
@@ -138,11 +139,7 @@ def tell_rows(
     batch = batches[at : at + _ROWS]
     filled = batch + [batch[-1]] * (_ROWS - len(batch))
     logp_BA = np.asarray(_log_probs()(params, stacked(filled)))[: len(batch)]
-    best = np.argsort(-logp_BA, axis=1, kind="stable")[:, :most].astype(np.int32)
-    found.append((best, np.take_along_axis(logp_BA, best, axis=1)))
-  advertiser_RK, logp_RK = (np.concatenate(column) for column in zip(*found, strict=True))
-  missing = ((0, 0), (0, most - advertiser_RK.shape[1]))
-  return Told(
-    np.pad(advertiser_RK, missing, constant_values=-1),
-    np.pad(logp_RK, missing, constant_values=-np.inf),
-  )
+    best_BK = ranked(logp_BA, most)
+    logp_BK = np.take_along_axis(logp_BA, np.maximum(best_BK, 0), axis=1)
+    found.append(Told(best_BK, np.where(best_BK < 0, -np.inf, logp_BK)))
+  return Told(*(np.concatenate(column) for column in zip(*found, strict=True)))

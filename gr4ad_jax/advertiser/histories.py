@@ -62,6 +62,11 @@ class Rows:
     )  # fmt: skip
 
 
+def drawn(number_R: np.ndarray, most: int) -> np.ndarray:
+  """So many of these row numbers, or all, the same at every call; in ascending order."""
+  return np.sort(np.random.default_rng(0).permutation(number_R)[:most])
+
+
 def make_rows(
   rows: Iterable[tuple[int, int, np.ndarray, np.ndarray, int]]
 ) -> Rows:

@@ -7,12 +7,13 @@ rival gains by chance from what it cannot tell apart.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize
 
-from gr4ad_jax.advertiser.histories import Rows
+from gr4ad_jax.advertiser.histories import Rows, drawn
 from gr4ad_jax.advertiser.prepared import Prepared
 from gr4ad_jax.advertiser.rival_features import (
   FEATURES,
@@ -82,21 +83,26 @@ class Rivals(NamedTuple):
   Attributes:
     score_RA: name -> [R, A], the larger the better.
     x_RAF: the features they are made of.
-    logit: the linear one.
+    features_of: the same of other rows.
   """
 
   score_RA: dict[str, np.ndarray]
   x_RAF: np.ndarray
-  logit: Logit
+  features_of: Callable[[Rows], np.ndarray]
 
 
 def rivals(data: Prepared, rows: Rows) -> Rivals:
   """All rivals on some rows of a split; the linear logit learns from training rows alone."""
   vectors, train = embed_titles(data), data.splits["train"]
   if len(train) > MOST_FITTED:
-    train = train.take(np.sort(np.random.default_rng(0).permutation(len(train))[:MOST_FITTED]))
+    train = train.take(drawn(np.arange(len(train)), MOST_FITTED))
   logit = fit_logit(cross_fitted(data, train, vectors), train.target_R)
-  x_RAF = features(data, rows, count(data), vectors)
+  counts = count(data)
+
+  def features_of(rows: Rows) -> np.ndarray:
+    return features(data, rows, counts, vectors)
+
+  x_RAF = features_of(rows)
   of = {name: x_RAF[..., f].astype(np.float64) for f, name in enumerate(FEATURES)}
   # Popularity fills up behind each: below the smallest step of what stands before it.
   rest = of["popularity"] / (1 + of["popularity"].max())
@@ -109,7 +115,7 @@ def rivals(data: Prepared, rows: Rows) -> Rivals:
     "cooccurrence": of["cooccurrence"] + of["bought"] + 1e-6 * rest,
     "linear": logit(x_RAF),
   }
-  return Rivals(score_RA, x_RAF, logit)
+  return Rivals(score_RA, x_RAF, features_of)
 
 
 def ranked(score_RA: np.ndarray, k: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from gr4ad_jax import config as config_lib
 from gr4ad_jax.advertiser import head_run
 from gr4ad_jax.advertiser.config import Config
 from gr4ad_jax.advertiser.head import stacked
+from gr4ad_jax.advertiser.histories import drawn
 from gr4ad_jax.advertiser.name_search import Told, tell
 from gr4ad_jax.advertiser.name_tree import build_tree
 from gr4ad_jax.advertiser.prepared import Prepared, open_advertisers
@@ -30,7 +31,6 @@ from gr4ad_jax.data.pipeline import train_batches, validation_batches
 from gr4ad_jax.machine import digests, distributed, lock, sharding, storage
 from gr4ad_jax.machine.progress import console, track
 from gr4ad_jax.machine.storage import Place
-from gr4ad_jax.training.config import TrainConfig
 from gr4ad_jax.training.mesh import training_mesh
 from gr4ad_jax.training.metric_log import read_log
 from gr4ad_jax.training.pace import Pace
@@ -150,9 +150,8 @@ def _train_head(
   rows = head_run.training_rows(data)
   kept = head_run.read_training(read, rows, run.config, workdir)
   known, x_RC = head_run.head_rows(data, rows, kept.x_RC), kept.x_RC
-  asked = np.flatnonzero(data.splits["validation"].target_R >= 0)
-  asked = np.sort(np.random.default_rng(0).permutation(asked)[: _most_validated(config)])
   split = data.splits["validation"]
+  asked = drawn(np.flatnonzero(split.target_R >= 0), config.batch_size * config.eval_batches)
   read_RC = kept.whitening(read("validation", asked, split))
   validated = head_run.head_rows(data, split.take(asked), read_RC)
   hosts = {"host": jax.process_index(), "num_hosts": jax.process_count()}
@@ -167,10 +166,6 @@ def _train_head(
       parts=sharding.row_parts(training_mesh(config)), **how,
     ),
   )
-
-
-def _most_validated(config: TrainConfig) -> int:
-  return config.batch_size * config.eval_batches
 
 
 def open_run(workdir: Place, *, data: Place | None = None) -> AdvertiserRun:

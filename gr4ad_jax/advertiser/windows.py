@@ -12,14 +12,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gr4ad_jax.advertiser.config import PrepareConfig
 from gr4ad_jax.advertiser.histories import NOW, Source, make_rows, titles
 from gr4ad_jax.advertiser.names import merge_names
-from gr4ad_jax.data.validation import LogError, require_columns
+from gr4ad_jax.data.validation import LogError, read_columns
 
 _FILES = {"train": "train*.parquet", "validation": "valid*.parquet", "test": "test*.parquet"}
 
@@ -35,7 +32,7 @@ def from_windows(folder: Path, config: PrepareConfig) -> Source:
   Raises:
     LogError: a file is missing or broken, or names an item that is not there.
   """
-  items = _read(folder / "items.parquet", ("item_id", "title", "brand"))
+  items = read_columns(folder / "items.parquet", ("item_id", "title", "brand"))
   if items["item_id"].duplicated().any():
     raise LogError(f"{folder / 'items.parquet'}: column 'item_id' holds a number twice")
   brand = items["brand"].astype(object).where(items["brand"].notna(), "").tolist()
@@ -103,7 +100,7 @@ def _windows(folder: Path, pattern: str, number: dict, users: dict[str, int]):
     raise LogError(f"{folder}: has no {pattern}")
   rows = []
   for file in files:
-    frame = _read(file, ("user_id", "history", "target"))
+    frame = read_columns(file, ("user_id", "history", "target"))
     for user, history, target in zip(
       frame["user_id"].astype(str), frame["history"], frame["target"], strict=True
     ):
@@ -115,16 +112,3 @@ def _windows(folder: Path, pattern: str, number: dict, users: dict[str, int]):
       except TypeError:
         raise LogError(f"{file}: column 'history' must hold lists of item ids") from None
   return rows
-
-
-def _read(file: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-  try:
-    parquet = pq.ParquetFile(file)
-    present = [name for name in columns if name in parquet.schema_arrow.names]
-    frame = parquet.read(columns=present).to_pandas(integer_object_nulls=True)
-  except (OSError, pa.ArrowException) as error:
-    raise LogError(f"{file}: not readable as parquet ({type(error).__name__})") from None
-  require_columns(frame, columns, str(file))
-  return frame
-
-

@@ -71,8 +71,9 @@ def run_demo_gpr(workdir: Path, size: str) -> dict[str, float]:
     start = str((workdir / stage).resolve())
   tables.say("6/6 evaluate: beam search for every test request, and the baselines")
   last = workdir / "hepo"
-  metrics = evaluate(open_run(last))
-  judged = {stage: judge(open_run(workdir / stage), data) for stage in STAGES}
+  opened = {stage: open_run(workdir / stage) for stage in STAGES}
+  metrics = evaluate(opened["hepo"])
+  judged = {stage: judge(run, data) for stage, run in opened.items()}
   report = write_report(last)
   tables.print_metrics(
     metrics, system="GPR, stage 3", title="test split, recall over the full catalogue"
@@ -122,6 +123,7 @@ def judge(opened: Opened, data: Path) -> dict[str, float]:
     budgets left aside; recall@50; ndcg@50.
   """
   from gr4ad_jax.data.examples import read_split
+  from gr4ad_jax.evaluation.evaluate import search_split
   from gr4ad_jax.market.simulator import open_simulator
   from gr4ad_jax.search.held_out import eval_requests, group_requests
   from gr4ad_jax.search.ranking import mean_metrics
@@ -130,15 +132,12 @@ def judge(opened: Opened, data: Path) -> dict[str, float]:
   chosen = np.unique(np.linspace(0, len(groups) - 1, min(JUDGED, len(groups))).astype(int))
   groups = [groups[at] for at in chosen]
   simulator = open_simulator(data, opened.logs, opened.examples.features)
-  recommender, size, found, earns = opened.recommender(), opened.search.batch_size, [], []
-  for at in range(0, len(groups), size):
-    contexts = [group[0] for group in groups[at : at + size]]
-    ad_RK = recommender(opened.contexts.context(contexts), K).ad_RK
-    found.append(ad_RK)
-    earns.append(simulator(contexts, ad_RK[:, :SHOWN]).ecpm.sum(axis=1))
-  metrics = mean_metrics(np.concatenate(found), eval_requests(groups), k=K)
+  found = search_split(opened.recommender(), opened.contexts, groups, opened.search, k=K)
+  ad_RK = found.recommendations.ad_RK
+  earns_RK = simulator([group[0] for group in groups], ad_RK[:, :SHOWN]).ecpm
+  metrics = mean_metrics(ad_RK, eval_requests(groups), k=K)
   return {
-    "revenue": float(np.concatenate(earns).mean()),
+    "revenue": float(earns_RK.sum(axis=1).mean()),
     **{name: metrics[name] for name in (f"recall@{K}", f"ndcg@{K}")},
   }
 

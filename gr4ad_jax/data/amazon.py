@@ -11,12 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gr4ad_jax.data.records import DAY_S, Logs
 from gr4ad_jax.data.tables import build_logs
-from gr4ad_jax.data.validation import LogError, RowChecks, require_columns
+from gr4ad_jax.data.validation import LogError, RowChecks, read_columns
 
 UNKNOWN_BRAND = "unknown"
 
@@ -47,8 +45,8 @@ def read_amazon(folder: Path, *, max_users: int | None = None) -> Logs:
     raise ValueError(f"max_users {max_users}: must be >= 1")
   folder = Path(folder)
   items_file, interactions_file = folder / "items.parquet", folder / "interactions.parquet"
-  items = _read(items_file, ("item_id", "brand", "categories"))
-  interactions = _read(interactions_file, ("user_id", "position", "item_id"))
+  items = read_columns(items_file, ("item_id", "brand", "categories"))
+  interactions = read_columns(interactions_file, ("user_id", "position", "item_id"))
   _check_positions(interactions, str(interactions_file))
   if max_users is not None:
     kept = np.unique(interactions["user_id"].to_numpy())[:max_users]
@@ -82,17 +80,6 @@ def read_amazon(folder: Path, *, max_users: int | None = None) -> Logs:
     caveats=CAVEATS,
     cleaning={"items: brand missing, advertiser 'unknown'": int((brand == "").sum())},
   )
-
-
-def _read(file: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-  try:
-    parquet = pq.ParquetFile(file)
-    present = [column for column in columns if column in parquet.schema_arrow.names]
-    frame = parquet.read(columns=present).to_pandas(integer_object_nulls=True)
-  except (OSError, pa.ArrowException) as error:
-    raise LogError(f"{file}: not readable as parquet ({type(error).__name__})") from None
-  require_columns(frame, columns, str(file))
-  return frame
 
 
 def _check_positions(interactions: pd.DataFrame, file: str) -> None:

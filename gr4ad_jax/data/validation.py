@@ -7,10 +7,13 @@ import decimal
 import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 InvalidRows = Literal["error", "drop"]
 
@@ -108,6 +111,22 @@ class RowChecks:
       )
     self.dropped[f"dropped, {column}: {rule}"] += count
     self.alive_E &= ~bad_E
+
+
+def read_columns(file: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+  """Columns of a parquet file, whole numbers with gaps as they are.
+
+  Raises:
+    LogError: it cannot be read, lacks one, or has no rows.
+  """
+  try:
+    parquet = pq.ParquetFile(file)
+    present = [column for column in columns if column in parquet.schema_arrow.names]
+    frame = parquet.read(columns=present).to_pandas(integer_object_nulls=True)
+  except (OSError, pa.ArrowException) as error:
+    raise LogError(f"{file}: not readable as parquet ({type(error).__name__})") from None
+  require_columns(frame, columns, str(file))
+  return frame
 
 
 def require_columns(

@@ -10,6 +10,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from gr4ad_jax.learning.spread import spread
+
 
 def process_rewards(
   liked_BCL: jax.Array, usual_BCL: jax.Array, reward_BC: jax.Array, *, alpha: float
@@ -43,11 +45,7 @@ def group_advantage(reward_BC: jax.Array, where_BC: jax.Array, *, eps: float) ->
   0 for a candidate alone, where all are alike, and where `where_BC` is not set. sigma is that of
   the population.
   """
-  reward_BC = jnp.where(where_BC, reward_BC, 0.0)
-  count_B1 = jnp.maximum(jnp.sum(where_BC, axis=-1, keepdims=True), 1)
-  mean_B1 = jnp.sum(reward_BC, axis=-1, keepdims=True) / count_B1
-  apart_BC = jnp.where(where_BC, reward_BC - mean_B1, 0.0)
-  sigma_B1 = jnp.sqrt(jnp.sum(apart_BC**2, axis=-1, keepdims=True) / count_B1)
+  apart_BC, mean_B1, sigma_B1 = spread(reward_BC, where_BC)
   # Rounding leaves a little of a mean of equal numbers, which a sigma of it would blow up.
   alike_B1 = sigma_B1 <= 1e-6 * jnp.abs(mean_B1)
   return jnp.where(alike_B1, 0.0, apart_BC / (sigma_B1 + eps))

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gr4ad_jax.learning.spread import spread
 from gr4ad_jax.nn import NEG_INF
 
 _LN2 = float(np.log(2.0))
@@ -207,10 +208,7 @@ def grpo_loss(
   left out wherever the gate is closed. Lists of equal rewards do not count.
   """
   where_BC, reward_BC = _valid(lists)
-  count_B1 = jnp.maximum(jnp.sum(where_BC, axis=-1, keepdims=True), 1)
-  mean_B1 = jnp.sum(jnp.where(where_BC, reward_BC, 0.0), axis=-1, keepdims=True) / count_B1
-  centred_BC = jnp.where(where_BC, reward_BC - mean_B1, 0.0)
-  std_B1 = jnp.sqrt(jnp.sum(centred_BC**2, axis=-1, keepdims=True) / count_B1)
+  centred_BC, _, std_B1 = spread(reward_BC, where_BC)
   advantage_BC1 = (centred_BC / (std_B1 + 1e-6))[..., None]
   has_ref_BC1 = lists.has_ref_BC[..., None]
   old_BCL = jnp.where(has_ref_BC1, lists.ref_logp_BCL, jax.lax.stop_gradient(token_logp_BCL))
