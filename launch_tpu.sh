@@ -108,10 +108,21 @@ with_retries() {
   done
 }
 
+# A port that nobody listens at, below those that the system gives to outgoing connections.
+free_port() {
+  local port tries=100
+  while ((tries-- > 0)); do
+    port=$((10000 + RANDOM % 22000))
+    (: <>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || break
+  done
+  printf '%s' "$port"
+}
+
 # One run as $local processes; where one fails the others, which would wait for it, are stopped.
 run_local() {
-  local port=$((20000 + RANDOM % 20000)) number code=0 stopping=0 patience=30
-  local pids=()
+  local number code=0 stopping=0 patience=30
+  local port pids=()
+  port=$(free_port)
   for ((number = 0; number < local; number++)); do
     GR4AD_DISTRIBUTED="127.0.0.1:$port,$local,$number" JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" \
       "${command[@]}" &

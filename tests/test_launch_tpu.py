@@ -220,6 +220,20 @@ def test_local_processes_know_each_other_and_all_must_succeed():
   assert result.returncode == 5
 
 
+def test_processes_do_not_meet_at_a_port_that_a_connection_may_hold():
+  first = Path("/proc/sys/net/ipv4/ip_local_port_range")
+  if not first.exists():
+    pytest.skip("the system does not tell which ports it gives to outgoing connections")
+  outgoing = int(first.read_text().split()[0])
+  ports = [
+    int(launch("--local", "1", "--", "bash", "-c", "echo $GR4AD_DISTRIBUTED").stdout.split(":")[1]
+        .split(",")[0])
+    for _ in range(20)
+  ]
+  assert max(ports) < outgoing
+  assert len(set(ports)) > 10
+
+
 def test_local_passes_a_request_to_stop_on_and_waits(tmp_path):
   code = LOCAL + (
     "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), os.write(1, b'saved\\n'),"
