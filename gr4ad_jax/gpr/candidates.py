@@ -17,8 +17,8 @@ import numpy as np
 
 from gr4ad_jax.catalog.ad_index import AdIndex
 from gr4ad_jax.config import ConfigError
-from gr4ad_jax.data.sequences import Example, ExampleMaker
-from gr4ad_jax.data.splits import SPLITS
+from gr4ad_jax.data.sequences import Example
+from gr4ad_jax.gpr.asked import TrainingRequests
 from gr4ad_jax.gpr.batch import Context
 from gr4ad_jax.gpr.batch_maker import BatchMaker
 from gr4ad_jax.gpr.config import Config
@@ -42,7 +42,7 @@ class Pricer(Protocol):
 class Candidates(NamedTuple):
   """Of R requests, the most probable first; code -1 where fewer were found."""
 
-  request_R: np.ndarray  # int64, of the logs
+  request_R: np.ndarray  # int64, numbers of `TrainingRequests`
   code_RCL: np.ndarray  # int32
   ad_RC: np.ndarray  # int32, the first ad of each SID, which is what is priced
   old_logp_RCL: np.ndarray  # float32, log pi_old(z_l) among the codes that lead on
@@ -108,28 +108,6 @@ def fit_final_value(found: Candidates, alpha: float) -> FinalValue:
   )
 
 
-class TrainingRequests:
-  """Requests of the training split that showed an ad, engaged with or not."""
-
-  def __init__(self, users: ExampleMaker):
-    """Finds them; makes no context yet."""
-    events, self._users = users.logs.events, users
-    rows = np.flatnonzero(events.ad >= 0)
-    request_N, first = np.unique(events.request[rows], return_index=True)
-    learned_N = users.split_R[request_N] == SPLITS.index("train")
-    self.number_N, self._row_N = request_N[learned_N], rows[first[learned_N]]
-
-  def context(self, request: int) -> Example:
-    """Of a request, by its number in the logs."""
-    users = self._users
-    row = int(self._row_N[np.searchsorted(self.number_N, request)])
-    user = int(users.logs.events.user[row])
-    return users.past(user).before(
-      int(users.first_s_R[request]), config=users.config, feature_F=users.feature(user, row),
-      user=user, request=int(request), split=SPLITS.index("train"),
-    )
-
-
 def success_shares(ads: np.ndarray, codes_AL: np.ndarray, num_codes: int) -> np.ndarray:
   """P_l(t), float32 [L, V]: the share of a user's latest successes that have code t at level l.
 
@@ -164,7 +142,7 @@ def make_candidates(
   policy, size = config.policy, config.search.batch_size
   rng = np.random.default_rng([config.train.seed, push])
   wanted = -(-policy.push_every * policy.lists_per_step // policy.passes)
-  request_R = np.sort(rng.permutation(requests.number_N)[:wanted])
+  request_R = requests.draw(rng, wanted)
   first_ad_S, parts = index.ads_A[index.ads_start[:-1]], []
   starts = range(0, len(request_R), size)
   for at in track(starts, f"candidates of push {push}, batches", len(starts)):

@@ -136,6 +136,9 @@ class PolicyConfig(Bounded, section="policy"):
   """Times that each list of a push is learned from; fewer lists are made for more passes."""
   lists_per_step: Count = 16
   """Lists in a step, beside train.batch_size logged rows."""
+  rehearsal_share: ShareBelowOne = 0.0
+  """Share of a push's requests that are made up, as they may come next (ARR); 0 = none. At most so
+  many: a small log has fewer."""
   critic_warmup: CountOrZero = 200
   """hepo: first steps in which values alone learn, as lower levels hear of rewards through them."""
   anchor_weight: NotNegative = 0.1

@@ -18,13 +18,13 @@ from gr4ad_jax import config as config_lib
 from gr4ad_jax.catalog.ad_index import AdIndex
 from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.pipeline import read_ahead
+from gr4ad_jax.gpr.asked import TrainingRequests
 from gr4ad_jax.gpr.batch_maker import BatchMaker
 from gr4ad_jax.gpr.candidates import (
   Candidates,
   FinalValue,
   ListBatches,
   Pricer,
-  TrainingRequests,
   fit_final_value,
   make_candidates,
   read_push,

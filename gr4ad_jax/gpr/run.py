@@ -22,8 +22,9 @@ from gr4ad_jax.config import ConfigError
 from gr4ad_jax.data.pipeline import batch_dataset, read_ahead, validation_batches
 from gr4ad_jax.data.sequences import ExampleMaker
 from gr4ad_jax.data.splits import SPLITS
+from gr4ad_jax.gpr.asked import TrainingRequests
 from gr4ad_jax.gpr.batch_maker import BatchMaker
-from gr4ad_jax.gpr.candidates import FinalValue, TrainingRequests
+from gr4ad_jax.gpr.candidates import FinalValue
 from gr4ad_jax.gpr.config import Config, System, check_system
 from gr4ad_jax.gpr.generator import generator_of
 from gr4ad_jax.gpr.label_rows import LabelRows, as_it_is
@@ -265,7 +266,9 @@ def _pushes(run: RunFile, inputs: Inputs, workdir: Place, start_params: Any) -> 
     generator_of(inputs.model, search), start_params, index=inputs.index, config=search,
     bin_means=BIN_MEANS, mesh=search_mesh(config.train, search.batch_size),
   )
-  requests = TrainingRequests(inputs.make_batch.users)
+  requests = TrainingRequests(
+    inputs.make_batch.users, rehearsal_share=config.policy.rehearsal_share, seed=config.train.seed
+  )
   return Pushes(
     workdir, config, inputs.make_batch, inputs.index, pricer, requests, searcher
   )

@@ -66,7 +66,8 @@ def test_better_candidates_are_worth_more_in_every_part_of_the_table(shared):
   test = shared.test
   logp_RK = -np.arange(20.0)[None] + np.zeros((40, 1))
   lists = {"mtp": test.best_RK[:, ::-1][:, :20], "vaft": test.best_RK[:, 20:40],
-           "dpo": test.best_RK[:, 10:30], "hepo": test.best_RK[:, :20]}
+           "dpo": test.best_RK[:, 10:30], "hepo": test.best_RK[:, :20],
+           "arr": test.best_RK[:, 1:21]}
   found = {name: Found(lists[name], logp_RK) for name in ROWS}
   got = seed_results(found, shared)
   assert got["hepo/ndcg"] == pytest.approx(1) and got["hepo/opr"] > 0.99 > 0.5 > got["mtp/opr"]
@@ -101,7 +102,8 @@ def test_rows_are_compared_seed_by_seed():
 
 def test_each_row_is_of_its_stage_and_begins_with_the_one_before():
   configs = {name: gpr_table3._config(name, Options(), 1) for name in ROWS}
-  assert [config.stage for config in configs.values()] == ["mtp", "vaft", "dpo", "hepo"]
-  assert [config.train.num_steps for config in configs.values()] == [800, 200, 400, 400]
+  assert [config.stage for config in configs.values()] == ["mtp", "vaft", "dpo", "hepo", "hepo"]
+  assert [config.train.num_steps for config in configs.values()] == [800, 200, 400, 400, 400]
+  assert [c.policy.rehearsal_share for c in configs.values()] == [0, 0, 0, 0, 0.3]
   assert {config.train.seed for config in configs.values()} == {1}
-  assert [before for before, _ in ROWS.values()] == ["", "mtp", "vaft", "vaft"]
+  assert [before for before, _ in ROWS.values()] == ["", "mtp", "vaft", "vaft", "vaft"]

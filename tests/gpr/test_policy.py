@@ -14,10 +14,10 @@ from gr4ad_jax.data import prepare
 from gr4ad_jax.data.examples import read_split
 from gr4ad_jax.data.sequences import ExampleMaker
 from gr4ad_jax.data.splits import time_split
+from gr4ad_jax.gpr.asked import TrainingRequests
 from gr4ad_jax.gpr.candidates import (
   Candidates,
   FinalValue,
-  TrainingRequests,
   fit_final_value,
   read_push,
   success_shares,
@@ -56,7 +56,7 @@ REWARD = {
 POLICY = {
   "train.num-steps": 8, "train.eval-every": 8, "train.checkpoint-every": 2,
   "policy.candidates": 6, "policy.push-every": 4, "policy.passes": 2, "policy.lists-per-step": 8,
-  "policy.critic-warmup": 2, "train.log-every": 2,
+  "policy.critic-warmup": 2, "train.log-every": 2, "policy.rehearsal-share": 0.25,
 }
 
 
@@ -143,7 +143,7 @@ def test_the_market_prices_what_its_log_showed(market):
   logs = market_logs(truth_of)
   users = ExampleMaker(logs, time_split(logs, validation_days=3, test_days=3))
   requests = TrainingRequests(users)
-  contexts = [requests.context(int(at)) for at in requests.number_N[:40]]
+  contexts = [requests.context(int(at)) for at in requests.logged.number_N[:40]]
   assert all(users.split_R[c.request] == 0 for c in contexts)
   ad_RC = np.random.default_rng(0).integers(-1, 60, (40, 5)).astype(np.int32)
   found = open_simulator(folder, logs, users.vocabulary)(contexts, ad_RC)
@@ -194,8 +194,9 @@ def test_candidates_are_what_the_pushs_own_search_finds(stages, market):
   opened = dataclasses.replace(
     api.open_run(root / "vaft"), generator=generator_of(inputs.model)  # all children, as hepo's
   )
-  requests = TrainingRequests(inputs.make_batch.users)
+  requests = TrainingRequests(inputs.make_batch.users, rehearsal_share=0.25)
   contexts = [requests.context(int(at)) for at in found.request_R]
+  assert [c.request < 0 for c in contexts] == [False] * 12 + [True] * 4  # a quarter is made up
   beams = opened.recommender().search(opened.contexts.context(contexts))
   np.testing.assert_array_equal(found.code_RCL, beams.code_BWL[:, :6])
   np.testing.assert_array_equal(found.old_logp_RCL, beams.level_logp_BWL[:, :6])
@@ -269,7 +270,7 @@ def test_dpo_learns_at_once_from_the_same_candidates_at_a_reward_models_prices(s
     np.testing.assert_array_equal(getattr(mine, name), getattr(other, name))
   opened = api.open_run(root / "dpo")
   inputs = open_inputs(read_run(root / "dpo"), root / "dpo")
-  requests = TrainingRequests(inputs.make_batch.users)
+  requests = TrainingRequests(inputs.make_batch.users, rehearsal_share=0.25)
   contexts = [requests.context(int(at)) for at in mine.request_R]
   scores = open_reward(root / "reward")(contexts, mine.ad_RC)
   np.testing.assert_allclose(mine.ecpm_RC, scores.ecpm_RC, rtol=1e-4)

@@ -5,9 +5,11 @@ from tests.mutants.mutant import Mutant
 _HSD, _MODEL, _GROUPS, _REFINING, _SWITCHES = (
   f"gpr/test_{name}.py::test_" for name in ("hsd", "model", "groups", "refining", "switches")
 )
-_VAFT, _POLICY, _HEPO, _SEARCH = (
-  f"{name}.py::test_"
-  for name in ("gpr/test_vaft", "gpr/test_policy", "learning/test_hepo", "search/test_beam_search")
+_VAFT, _POLICY, _ASKED, _HEPO, _SEARCH = (
+  f"{name}.py::test_" for name in (
+    "gpr/test_vaft", "gpr/test_policy", "gpr/test_asked", "learning/test_hepo",
+    "search/test_beam_search",
+  )
 )
 
 MUTANTS = (
@@ -125,6 +127,16 @@ MUTANTS = (
   Mutant(
     "the latest successes count", "gpr/candidates.py",
     "ads[-MOST_SUCCESSES:]", "ads[:MOST_SUCCESSES]", (_POLICY + "a_users_successes_by_hand",),
+  ),
+  Mutant(
+    "users who ask rarely are rehearsed rarely", "gpr/asked.py",
+    "* rarer_U, DAY_S)", ", DAY_S)",
+    (_ASKED + "busy_users_are_asked_every_two_hours_of_the_peak_and_others_more_rarely",),
+  ),
+  Mutant(
+    "a rehearsal has the features of a request before it", "gpr/asked.py",
+    "ago_M = 1 + rng", "ago_M = -1 + rng",
+    (_ASKED + "a_rehearsal_has_the_features_of_one_of_the_latest_twenty_requests_before_it",),
   ),
   Mutant(
     "an HSTU token sees nothing that stands later in the stream", "gpr/attention.py",
