@@ -71,6 +71,7 @@ def write_artifact(
     jax.tree.map(np.asarray, (convert(params), tree.arrays, np.asarray(bin_means, np.float32)))
   )
   arrays, known = named_arrays(sample), generator.arrays
+  floats = [name for name, x in arrays.items() if np.issubdtype(x.dtype, np.floating)]
   search = search_function(
     generator.start, generator.step, tree, config.widths, generator.among, generator.guide
   )
@@ -88,7 +89,10 @@ def write_artifact(
   (batch,) = jax.export.symbolic_shape("batch")
   request = (
     [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in fixed],
-    {name: jax.ShapeDtypeStruct((batch, *x.shape[1:]), np.int32) for name, x in arrays.items()},
+    {
+      name: jax.ShapeDtypeStruct((batch, *x.shape[1:]), np.float32 if name in floats else np.int32)
+      for name, x in arrays.items()
+    },
   )
   word_BU = jax.ShapeDtypeStruct((batch, num_words(tree.capacity)), np.uint32)
   export = jax.export.export(jax.jit(call), platforms=PLATFORMS)
@@ -104,6 +108,7 @@ def write_artifact(
     "num_ads": len(ad_id_A),
     "ranking": {"value_exponent": config.value_exponent},
     "context": {name: list(array.shape[1:]) for name, array in arrays.items()},
+    "floats": floats,
     "history": list(generator.history),
     "program_arrays": len(fixed),
     "below": {name: list(known[name].below) for name in arrays if name in known},
