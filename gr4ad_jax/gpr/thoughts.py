@@ -24,7 +24,7 @@ from gr4ad_jax.data.validation import LogError, RowChecks
 from gr4ad_jax.embedding.rows import first_bad_row, unit_rows
 from gr4ad_jax.embedding.text_encoder import encode_texts
 from gr4ad_jax.gpr.batch import SeenThoughts
-from gr4ad_jax.machine import storage
+from gr4ad_jax.machine import atomic, storage
 from gr4ad_jax.machine.storage import Place
 
 MOST_SEEN = 8  # newest ones before a request, where a run does not say how many
@@ -127,9 +127,9 @@ def _embeddings(frame: pd.DataFrame, name: str, checks: RowChecks) -> np.ndarray
 def keep_thoughts(thoughts: Thoughts, workdir: Place) -> None:
   """Stores a run's own copy."""
   about = {"thoughts": len(thoughts.user_N), "size": thoughts.size}
-  with storage.new_folder(workdir / _FOLDER) as copy:
-    np.savez(copy.path / "thoughts.npz", **thoughts._asdict())
-    storage.write_json(copy.path / "thoughts.json", about)
+  with storage.new_folder(workdir / _FOLDER) as copy, atomic.new_folder(copy.path) as fresh:
+    np.savez(fresh / "thoughts.npz", **thoughts._asdict())
+    storage.write_json(fresh / "thoughts.json", about)
 
 
 def own_thoughts(workdir: Place) -> Thoughts:
