@@ -5,7 +5,7 @@ which the usual encoder of `gr4ad tokenize` embeds. A run keeps its own copy:
 
     WORKDIR/thoughts/thoughts.npz, thoughts.json
 
-Letters as in `batch.py`; `N` counts all thoughts. Source: GPR 3.
+Letters as in `batch.py`; `N` counts all thoughts. Source: GPR 2.2.
 """
 
 from __future__ import annotations

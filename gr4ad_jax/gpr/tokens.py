@@ -113,7 +113,7 @@ class UnifiedInput(nn.Module):
 
 
 class ThoughtTokens(nn.Module):
-  """LN(W_th e + t) of each thought, for the token decoder alone. Source: GPR 3.
+  """LN(W_th e + t) of each thought, for the token decoder alone. Source: GPR 2.2.
 
   t is the vector of their type; W_th begins with rows as long as it.
   """
