@@ -14,9 +14,11 @@ validation requests. Finished runs and their lists are kept in WORKDIR, so that 
 experiment goes on.
 
 Rows that are not what the paper has: refining comes with one thinking token, of which it is made;
-hte ranks by log P + .1 log V, for values pass no gradient on and would change no list otherwise;
-external knowledge is not here. OneRec has one label a row, so that a step encodes a stream for each
-label, and as many rows as another's step has labels at the most.
+hte ranks by log P + .1 log V, for values pass no gradient on and would change no list otherwise.
+The thoughts of external_knowledge are written by a rule, not by a language model: weekly, what a
+user has done most in the whole past, of which a stream holds the latest requests alone (see
+_thoughts.py). External knowledge is not in the row gpr. OneRec has one label a row, so that a step
+encodes a stream for each label, and as many rows as another's step has labels at the most.
 
 Size cpu: width 64, two blocks, 16 requests; size full: the presets gpr-small and hstu-small. No
 figures have been measured yet, nor how long it takes on a machine that is free.
@@ -35,6 +37,7 @@ from matplotlib.figure import Figure
 from experiments._figures import cell, dot, plain
 from experiments._market import prepared_market
 from experiments._runs import found_ads, prepared_journey, split_groups, tokenized, training_minutes
+from experiments._thoughts import kept_thoughts
 from experiments.demo_baselines import repeated
 from gr4ad_jax.catalog.prepared import PreparedLogs, open_logs
 from gr4ad_jax.config import ConfigError, Count, nearest, override_all
@@ -62,6 +65,7 @@ from gr4ad_jax.training.metric_log import read_log
 K = 100
 METRIC = f"hitr@{K}"
 BASE = "hstu"
+KNOWLEDGE = "external_knowledge"
 ROWS: dict[str, dict[str, str]] = {
   BASE: {},
   "onerec": {"stream.labels": "1", "model.attention": "bidirectional"},
@@ -73,6 +77,7 @@ ROWS: dict[str, dict[str, str]] = {
   "refining": {"model.thinking": "1", "model.refining": "10"},
   "hte": {"model.values": "true", "search.value_exponent": "0.1"},
   "mtp": {"model.predictions": "4"},
+  KNOWLEDGE: {"stream.thoughts": "8"},
   "gpr": {
     "model.attention": "hybrid", "model.token_ffn": "true", "model.token_norm": "true",
     "model.recursions": "2", "model.thinking": "4", "model.refining": "10",
@@ -81,7 +86,8 @@ ROWS: dict[str, dict[str, str]] = {
 }
 PAPER = {  # HitR@100, percent
   BASE: 18.98, "onerec": 19.85, "hybrid_attention": 20.56, "token_ffn": 21.98, "token_norm": 20.76,
-  "mor": 20.09, "thinking": 21.75, "refining": 19.61, "hte": 19.91, "mtp": 22.38, "gpr": 27.32,
+  "mor": 20.09, "thinking": 21.75, "refining": 19.61, "hte": 19.91, "mtp": 22.38,
+  KNOWLEDGE: 20.13, "gpr": 27.32,
 }
 RULES = ("rule", "own_history", "trending")
 
@@ -127,6 +133,7 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
   options = override_all(SIZES[size], overrides)
   settings, names = options.settings, _names(options.settings)
   data, sids = _prepared(workdir, options)
+  thoughts = kept_thoughts(data, workdir / "thoughts.parquet") if KNOWLEDGE in names else None
   folders = {
     name: [workdir / name / f"seed{seed}" for seed in range(settings.seeds)] for name in names
   }
@@ -134,7 +141,7 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
   for name, of_row in folders.items():
     for seed, folder in enumerate(of_row):
       console.print(f"row: {name}, seed {seed}")
-      run_file = run_of_row(name, options, data, sids, seed=seed)
+      run_file = run_of_row(name, options, data, sids, seed=seed, thoughts=thoughts)
       train_run(run_file, folder, resume=True)
       taken = training_minutes(read_log(folder), run_file.config.train.batch_size)
       minutes[f"{name}/minutes"] = minutes.get(f"{name}/minutes", 0) + taken / settings.seeds
@@ -178,8 +185,10 @@ def _prepared(workdir: Path, options: Options) -> tuple[Path, Path]:
   return data, tokenized(data, workdir / "sids", config)
 
 
-def run_of_row(name: str, options: Options, data: Path, sids: Path, *, seed: int) -> RunFile:
-  """What is trained for a row."""
+def run_of_row(
+  name: str, options: Options, data: Path, sids: Path, *, seed: int, thoughts: Path | None = None
+) -> RunFile:
+  """What is trained for a row; external knowledge alone is told thoughts."""
   changes = ROWS[name] | {"train.seed": str(seed)}
   if name == "onerec":
     rows = options.train.batch_size * options.stream.labels
@@ -187,7 +196,8 @@ def run_of_row(name: str, options: Options, data: Path, sids: Path, *, seed: int
   shared = {field.name: getattr(options, field.name) for field in dataclasses.fields(Config)}
   config = override_all(Config(**shared), changes)
   system: System = name if name in BASES else "gpr"
-  return RunFile(str(data.resolve()), str(sids.resolve()), config, system)
+  told = str(thoughts.resolve()) if name == KNOWLEDGE and thoughts is not None else ""
+  return RunFile(str(data.resolve()), str(sids.resolve()), config, system, thoughts=told)
 
 
 def _rules(file: Path, opened: PreparedLogs, requests: EvalRequests) -> dict[str, np.ndarray]:

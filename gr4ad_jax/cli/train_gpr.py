@@ -38,6 +38,10 @@ class _Train:
   market: Place | None = None
   """Folder with the market.json of the market that the data are a log of; its truth prices the
   candidates instead."""
+  thoughts: Place | None = None
+  """Parquet file of what a language model, for example, thinks of users: user_id, timestamp, and
+  text or embedding. A request sees those that are older than it. With --start a run has those of
+  that run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,9 +112,10 @@ def _run_of(options: Train) -> RunFile:
   from gr4ad_jax.gpr.run import RunFile, read_run
   from gr4ad_jax.training.run_folder import require_system
 
-  data, sids, start, reward, market = (
-    storage.absolute(place) if place else ""
-    for place in (options.data, options.sids, options.start, options.reward, options.market)
+  data, sids, start, reward, market, thoughts = (
+    storage.absolute(place) if place else "" for place in (
+      options.data, options.sids, options.start, options.reward, options.market, options.thoughts,
+    )
   )
   if not data and options.start is None:
     raise ConfigError("--data is missing: the folder that `gr4ad prepare` wrote")
@@ -119,4 +124,4 @@ def _run_of(options: Train) -> RunFile:
     before = read_run(options.start)
     data, sids = before.data, sids or before.sids
   sids = sids or storage.absolute(storage.place(data) / "sids")
-  return RunFile(data, sids, options.config, options.system, start, reward, market)
+  return RunFile(data, sids, options.config, options.system, start, reward, market, thoughts)

@@ -113,19 +113,27 @@ class RowChecks:
     self.alive_E &= ~bad_E
 
 
-def read_columns(file: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+def read_columns(
+  file: Path, columns: tuple[str, ...], *, optional: tuple[str, ...] | None = None
+) -> pd.DataFrame:
   """Columns of a parquet file, whole numbers with gaps as they are.
 
+  Args:
+    file: to read.
+    columns: that it must have.
+    optional: that it may have besides, and no others; None = it may have any, which are not read.
+
   Raises:
-    LogError: it cannot be read, lacks one, or has no rows.
+    LogError: it cannot be read, lacks one, has one too many, or has no rows.
   """
   try:
     parquet = pq.ParquetFile(file)
-    present = [column for column in columns if column in parquet.schema_arrow.names]
-    frame = parquet.read(columns=present).to_pandas(integer_object_nulls=True)
+    names = parquet.schema_arrow.names
+    some = [column for column in columns if column in names] if optional is None else None
+    frame = parquet.read(columns=some).to_pandas(integer_object_nulls=True)
   except (OSError, pa.ArrowException) as error:
     raise LogError(f"{file}: not readable as parquet ({type(error).__name__})") from None
-  require_columns(frame, columns, str(file))
+  require_columns(frame, columns, str(file), optional=optional or ())
   return frame
 
 

@@ -2,7 +2,7 @@
 
 Dimension key beyond docs/architecture.md: `G` groups of a row, the newest in the last place; `I`,
 `J` ads and contents that a token bundles, so that T = G x I and O = G x J; `P` labels of a row, `N`
-heads, `U` words of 32 codes.
+heads, `U` words of 32 codes, `X` thoughts of a row, `E` numbers that tell one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,17 @@ import numpy as np
 NUM_HOURS, NUM_WEEKDAYS = 24, 7
 NUM_ACTIONS = 3  # of records.Action
 NUM_GAP_BUCKETS = 32
+
+
+class SeenThoughts(NamedTuple):
+  """Thoughts on a row's user that its asked requests see, oldest first, and which sees which.
+
+  What lies between the first and the end is strictly older than the request of the group.
+  """
+
+  embedding_BXE: np.ndarray  # float32, rows of norm 1, behind them zeros
+  first_BG: np.ndarray  # int32 in 0..X
+  end_BG: np.ndarray  # int32 in 0..X, one past the last; not above the first = none is seen
 
 
 class Context(NamedTuple):
@@ -33,6 +44,7 @@ class Context(NamedTuple):
   ad_code_BTL: np.ndarray  # int32, SID codes of the ads of each group
   ad_action_BT: np.ndarray  # int32, what was done with each, an Action
   organic_code_BOL: np.ndarray  # int32, codes of the contents of each group
+  thoughts: SeenThoughts | None = None  # None = the run has none
 
 
 class Batch(NamedTuple):
@@ -60,6 +72,8 @@ class Vocabulary:
   """Mean of what a label of training is worth, currency."""
   value_std: float = 1.0
   """Its standard deviation; 1 where all are worth the same."""
+  thought_size: int = 0
+  """E, numbers that tell a thought; 0 = the run has none."""
 
   @property
   def num_levels(self) -> int:

@@ -17,6 +17,7 @@ from gr4ad_jax.gpr.config import StreamConfig
 from gr4ad_jax.gpr.groups import Groups, Requests, groups_of, requests_of
 from gr4ad_jax.gpr.label_rows import LabelRow
 from gr4ad_jax.gpr.legal_codes import LegalCodes, legal_codes
+from gr4ad_jax.gpr.thoughts import Thoughts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class BatchMaker:
     content_codes_OL: int32 codes of every organic content, -1 where it has none.
     codebook_sizes: codes of each level.
     value_mean, value_std: of what labels of training are worth, currency.
+    thoughts: on the users; None = the run has none.
   """
 
   stream: StreamConfig
@@ -39,6 +41,7 @@ class BatchMaker:
   codebook_sizes: tuple[int, ...]
   value_mean: float = 0.0
   value_std: float = 1.0
+  thoughts: Thoughts | None = None
 
   @property
   def vocabulary(self) -> Vocabulary:
@@ -50,7 +53,7 @@ class BatchMaker:
     )
     return Vocabulary(
       self.codebook_sizes, user_sizes, (*request_sizes, NUM_HOURS, NUM_WEEKDAYS),
-      self.value_mean, self.value_std,
+      self.value_mean, self.value_std, 0 if self.thoughts is None else self.thoughts.size,
     )
 
   def with_ads(self, row_N: np.ndarray, ads: AdTable, code_NL: np.ndarray) -> BatchMaker:
@@ -65,11 +68,17 @@ class BatchMaker:
     self, examples: Sequence[Example], *, user_ids: Sequence[str] | None = None
   ) -> Context:
     """What the model reads of the requests; see `ContextMaker`. Ids of users say nothing here."""
-    num_user = len(self.users.vocabulary.user)
-    return self._context(
+    num_user, last = len(self.users.vocabulary.user), self.stream.groups - 1
+    context = self._context(
       np.stack([e.feature_F[:num_user] for e in examples]),
       [self._groups_before(e, e.feature_F[num_user:]) for e in examples],
     )
+    if self.thoughts is None:
+      return context
+    return context._replace(thoughts=self.thoughts.seen(
+      [(e.user, np.array([last]), np.array([e.time_s])) for e in examples],
+      num_groups=self.stream.groups, most=self.stream.thoughts,
+    ))
 
   def _groups_before(self, example: Example, feature_F: np.ndarray) -> Groups:
     """The stream up to an example's own request, of which nothing is known but its features."""
@@ -121,8 +130,18 @@ class BatchMaker:
     # Groups are counted from the first one that is there; padding stands before it.
     missing_B1 = self.stream.groups - np.array([[len(groups.time_s_G)] for groups in streams])
     target_BPN = np.stack([row["target_PN"] for row in rows])
+    context = self._context(np.stack([row["user_F"] for row in rows]), streams)
+    if self.thoughts is not None:
+      asked_R = [np.unique(row["group_P"][row["group_P"] >= 0]) for row in rows]
+      context = context._replace(thoughts=self.thoughts.seen(
+        [
+          (int(row["user"]), missing + asked, row["time_s_G"][asked])
+          for row, asked, missing in zip(rows, asked_R, missing_B1[:, 0], strict=True)
+        ],
+        num_groups=self.stream.groups, most=self.stream.thoughts, most_asked=self.stream.labels,
+      ))
     return Batch(
-      self._context(np.stack([row["user_F"] for row in rows]), streams),
+      context,
       np.where(group_BP < 0, -1, group_BP + missing_B1).astype(np.int32),
       look_up(self.codes_AL, target_BPN), self.legal.of(target_BPN),
       np.stack([row["worth_P"] for row in rows]),

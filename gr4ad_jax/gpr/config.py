@@ -28,6 +28,9 @@ class StreamConfig(Bounded, section="stream"):
   """Latest requests of a stream, four tokens each."""
   bundle: Count = 8
   """Latest ads of a request, and latest contents between two requests, that one token sums up."""
+  thoughts: CountOrZero = 0
+  """Newest thoughts on a user, older than a request, that it sees; 0 = 8 in a run with --thoughts,
+  as many as in the run of --start, and none without either."""
   labels: Count = 16
   """Engaged ads that one row of training is asked for, each at its own request; at most as many as
   groups. A row is an example of `train.batch_size`."""

@@ -16,10 +16,10 @@ from gr4ad_jax.gpr.groups import Requests, groups_of, requests_of
 from gr4ad_jax.gpr.vaft import LabelWeights
 
 LabelRow = dict[str, np.ndarray]
-"""The fields of `groups.Groups`; `user_F` int32 user features; `group_P` int32, the group of each
-label counted from the row's first one, -1 = no label; `target_PN` int32 ads, -1 = none; `worth_P`
-float32, what the label's engagement was worth, currency; in stages that weigh labels `weight_PN`
-float32, w^V of each target, 0 = none."""
+"""The fields of `groups.Groups`; `user` int64 number of the user; `user_F` int32 user features;
+`group_P` int32, the group of each label counted from the row's first one, -1 = no label;
+`target_PN` int32 ads, -1 = none; `worth_P` float32, what the label's engagement was worth,
+currency; in stages that weigh labels `weight_PN` float32, w^V of each target, 0 = none."""
 
 
 class LabelRows(Sequence[LabelRow]):
@@ -94,7 +94,8 @@ class LabelRows(Sequence[LabelRow]):
     user_F = self._users.feature(user, None)[:num_user]
     weights = {} if self._weights is None else {"weight_PN": weight_PN}
     return groups._asdict() | weights | {
-      "user_F": user_F, "group_P": group_P, "target_PN": target_PN, "worth_P": worth_P
+      "user": np.array(user), "user_F": user_F, "group_P": group_P, "target_PN": target_PN,
+      "worth_P": worth_P,
     }
 
   def _ads(self, past: Past, requests: Requests, at: int) -> np.ndarray:

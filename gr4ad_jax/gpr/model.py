@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from gr4ad_jax.gpr.attention import NUM_TYPES, REQUEST, allow, allow_causal, allow_encoder
-from gr4ad_jax.gpr.batch import Context, Vocabulary
+from gr4ad_jax.gpr.batch import Context, SeenThoughts, Vocabulary
 from gr4ad_jax.gpr.config import ModelConfig
 from gr4ad_jax.gpr.hsd import HSD_LAYOUTS, Hsd, balance_loss
 from gr4ad_jax.gpr.hte import Evaluator, currency
 from gr4ad_jax.gpr.legal_codes import unpack
 from gr4ad_jax.gpr.ptd import Caches, Thought, TokenDecoder
 from gr4ad_jax.gpr.refining import Refiner, request_noise
-from gr4ad_jax.gpr.tokens import UnifiedInput
+from gr4ad_jax.gpr.tokens import ThoughtTokens, UnifiedInput, sees_thought
 from gr4ad_jax.machine.sharding import FSDP, TENSOR, Layouts
 from gr4ad_jax.nn import NEG_INF
 from gr4ad_jax.nn.code_tables import CodeTables
@@ -33,6 +33,7 @@ LAYOUTS: Layouts = (
 )
 
 
+WITHOUT_THOUGHTS = 0.1  # of the rows of training, so that their absence is nothing new
 _ALLOW = {"hybrid": allow, "hstu": allow_causal, "bidirectional": allow_encoder}
 
 
@@ -73,6 +74,8 @@ class Gpr(nn.Module):
     self.tables = CodeTables(config.width, vocabulary.codebook_sizes, config.compute_dtype)
     self.unified_input = UnifiedInput(config, vocabulary, self.tables)
     self.hsd = Hsd(config)
+    if vocabulary.thought_size:
+      self.thought_tokens = ThoughtTokens(config)
     self.ptd = TokenDecoder(config, vocabulary, self.tables)
     if config.values:
       self.hte = Evaluator(config, vocabulary)
@@ -92,6 +95,32 @@ class Gpr(nn.Module):
     if intents.depths is not None:
       balance_B = balance_loss(intents.depths, stream.there_BGY)
     return Encoded(intents.intent_BGYD.reshape(num_rows, -1, width), allowed_BSS, balance_B)
+
+  def with_thoughts(
+    self, thoughts: SeenThoughts | None, group_BP: jax.Array, intent_BSD: jax.Array,
+    mask_BPS: jax.Array, *, deterministic: bool = True,
+  ) -> tuple[jax.Array, jax.Array]:
+    """What the token decoder attends to, and who sees which: thoughts follow the intents.
+
+    Args:
+      thoughts: None = there are none.
+      group_BP: int32, the group whose request is asked.
+      intent_BSD, mask_BPS: the intents, and which of them each request sees.
+      deterministic: False leaves out the thoughts of some rows (needs the "dropout" rng).
+    """
+    if thoughts is None:
+      return intent_BSD, mask_BPS
+    sees_BPX = sees_thought(thoughts, group_BP)
+    if not deterministic:
+      told_B = jax.random.bernoulli(
+        self.make_rng("dropout"), 1 - WITHOUT_THOUGHTS, sees_BPX.shape[:1]
+      )
+      sees_BPX &= told_B[:, None, None]
+    token_BXD = self.thought_tokens(thoughts.embedding_BXE)
+    return (
+      jnp.concatenate([intent_BSD, token_BXD], axis=1),
+      jnp.concatenate([mask_BPS, sees_BPX], axis=2),
+    )
 
   def bos(self, context: Context, group_BP: jax.Array, thought: Thought) -> jax.Array:
     """What the position before the codes takes in for the requests of groups, [B, P, N, D]."""
@@ -123,7 +152,10 @@ class Gpr(nn.Module):
     group_BP = jnp.maximum(group_BP, 0)
     row_BP = NUM_TYPES * group_BP + REQUEST
     mask_BPS = jnp.take_along_axis(encoded.allowed_BSS, row_BP[..., None], axis=1)
-    thought = self.ptd.think(encoded.intent_BSD, mask_BPS, deterministic=deterministic)
+    memory = self.with_thoughts(
+      context.thoughts, group_BP, encoded.intent_BSD, mask_BPS, deterministic=deterministic
+    )
+    thought = self.ptd.think(*memory, deterministic=deterministic)
     num_rows, num_labels, heads, levels = target_BPNL.shape
     token_BCD = self.bos(context, group_BP, thought).reshape(num_rows, num_labels * heads, -1)
     refining_BP = jnp.zeros((num_rows, num_labels))
@@ -181,9 +213,12 @@ class Gpr(nn.Module):
     """
     encoded = self.encode(context)
     last = encoded.allowed_BSS.shape[1] - NUM_TYPES + REQUEST
-    thought = self.ptd.think(encoded.intent_BSD, encoded.allowed_BSS[:, last : last + 1])
     dtype, num_rows = encoded.intent_BSD.dtype, encoded.intent_BSD.shape[0]
     group_B1 = jnp.full((num_rows, 1), context.age_BG.shape[1] - 1)
+    mask_B1S = encoded.allowed_BSS[:, last : last + 1]
+    thought = self.ptd.think(
+      *self.with_thoughts(context.thoughts, group_B1, encoded.intent_BSD, mask_B1S)
+    )
     token_B1D = self.bos(context, group_B1, thought)[:, :, 0]
     thought = thought._replace(mask=thought.mask[:, 0])
     caches = self.ptd.no_caches(num_rows, 1, self.vocabulary.num_levels, dtype)
@@ -212,11 +247,13 @@ def init_params(model: Gpr, key: jax.Array) -> Any:
   levels, heads = model.vocabulary.num_levels, model.config.predictions
   one = jnp.zeros((1, 1), jnp.int32)
   codes = jnp.zeros((1, 1, levels), jnp.int32)
+  size = model.vocabulary.thought_size
   context = Context(
     user_BF=jnp.zeros((1, len(model.vocabulary.user_sizes)), jnp.int32),
     request_BGF=jnp.zeros((1, 1, len(model.vocabulary.request_sizes)), jnp.int32),
     count_BG=one, gap_BG=one, age_BG=one, ad_age_BG=one, ad_code_BTL=codes, ad_action_BT=one,
     organic_code_BOL=codes,
+    thoughts=SeenThoughts(jnp.zeros((1, 1, size)), one, one) if size else None,
   )
   target_BPNL = jnp.zeros((1, 1, heads, levels), jnp.int32)
   words = -(-max(model.vocabulary.codebook_sizes) // 32)

@@ -24,7 +24,10 @@ Caches = tuple[LayerCache, ...]
 
 
 class Thought(NamedTuple):
-  """What codes attend to: the intents that a request may see, and the thinking tokens of it."""
+  """What codes attend to: the intents that a request may see, and the thinking tokens of it.
+
+  Thoughts of others on the user (`batch.SeenThoughts`) stand behind the intents, as more of them.
+  """
 
   kv: tuple[KeyValue, ...]  # of each layer
   mask: jax.Array  # bool [B, S] or [B, C, S]

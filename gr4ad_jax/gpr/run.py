@@ -2,6 +2,7 @@
 
     WORKDIR/run.json      the system, where the data are, and every setting
     WORKDIR/codes/        the semantic IDs it was trained on, as `gr4ad tokenize` wrote them
+    WORKDIR/thoughts/     where it was given some, see `thoughts.py`
     WORKDIR/checkpoints/, train_log.jsonl, tb/
     WORKDIR/candidates/   of stage 3, see `candidates.py`
 """
@@ -32,6 +33,7 @@ from gr4ad_jax.gpr.model import Gpr
 from gr4ad_jax.gpr.mtp import mtp_task
 from gr4ad_jax.gpr.policy import policy_task
 from gr4ad_jax.gpr.pushes import Pushes, read_final_value
+from gr4ad_jax.gpr.thoughts import MOST_SEEN, keep_thoughts, own_thoughts, read_thoughts
 from gr4ad_jax.gpr.vaft import LabelWeights, label_weights
 from gr4ad_jax.machine import distributed, lock, sharding, storage
 from gr4ad_jax.machine.progress import console
@@ -76,12 +78,17 @@ class RunFile:
   market: str = ""
   """Folder with the market.json of the market that the data are a log of, whose truth prices
   candidates instead; "" = none."""
+  thoughts: str = ""
+  """File of thoughts on users, or that of the run to begin with; "" = none. The run's folder has a
+  copy of its own."""
   fingerprint: str = ""
   """Hashes of logs, examples and semantic IDs; a run is only ever opened with those it was trained
   on."""
 
   def __post_init__(self):
     check_system(self.system, self.config.model)
+    config_lib.require(not self.thoughts or self.system == "gpr", "thoughts", self.thoughts,
+                       f"are none of what {self.system} reads; --system gpr takes them")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +100,14 @@ class Inputs(Prepared):
     model: of the sizes that the data have.
     task: of the run's stage.
     weights: of labels, where the stage weighs them.
+    left_out: rows of a file of thoughts on users that the logs do not have.
   """
 
   make_batch: BatchMaker
   model: Gpr
   task: Task
   weights: LabelWeights | None
+  left_out: int = 0
 
   def rows(self, split: str) -> LabelRows:
     """The rows of a split."""
@@ -113,20 +122,29 @@ def open_inputs(run: RunFile, workdir: Place | None = None) -> Inputs:
 
   Args:
     run: data and settings.
-    workdir: of a run that is there, whose own codes are taken; None = those that `run` names.
+    workdir: of a run that is there, whose own codes and thoughts are taken; None = those that `run`
+      names, or the thoughts of the run that it begins with.
   """
   sids = own_codes(workdir) if workdir is not None else ""
   data = open_prepared(run.data, sids or run.sids, fingerprint=run.fingerprint)
   users = ExampleMaker(data.logs, data.examples.config, vocabulary=data.examples.features)
   worth_N = data.examples.train_value_N.astype(np.float64)
+  thoughts, left_out = None, 0
+  if run.thoughts:
+    if (owner := workdir or (storage.place(run.start) if run.start else None)) is not None:
+      thoughts = own_thoughts(owner)
+    else:
+      file = storage.fetch(storage.place(run.thoughts))
+      thoughts, left_out = read_thoughts(file, data.logs.users.user_id)
   make_batch = BatchMaker(
     run.config.stream, users, data.sids.codes_AL, data.sids.content_codes_OL,
     tuple(data.sids.codebook_sizes), float(np.mean(worth_N)), float(np.std(worth_N)) or 1.0,
+    thoughts,
   )
   model = Gpr(run.config.model, make_batch.vocabulary)
   inputs = Inputs(
     **vars(data), make_batch=make_batch, model=model, task=mtp_task(model, run.config.loss),
-    weights=None if run.config.stage == "mtp" else label_weights(users),
+    weights=None if run.config.stage == "mtp" else label_weights(users), left_out=left_out,
   )
   value = read_final_value(workdir) if workdir is not None else None
   return inputs if value is None else _with_final_value(inputs, run.config, value)
@@ -167,6 +185,7 @@ def train_run(run: RunFile, workdir: Place, *, resume: bool = False) -> TrainSta
 
 def _train_run(run: RunFile, workdir: Place, resume: bool) -> TrainState:
   taken = is_taken(workdir, resume=resume)
+  run = _with_thoughts(run)
   if taken:
     require_system(workdir, run.system)
     run = going_on(run, read_run(workdir), workdir)
@@ -182,6 +201,13 @@ def _train_run(run: RunFile, workdir: Place, resume: bool) -> TrainState:
   if distributed.is_first():
     if not own_codes(workdir):
       keep_codes(inputs.sids, workdir)
+    if (thoughts := inputs.make_batch.thoughts) is not None and not taken:
+      keep_thoughts(thoughts, workdir)
+      console.print(
+        f"{run.thoughts}: {len(thoughts.user_N):,} thoughts on "
+        f"{len(np.unique(thoughts.user_N)):,} users; {inputs.left_out:,} rows are on users that "
+        "the logs do not have, and are left out"
+      )
     storage.write_text(workdir / "run.json", config_lib.to_json(run))
     console.print(
       f"{workdir}: {config.num_steps:,} steps of {config.batch_size:,} rows at the most, "
@@ -216,6 +242,28 @@ def _train_run(run: RunFile, workdir: Place, resume: bool) -> TrainState:
   if distributed.is_first():
     console.print(f"{workdir}: {Selection(config, read_log(workdir))}")
   return state
+
+
+def _with_thoughts(run: RunFile) -> RunFile:
+  """The run with the thoughts of the run to begin with, and with how many of them a request sees.
+
+  Raises:
+    ConfigError: thoughts beside those of that run, or a number of thoughts without any.
+  """
+  stream, usual = run.config.stream, MOST_SEEN
+  if run.start:
+    folder = storage.place(run.start)
+    require_system(folder, run.system)
+    start = read_run(folder)
+    config_lib.require(not run.thoughts, "thoughts", run.thoughts,
+                       f"goes without --start: a run has the thoughts of {run.start}, or none")
+    run, usual = dataclasses.replace(run, thoughts=start.thoughts), start.config.stream.thoughts
+  if not run.thoughts:
+    config_lib.require(not stream.thoughts, "stream.thoughts", stream.thoughts,
+                       "needs --thoughts, a file of them")
+    return run
+  stream = dataclasses.replace(stream, thoughts=stream.thoughts or usual)
+  return dataclasses.replace(run, config=dataclasses.replace(run.config, stream=stream))
 
 
 def _start_params(run: RunFile, inputs: Inputs) -> Any:
@@ -320,5 +368,6 @@ def _in_words(run: RunFile) -> str:
   return (
     f"GPR after {_STAGES[run.config.stage]}: a sequence decoder of {model.num_layers} layers, "
     f"up to {model.recursions} times {reads}, {tokens} with {model.thinking} thinking tokens, "
-    f"{model.predictions} heads, width {model.width}."
+    f"{model.predictions} heads, width {model.width}"
+    + (f", told up to {stream.thoughts} thoughts on the user." if run.thoughts else ".")
   )

@@ -1,4 +1,7 @@
-"""The unified input: groups of U, O, E and I tokens. Letters as in `attention.py`."""
+"""The unified input: groups of U, O, E and I tokens, and thoughts. Letters as in `attention.py`.
+
+Beyond them: `X` thoughts of a row, `E` numbers that tell one, `P` labels of a row.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,17 @@ import jax.numpy as jnp
 
 from gr4ad_jax.data.sequences import NUM_COUNT_BUCKETS
 from gr4ad_jax.gpr.attention import NUM_TYPES
-from gr4ad_jax.gpr.batch import NUM_ACTIONS, NUM_GAP_BUCKETS, Context, Vocabulary
+from gr4ad_jax.gpr.batch import (
+  NUM_ACTIONS,
+  NUM_GAP_BUCKETS,
+  Context,
+  SeenThoughts,
+  Vocabulary,
+)
 from gr4ad_jax.gpr.config import ModelConfig
 from gr4ad_jax.machine.sharding import ROWS, constrain
 from gr4ad_jax.nn.code_tables import CodeTables
-from gr4ad_jax.nn.layers import Linear
+from gr4ad_jax.nn.layers import Linear, Norm
 
 
 class Stream(NamedTuple):
@@ -101,3 +110,31 @@ class UnifiedInput(nn.Module):
     there_BGY, age_BGY = layout(context)
     token_BGYD = jnp.where(there_BGY[..., None], token_BGYD, 0)
     return Stream(constrain(token_BGYD, ROWS), there_BGY, age_BGY)
+
+
+class ThoughtTokens(nn.Module):
+  """LN(W_th e + t) of each thought, for the token decoder alone. Source: GPR 2.2.
+
+  t is the vector of their type; W_th begins with rows as long as it.
+  """
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self, embedding_BXE: jax.Array) -> jax.Array:
+    width, dtype = self.config.width, jnp.dtype(self.config.compute_dtype)
+    scale = embedding_BXE.shape[-1] ** 0.5  # e has norm 1
+    project = Linear(width, scale, name="thought_projection")
+    type_D = self.param("type", nn.initializers.normal(1.0), (width,)).astype(dtype)
+    token_BXD = project(embedding_BXE.astype(dtype)) + type_D[None, None]
+    return Norm("layer", name="norm")(constrain(token_BXD, ROWS))
+
+
+def sees_thought(thoughts: SeenThoughts, group_BP: jax.Array) -> jax.Array:
+  """Which thoughts of its row the request of each label's group sees, bool [B, P, X]."""
+  first_BP1, end_BP1 = (
+    jnp.take_along_axis(edge_BG, group_BP, axis=1)[..., None]
+    for edge_BG in (thoughts.first_BG, thoughts.end_BG)
+  )
+  place_11X = jnp.arange(thoughts.embedding_BXE.shape[1])[None, None]
+  return (place_11X >= first_BP1) & (place_11X < end_BP1)

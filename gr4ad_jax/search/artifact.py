@@ -31,9 +31,9 @@ import jax.export
 import numpy as np
 
 if __package__:
-  from gr4ad_jax.search.raw_histories import Kinds, read_items
+  from gr4ad_jax.search.raw_histories import Kinds, finite, read_items
 else:  # reader.py, in the folder of an artifact
-  from raw_histories import Kinds, read_items  # pyrefly: ignore[missing-import]
+  from raw_histories import Kinds, finite, read_items  # pyrefly: ignore[missing-import]
 
 FORMAT = 1
 NEG_INF = -1e30  # that of gr4ad_jax.nn, which this file does without
@@ -186,6 +186,9 @@ class Artifact:
       rows = len(array) if rows is None and array.ndim else rows
       if array.shape != (rows, *shape) or not rows:
         raise ValueError(f"context: {name} has shape {array.shape}, needs ({rows}, *{shape})")
+      if name in self.manifest.get("floats", ()):
+        checked[name] = finite(name, array)
+        continue
       if array.dtype.kind not in "iu" and array.size:
         raise ValueError(f"context: {name} holds {array.dtype}, needs whole numbers of 64 bits")
       bad = (array < -1) | (array >= np.array(self._below(name), np.int64))
@@ -271,7 +274,7 @@ class Artifact:
     """The most probable SIDs of each request, best first.
 
     Args:
-      context: int32 arrays as the manifest lists them, one row a request, -1 = padding.
+      context: arrays as the manifest lists them, one row a request, -1 = padding but in floats.
       word_BU: uint32, the SIDs that each request may get (bit s % 32 of word s // 32); None = all.
 
     Returns:

@@ -88,7 +88,7 @@ def write_artifact(
   (batch,) = jax.export.symbolic_shape("batch")
   request = (
     [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in fixed],
-    {name: jax.ShapeDtypeStruct((batch, *x.shape[1:]), np.int32) for name, x in arrays.items()},
+    _shapes(arrays, batch),
   )
   word_BU = jax.ShapeDtypeStruct((batch, num_words(tree.capacity)), np.uint32)
   export = jax.export.export(jax.jit(call), platforms=PLATFORMS)
@@ -104,6 +104,7 @@ def write_artifact(
     "num_ads": len(ad_id_A),
     "ranking": {"value_exponent": config.value_exponent},
     "context": {name: list(array.shape[1:]) for name, array in arrays.items()},
+    "floats": [name for name, x in arrays.items() if x.dtype.kind == "f"],
     "history": list(generator.history),
     "program_arrays": len(fixed),
     "below": {name: list(known[name].below) for name in arrays if name in known},
@@ -128,6 +129,15 @@ def write_artifact(
       name: artifact.digest(fresh / name) for name in (*programs, "arrays.npz", "sample.npz")
     }
     (fresh / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def _shapes(arrays: dict[str, np.ndarray], rows: Any) -> dict[str, jax.ShapeDtypeStruct]:
+  """Of a context with so many requests: whole numbers are int32, others float32."""
+  types = {"f": np.float32}
+  return {
+    name: jax.ShapeDtypeStruct((rows, *x.shape[1:]), types.get(x.dtype.kind, np.int32))
+    for name, x in arrays.items()
+  }
 
 
 def export_run(opened: Opened, out: Place) -> int:

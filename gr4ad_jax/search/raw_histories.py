@@ -182,6 +182,13 @@ def read_items(history: Sequence[Mapping[str, Any]], now_s: int) -> list[dict[st
   return sorted(items, key=lambda item: item["time"])
 
 
+def finite(name: str, array: np.ndarray) -> np.ndarray:
+  """An array of a context whose numbers count nothing, as float32."""
+  if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
+    raise ValueError(f"context: {name} holds {array.dtype}, needs finite numbers")
+  return array.astype(np.float32)
+
+
 def _half_octave(x: float, below: int) -> int:
   """1, 1.4, 2, 2.8, 4, ... -> 0, 1, 2, 3, 4, ..."""
   return min(int(2 * math.log2(x) + 1e-6), below - 1)

@@ -1,10 +1,14 @@
 """Table 2 of GPR: rows differ in what their names say, hits are counted by hand, all of it runs."""
 
+import collections
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from experiments import gpr_table2
 from experiments._runs import split_groups
+from experiments._thoughts import WEEK_S, kept_thoughts, sentence
 from gr4ad_jax.catalog.prepared import open_logs
 from gr4ad_jax.config import ConfigError, override_all
 from gr4ad_jax.gpr.config import PRESETS
@@ -15,7 +19,9 @@ from gr4ad_jax.search.ranking import EvalRequests
 def test_each_row_differs_from_hstu_in_what_its_name_says(tmp_path):
   options = gpr_table2.SIZES["full"]
   made = {
-    name: gpr_table2.run_of_row(name, options, tmp_path, tmp_path, seed=0)
+    name: gpr_table2.run_of_row(
+      name, options, tmp_path, tmp_path, seed=0, thoughts=tmp_path / "thoughts.parquet"
+    )
     for name in gpr_table2.ROWS
   }
   assert made.keys() == gpr_table2.PAPER.keys()
@@ -25,6 +31,10 @@ def test_each_row_differs_from_hstu_in_what_its_name_says(tmp_path):
   configs = {name: run.config for name, run in made.items()}
   assert configs["hstu"] == PRESETS["hstu-small"] and configs["gpr"] == PRESETS["gpr-small"]
   assert len({repr(config) for config in configs.values()}) == len(configs)
+  told = {name for name, run in made.items() if run.thoughts}
+  assert told == {"external_knowledge"} == {
+    name for name, config in configs.items() if config.stream.thoughts
+  }
   # As many labels a step at the most.
   onerec = configs["onerec"]
   assert onerec.train.batch_size * onerec.stream.labels == 16 * 16
@@ -95,3 +105,36 @@ def test_rows_are_trained_for_every_seed_and_judged_beside_rules(tiny_data, tmp_
   assert "| OneRec | 1.0000 (1.0000 to 1.0000) | +0.5000 (+0.5000 to +0.5000) | +100.0% | " in page
   assert "2 seeds, 600 steps each, 12 test requests, 40 ads" in page
   assert gpr_table2.plots(results)
+
+
+def test_what_is_met_most_is_named_first_and_equals_by_name():
+  counts = {"ads": collections.Counter("bacbdeb"), "brands": collections.Counter()}
+  assert sentence(counts.items()) == "Most of all ads: b, a, c"
+  assert sentence([("brands", counts["brands"])]) == ""
+
+
+def test_a_thought_holds_the_whole_past_strictly_before_its_time(tiny_data, tmp_path):
+  """Counted anew from the log's events, for every week of two users."""
+  file = kept_thoughts(tiny_data, tmp_path / "thoughts.parquet")
+  found = pd.read_parquet(file)
+  logs = open_logs(tiny_data).logs
+  events, first_s = logs.events, int(logs.events.time_s.min())
+  for user in (0, 33):
+    mine = found[found.user_id == logs.users.user_id[user]].set_index("timestamp")
+    expected, said = {}, ""
+    for stop_s in range(first_s + WEEK_S, int(events.time_s.max()) + 1, WEEK_S):
+      before = (events.user == user) & (events.time_s < stop_s)
+      ads = events.ad[before & (events.ad >= 0)].tolist()
+      contents = events.content[before & (events.content >= 0)].tolist()
+      text = sentence((name, collections.Counter(w for w in words if w)) for name, words in (
+        ("ads", [logs.ads.text[ad] for ad in ads]),
+        ("kinds of ads", [logs.ads.category[ad] for ad in ads]),
+        ("brands", [logs.ads.advertiser_id[ad] for ad in ads]),
+        ("contents", [logs.contents.text[content] for content in contents]),
+        ("kinds of contents", [logs.contents.category[content] for content in contents]),
+      ))
+      if text != said:
+        expected[stop_s] = said = text
+    assert mine.text.to_dict() == expected and len(expected) > 5
+  written_at = file.stat().st_mtime_ns
+  assert kept_thoughts(tiny_data, file).stat().st_mtime_ns == written_at

@@ -17,6 +17,7 @@ from gr4ad_jax.gpr.config import Config, StreamConfig
 from gr4ad_jax.gpr.groups import gap_bucket, groups_of, requests_of
 from gr4ad_jax.gpr.label_rows import LabelRows
 from gr4ad_jax.gpr.legal_codes import legal_codes, unpack
+from gr4ad_jax.search.generator import named_arrays
 
 DAY = 86_400
 MONDAY = 4 * DAY  # 1970-01-05
@@ -156,7 +157,7 @@ def test_a_context_holds_nothing_of_its_request_or_later(prepared, users, maker)
       dataclasses.replace(prepared.logs, events=changed), prepared.examples.config,
       vocabulary=prepared.examples.features,
     ))
-    for name, found in other.context([example])._asdict().items():
+    for name, found in named_arrays(other.context([example])).items():
       np.testing.assert_array_equal(found[0], getattr(expected, name)[row], name)
 
 

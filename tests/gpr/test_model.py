@@ -19,7 +19,7 @@ from gr4ad_jax.gpr.label_rows import LabelRows
 from gr4ad_jax.gpr.model import BeamState, Gpr, init_params
 from gr4ad_jax.gpr.mtp import entropy_gap, head_losses, head_weights, mtp_task
 from gr4ad_jax.nn import NEG_INF
-from gr4ad_jax.search.generator import whatever
+from gr4ad_jax.search.generator import named_arrays, whatever
 from gr4ad_jax.training.task import Task
 from tests.gpr.support import SIZES, SMALL, VOCABULARY, asked, log_probs, random_batch, shaken
 
@@ -121,7 +121,7 @@ def test_a_label_is_told_of_nothing_that_came_with_or_after_its_request(small):
   for group in range(4):
     asked = batch._replace(group_BP=np.full((2, 1), group, np.int32))
     expected = np.asarray(logp(params, *asked))
-    context = {name: x.copy() for name, x in batch.context._asdict().items()}
+    context = {name: x.copy() for name, x in named_arrays(batch.context).items()}
     for name in ("request_BGF", "count_BG", "gap_BG"):
       context[name][:, group + 1 :] = getattr(other.context, name)[:, group + 1 :]
     for name, first in (("ad_code_BTL", group), ("ad_action_BT", group),
@@ -139,7 +139,7 @@ def test_padding_before_a_stream_changes_nothing(small):
   model, params, logp = small
   batch = random_batch(groups=4)
   wide = {}
-  for name, x in batch.context._asdict().items():
+  for name, x in named_arrays(batch.context).items():
     width = {"user_BF": 0, "ad_code_BTL": 4, "ad_action_BT": 4, "organic_code_BOL": 4}.get(name, 2)
     before = np.full((2, width, *x.shape[2:]), -1, np.int32)
     wide[name] = np.concatenate([before, x], axis=1) if width else x

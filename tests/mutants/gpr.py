@@ -2,8 +2,9 @@
 
 from tests.mutants.mutant import Mutant
 
-_HSD, _MODEL, _GROUPS, _REFINING, _SWITCHES = (
-  f"gpr/test_{name}.py::test_" for name in ("hsd", "model", "groups", "refining", "switches")
+_HSD, _MODEL, _GROUPS, _REFINING, _SWITCHES, _THOUGHTS = (
+  f"gpr/test_{name}.py::test_"
+  for name in ("hsd", "model", "groups", "refining", "switches", "thoughts")
 )
 _VAFT, _POLICY, _ASKED, _HEPO, _SEARCH = (
   f"{name}.py::test_" for name in (
@@ -159,6 +160,27 @@ MUTANTS = (
     "[:, REQUEST - NUM_TYPES]", "[:, -1]",
     (_SWITCHES + "an_hstu_token_sees_what_came_before_it_an_encoder_the_whole_past",
      _SWITCHES + "a_baseline_is_told_nothing_of_its_own_request_s_ads"),
+  ),
+  Mutant(
+    "a thought is strictly older than the request that sees it", "gpr/thoughts.py",
+    "time_s, side=\"left\")", "time_s, side=\"right\")",
+    (_THOUGHTS + "the_newest_thoughts_before_each_request_by_hand",
+     _THOUGHTS + "each_label_of_a_row_sees_what_its_request_sees_alone"),
+  ),
+  Mutant(
+    "a request sees no later thought of its row", "gpr/tokens.py",
+    "(place_11X >= first_BP1) & (place_11X < end_BP1)", "place_11X >= first_BP1",
+    (_THOUGHTS + "a_label_hears_of_the_thoughts_that_its_request_sees_and_of_no_others",),
+  ),
+  Mutant(
+    "each label asks for the thoughts of its own request", "gpr/batch_maker.py",
+    "row[\"time_s_G\"][asked]", "row[\"time_s_G\"][-1:].repeat(len(asked))",
+    (_THOUGHTS + "each_label_of_a_row_sees_what_its_request_sees_alone",),
+  ),
+  Mutant(
+    "a tenth of the rows of training is told no thoughts", "gpr/model.py",
+    "1 - WITHOUT_THOUGHTS, sees_BPX.shape[:1]", "1.0, sees_BPX.shape[:1]",
+    (_THOUGHTS + "thoughts_of_some_rows_are_left_out_in_training_alone",),
   ),
   Mutant(
     "without values an ad is worth the mean of training", "gpr/model.py",
