@@ -32,7 +32,7 @@ from gr4ad_jax.advertiser.grpo_run import train_grpo
 from gr4ad_jax.advertiser.head import HeadRow
 from gr4ad_jax.advertiser.prepared import prepare
 from gr4ad_jax.advertiser.run import GrpoRunFile, RunFile, open_run, read_run, train_run
-from gr4ad_jax.config import ConfigError
+from gr4ad_jax.config import ConfigError, to_json
 from gr4ad_jax.training.metric_log import read_log
 from tests.advertiser import support
 
@@ -210,3 +210,9 @@ def test_grpo_begins_with_a_supervised_head(home, grpo, tmp_path):
   run = read_run(home / "head")
   with pytest.raises(ConfigError, match="`gr4ad advertiser grpo` goes on with the run"):
     train_run(run, home / "grpo", resume=True)
+  (tmp_path / "lora").mkdir()
+  (tmp_path / "lora" / "run.json").write_text(
+    to_json(dataclasses.replace(run, config=TUNINGS["lora"]))
+  )
+  with pytest.raises(ConfigError, match="tuning='lora': GRPO tunes a head"):
+    train_grpo(tmp_path / "lora", tmp_path / "x", _settings())
