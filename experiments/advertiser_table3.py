@@ -21,6 +21,7 @@ some nine CPU minutes each on Industrial, zero-shot takes a few CPU seconds a ro
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
@@ -107,7 +108,8 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
       file, lambda: opened().tell(split, asked[split], max(DEPTHS))._asdict()
     ))
 
-  lists = _kept(workdir / "lists" / "rivals.npz", lambda: lists_of(rivals(data, rows)))
+  found = functools.cache(lambda: rivals(data, rows))
+  lists = _kept(workdir / "lists" / "rivals.npz", lambda: lists_of(found()))
   sft = workdir / "sft"
   run_file = RunFile(str((workdir / "data").resolve()), settings.weights, trainings.sft)
 
@@ -127,7 +129,7 @@ def run(workdir: Path, *, size: str, overrides: Mapping[str, str]) -> dict[str, 
 
   def with_model() -> dict[str, np.ndarray]:
     learned = data.splits["validation"].take(asked["validation"])
-    both = combined(rivals(data, rows), learned, told_then, told_now)
+    both = combined(found(), learned, told_then, told_now)
     return dict(zip(("linear_llm", "linear_noise"), both, strict=True))
 
   lists |= _kept(workdir / "lists" / "combined.npz", with_model)
