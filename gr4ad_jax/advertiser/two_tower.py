@@ -115,7 +115,7 @@ def fit_towers(data: Prepared, vectors: Titles) -> Callable[[Rows], np.ndarray]:
   )
   train, validation = (jax.device_put(tower_rows(data, of, vectors)) for of in (learned, asked))
   state, best, in_vain = (towers, _optimizer.init(towers)), (np.inf, towers), 0
-  size = min(BATCH, len(learned))
+  size = max(1, min(BATCH, len(learned)))
   for _ in range(_MOST_EPOCHS):
     order_SB = rng.permutation(len(learned))[: len(learned) // size * size].reshape(-1, size)
     state = _epoch(state, train, order_SB, title_AD)
