@@ -13,9 +13,12 @@ that of rows drawn at random). All are asked the same test rows but zero_shot, w
 row: it is asked settings.zero_shot_rows of them, and every difference to it is of these. Intervals
 are a bootstrap over users, differences are paired.
 
-What is trained, told and listed is kept in WORKDIR, so that an interrupted run goes on. No figures
-have been measured yet. By the price of a part: the head reads training, validation and test once,
-some nine CPU minutes each on Industrial, zero-shot takes a few CPU seconds a row.
+What is trained, told and listed is kept in WORKDIR, so that an interrupted run goes on.
+
+Expected by `--set sft.model.layer=1 settings.zero_shot_rows=48`, recall@5: linear .294, two_tower
+.292, grpo .266, sft .265, recency and frequency .258, cooccurrence .247, popularity .139; grpo less
+sft +.002 (-.002 to .005), linear_llm less linear_noise +.002 (-.002 to .006). That took nine
+CPU minutes. The default, a head on eight layers, has not been measured.
 """
 
 from __future__ import annotations
@@ -211,13 +214,17 @@ def _rows(results: Mapping[str, float]) -> list[str]:
   return [name for name in LABELS if f"{name}/recall@5" in results]
 
 
+def plain_label(name: str) -> str:
+  """What a row is called where nothing is printed bold."""
+  return LABELS[name].strip("*")
+
+
 def table(results: Mapping[str, float]) -> str:
   """Every row, its difference to the linear logit, and the paper's numbers."""
   lines = ["| | R@1 | R@5 | R@20 | R@5 of new | R@5 less linear's | paper R@1, @5, @20 |",
            "|---|---:|---:|---:|---:|---:|---:|"]
   for name in _rows(results):
     recalls = " | ".join(f"{results[f'{name}/recall@{k}']:.3f}" for k in DEPTHS)
-    # The linear logit less zero-shot is what has been measured on zero-shot's rows.
     less = cell(results, f"{name}_minus_linear/recall@5", sign="+", between=" to ")
     paper = ", ".join(f"{value:.3f}" for value in PAPER.get(name, ())) or "-"
     new = cell(results, f"{name}/new/recall@5", between=" to ")
@@ -225,7 +232,7 @@ def table(results: Mapping[str, float]) -> str:
   pairs = (("grpo", "sft"), ("linear_llm", "linear_noise"), ("sft", "zero_shot"),
            ("linear", "zero_shot"))  # fmt: skip
   more = [
-    f"{LABELS[name]} less {LABELS[bar]}: {cell(results, key, sign='+', between=' to ')}"
+    f"{plain_label(name)} less {plain_label(bar)}: {cell(results, key, sign='+', between=' to ')}"
     for name, bar in pairs if (key := f"{name}_minus_{bar}/recall@5") in results
   ]
   return "\n".join(lines) + (
@@ -245,7 +252,7 @@ def plots(results: Mapping[str, float]) -> dict[str, Figure]:
     colour = "tab:blue" if name in PAPER else "tab:gray"
     dot(ax, results, f"{name}/recall@5", place, colour)
   ax.set_title("Recall@5 of the next advertiser", loc="left")
-  ax.set_yticks(range(len(names)), [LABELS[name].strip("*") for name in names])
+  ax.set_yticks(range(len(names)), [plain_label(name) for name in names])
   ax.invert_yaxis()
   plain(ax, grid="x")
   return {"recalls": figure}
