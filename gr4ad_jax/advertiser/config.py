@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
-from gr4ad_jax.config import Bounded, Count, Positive, require
+from annotated_types import Interval
+
+from gr4ad_jax.config import Bounded, Count, NotNegative, Positive, require
 from gr4ad_jax.training.config import TrainConfig
 
 
@@ -92,3 +94,26 @@ TUNINGS: dict[str, Config] = {
   )),
 }
 """The defaults of each kind of tuning."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GrpoConfig(Bounded, section="grpo"):
+  """Groups of answers that a supervised run learns from by reward."""
+
+  names: Count = 20
+  """Names of an answer; a third of all advertisers, where that is less."""
+  group: Annotated[int, Interval(ge=2)] = 8
+  """Answers of a row, which are compared to each other."""
+  kl_weight: NotNegative = 0.02
+  """Weight of the divergence from the supervised run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GrpoSettings:
+  """What a training by GRPO has of its own; all else is the supervised run's."""
+
+  grpo: GrpoConfig = GrpoConfig()
+  train: TrainConfig = TrainConfig(
+    num_steps=400, batch_size=64, learning_rate=1e-3, weight_decay=0.0, log_every=20,
+    eval_every=40, eval_batches=80, checkpoint_every=200, patience=4,
+  )

@@ -97,23 +97,47 @@ def evaluate_model(
   if not combine:
     return compare(data, of, lists, bar="linear", bootstrap=bootstrap)
   fitted_on = asked_rows(data, "validation", rows)
-  learned = data.splits["validation"].take(fitted_on)
-  told_then, x_RAF = opened.tell("validation", fitted_on, most), found.features_of(learned)
-  rng = np.random.default_rng(0)
-  for row, shuffled in ((f"{name}_linear", False), ("noise_linear", True)):
+  with_model, with_noise = combined(
+    found, data.splits["validation"].take(fitted_on), opened.tell("validation", fitted_on, most),
+    told,
+  )
+  both = {f"{name}_linear": with_model, "noise_linear": with_noise}
+  return compare(data, of, lists | both, bar="linear", bootstrap=bootstrap) | differences(
+    compare(data, of, both, bar="noise_linear", bootstrap=bootstrap)
+  )
+
+
+def combined(
+  found: Rivals, learned: Rows, told_then: Told, told: Told
+) -> tuple[np.ndarray, np.ndarray]:
+  """Lists of the linear logit with a model's log p as one feature more, and with noise instead.
+
+  The noise is log p of rows drawn at random. Both are fitted on the same rows.
+
+  Args:
+    found: rivals on R rows.
+    learned: rows to fit on, others than those.
+    told_then: names that the model told of these.
+    told: of the R rows.
+
+  Returns:
+    Two lists, int32 [R, 20].
+  """
+  x_then_RAF, rng, lists = found.features_of(learned), np.random.default_rng(0), []
+  for shuffled in (False, True):
     columns = []
-    for x, logp_RA in ((x_RAF, dense(told_then, x_RAF.shape[1])),
-                       (found.x_RAF, dense(told, x_RAF.shape[1]))):
+    for x, of in ((x_then_RAF, told_then), (found.x_RAF, told)):
+      logp_RA = dense(of, x.shape[1])
       logp_RA = logp_RA[rng.permutation(len(logp_RA))] if shuffled else logp_RA
       columns.append(np.concatenate([x, logp_RA[..., None]], axis=-1))
     logit = fit_logit(columns[0], learned.target_R)
-    lists[row] = ranked(logit(columns[1]), most)
-  numbers = compare(data, of, lists, bar="linear", bootstrap=bootstrap)
-  both = {key: lists[key] for key in (f"{name}_linear", "noise_linear")}
-  return numbers | {
-    key: value for key, value in
-    compare(data, of, both, bar="noise_linear", bootstrap=bootstrap).items() if "_minus_" in key
-  }
+    lists.append(ranked(logit(columns[1]), max(DEPTHS)))
+  return lists[0], lists[1]
+
+
+def differences(numbers: Mapping[str, float]) -> dict[str, float]:
+  """The paired ones among the numbers of `compare`."""
+  return {key: value for key, value in numbers.items() if "_minus_" in key}
 
 
 def dense(told: Told, num_names: int) -> np.ndarray:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from gr4ad_jax import config as config_lib
 from gr4ad_jax.advertiser.config import PrepareConfig
-from gr4ad_jax.advertiser.histories import ALL_SPLITS, Rows, Source, from_logs
+from gr4ad_jax.advertiser.histories import ALL_SPLITS, Rows, Source, from_logs, make_rows
 from gr4ad_jax.advertiser.names import normal_form
 from gr4ad_jax.advertiser.prompts import prompts_of
 from gr4ad_jax.advertiser.windows import are_windows, from_windows
@@ -238,3 +238,28 @@ def _popularity(table: pa.Table, num_names: int, splits: dict[str, Rows]) -> dic
   for cut, of in frame.groupby("cut_s"):
     counts.setdefault(int(cut), np.zeros(num_names, np.int64))[of["advertiser"]] = of["count"]
   return counts
+
+
+def training_rows(data: Prepared) -> Rows:
+  """Questions of training: every later name of each stream, or each prompt with a label."""
+  if data.config.form == "prompt":
+    return data.splits["train"]
+  streams = data.streams
+
+  def ask():
+    for row in range(len(streams)):
+      item = streams.item_E[streams.history(row)]
+      for at in range(1, len(item)):
+        yield (streams.user_R[row], 0, item[:at], np.full(at, -1), data.advertiser_N[item[at]])
+
+  return make_rows(ask())
+
+
+def own_advertisers(data: Prepared, rows: Rows) -> np.ndarray:
+  """int32 [R, H], whom each history converted with, the newest in the last place; -1 = none."""
+  most = data.config.max_history
+  own_RH = np.full((len(rows), most), -1, np.int32)
+  for row, own_H in enumerate(own_RH):
+    own = data.advertiser_N[rows.item_E[rows.history(row)]][-most:]
+    own_H[most - len(own) :] = own
+  return own_RH

@@ -19,6 +19,7 @@ FEATURES = (
   "popularity", "bought", "times", "recency", "last", "cooccurrence", "company", "title", "nearest",
 )
 NUM_FOLDS = 5
+OLDER = 0.8  # what a conversion weighs of the next one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +82,22 @@ def embed_titles(data: Prepared) -> Titles:
   return Titles(item_ND, sum_AD / np.maximum(norm_A1, 1e-9))
 
 
+def _ago(rows: Rows) -> np.ndarray:
+  """float32, how many conversions ago each one was; 1 = the last one."""
+  row_E = rows.row_E()
+  return (rows.bound_R[1:][row_E] - np.arange(len(row_E))).astype(np.float32)
+
+
+def history_titles(rows: Rows, vectors: Titles) -> np.ndarray:
+  """[R, D], the mean of each history's titles, each weighing .8 of the next; unit rows, or 0."""
+  row_E = rows.row_E()
+  weighted_RD = sp.csr_matrix(
+    (OLDER ** (_ago(rows) - 1), (row_E, np.arange(len(row_E)))), (len(rows), len(row_E))
+  ) @ vectors.item_ND[rows.item_E]
+  weighted_RD /= np.maximum(np.linalg.norm(weighted_RD, axis=1, keepdims=True), 1e-9)
+  return weighted_RD
+
+
 def features(
   data: Prepared, rows: Rows, counts: Counts, vectors: Titles
 ) -> np.ndarray:
@@ -94,7 +111,7 @@ def features(
   """
   shape = (len(rows), len(data.name_A))
   row_E, advertiser_E = rows.row_E(), data.advertiser_N[rows.item_E]
-  ago_E = (rows.bound_R[1:][row_E] - np.arange(len(row_E))).astype(np.float32)  # 1 = the last one
+  ago_E = _ago(rows)
   times_RA = np.zeros(shape, np.float32)
   np.add.at(times_RA, (row_E, advertiser_E), 1)
   recency_RA = np.zeros(shape, np.float32)
@@ -103,10 +120,7 @@ def features(
   popular_RA = np.log1p(np.stack([data.popularity[int(cut)] for cut in rows.cut_s_R]))
   together_RA = (sp.csr_matrix(bought_RA) @ counts.cosine_AA).toarray()
   item_ED = vectors.item_ND[rows.item_E]
-  weighted_RD = sp.csr_matrix(
-    (0.8 ** (ago_E - 1), (row_E, np.arange(len(row_E)))), (len(rows), len(row_E))
-  ) @ item_ED
-  weighted_RD /= np.maximum(np.linalg.norm(weighted_RD, axis=1, keepdims=True), 1e-9)
+  weighted_RD = history_titles(rows, vectors)
   nearest_RA = np.zeros(shape, np.float32)
   for row in range(len(rows)):
     if (at := rows.history(row)).stop > at.start:

@@ -1,4 +1,4 @@
-"""Rivals that need no language model: popularity, own history, company, and a linear logit of all.
+"""Rivals without a language model: popularity, history, company, two towers, a linear logit.
 
 Each gives a score of every advertiser; equal scores rank by the advertiser's number, so that no
 rival gains by chance from what it cannot tell apart.
@@ -22,6 +22,7 @@ from gr4ad_jax.advertiser.rival_features import (
   embed_titles,
   features,
 )
+from gr4ad_jax.advertiser.two_tower import fit_towers
 
 MOST_FITTED = 5_000  # training rows of the linear logit; each costs A numbers a feature
 RIDGE = 1e-4
@@ -113,6 +114,7 @@ def rivals(data: Prepared, rows: Rows) -> Rivals:
     "recency": of["recency"] + 1e-4 * rest,
     # An own advertiser's cosine with itself is 1.
     "cooccurrence": of["cooccurrence"] + of["bought"] + 1e-6 * rest,
+    "two_tower": fit_towers(data, vectors)(rows),
     "linear": logit(x_RAF),
   }
   return Rivals(score_RA, x_RAF, features_of)

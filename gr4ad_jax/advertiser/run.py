@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -17,9 +16,7 @@ import numpy as np
 
 from gr4ad_jax import config as config_lib
 from gr4ad_jax.advertiser import head_run
-from gr4ad_jax.advertiser.config import Config
-from gr4ad_jax.advertiser.head import stacked
-from gr4ad_jax.advertiser.histories import drawn
+from gr4ad_jax.advertiser.config import Config, GrpoConfig
 from gr4ad_jax.advertiser.name_search import Told, tell
 from gr4ad_jax.advertiser.name_tree import build_tree
 from gr4ad_jax.advertiser.prepared import Prepared, open_advertisers
@@ -56,6 +53,22 @@ class RunFile:
 
 
 @dataclasses.dataclass(frozen=True)
+class GrpoRunFile(RunFile):
+  """What run.json holds of a run that GRPO has made of a supervised one."""
+
+  start: str = ""
+  """Folder of the supervised run."""
+  start_version: str = ""
+  """`version_of` it: the parameters that it gave."""
+  grpo: GrpoConfig = GrpoConfig()
+
+
+def name_of(run: RunFile) -> str:
+  """What a run's row is called among rivals: head, lora, full, or grpo."""
+  return "grpo" if isinstance(run, GrpoRunFile) else run.config.tuning
+
+
+@dataclasses.dataclass(frozen=True)
 class AdvertiserRun:
   """A trained run, or published weights as they are, opened to tell names.
 
@@ -79,7 +92,8 @@ def read_run(workdir: Place) -> RunFile:
     ConfigError: it holds none.
   """
   require_system(workdir, "advertiser")
-  return config_lib.read_json(RunFile, storage.fetch(workdir / "run.json"))
+  values = config_lib.read_values(storage.fetch(workdir / "run.json"))
+  return config_lib.from_dict(GrpoRunFile if values.get("start") else RunFile, values)
 
 
 def train_run(run: RunFile, workdir: Place, *, resume: bool = False) -> TrainState:
@@ -96,14 +110,18 @@ def train_run(run: RunFile, workdir: Place, *, resume: bool = False) -> TrainSta
   """
   with lock.held(workdir, "a training"):
     if is_taken(workdir, resume=resume):
-      run = going_on(run, read_run(workdir), workdir)
+      if isinstance(there := read_run(workdir), GrpoRunFile):
+        raise ConfigError(f"{workdir}: `gr4ad advertiser grpo` goes on with the run there")
+      run = going_on(run, there, workdir)
     data = open_advertisers(storage.place(run.data), fingerprint=run.fingerprint)
     run = dataclasses.replace(run, fingerprint=data.fingerprint)
     model = load_model(run.weights)
     if distributed.is_first():
       storage.write_text(workdir / "run.json", config_lib.to_json(run))
-    trained = _train_head if run.config.tuning == "head" else _train_names
-    state = trained(run, workdir, data, model)
+    if run.config.tuning == "head":
+      state = head_run.train_head(run.config, workdir, data, model)
+    else:
+      state = _train_names(run, workdir, data, model)
   if distributed.is_first():
     console.print(f"{workdir}: {Selection(run.config.train, read_log(workdir))}")
   return state
@@ -142,32 +160,6 @@ def _train_names(
   )
 
 
-def _train_head(
-  run: RunFile, workdir: Place, data: Prepared, model: LanguageModel
-) -> TrainState:
-  """A softmax over advertisers on what the lower layers say."""
-  config, read = run.config.train, head_run.reader(data, model, run.config)
-  rows = head_run.training_rows(data)
-  kept = head_run.read_training(read, rows, run.config, workdir)
-  known, x_RC = head_run.head_rows(data, rows, kept.x_RC), kept.x_RC
-  split = data.splits["validation"]
-  asked = drawn(np.flatnonzero(split.target_R >= 0), config.batch_size * config.eval_batches)
-  read_RC = kept.whitening(read("validation", asked, split))
-  validated = head_run.head_rows(data, split.take(asked), read_RC)
-  hosts = {"host": jax.process_index(), "num_hosts": jax.process_count()}
-  how = {"batch_size": min(config.batch_size, len(known)), **hosts}
-  return train(
-    head_run.task_of(data, rows, x_RC.shape[1]), config, folder=workdir, pace=Pace(),
-    batches=train_batches(
-      range(len(known)), stacked, seed=config.seed, parse=known.__getitem__, **how
-    ),
-    validation=validation_batches(
-      range(len(validated)), stacked, most=config.eval_batches, parse=validated.__getitem__,
-      parts=sharding.row_parts(training_mesh(config)), **how,
-    ),
-  )
-
-
 def open_run(workdir: Place, *, data: Place | None = None) -> AdvertiserRun:
   """A trained run, with the parameters of its best validation.
 
@@ -183,27 +175,19 @@ def open_run(workdir: Place, *, data: Place | None = None) -> AdvertiserRun:
   prepared = open_advertisers(place, fingerprint=run.fingerprint)
   model = load_model(run.weights)
   if run.config.tuning == "head":
-    return _open_head(run, workdir, prepared, model)
+    head = head_run.open_head(run.config, workdir, prepared, model)
+    version = version_of(run, head.step)
+    return AdvertiserRun(prepared, version, head.tell, _keys(prepared, head.speller, version))
   params, step = read_params(name_task(model, run.config), run.config.train, workdir)
-  return _opened(prepared, model, run.config, distributed.local(params), _version(run, step))
+  return _opened(prepared, model, run.config, distributed.local(params), version_of(run, step))
 
 
-def _version(run: RunFile, step: int) -> str:
-  return digests.of_value([config_lib.to_json(run.config), run.weights, run.fingerprint, step])
-
-
-def _open_head(
-  run: RunFile, workdir: Place, data: Prepared, model: LanguageModel
-) -> AdvertiserRun:
-  read, rows = head_run.reader(data, model, run.config), head_run.training_rows(data)
-  kept = head_run.read_training(read, rows, run.config, workdir)
-  task = head_run.task_of(data, rows, kept.x_RC.shape[1])
-  params, step = read_params(task, run.config.train, workdir)
-  version = _version(run, step)
-  tell_rows = functools.partial(
-    head_run.tell_rows, data, read, kept.whitening, distributed.local(params)
-  )
-  return AdvertiserRun(data, version, tell_rows, _keys(data, read.speller, version))
+def version_of(run: RunFile, step: int) -> str:
+  """A hash of all that the parameters of a run's step were made from."""
+  made_from = [config_lib.to_json(run.config), run.weights, run.fingerprint, step]
+  if isinstance(run, GrpoRunFile):
+    made_from += [run.start_version, config_lib.to_json(run.grpo)]
+  return digests.of_value(made_from)
 
 
 def open_weights(data: Place, weights: str, config: Config) -> AdvertiserRun:

@@ -9,7 +9,13 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import subcommand
 
-from gr4ad_jax.advertiser.config import TUNINGS, Config, ModelConfig, PrepareConfig
+from gr4ad_jax.advertiser.config import (
+  TUNINGS,
+  Config,
+  GrpoSettings,
+  ModelConfig,
+  PrepareConfig,
+)
 from gr4ad_jax.cli import tables
 from gr4ad_jax.cli.options import Flat
 from gr4ad_jax.config import ConfigError, require
@@ -79,6 +85,36 @@ def train_defaults(tuning: str) -> Train:
 
 
 @dataclasses.dataclass(frozen=True)
+class Grpo:
+  """Tunes a supervised run on, by the reward of lists of names (GRPO); writes a new run."""
+
+  workdir: Place
+  """Folder of the supervised run, which stays as it is."""
+  out: Place
+  """Folder of the new run."""
+  data: Place | None = None
+  """Folder that `advertiser prepare` wrote; default: where the run's data lay."""
+  resume: bool = False
+  """Continue the run in OUT (with the same settings), exactly."""
+  settings: Flat[GrpoSettings] = GrpoSettings()
+
+  def run(self) -> None:
+    """Trains."""
+    from gr4ad_jax.advertiser.grpo_run import train_grpo
+    from gr4ad_jax.machine import distributed
+    from gr4ad_jax.machine.memory import keep_freed_memory
+
+    keep_freed_memory()
+    distributed.join()
+    state = train_grpo(
+      self.workdir, self.out, self.settings, data=self.data, resume=self.resume
+    )
+    if distributed.is_first():
+      tables.console.print(f"trained {int(state.step):,} steps in {self.out}")
+      tables.print_next("advertiser", "evaluate", "--workdir", self.out)
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluate:
   """Recall of the next advertiser: a model and all rivals beside each other, paired intervals."""
 
@@ -123,12 +159,12 @@ class Evaluate:
 
   def _opened(self):
     """A model and the name of its row; None = rivals alone."""
-    from gr4ad_jax.advertiser.run import open_run, open_weights, read_run
+    from gr4ad_jax.advertiser.run import name_of, open_run, open_weights, read_run
 
     if self.workdir is not None:
       if self.weights:
         raise ConfigError("--weights: the run in --workdir has its own")
-      return open_run(self.workdir, data=self.data), read_run(self.workdir).config.tuning
+      return open_run(self.workdir, data=self.data), name_of(read_run(self.workdir))
     if not self.weights:
       return None, ""
     model = dataclasses.replace(ModelConfig(), max_tokens=self.max_tokens)
@@ -166,6 +202,7 @@ class Predict:
 Command = (
   Annotated[Prepare, subcommand("prepare")]
   | Annotated[Train, subcommand("train")]
+  | Annotated[Grpo, subcommand("grpo")]
   | Annotated[Evaluate, subcommand("evaluate")]
   | Annotated[Predict, subcommand("predict")]
 )

@@ -41,6 +41,11 @@ def test_from_windows_to_predictions(home, capsys):
   shown = capsys.readouterr().out
   assert "20 rows" in shown and "\n  head " in shown
   assert "head/recall@1" in json.loads((home / "run" / "metrics.json").read_text())
+  main(["advertiser", "grpo", "--workdir", f"{home}/run", "--out", f"{home}/grpo",
+        "--train.num-steps", "4", "--train.batch-size", "16", "--grpo.group", "2"])
+  assert "trained 4 steps" in capsys.readouterr().out
+  main(["advertiser", "evaluate", "--workdir", f"{home}/grpo", "--rows", "20"])
+  assert "\n  grpo " in capsys.readouterr().out
   out = home / "predictions.parquet"
   main(["advertiser", "predict", "--workdir", f"{home}/run", "--out", str(out), "--most", "2"])
   assert "30 users, 30 of them computed, 1 shards" in capsys.readouterr().out

@@ -16,6 +16,7 @@ from gr4ad_jax.advertiser.rival_features import (
   features,
 )
 from gr4ad_jax.advertiser.rivals import fit_logit, ranked, rivals
+from gr4ad_jax.advertiser.two_tower import TowerRows, Towers, fit_towers, scores
 from gr4ad_jax.config import ConfigError
 from tests.advertiser import support
 
@@ -33,7 +34,7 @@ def _data(streams, *, train=(), test=(), num_users=6):
     PrepareConfig(), np.array(["A", "B", "C"], object), advertiser_N,
     np.array(["saw", "drill", "nail", ""], object),
     np.array([f"u{n}" for n in range(num_users)], object), streams,
-    {"train": _rows(*train), "test": _rows(*test)}, {},
+    {"train": _rows(*train), "validation": _rows((5, [3], 0)), "test": _rows(*test)}, {},
     {0: np.bincount(advertiser_N[streams.item_E], minlength=3)}, "by hand", "",
   )
 
@@ -109,6 +110,32 @@ def test_history_ranks_before_popularity_by_hand():
   # A and C share one user of one and two: 1 / sqrt 2 each, and 1 for oneself.
   assert lists["cooccurrence"] == [[2, 0, 1], [2, 0, 1]]
   np.testing.assert_allclose(found["cooccurrence"][0], [1.7071, 1, 1.7071], atol=1e-4)
+
+
+def test_scores_of_two_towers_by_hand():
+  """Two advertisers. The last conversion weighs 1, the one before .8: 5/9 and 4/9."""
+  towers = Towers(
+    np.array([[9.0, 0.0], [0.0, 18.0]]), np.array([[9.0, 1.0], [0.0, 18.0]]),
+    np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([0.5, 0.0]),
+  )
+  rows = TowerRows(
+    np.array([[-1, 0, 1], [-1, -1, -1]]), np.array([[0.0, 0.0], [1.0, 1.0]]), np.array([0, 0])
+  )
+  title_AD = np.array([[1.0, 0.0], [0.0, 1.0]])
+  # Users: (4, 10) and (1, 2); advertisers: (10, 1) and (0, 20).
+  np.testing.assert_allclose(
+    scores(towers, rows, title_AD), [[50.5, 200], [12.5, 40]], rtol=1e-6
+  )
+
+
+def test_two_towers_learn_who_goes_with_whom():
+  """Who converts with B goes on to C, who converts with C to A."""
+  streams = [(n % 6, [2, 3] if n % 2 else [3, 0]) for n in range(1500)]
+  data = _data(streams)
+  score = fit_towers(data, VECTORS)
+  asked = _rows((0, [2], -1), (1, [3], -1))
+  assert ranked(score(asked), 1).tolist() == [[2], [0]]
+  assert (score(asked) == fit_towers(data, VECTORS)(asked)).all()
 
 
 def test_recalls_by_hand_told_apart_by_what_the_history_knows():

@@ -2,9 +2,9 @@
 
 from tests.mutants.mutant import Mutant
 
-_LLAMA, _WEIGHTS, _PREPARE, _TEXTS, _SEARCH, _RIVALS, _READING = (
+_LLAMA, _WEIGHTS, _PREPARE, _TEXTS, _SEARCH, _RIVALS, _READING, _GRPO = (
   f"advertiser/test_{name}.py::test_" for name in
-  ("llama", "weights", "prepare", "texts", "name_search", "rivals", "reading")
+  ("llama", "weights", "prepare", "texts", "name_search", "rivals", "reading", "grpo")
 )
 
 MUTANTS = (
@@ -80,5 +80,45 @@ MUTANTS = (
     "recency is that of the last time", "advertiser/head.py",
     ".at[row_BH, kept].max(weight_BH)", ".at[row_BH, kept].min(weight_BH)",
     (_READING + "recency_and_the_head_by_hand",),
+  ),
+  Mutant(
+    "the bonus is for the first fifth", "advertiser/grpo.py",
+    "rank <= max(1, names // 5)", "rank <= max(1, names // 4)",
+    (_GRPO + "rewards_of_a_list_are_those_of_the_paper",),
+  ),
+  Mutant(
+    "a short list is rewarded up to the same height", "advertiser/grpo.py",
+    "base = 0.1 * (names - rank) * 20 / names", "base = 0.1 * (names - rank)",
+    (_GRPO + "rewards_of_a_short_list_are_stretched_to_the_same_height",),
+  ),
+  Mutant(
+    "a name is drawn among those that are not before it", "advertiser/grpo.py",
+    "axis=2, reverse=True", "axis=2, reverse=False",
+    (_GRPO + "log_probs_of_lists_by_hand_and_over_all_lists",),
+  ),
+  Mutant(
+    "lists are drawn with noise", "advertiser/grpo.py",
+    "logp_BA[:, None] + noise_BGA", "logp_BA[:, None] + 0 * noise_BGA",
+    (_GRPO + "lists_are_drawn_as_often_as_they_are_probable",),
+  ),
+  Mutant(
+    "the divergence grows as 1 - q / p", "advertiser/grpo.py",
+    "jnp.exp(behind_BGT) - behind_BGT - 1", "jnp.exp(behind_BGT) - 1",
+    (_GRPO + "losses_of_a_group_by_hand",),
+  ),
+  Mutant(
+    "what is better than its group becomes more probable", "advertiser/grpo.py",
+    "- rho_BGT * advantage_BG1", "+ rho_BGT * advantage_BG1",
+    (_GRPO + "losses_of_a_group_by_hand",),
+  ),
+  Mutant(
+    "the best step is that of the highest reward", "advertiser/grpo.py",
+    '{"loss": (-reward_B1.sum()', '{"loss": (reward_B1.sum()',
+    (_GRPO + "validation_rewards_the_list_that_is_served",),
+  ),
+  Mutant(
+    "the latest conversion weighs most", "advertiser/two_tower.py",
+    "jnp.arange(H - 1, -1, -1)", "jnp.arange(H)",
+    (_RIVALS + "scores_of_two_towers_by_hand",),
   ),
 )
