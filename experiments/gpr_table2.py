@@ -20,8 +20,9 @@ user has done most in the whole past, of which a stream holds the latest request
 _thoughts.py). External knowledge is not in the row gpr. OneRec has one label a row, so that a step
 encodes a stream for each label, and as many rows as another's step has labels at the most.
 
-Size cpu: width 64, two blocks, 16 requests; size full: the presets gpr-small and hstu-small. No
-figures have been measured yet, nor how long it takes on a machine that is free.
+Size cpu: width 64, two blocks, 16 requests; size full: the presets gpr-small and hstu-small. What
+was found stands in docs/gpr.md. A run takes one to three minutes of a core that does other work as
+well, OneRec ten to seventeen; so all rows of one seed take half an hour to an hour.
 """
 
 from __future__ import annotations

@@ -17,8 +17,7 @@ Table 5 in kind: hepo's revenue@10 over that of mtp, by quintile of the users' r
 (q1 = the fewest), and what is earned by ads that came after the log had begun (new) against the
 others (old): the market launches none in its last weeks. Finished runs and rows are reused.
 
-Expected: not measured in full; docs/gpr.md says what was. Run time on two free CPU cores: meant to
-stay under 90 minutes.
+What was found stands in docs/gpr.md. Run time: an hour of one core that does other work as well.
 """
 
 from __future__ import annotations

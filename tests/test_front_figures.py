@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import demo_baselines
+from experiments import demo_baselines, gpr_table2, gpr_table3, gr4ad_vs_gpr
 from gr4ad_jax.cli import demo
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,6 +24,17 @@ def test_the_results_page_shows_them_with_their_intervals(results):
   page = (ROOT / "docs" / "results.md").read_text()
   first, differences, *_ = demo_baselines.table(results).split("\n\n")
   assert first in page and differences in page
+
+
+@pytest.mark.parametrize(("name", "experiment"), [
+  ("gpr_table2_market", gpr_table2), ("gpr_table2_market_seeds", gpr_table2),
+  ("gpr_table2_market_long", gpr_table2), ("gpr_table2_journey", gpr_table2),
+  ("gpr_table2_journey_seeds", gpr_table2), ("gpr_table3", gpr_table3),
+  ("gr4ad_vs_gpr", gr4ad_vs_gpr),
+])
+def test_gprs_page_shows_the_tables_of_its_results_files(name, experiment):
+  results = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text())
+  assert experiment.table(results) in (ROOT / "docs" / "gpr.md").read_text()
 
 
 def test_the_demo_compares_with_the_results_file(results):
