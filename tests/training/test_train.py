@@ -288,8 +288,15 @@ def test_a_step_whose_loss_is_damaged_is_gone_on_from(finished, tiny_data, tmp_p
   assert_same_bits(train_run(run_of(tiny_data), workdir, resume=True), finished[0])
 
 
-def test_ctrl_c_asks_as_sigterm_does_and_twice_means_at_once():
-  before = signal.getsignal(signal.SIGINT)
+@pytest.fixture
+def ctrl_c():
+  """What Python does at Ctrl-C: a job that a shell started in the background ignores it."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield signal.default_int_handler
+  signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_asks_as_sigterm_does_and_twice_means_at_once(ctrl_c):
   for kind, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
     with Preemption() as preemption:
       assert not preemption.reached(1)
@@ -299,7 +306,7 @@ def test_ctrl_c_asks_as_sigterm_does_and_twice_means_at_once():
       if kind == signal.SIGINT:
         with pytest.raises(KeyboardInterrupt):
           signal.raise_signal(kind)
-  assert signal.getsignal(signal.SIGINT) is before
+  assert signal.getsignal(signal.SIGINT) is ctrl_c
 
 
 def test_a_full_disk_is_said_and_the_last_good_checkpoint_stays(finished, tmp_path):
