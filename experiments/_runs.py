@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import scipy.stats
 
+from experiments._kept import kept_arrays
 from gr4ad_jax.api import open_run as open_any
 from gr4ad_jax.catalog.legal_prefixes import PrefixTree, build_prefix_tree
 from gr4ad_jax.config import override_all
@@ -30,7 +31,6 @@ from gr4ad_jax.gr4ad.run import (
   read_run,
 )
 from gr4ad_jax.gr4ad.train_run import train_run
-from gr4ad_jax.machine import atomic
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.machine.storage import write_json
 from gr4ad_jax.search.config import SearchConfig
@@ -107,15 +107,14 @@ def found_lists(folder: Path, split: str, *, limit: int | None = None) -> Lists:
     limit: at most so many requests, evenly spread; None = all.
   """
   file = folder / f"lists-{split}.npz"
-  if not file.exists():
+
+  def search() -> dict[str, np.ndarray]:
     opened = open_run(folder)
     recommender, groups = opened.recommender(), split_groups(opened.examples, split, limit)
     found = search_split(recommender, opened.contexts, groups, opened.search).recommendations
-    lists = Lists(found.ad_RK, prospecting_lists(recommender, opened, groups))
-    with atomic.new_file(file) as out:
-      np.savez_compressed(out, **lists._asdict())
-  with np.load(file) as arrays:
-    return Lists(**arrays)
+    return Lists(found.ad_RK, prospecting_lists(recommender, opened, groups))._asdict()
+
+  return Lists(**kept_arrays(file, search))
 
 
 def found_ads(folder: Path, split: str, *, k: int, limit: int | None = None) -> np.ndarray:
@@ -128,14 +127,14 @@ def found_ads(folder: Path, split: str, *, k: int, limit: int | None = None) -> 
     limit: at most so many requests, evenly spread; None = all.
   """
   file = folder / f"ads-{split}.npz"
-  if not file.exists():
+
+  def search() -> dict[str, np.ndarray]:
     opened = open_any(folder)
     groups = split_groups(opened.examples, split, limit)
     found = search_split(opened.recommender(), opened.contexts, groups, opened.search, k=k)
-    with atomic.new_file(file) as out:
-      np.savez_compressed(out, ad_RK=found.recommendations.ad_RK)
-  with np.load(file) as arrays:
-    return arrays["ad_RK"]
+    return {"ad_RK": found.recommendations.ad_RK}
+
+  return kept_arrays(file, search)["ad_RK"]
 
 
 def by_task(

@@ -33,6 +33,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments._figures import cell, dot, plain
+from experiments._kept import kept_arrays
 from experiments._settings import SHARED_DATA, own_and_others
 from gr4ad_jax.advertiser.config import TUNINGS, Config, GrpoSettings, PrepareConfig
 from gr4ad_jax.advertiser.evaluate import (
@@ -51,7 +52,7 @@ from gr4ad_jax.advertiser.rivals import rivals
 from gr4ad_jax.advertiser.run import AdvertiserRun, RunFile, open_run, open_weights, train_run
 from gr4ad_jax.advertiser.weights import smollm2_file
 from gr4ad_jax.config import Bounded, ConfigError, Count, CountOrZero, override_all
-from gr4ad_jax.machine import atomic, storage
+from gr4ad_jax.machine import storage
 from gr4ad_jax.machine.progress import console
 
 PAPER = {"zero_shot": (0.117, 0.301, 0.422), "sft": (0.214, 0.413, 0.501),
@@ -166,15 +167,10 @@ def _prepared(settings: Settings, workdir: Path) -> Prepared:
 
 
 def _kept(file: Path, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-  """Arrays of a file, made where it is not there."""
+  """`kept_arrays`, and says what is being made."""
   if not file.exists():
     console.print(f"row: {file.stem}")
-    arrays = make()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic.new_file(file) as out:
-      np.savez_compressed(out, **arrays)
-  with np.load(file) as arrays:
-    return {name: arrays[name] for name in arrays.files}
+  return kept_arrays(file, make)
 
 
 def _judged(

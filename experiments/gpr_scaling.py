@@ -25,6 +25,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments._figures import plain
+from experiments._kept import kept_arrays
 from experiments._market import prepared_market
 from experiments._runs import of_steps, tokenized
 from experiments._scaling import draw_fit, fit_lines, fits, rows_of, sizes_of
@@ -32,7 +33,6 @@ from gr4ad_jax.api import open_run
 from gr4ad_jax.config import Count, Positive, override_all
 from gr4ad_jax.gpr.config import PRESETS, Config
 from gr4ad_jax.gpr.run import RunFile, open_inputs, read_run, train_run
-from gr4ad_jax.machine import atomic
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.market.world import MarketConfig
 from gr4ad_jax.tokenizer.config import TokenizerConfig
@@ -104,8 +104,8 @@ def config_of(options: Options, width: int, seed: int, steps: int) -> Config:
 
 def _losses(folder: Path, most: int) -> dict[str, np.ndarray]:
   """loss_R, nats of each held-out label, stream_R, its row, and params: all, and without tables."""
-  file = folder / "losses.npz"
-  if not file.exists():
+
+  def measure() -> dict[str, np.ndarray]:
     opened, run_file = open_run(folder), read_run(folder)
     inputs = open_inputs(run_file, folder)
     rows, batch_size = inputs.rows("test"), run_file.config.train.batch_size
@@ -120,13 +120,12 @@ def _losses(folder: Path, most: int) -> dict[str, np.ndarray]:
       row_N, label_N = np.nonzero(batch.group_BP[: len(mine)] >= 0)
       loss_R.append(loss_BP[row_N, label_N])
       stream_R.append(mine[row_N])
-    with atomic.new_file(file) as out:
-      np.savez_compressed(
-        out, loss_R=np.concatenate(loss_R), stream_R=np.concatenate(stream_R),
-        params=np.array(count_params(opened.params)),
-      )
-  with np.load(file) as arrays:
-    return dict(arrays)
+    return {
+      "loss_R": np.concatenate(loss_R), "stream_R": np.concatenate(stream_R),
+      "params": np.array(count_params(opened.params)),
+    }
+
+  return kept_arrays(folder / "losses.npz", measure)
 
 
 def count_params(params) -> tuple[int, int]:

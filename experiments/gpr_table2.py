@@ -36,6 +36,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments._figures import cell, dot, plain
+from experiments._kept import kept_arrays
 from experiments._market import prepared_market
 from experiments._runs import found_ads, prepared_journey, split_groups, tokenized, training_minutes
 from experiments._thoughts import kept_thoughts
@@ -53,7 +54,6 @@ from gr4ad_jax.gpr.config import (
   System,
 )
 from gr4ad_jax.gpr.run import RunFile, train_run
-from gr4ad_jax.machine import atomic
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.market.world import MarketConfig
 from gr4ad_jax.report.verdict import baseline_label
@@ -203,12 +203,12 @@ def run_of_row(
 
 def _rules(file: Path, opened: PreparedLogs, requests: EvalRequests) -> dict[str, np.ndarray]:
   """Name -> lists of the simple rules, int32 [R, K]; kept in a file."""
-  if not file.exists():
+
+  def find() -> dict[str, np.ndarray]:
     found = find_simple(opened.logs, opened.examples, requests, k=K)
-    with atomic.new_file(file) as out:
-      np.savez_compressed(out, **{name: found[name] for name in RULES if name in found})
-  with np.load(file) as arrays:
-    return {name: arrays[name] for name in arrays.files}
+    return {name: found[name] for name in RULES if name in found}
+
+  return kept_arrays(file, find)
 
 
 def compared(

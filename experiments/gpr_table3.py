@@ -31,6 +31,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments._figures import cell, dot, plain
+from experiments._kept import kept_arrays
 from experiments._market import (
   HANDED,
   MarketTest,
@@ -44,7 +45,6 @@ from gr4ad_jax.data.log_folder import read_logs
 from gr4ad_jax.gpr.candidates import Candidates, fit_final_value
 from gr4ad_jax.gpr.config import PRESETS, Config
 from gr4ad_jax.gpr.run import RunFile, open_run, train_run
-from gr4ad_jax.machine import atomic
 from gr4ad_jax.machine.memory import keep_freed_memory
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.market.world import MarketConfig, truth
@@ -175,8 +175,8 @@ def _trained(name: str, folder: Path, shared: Shared, seed: int) -> Path:
 
 def _found(name: str, folder: Path, shared: Shared, seed: int) -> Found:
   """Trains and searches one row of one seed, or reads what an earlier call has found."""
-  file = folder / f"{name}.npz"
-  if not file.exists():
+
+  def search() -> dict[str, np.ndarray]:
     opened = open_run(_trained(name, folder, shared, seed))
     recommender, size = opened.recommender(), opened.search.batch_size
     most, parts = shared.options.config.policy.candidates, []
@@ -187,10 +187,9 @@ def _found(name: str, folder: Path, shared: Shared, seed: int) -> Found:
       sid_RK = beams.sid_BW[:, :most]
       ad_RK = np.where(sid_RK < 0, -1, first_ad_S[np.maximum(sid_RK, 0)])
       parts.append((ad_RK, beams.logp_BW[:, :most]))
-    with atomic.new_file(file) as out:
-      np.savez_compressed(out, **Found(*map(np.concatenate, zip(*parts, strict=True)))._asdict())
-  with np.load(file) as arrays:
-    return Found(**arrays)
+    return Found(*map(np.concatenate, zip(*parts, strict=True)))._asdict()
+
+  return Found(**kept_arrays(folder / f"{name}.npz", search))
 
 
 def ranking(ecpm_RK: np.ndarray, logp_RK: np.ndarray, there_RK: np.ndarray) -> dict[str, float]:

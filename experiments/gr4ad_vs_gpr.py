@@ -31,6 +31,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments._figures import cell, dot, plain
+from experiments._kept import kept_arrays
 from experiments._market import MarketTest, SmallModel, open_market_test, prepared_market
 from experiments._runs import of_steps, tokenized
 from experiments.demo_baselines import repeated
@@ -48,7 +49,6 @@ from gr4ad_jax.gr4ad.config import Config as Gr4adConfig
 from gr4ad_jax.gr4ad.config import preset
 from gr4ad_jax.gr4ad.run import RunFile as Gr4adRun
 from gr4ad_jax.gr4ad.train_run import train_run as train_gr4ad
-from gr4ad_jax.machine import atomic
 from gr4ad_jax.machine.progress import console
 from gr4ad_jax.market.world import MarketConfig
 from gr4ad_jax.report.verdict import baseline_label
@@ -197,21 +197,20 @@ class Judged(NamedTuple):
 
 def _judged(trained: Trained, data: Path, test: MarketTest, batch_size: int) -> Judged:
   """Lists for both roles of the test requests; kept in the run's folder."""
-  file = trained.folder / "judged.npz"
-  if not file.exists():
+
+  def judge() -> dict[str, np.ndarray | float]:
     console.print(f"judge: {trained.folder}")
     rank = open_baseline(trained.folder, open_logs(data), place=data).rank
     rank(test.contexts[:batch_size], K, None)  # compiles
     start = time.perf_counter()
     ranked_RK = rank(test.contexts, K, None)
     rate = len(test.contexts) / (time.perf_counter() - start)
-    with atomic.new_file(file) as out:
-      np.savez_compressed(
-        out, held_out_RK=rank(test.held_out, K, None), revenue=test.arm_revenue(ranked_RK),
-        rate=rate,
-      )
-  with np.load(file) as arrays:
-    return Judged(arrays["held_out_RK"], float(arrays["revenue"]), float(arrays["rate"]))
+    return Judged(
+      rank(test.held_out, K, None), test.arm_revenue(ranked_RK), rate
+    )._asdict()
+
+  arrays = kept_arrays(trained.folder / "judged.npz", judge)
+  return Judged(arrays["held_out_RK"], float(arrays["revenue"]), float(arrays["rate"]))
 
 
 def table(results: Mapping[str, float]) -> str:

@@ -51,6 +51,13 @@ def compiled(config: LlamaConfig):
   )
 
 
+def write_home(folder):
+  """FOLDER/windows, histories to prepare, and FOLDER/tiny.gguf, the decoder."""
+  write_windows(folder / "windows")
+  model = tiny_model()
+  write_gguf(folder / "tiny.gguf", model.config, model.params)
+
+
 def words() -> list[str]:
   """Tokens of a byte-level vocabulary: control tokens, bytes, some pairs."""
   alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -12,9 +12,7 @@ from tests.advertiser import support
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
   folder = tmp_path_factory.mktemp("adv")
-  support.write_windows(folder / "windows")
-  model = support.tiny_model()
-  support.write_gguf(folder / "tiny.gguf", model.config, model.params)
+  support.write_home(folder)
   main(["advertiser", "prepare", "--data", f"{folder}/windows", "--out", f"{folder}/data"])
   return folder
 

@@ -133,10 +133,8 @@ SMALL = {"log_every": 4, "eval_every": 8, "eval_batches": 2, "checkpoint_every":
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
   folder = tmp_path_factory.mktemp("adv")
-  support.write_windows(folder / "windows")
+  support.write_home(folder)
   prepare(folder / "windows", folder / "data", PrepareConfig())
-  model = support.tiny_model()
-  support.write_gguf(folder / "tiny.gguf", model.config, model.params)
   config = TUNINGS["head"]
   config = dataclasses.replace(
     config, model=ModelConfig(max_tokens=64, layer=1, components=16),

@@ -37,10 +37,8 @@ def _config(tuning: str, **train):
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
   folder = tmp_path_factory.mktemp("adv")
-  support.write_windows(folder / "windows")
+  support.write_home(folder)
   prepare(folder / "windows", folder / "data", PrepareConfig())
-  model = support.tiny_model()
-  support.write_gguf(folder / "tiny.gguf", model.config, model.params)
   return folder
 
 
